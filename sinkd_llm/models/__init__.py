@@ -1,0 +1,39 @@
+"""Students and teachers: loading them, cutting them shorter, saving them so that they load by themselves."""
+
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "BUNDLED": "bundled",
+    "ModelSource": "sources",
+    "resolve_model_source": "sources",
+    "folder_size_bytes": "sources",
+    "load_tokenizer": "tokenization",
+    "check_same_tokenizer": "tokenization",
+    "load_model": "loading",
+    "build_quantization_config": "loading",
+    "count_parameters": "loading",
+    "select_layers": "pruning",
+    "save_student": "saving",
+}
+
+__all__ = [*_LAZY]
+
+if TYPE_CHECKING:
+    from sinkd_llm.models.bundled import BUNDLED
+    from sinkd_llm.models.loading import build_quantization_config, count_parameters, load_model
+    from sinkd_llm.models.pruning import select_layers
+    from sinkd_llm.models.saving import save_student
+    from sinkd_llm.models.sources import ModelSource, folder_size_bytes, resolve_model_source
+    from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"sinkd_llm.models.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

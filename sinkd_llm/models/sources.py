@@ -1,0 +1,208 @@
+"""What a model name means: a bundled model, a GGUF file, a LoRA adapter, a folder or a hub id."""
+
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.bundled import BUNDLED, bundled_file
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+# An adapter whose base has no name of its own keeps that base in this folder beside it (saving.py).
+BASE_FOLDER = "base"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WHAT_CAN_BE_GIVEN = (
+    "Give a model hub id (organisation/name), a folder, a *.gguf file, or one of the bundled names "
+    + " and ".join(repr(name) for name in BUNDLED)
+    + "."
+)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's weights are.
+
+    Attributes:
+        name (`str`): as the user wrote it.
+        kind (`str`): `"bundled"`, `"gguf"`, `"adapter"` (a folder with a PEFT adapter), `"folder"` or
+            `"hub"`.
+        path (`str`): the absolute folder, or the hub id.
+        gguf_file (`str` or `None`): name of the GGUF file in `path`, for `"bundled"` and `"gguf"`.
+        revision (`str`): branch, tag or commit of the hub repository; without meaning elsewhere.
+    """
+
+    name: str
+    kind: Literal["bundled", "gguf", "adapter", "folder", "hub"]
+    path: str
+    gguf_file: str | None = None
+    revision: str = "main"
+
+
+def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> ModelSource:
+    """
+    Says what a model name or path stands for, and that a local one is whole. Reads no weights.
+
+    Args:
+        name_or_path (`str` or `Path`): a bundled name, the path of a `*.gguf` file, a folder with a
+            model or a PEFT adapter, or a hub id. A bundled name is looked for first; write `./name`
+            for a folder of the same name.
+        revision (`str`, *optional*, defaults to `"main"`): branch, tag or commit of a hub repository.
+
+    Raises:
+        InputError: if the name is unknown, the package of a bundled model is not installed, or the
+            folder is not complete; the message says what is missing and what to do.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if not name.strip():
+        raise InputError(f"The model name is empty. {_WHAT_CAN_BE_GIVEN}")
+    if name in BUNDLED:
+        file = bundled_file(name)
+        return ModelSource(name, "bundled", str(file.parent), file.name)
+    if path.suffix.lower() == ".gguf" or path.is_file():
+        _check_gguf(path)
+        file = path.resolve()
+        return ModelSource(name, "gguf", str(file.parent), file.name)
+    if path.is_dir():
+        folder = path.resolve()
+        if (folder / ADAPTER_CONFIG).is_file():
+            _check_adapter(folder)
+            return ModelSource(name, "adapter", str(folder))
+        check_model_folder(folder)
+        return ModelSource(name, "folder", str(folder))
+
+    close = get_close_matches(name.lower(), list(BUNDLED), n=1, cutoff=0.75)
+    if close:
+        # Asking the hub for a misspelt bundled name would end in a slower and less helpful error.
+        raise InputError(
+            f"There is no model {name!r}. Did you mean {close[0]!r}? {_WHAT_CAN_BE_GIVEN}"
+        )
+    if _HUB_ID.fullmatch(name) and not name.startswith("checkpoint-"):
+        return ModelSource(name, "hub", name, revision=revision)
+    raise InputError(f"There is no folder or file {name!r}. {_WHAT_CAN_BE_GIVEN}")
+
+
+def hub_error(source: ModelSource, error: Exception) -> InputError:
+    """The error for a hub id that could not be read, from what Transformers said."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    said = said if len(said) <= 300 else said[:300].rstrip() + " …"
+    return InputError(
+        f"{source.name!r} is no local folder and could not be loaded from the model hub: {said} "
+        f"{_WHAT_CAN_BE_GIVEN}"
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
+
+    Raises:
+        InputError: if the file is missing, cut short or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file.parent} has no {file.name}.") from None
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{file} is not readable JSON ({error}): the folder is half written. Save the model again."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object: it was not written by Transformers.")
+    return content
+
+
+def check_model_folder(folder: Path) -> None:
+    """
+    Checks that `folder` holds a whole model: its configuration, and all its weights as safetensors.
+
+    Raises:
+        InputError: naming the first thing that is missing or damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        files = sorted(file.name for file in folder.glob("*.gguf"))
+        checkpoints = sorted(file.name for file in folder.glob("checkpoint-*") if file.is_dir())
+        hint = ""
+        if files:
+            hint = f" Give the path of the GGUF file itself: {folder / files[0]}"
+        elif checkpoints:
+            hint = f" It holds training checkpoints; one of them is {folder / checkpoints[-1]}"
+        raise InputError(f"{folder} is no model folder: it has no {CONFIG}.{hint}")
+    if "model_type" not in read_json(folder / CONFIG):
+        raise InputError(f"{folder / CONFIG} names no 'model_type': it is no Transformers model.")
+    if (folder / WEIGHTS).is_file():
+        _check_safetensors(folder / WEIGHTS)
+    elif (folder / WEIGHTS_INDEX).is_file():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map", {})
+        for shard in sorted(set(shards.values())):
+            _check_safetensors(folder / shard)
+    else:
+        raise InputError(f"{folder} has a {CONFIG} but no {WEIGHTS}{_pickle_hint(folder)}")
+
+
+def _check_adapter(folder: Path) -> None:
+    read_json(folder / ADAPTER_CONFIG)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(
+            f"{folder} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_pickle_hint(folder)}"
+        )
+    _check_safetensors(folder / ADAPTER_WEIGHTS)
+    if not (folder / BASE_FOLDER).is_dir() and (
+        (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()
+    ):
+        raise InputError(
+            f"{folder} holds both a full model and an adapter, so it is not clear which is meant. "
+            f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own."
+        )
+
+
+def _pickle_hint(folder: Path) -> str:
+    pickles = sorted(
+        file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)
+    )
+    if not pickles:
+        return ": the save was interrupted, or the weights were not copied. Save or copy it again."
+    return (
+        f", only {pickles[0]}: a pickle file can run code when it is opened, so it is not loaded. "
+        "Convert it to safetensors where you trust it: load it there with Transformers and call "
+        "save_pretrained."
+    )
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise InputError(
+            f"{file.parent} lacks {file.name}, which its {WEIGHTS_INDEX} lists: the save or copy was "
+            "interrupted. Save or copy the folder again."
+        )
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is damaged or cut short ({error}): the save or copy was interrupted. Save or copy "
+            "it again."
+        ) from error
+
+
+def _check_gguf(file: Path) -> None:
+    if not file.is_file():
+        raise InputError(f"There is no file {str(file)!r}. {_WHAT_CAN_BE_GIVEN}")
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise InputError(f"{str(file)!r} is no GGUF file. {_WHAT_CAN_BE_GIVEN}")
+
+
+def folder_size_bytes(path: str | Path) -> int:
+    """Bytes on disk of all files under the folder `path`."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

@@ -1,0 +1,206 @@
+"""Where the rows of a task come from: a local benchmark folder, the user's own files, or the hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.tasks.files import READERS, Rows, read_csv, read_json
+
+SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+
+
+def load_rows(config: Mapping[str, Any], path: Path, split: str, data_dir: Path | None) -> Rows:
+    """
+    The rows of one split, with the column names and integer labels of the hub's data set.
+
+    Args:
+        config (`Mapping[str, Any]`): the keys of the task file.
+        path (`Path`): the task file; relative `data_files` are looked up beside it.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        data_dir (`Path`, *optional*): a folder in the benchmark's original format, or its parent. It needs
+            `metadata.local` in the task file. For a task with `data_files` it is where these are looked
+            up first.
+
+    Raises:
+        InputError: if the task has no such split, or its data cannot be found or read.
+    """
+    if split not in SPLIT_KEYS:
+        raise InputError(
+            f"Unknown split {split!r}.{nearest(split, list(SPLIT_KEYS))} Known splits: "
+            f"{', '.join(SPLIT_KEYS)}."
+        )
+    split_name = config.get(SPLIT_KEYS[split])
+    if split_name is None:
+        declared = [name for name, key in SPLIT_KEYS.items() if config.get(key)]
+        raise InputError(
+            f"The task {config['task']!r} has no {split} split: {SPLIT_KEYS[split]} is not set in {path}. "
+            f"It has {' and '.join(declared) or 'none at all'}."
+        )
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"The data folder {data_dir} does not exist; check data_dir.")
+    if config["dataset_path"] in ("csv", "json"):
+        return _own_files(config, path, split_name, data_dir)
+    if data_dir is not None:
+        return _benchmark_folder(config, path, split, data_dir)
+    return _hub(config, split_name)
+
+
+def _benchmark_folder(config: Mapping[str, Any], path: Path, split: str, data_dir: Path) -> Rows:
+    local = config.get("metadata", {}).get("local")
+    if local is None:
+        raise InputError(
+            f"The task {config['task']!r} does not say how its files look (metadata.local in {path}), so "
+            "data_dir cannot be used; leave it out to read the hub, or add metadata.local."
+        )
+    if split not in local["files"]:
+        raise InputError(
+            f"The task {config['task']!r} has no local file for its {split} split; its files are "
+            f"{', '.join(map(str, local['files'].values()))}."
+        )
+    name = local["files"][split]
+    candidates = [data_dir / local["folder"] / name, data_dir / name]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"The task {config['task']!r} needs the file {local['folder']}/{name} in the data folder "
+            f"{data_dir}, but there is neither {candidates[0]} nor {candidates[1]}."
+        )
+    arguments = {"column_names": local["column_names"]} if "column_names" in local else {}
+    return _as_on_hub(READERS[local["format"]](file, **arguments), local)
+
+
+def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
+    """The rows with the hub's column names (`columns`) and label indices (`labels`)."""
+    labels = {_canonical(raw): index for raw, index in local.get("labels", {}).items()}
+    converted = []
+    for index, row in enumerate(rows.rows):
+        row = dict(row)
+        for target, sources in local.get("columns", {}).items():
+            parts = [sources] if isinstance(sources, str) else sources
+            missing = [part for part in parts if part not in row]
+            if missing:
+                raise InputError(
+                    f"The column {missing[0]!r} is not in {rows.where(index)}."
+                    f"{nearest(missing[0], list(row))} Its columns are {', '.join(row)}."
+                )
+            values = [row[part] for part in parts]
+            # Several columns become one text; an empty one, such as a missing title, leaves no gap.
+            row[target] = (
+                values[0]
+                if len(values) == 1
+                else " ".join(value.strip() for value in values if value.strip())
+            )
+        if labels and "label" in row:
+            raw = _canonical(row["label"])
+            if raw not in labels:
+                raise InputError(
+                    f"The label {row['label']!r} of {rows.where(index)} is none of {', '.join(labels)}; "
+                    "correct the row, or check that data_dir holds this task's files."
+                )
+            row["label"] = labels[raw]
+        converted.append(row)
+    return Rows(converted, rows.source, rows.places)
+
+
+def _canonical(value: Any) -> str:
+    # YAML and JSON read `true` as a boolean and `1` as a number, TSV reads text: compare what is written.
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _own_files(
+    config: Mapping[str, Any], path: Path, split_name: str, data_dir: Path | None
+) -> Rows:
+    kind, kwargs = config["dataset_path"], dict(config.get("dataset_kwargs", {}))
+    data_files = kwargs.pop("data_files", None)
+    delimiter = kwargs.pop("delimiter", ",") if kind == "csv" else ","
+    if kwargs:
+        known = "data_files and delimiter" if kind == "csv" else "data_files"
+        raise InputError(
+            f"dataset_kwargs.{next(iter(kwargs))} in {path} is not supported; for dataset_path {kind}, "
+            f"dataset_kwargs may hold {known}."
+        )
+    if not isinstance(data_files, dict):
+        # As in `datasets`, files without a split name are the train split.
+        data_files = {"train": data_files} if data_files else {}
+    if split_name not in data_files:
+        raise InputError(
+            f"dataset_kwargs.data_files in {path} has no files for the split {split_name!r}; write "
+            f"data_files: {{{split_name}: file.{'csv' if kind == 'csv' else 'jsonl'}}}."
+        )
+    names = data_files[split_name]
+    tables = []
+    for name in [names] if isinstance(names, str) else names:
+        file = _find(str(name), path, data_dir)
+        if kind == "json":
+            tables.append(read_json(file))
+        else:
+            tables.append(_with_integers(read_csv(file, delimiter=delimiter)))
+    return Rows(
+        [row for table in tables for row in table.rows],
+        tables[0].source,
+        [table.where(index) for table in tables for index in range(len(table))],
+    )
+
+
+def _find(name: str, path: Path, data_dir: Path | None) -> Path:
+    # lm-evaluation-harness looks in the working directory; a task that ships beside its data should
+    # not depend on it, so the task file's own folder comes first.
+    folders = [*([data_dir] if data_dir else []), path.parent, Path.cwd()]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"The data file {name!r} of {path} does not exist; looked in "
+        f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}."
+    )
+
+
+def _with_integers(rows: Rows) -> Rows:
+    """Columns of whole numbers as integers, as `datasets` reads a CSV file, so that labels are indices."""
+    columns = [
+        column
+        for column in rows.rows[0]
+        if all(_is_integer(row[column]) for row in rows.rows)
+    ]
+    converted = [row | {column: int(row[column]) for column in columns} for row in rows.rows]
+    return Rows(converted, rows.source, rows.places)
+
+
+def _is_integer(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit()
+
+
+def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
+    import datasets
+
+    name = config["dataset_path"] + (f" ({config['dataset_name']})" if "dataset_name" in config else "")
+    kwargs = dict(config.get("dataset_kwargs", {}))
+    kwargs.pop("trust_remote_code", None)  # `datasets` runs no scripts any more and refuses the word
+    try:
+        data = datasets.load_dataset(
+            config["dataset_path"], config.get("dataset_name"), split=split_name, **kwargs
+        )
+    except Exception as error:  # the hub fails in many ways: network, name, configuration, split
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"The data set {name}, split {split_name!r}, of the task {config['task']!r} could not be "
+            f"loaded ({reason}). {_local_advice(config)}"
+        ) from error
+    if not isinstance(data, datasets.Dataset):
+        raise InputError(
+            f"The data set {name} came as {type(data).__name__}, which has no length; drop streaming from "
+            "dataset_kwargs."
+        )
+    return Rows(data.to_list(), f"{name}, split {split_name}")
+
+
+def _local_advice(config: Mapping[str, Any]) -> str:
+    local = config.get("metadata", {}).get("local")
+    if local is None:
+        return "Check the name and the network."
+    files = ", ".join(map(str, local["files"].values()))
+    return (
+        f"Check the network, or pass --data_dir with the folder that holds {local['folder']} ({files})."
+    )

@@ -1,0 +1,81 @@
+"""The tasks that come with the package, found by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.tasks.task import Task
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """
+    What `list_tasks` says about a task.
+
+    Args:
+        name (`str`): name of the task and of its main prompt.
+        description (`str`): what is asked, in one line.
+        prompts (`tuple[str, ...]`): names of all its prompts, the main one first. Each loads by itself.
+        choices (`tuple[str, ...]` or `None`): the main prompt's answer choices, `None` if rows differ.
+        metrics (`tuple[str, ...]`): names of its metrics.
+        dataset (`str`): where the hub has its data.
+    """
+
+    name: str
+    description: str
+    prompts: tuple[str, ...]
+    choices: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    dataset: str
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """
+    A task by name, or from the user's own file.
+
+    Args:
+        name_or_path (`str` or `Path`): a built-in name as in [`list_tasks`], or the path of a `.yaml` file.
+
+    Raises:
+        InputError: for an unknown name, or anything wrong in the file.
+    """
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")):
+        return Task(text)
+    files = _files()
+    if text not in files:
+        raise InputError(
+            f"Unknown task {text!r}.{nearest(text, list(files))} Built-in tasks: {', '.join(files)}. "
+            "For your own task give the path of its .yaml file."
+        )
+    return Task(files[text])
+
+
+def list_tasks() -> list[TaskInfo]:
+    """The built-in tasks in the order of their names, each with all its prompts."""
+    tasks = {name: Task(path) for name, path in _files().items()}
+    # A prompt variant is a file that includes the main one beside it, so it shares the data declaration.
+    mains = {name: task for name, task in tasks.items() if not _included(task)}
+    return [
+        TaskInfo(
+            name=name,
+            description=task.description,
+            prompts=(name, *(v for v, variant in tasks.items() if _included(variant) == task.path)),
+            choices=task.choices,
+            metrics=task.metric_names,
+            dataset=task.config["dataset_path"],
+        )
+        for name, task in mains.items()
+    ]
+
+
+def _files() -> dict[str, Path]:
+    """Name to file; a built-in file is named after its task."""
+    return {path.stem: path for path in sorted(_FOLDER.rglob("*.yaml"), key=lambda path: path.stem)}
+
+
+def _included(task: Task) -> Path | None:
+    origin = task.origins["dataset_path"]
+    return None if origin == task.path else origin

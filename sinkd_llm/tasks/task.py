@@ -1,0 +1,281 @@
+"""A task: how a row becomes a prompt, its answer choices and the gold one."""
+
+import ast
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.metrics import check_metric_names, compute_metrics
+from sinkd_llm.tasks.loading import load_rows
+from sinkd_llm.tasks.schema import read_task_file
+from sinkd_llm.tasks.template import Template
+
+if TYPE_CHECKING:
+    import datasets
+
+# Accuracy under another ranking of the choices: evaluation reports every ranking by itself.
+_RANKINGS = ("acc_norm", "acc_bytes")
+
+
+@dataclass(frozen=True)
+class Example:
+    """
+    One row of a task, rendered.
+
+    Args:
+        id (`str`): task, split, index and a hash of the text, so that a changed row or template shows.
+        prompt (`str`): what the model reads.
+        choices (`tuple[str, ...]`): the possible answers, each with the delimiter in front (`" positive"`).
+        label (`int` or `None`): index of the gold choice; `None` for an unlabelled row.
+        completion (`str`): the gold choice; empty for an unlabelled row.
+    """
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...]
+    label: int | None
+    completion: str
+
+
+class Task:
+    """
+    A task read from a file in lm-evaluation-harness's schema.
+
+    Args:
+        path (`str` or `Path`): the YAML file.
+
+    Attributes:
+        name (`str`): its `task` key.
+        path (`Path`): the file.
+        config (`dict[str, Any]`): its keys, includes merged.
+        choices (`tuple[str, ...]` or `None`): the answer choices, each with the delimiter in front, where
+            every row has the same ones; `None` where they vary.
+        metric_names (`tuple[str, ...]`): what `compute_metrics` computes, `("acc",)` by default.
+
+    Raises:
+        InputError: for anything wrong in the file: see `read_task_file`, template errors, choices that
+            are empty, equal or no text, and unknown metrics.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.origins = read_task_file(self.path)
+        self.name: str = self.config["task"]
+        self.description: str = self.config.get("metadata", {}).get("description", "")
+        for template in self._templates.values():
+            template.check()
+        fixed = self.config["doc_to_choice"]
+        self.choices: tuple[str, ...] | None = None
+        if not isinstance(fixed, str):
+            words = fixed.values() if isinstance(fixed, dict) else fixed
+            self.choices = self._checked_choices(list(words), f"{self.origins['doc_to_choice']}")
+        self.metric_names = self._read_metric_names()
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, path={str(self.path)!r})"
+
+    def render(self, row: Mapping[str, Any], index: int, split: str) -> Example:
+        """
+        Render one row.
+
+        Args:
+            row (`Mapping[str, Any]`): column name to value.
+            index (`int`): the row's place in its split, for its id.
+            split (`str`): `"train"`, `"validation"` or `"test"`.
+
+        Raises:
+            InputError: if the row lacks a column, a template fails, the prompt is empty, or the label
+                is outside the choices. A row of the test split may lack the label.
+        """
+        return self._render(row, index, split, f"row {index} of the {split} split")
+
+    def load(
+        self,
+        split: str,
+        data_dir: str | Path | None = None,
+        limit: int | None = None,
+        seed: int | None = None,
+    ) -> "datasets.Dataset":
+        """
+        The rendered rows of one split: TRL prompt-completion rows with three more columns.
+
+        Args:
+            split (`str`): `"train"`, `"validation"` or `"test"`.
+            data_dir (`str` or `Path`, *optional*): folder with the original files of the benchmark, or
+                its parent. By default the data set comes from the hub.
+            limit (`int`, *optional*): number of rows to keep, the first ones unless `seed` is given. A
+                larger number keeps them all.
+            seed (`int`, *optional*): draw the `limit` rows at random instead. Under one seed, a smaller
+                sample is the beginning of a larger one.
+
+        Returns:
+            `datasets.Dataset`: columns `id`, `prompt`, `completion` (str), `choices` (list of str) and
+            `label` (int, -1 for an unlabelled row).
+
+        Raises:
+            InputError: see `load_rows` and `render`; for a limit below 1.
+        """
+        import datasets
+
+        if limit is not None and limit < 1:
+            raise InputError(f"limit is {limit}, but at least one row is needed.")
+        rows = load_rows(self.config, self.path, split, None if data_dir is None else Path(data_dir))
+        indices = list(range(len(rows)))
+        if limit is not None:
+            if seed is not None:
+                random.Random(seed).shuffle(indices)
+            indices = indices[:limit]
+        examples = [self._render(rows.rows[i], i, split, rows.where(i)) for i in indices]
+        features = datasets.Features(
+            id=datasets.Value("string"),
+            prompt=datasets.Value("string"),
+            completion=datasets.Value("string"),
+            choices=datasets.List(datasets.Value("string")),
+            label=datasets.Value("int64"),
+        )
+        columns = {
+            "id": [example.id for example in examples],
+            "prompt": [example.prompt for example in examples],
+            "completion": [example.completion for example in examples],
+            "choices": [list(example.choices) for example in examples],
+            "label": [-1 if example.label is None else example.label for example in examples],
+        }
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    def compute_metrics(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        """The task's metrics over predicted and gold choice indices; see `metrics.compute_metrics`."""
+        return compute_metrics(self.metric_names, predictions, references)
+
+    @cached_property
+    def _templates(self) -> dict[str, Template]:
+        keys = ("description", "doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix")
+        return {
+            key: Template(self.config[key], key, str(self.origins[key]))
+            for key in keys
+            if isinstance(self.config.get(key), str)
+        }
+
+    def _render(self, row: Mapping[str, Any], index: int, split: str, where: str) -> Example:
+        prompt = self._prompt(row, where)
+        choices = self.choices
+        if choices is None:
+            choices = self._row_choices(row, where)
+        label = self._label(row, choices, split, where)
+        digest = hashlib.blake2b("\0".join((prompt, *choices)).encode(), digest_size=4).hexdigest()
+        return Example(
+            id=f"{self.name}-{split}-{index}-{digest}",
+            prompt=prompt,
+            choices=choices,
+            label=label,
+            completion="" if label is None else choices[label],
+        )
+
+    def _value(self, key: str, row: Mapping[str, Any], where: str) -> Any:
+        """A key that names a column gives its value; any other text is a template."""
+        template = self._templates[key]
+        if template.source in row:
+            return row[template.source]
+        if not template.has_markup and template.source.isidentifier():
+            raise template.missing_column(template.source, row, where)
+        return template.render(row, where)
+
+    def _prompt(self, row: Mapping[str, Any], where: str) -> str:
+        text = self._value("doc_to_text", row, where)
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"{self._templates['doc_to_text'].place} gives no text but {text!r} for {where}."
+            )
+        if text.isdigit():
+            raise InputError(
+                f"{self._templates['doc_to_text'].place} gives the bare number {text!r} for {where}, which "
+                "lm-evaluation-harness reads as the index of a choice; put words around it."
+            )
+        prefix = self._plain_value("gen_prefix", row, where)
+        if prefix and not (text[-1].isspace() or prefix[0].isspace()):
+            text += self.config.get("target_delimiter", " ")
+        return self._plain_value("description", row, where) + text + prefix
+
+    def _plain_value(self, key: str, row: Mapping[str, Any], where: str) -> str:
+        """As `_value`, for the keys that are often plain words: one word need not be a column."""
+        template = self._templates.get(key)
+        if template is None:
+            return ""
+        return str(row[template.source]) if template.source in row else template.render(row, where)
+
+    def _row_choices(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        words = self._value("doc_to_choice", row, where)
+        place = self._templates["doc_to_choice"].place
+        if isinstance(words, str):
+            try:
+                words = ast.literal_eval(words)
+            except (ValueError, SyntaxError) as error:
+                raise InputError(
+                    f"{place} gives {words!r} for {where}, which is not a list of choices; write it as "
+                    '{{[choice1, choice2]}} or as ["no", "yes"].'
+                ) from error
+        if not isinstance(words, list):
+            raise InputError(f"{place} gives {words!r} for {where}; it should be a list of choices.")
+        return self._checked_choices(words, where)
+
+    def _checked_choices(self, words: list[Any], where: str) -> tuple[str, ...]:
+        for word in words:
+            if not isinstance(word, str):
+                raise InputError(
+                    f"The choice {word!r} ({where}) is {type(word).__name__}, not text; put it in quotes "
+                    '(YAML reads a bare yes or no as a boolean: write "yes").'
+                )
+            if not word.strip():
+                raise InputError(f"doc_to_choice has an empty choice ({where}); give each choice a word.")
+        if len(words) < 2:
+            raise InputError(f"doc_to_choice gives {len(words)} choices ({where}); a task needs at least two.")
+        double = next((word for word in words if words.count(word) > 1), None)
+        if double is not None:
+            raise InputError(f"doc_to_choice has {double!r} more than once ({where}); choices must differ.")
+        delimiter = self.config.get("target_delimiter", " ")
+        return tuple(f"{delimiter}{word}" for word in words)
+
+    def _label(
+        self, row: Mapping[str, Any], choices: tuple[str, ...], split: str, where: str
+    ) -> int | None:
+        source = self.config["doc_to_target"]
+        if isinstance(source, int):
+            target: Any = source
+        elif split == "test" and source.isidentifier() and source not in row:
+            return None
+        else:
+            target = self._value("doc_to_target", row, where)
+            if source not in row and target.isdigit():
+                target = int(target)
+        if target is None or target == -1:  # how JSON, and GLUE on the hub, mark an unlabelled row
+            return None
+        words = [choice.removeprefix(self.config.get("target_delimiter", " ")) for choice in choices]
+        if isinstance(target, str) and target in words:
+            return words.index(target)
+        if isinstance(target, int) and 0 <= target < len(choices):
+            return int(target)
+        raise InputError(
+            f"The label {target!r} of {where} is outside the choices of the task {self.name!r}: it should be "
+            f"one of {', '.join(map(repr, words))} or an index from 0 to {len(words) - 1}."
+        )
+
+    def _read_metric_names(self) -> tuple[str, ...]:
+        names = []
+        for entry in self.config.get("metric_list", []):
+            if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str):
+                raise InputError(
+                    f"metric_list in {self.origins['metric_list']} holds {entry!r}; an entry looks like "
+                    "metric: acc."
+                )
+            names.append("acc" if entry["metric"] in _RANKINGS else entry["metric"])
+        # Metrics that lm-evaluation-harness has no name for, such as f1_macro.
+        names += self.config.get("metadata", {}).get("metrics", [])
+        try:
+            check_metric_names(names)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+        return tuple(dict.fromkeys(names)) or ("acc",)

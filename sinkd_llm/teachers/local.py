@@ -1,0 +1,47 @@
+"""A teacher that is a model in this process: frozen, in eval mode, without gradient."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.architectures import SupervisedLogits, get_architecture
+
+
+class LocalTeacher:
+    """
+    Gives the teacher's logits at the supervised tokens of a batch.
+
+    Args:
+        model (`nn.Module`): the teacher, possibly quantised. Its parameters are frozen in place and it
+            is put into eval mode; nothing here switches it back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.architecture = get_architecture(model)
+        self.model = model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def supervised_logits(self, batch: Mapping[str, Any]) -> SupervisedLogits:
+        """
+        The same rows, in the same order, as the student's of this batch.
+
+        Raises:
+            InputError: if a logit is NaN or infinite. The message names the examples
+                (`batch["example_id"]`), for the reason is usually a broken checkpoint or a row that
+                overflows in half precision.
+        """
+        supervised = self.architecture.supervised_logits(self.model, batch)
+        finite_N = torch.isfinite(supervised.logits_NV).all(dim=-1)
+        if not finite_N.all():
+            names = batch.get("example_id")
+            broken = supervised.example_N[~finite_N].unique().tolist()
+            shown = ", ".join(str(names[i]) if names else f"row {i} of the batch" for i in broken[:5])
+            more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+            raise InputError(
+                f"The teacher's logits are NaN or infinite for {shown}{more}. Check the teacher's "
+                "weights with `sinkd evaluate`, or load it in float32 or bfloat16 if it runs in float16."
+            )
+        return supervised

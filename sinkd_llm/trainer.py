@@ -1,0 +1,412 @@
+"""`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+
+from sinkd_llm.config import SinKDConfig
+from sinkd_llm.data import AnswerCollator, AnswerTokenizer, tokenize_dataset, verbalizer_ids
+from sinkd_llm.errors import InputError
+from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
+from sinkd_llm.models.architectures import context_length, get_architecture, unwrap
+from sinkd_llm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from sinkd_llm.models.pruning import select_layers
+from sinkd_llm.models.saving import save_student
+from sinkd_llm.teachers import LocalTeacher
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig, PeftModel
+    from transformers import (
+        BitsAndBytesConfig,
+        DataCollator,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+    )
+
+
+class SinKDTrainer(Trainer):
+    """
+    Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
+
+    Without a teacher it fine-tunes with cross-entropy on the answers, which is how teachers are made.
+
+    Example:
+
+    ```python
+    from sinkd_llm import SinKDConfig, SinKDTrainer, load_task
+
+    task = load_task("quickstart")
+    trainer = SinKDTrainer(
+        model="smollm2-135m",
+        args=SinKDConfig(output_dir="teacher", max_steps=10),
+        train_dataset=task.load("train"),
+        eval_dataset=task.load("validation"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            The student: a name for [`load_model`] or a model. `None` with `args.student_layers` builds it
+            from the teacher's own layers.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, a name or a model; or see `args.teacher_model_name_or_path`. It is frozen in place.
+        args ([`SinKDConfig`], *optional*):
+            The settings. Default: those of `SinKDConfig` with the output folder `<model>-SinKD`.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Default: [`AnswerCollator`].
+        train_dataset ([`~datasets.Dataset`], *optional*):
+            Rows of a task (`load_task(name).load("train")`) or TRL's prompt-completion rows, plain or
+            conversational.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Likewise. Rows with choices are scored by rank classification; others by the training loss.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer of both models. Default: the one that belongs to `model`, else to the teacher.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Gets the log-probabilities of the choices `[n, C]` as `predictions` and the gold indices as
+            `label_ids`; [`ranking_metrics`] makes one from a task. Default: accuracy.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Added to those of `transformers.Trainer`.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantises the student while it is loaded; needs `model` to be a string.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Wraps the student in an adapter.
+
+    Raises:
+        InputError: for combinations that would train the wrong thing; each says what to do instead.
+    """
+
+    _tag_names = ("sinkd", "distillation")
+    # Every term is divided by the supervised tokens of the accumulation window, not by micro-batches.
+    loss_is_scaled_for_ga = True
+
+    args: SinKDConfig
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel | None" = None,
+        teacher_model: str | PreTrainedModel | None = None,
+        args: SinKDConfig | None = None,
+        data_collator: "DataCollator | None" = None,
+        train_dataset: "Dataset | None" = None,
+        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        processing_class: "PreTrainedTokenizerBase | None" = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: "list[TrainerCallback] | None" = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        if args is None:
+            source = model if model is not None else teacher_model
+            name = source if isinstance(source, str) else getattr(source, "name_or_path", "model")
+            args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
+        if args.n_gpu > 1:
+            raise InputError(
+                f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
+                "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
+        teacher = _load_teacher(teacher_model, args)
+        if processing_class is None:
+            processing_class = _default_tokenizer(model, teacher, args)
+        student = _load_student(model, teacher, args, quantization_config)
+        if teacher is not None:
+            _check_vocabularies(teacher, student, processing_class, args)
+        student = _add_adapter(student, peft_config)
+        if args.disable_dropout:
+            for module in student.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        if args.gradient_checkpointing and hasattr(student, "peft_config"):
+            # The frozen embedding's output needs a gradient, or a checkpointed block has none to pass on.
+            student.enable_input_require_grads()
+
+        self.architecture = get_architecture(student)
+        self.objective = args.objective()
+        self.teacher = LocalTeacher(teacher) if teacher is not None else None
+        lengths = [context_length(m) for m in (student, teacher) if m is not None]
+        answer_tokenizer = AnswerTokenizer(
+            processing_class,
+            shortest(args.max_length, *lengths),
+            args.apply_chat_template,
+            args.add_eos_token,
+        )
+        self.verbalizer_ids: Tensor | None = None
+        if self.teacher and args.vocabulary == "verbalizers" and train_dataset is not None:
+            self.verbalizer_ids = verbalizer_ids(train_dataset, answer_tokenizer).to(args.device)
+
+        def tokenized(dataset: Any, ranking: bool) -> Any:
+            if dataset is None:
+                return None
+            if isinstance(dataset, dict):
+                return {name: tokenized(part, ranking) for name, part in dataset.items()}
+            if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+                raise InputError(
+                    f"A data set is a datasets.Dataset, but a {type(dataset).__name__} was given; build one "
+                    "with `datasets.Dataset.from_list(rows)` or `load_task(name).load(split)`."
+                )
+            with args.main_process_first(desc="tokenising"):
+                return tokenize_dataset(dataset, answer_tokenizer, ranking=ranking, num_proc=args.dataset_num_proc)
+
+        self._user_compute_metrics = compute_metrics or accuracy
+        # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
+        self._teacher_choices: dict[str, int] = {}
+        self._metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=data_collator or AnswerCollator(processing_class.pad_token_id, args.pad_to_multiple_of),
+            train_dataset=tokenized(train_dataset, ranking=False),
+            eval_dataset=tokenized(eval_dataset, ranking=True),
+            processing_class=processing_class,
+            compute_metrics=self._compute_ranking_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        # Trainer counts the supervised tokens of the accumulation window only for models that take the
+        # count; here the objective takes it.
+        self.model_accepts_loss_kwargs = True
+        self._answer_tokenizer = answer_tokenizer
+        if self.teacher and getattr(teacher, "quantization_method", None) is None:
+            self.teacher.model.to(self.args.device)
+
+    # ---- training
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective on the supervised tokens of a micro-batch.
+
+        Args:
+            num_items_in_batch (`Tensor` or `int`, *optional*): supervised tokens of the accumulation window,
+                over all processes.
+        """
+        student = self.architecture.supervised_logits(model, inputs)
+        teacher_NV = None
+        if self.teacher is not None:
+            teacher_NV = self.teacher.supervised_logits(inputs).logits_NV
+        output = self.objective(
+            student.logits_NV,
+            teacher_NV,
+            student.labels_N,
+            example_N=student.example_N,
+            position_N=student.position_N,
+            verbalizer_ids=self.verbalizer_ids,
+            num_items=num_items_in_batch,
+            with_diagnostics=model.training and self._logs_after_this_step(),
+        )
+        if model.training:
+            for name, value in {**output.terms, **output.diagnostics}.items():
+                self._metrics[name].append(torch.as_tensor(value).detach())
+        loss = output.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The count is over all processes, and their gradients are averaged, not summed.
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+    def _logs_after_this_step(self) -> bool:
+        """Diagnostics cost a little, so they are computed only where the logger shows them."""
+        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of the terms and diagnostics since the last record of training."""
+        if "loss" in logs and self._metrics:
+            names = sorted(self._metrics)
+            means = torch.stack([torch.stack(self._metrics[n]).float().mean() for n in names])
+            means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
+            logs.update(zip(names, means.tolist(), strict=True))
+            self._metrics.clear()
+        super().log(logs, start_time)
+
+    # ---- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: "Dataset | dict[str, Dataset] | str | None" = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Scores the student; rows with choices by rank classification.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): rows to score instead of the ones given
+                at construction.
+
+        Returns:
+            `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token; for rows without
+            choices the training loss), the task's metrics, and `eval_teacher_agreement`, the share of rows
+            where student and teacher choose the same answer.
+        """
+        if hasattr(eval_dataset, "column_names"):
+            eval_dataset = tokenize_dataset(eval_dataset, self._answer_tokenizer, ranking=True)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`."""
+        if "choice_ids" not in inputs:
+            return super().prediction_step(model, inputs, True, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            student = self.architecture.supervised_logits(model, inputs)
+            scores_BC, length_BC = choice_log_likelihoods(student, inputs)
+        gold_B1 = inputs["label"][:, None]
+        loss = -scores_BC.gather(1, gold_B1).sum() / length_BC.gather(1, gold_B1).sum()
+        # Batches with fewer choices are padded with -100 when they are put together, which no
+        # log-probability of a *best* choice can be, while a sum over tokens could.
+        predictions = (scores_BC.log_softmax(dim=-1), self._teacher_choice(inputs))
+        return loss, predictions, inputs["label"]
+
+    def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
+        if self.teacher is None:
+            return torch.full_like(inputs["label"], -1)
+        names = [inputs["example_id"][s] for s in inputs["choice_sequence"][:, 0].tolist()]
+        if not all(name in self._teacher_choices for name in names):
+            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(inputs), inputs)
+            chosen = scores_BC.argmax(dim=-1).tolist()
+            self._teacher_choices.update(zip(names, chosen, strict=True))
+        return torch.tensor([self._teacher_choices[n] for n in names], device=inputs["label"].device)
+
+    def _compute_ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        scores, teacher_choice = prediction.predictions
+        metrics = dict(self._user_compute_metrics(EvalPrediction(predictions=scores, label_ids=prediction.label_ids)))
+        if self.teacher is not None:
+            metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
+        return metrics
+
+    # ---- saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what changes."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.args.should_save:
+            save_student(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                output_dir or self.args.output_dir,
+            )
+
+
+def _load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> Any:
+    if teacher is not None and args.teacher_model_name_or_path is not None:
+        raise InputError(
+            "A teacher was given both as `teacher_model` and as `args.teacher_model_name_or_path`; give one."
+        )
+    teacher = teacher if teacher is not None else args.teacher_model_name_or_path
+    quantised = args.teacher_load_in_4bit or args.teacher_load_in_8bit
+    if not isinstance(teacher, str):
+        if args.teacher_model_init_kwargs or quantised:
+            raise InputError(
+                "`teacher_model_init_kwargs` and `teacher_load_in_4bit`/`8bit` apply while a teacher is loaded "
+                "by name, but " + ("no teacher was given." if teacher is None else "the teacher is a model already.")
+            )
+        return teacher
+    arguments: dict[str, Any] = {
+        "revision": args.teacher_model_revision,
+        "trust_remote_code": args.trust_remote_code,
+        **(args.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
+    }
+    if quantised:
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=args.teacher_load_in_4bit,
+            load_in_8bit=args.teacher_load_in_8bit,
+            bnb_4bit_quant_type="nf4",
+        )
+    return load_model(teacher, **arguments)
+
+
+def _load_student(model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any) -> PreTrainedModel:
+    if model is None:
+        if teacher is None or args.student_layers is None:
+            raise InputError(
+                "No student was given. Pass `model`, or a teacher and `args.student_layers` to build the student "
+                "from the teacher's layers."
+            )
+        return select_layers(teacher, args.student_layers)
+    if isinstance(model, str):
+        arguments = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        student = load_model(model, quantization_config=quantization_config, **arguments)
+        return select_layers(student, args.student_layers) if args.student_layers else student
+    for name, value in (
+        ("quantization_config", quantization_config),
+        ("args.model_init_kwargs", args.model_init_kwargs),
+        ("args.student_layers", args.student_layers),
+    ):
+        if value is not None:
+            raise InputError(
+                f"`{name}` applies while the student is loaded by name, but `model` is a "
+                f"{type(model).__name__} already; pass the name instead, or drop `{name}`."
+            )
+    return model
+
+
+def _default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
+    source = model if model is not None else args.teacher_model_name_or_path or teacher
+    if source is None:
+        raise InputError("No student was given; pass `model`.")
+    name = source if isinstance(source, str) else unwrap(source).config._name_or_path
+    if not name:
+        raise InputError(
+            "The model does not say where it comes from, so its tokenizer cannot be found; pass it as "
+            "`processing_class`."
+        )
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+
+
+def _check_vocabularies(teacher: Any, student: Any, tokenizer: Any, args: SinKDConfig) -> None:
+    """Both models must mean the same token by the same id."""
+    name = args.teacher_model_name_or_path or unwrap(teacher).config._name_or_path
+    if name:
+        try:
+            teacher_tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+        except (InputError, OSError):
+            teacher_tokenizer = None  # a teacher that came without one; its width is checked below
+        if teacher_tokenizer is not None:
+            check_same_tokenizer(teacher_tokenizer, tokenizer)
+            return
+    sizes = [m.get_output_embeddings().weight.shape[0] for m in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"The teacher scores {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could not "
+            "be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
+        )
+
+
+def _add_adapter(student: Any, peft_config: Any) -> Any:
+    if peft_config is None:
+        return student
+    from peft import PeftModel, PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if isinstance(student, PeftModel):
+        raise InputError(
+            "The student is a PEFT model already and a `peft_config` was given too; merge the adapter first, or "
+            "drop `peft_config`."
+        )
+    if isinstance(peft_config, PromptLearningConfig):
+        raise InputError(
+            f"{type(peft_config).__name__} puts virtual tokens in front of the prompt, which moves the answer "
+            "positions away from the teacher's; use LoRA."
+        )
+    if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
+        student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
+    return get_peft_model(student, peft_config)

@@ -1,0 +1,193 @@
+"""Tokenisation, cutting, verbalizer checks and the collator."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sinkd_llm.data import AnswerCollator, AnswerTokenizer, tokenize_dataset, verbalizer_ids
+from sinkd_llm.errors import InputError
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def example(prompt: str = "Review: good film\nSentiment:", label: int = 1, **more: Any) -> dict:
+    choices = more.pop("choices", [" negative", " positive"])
+    return {
+        "id": more.pop("id", "x-0"),
+        "prompt": prompt,
+        "choices": choices,
+        "label": label,
+        "completion": choices[label],
+        **more,
+    }
+
+
+@pytest.fixture
+def chat_tokenizer(tiny_tokenizer: Any) -> Any:
+    import copy
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def test_prompt_and_answer_together_are_the_tokens_of_the_whole_text(tiny_tokenizer: Any) -> None:
+    features = AnswerTokenizer(tiny_tokenizer).training_features(example(), 0)
+    whole = tiny_tokenizer("Review: good film\nSentiment: positive")["input_ids"]
+    assert features["prompt_ids"] + features["answer_ids"] == whole
+    assert tiny_tokenizer.decode(features["answer_ids"]) == " positive"
+
+
+def test_white_space_at_the_end_of_the_prompt_goes_to_the_answer(tiny_tokenizer: Any) -> None:
+    row = {"prompt": "Review: good film\nSentiment: ", "completion": "positive"}
+    features = AnswerTokenizer(tiny_tokenizer, add_eos_token=False).training_features(row, 0)
+    assert tiny_tokenizer.decode(features["answer_ids"]) == " positive"
+
+
+def test_prompt_completion_rows_are_closed_by_eos_and_task_rows_are_not(tiny_tokenizer: Any) -> None:
+    tokenizer = AnswerTokenizer(tiny_tokenizer)
+    plain = {"prompt": "question:", "completion": " answer"}
+    eos = tiny_tokenizer.eos_token_id
+    assert tokenizer.training_features(plain, 0)["answer_ids"][-1] == eos
+    assert eos not in tokenizer.training_features(example(), 0)["answer_ids"]
+    forced = AnswerTokenizer(tiny_tokenizer, add_eos_token=True)
+    assert forced.training_features(example(), 0)["answer_ids"][-1] == eos
+
+
+def test_conversations_are_rendered_by_the_chat_template(chat_tokenizer: Any) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "question"}],
+        "completion": [{"role": "assistant", "content": "answer"}],
+    }
+    features = AnswerTokenizer(chat_tokenizer).training_features(row, 3)
+    assert chat_tokenizer.decode(features["prompt_ids"]) == "<user>question<eos><assistant>"
+    assert chat_tokenizer.decode(features["answer_ids"]) == "answer<eos>"
+    assert features["example_id"] == "row 3"
+
+
+def test_plain_prompts_become_a_users_turn_on_request(chat_tokenizer: Any) -> None:
+    tokenizer = AnswerTokenizer(chat_tokenizer, apply_chat_template=True)
+    features = tokenizer.training_features(example("good film?"), 0)
+    assert chat_tokenizer.decode(features["prompt_ids"]) == "<user>good film?<eos><assistant>"
+    assert chat_tokenizer.decode(features["answer_ids"]) == "positive"
+
+
+def test_a_conversation_without_a_template_is_refused(tiny_tokenizer: Any) -> None:
+    row = {"prompt": [{"role": "user", "content": "q"}], "completion": []}
+    with pytest.raises(InputError, match="no chat template"):
+        AnswerTokenizer(tiny_tokenizer).training_features(row, 0)
+
+
+def test_a_long_prompt_is_cut_from_the_left_and_counted(tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [example("good " * 50 + "film\nSentiment:", id="long"), example(id="short")]
+    with caplog.at_level(logging.WARNING):
+        features = tokenize_dataset(Dataset.from_list(rows), AnswerTokenizer(tiny_tokenizer, max_length=20))
+    long = features[0]
+    assert len(long["prompt_ids"]) + len(long["answer_ids"]) == 20
+    assert tiny_tokenizer.decode(long["prompt_ids"]).endswith("film\nSentiment:")
+    assert tiny_tokenizer.decode(long["answer_ids"]) == " positive"
+    assert "1 of 2 prompts" in caplog.text
+
+
+def test_bos_survives_the_cut(tiny_tokenizer: Any) -> None:
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.bos_token = "<eos>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    row = example("good " * 50)
+    full = AnswerTokenizer(tokenizer).training_features(row, 0)
+    cut = AnswerTokenizer(tokenizer, max_length=10).training_features(row, 0)
+    bos = tokenizer.bos_token_id
+    for features in (full, cut):
+        assert features["prompt_ids"][0] == bos
+        assert bos not in features["prompt_ids"][1:] + features["answer_ids"]
+    assert len(cut["prompt_ids"]) + len(cut["answer_ids"]) == 10
+
+
+def test_an_answer_that_leaves_no_room_is_refused(tiny_tokenizer: Any) -> None:
+    row = example(choices=[" negative", " good" * 30])
+    with pytest.raises(InputError, match="no room for a prompt"):
+        AnswerTokenizer(tiny_tokenizer, max_length=10).training_features(row, 0)
+
+
+def test_an_unlabelled_row_is_refused_by_name(tiny_tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="x-0 has no label"):
+        AnswerTokenizer(tiny_tokenizer).training_features(example(label=-1), 0)
+
+
+def test_an_empty_prompt_still_has_a_token_that_predicts_the_answer(tiny_tokenizer: Any) -> None:
+    features = AnswerTokenizer(tiny_tokenizer).training_features(example(""), 0)
+    assert len(features["prompt_ids"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}], "completion"),
+        ([], "columns|no rows"),
+        ([example(choices=[" un", " unxyz"])], "begin with the same token"),
+    ],
+)
+def test_bad_data_sets_say_what_is_wrong(rows: list, message: str, tiny_tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        tokenize_dataset(Dataset.from_list(rows), AnswerTokenizer(tiny_tokenizer))
+
+
+def test_choices_of_several_words_may_share_a_first_token(tiny_tokenizer: Any) -> None:
+    rows = [example(choices=[" not good", " not bad"])]
+    assert len(tokenize_dataset(Dataset.from_list(rows), AnswerTokenizer(tiny_tokenizer))) == 1
+
+
+def test_verbalizer_ids_are_the_tokens_of_all_choices(tiny_tokenizer: Any) -> None:
+    dataset = Dataset.from_list([example(), example(label=0)])
+    ids = verbalizer_ids(dataset, AnswerTokenizer(tiny_tokenizer))
+    expected = {i for c in (" negative", " positive") for i in tiny_tokenizer(c)["input_ids"]}
+    assert set(ids.tolist()) == expected
+    varying = Dataset.from_list([example(), example(choices=[" yes", " no"])])
+    with pytest.raises(InputError, match="2 different lists"):
+        verbalizer_ids(varying, AnswerTokenizer(tiny_tokenizer))
+
+
+def test_single_token_choices_share_one_sequence() -> None:
+    row = {"example_id": "a", "label": 0, "prompt_ids": [5, 6], "answers_ids": [[7], [8], [9]]}
+    batch = AnswerCollator(0)([row])
+    assert batch["input_ids"].shape == (1, 3)
+    assert batch["choice_sequence"].tolist() == [[0, 0, 0]]
+
+
+def test_choices_share_a_sequence_only_where_they_agree_before_their_last_token() -> None:
+    row = {
+        "example_id": "a",
+        "label": 0,
+        "prompt_ids": [5, 6],
+        "answers_ids": [[7], [8, 9], [8, 10], [11, 12]],
+    }
+    batch = AnswerCollator(0)([row, {**row, "answers_ids": [[7], [8]]}])
+    sequence = batch["choice_sequence"]
+    assert sequence[0, 1] == sequence[0, 2] != sequence[0, 3]
+    assert sequence[1].tolist()[2:] == [-1, -1]
+    assert batch["choice_ids"][0, 0].tolist() == [7, -100]
+
+
+def test_the_collator_pads_on_the_left_to_a_multiple() -> None:
+    rows = [
+        {"example_id": "a", "prompt_ids": [5, 6, 7], "answer_ids": [8]},
+        {"example_id": "b", "prompt_ids": [5], "answer_ids": [9, 10]},
+    ]
+    batch = AnswerCollator(0, pad_to_multiple_of=8)(rows)
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [4, 3]
+    assert batch["labels"][1].tolist() == [-100] * 6 + [9, 10]
+    assert batch["labels"][0, -1] == 8
+    assert torch.equal(batch["input_ids"] != 0, batch["attention_mask"].bool())
