@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -12,13 +13,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sinkd_llm.report import LOSS_TERMS, format_duration, read_records
+from sinkd_llm.terminal import say
 
 Write = Callable[[str], None]
-
-
-def stderr_line(text: str) -> None:
-    """Print a line to stderr (the current one: a progress bar may have redirected it)."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def describe_logs(logs: Mapping[str, Any]) -> str:
@@ -27,9 +24,7 @@ def describe_logs(logs: Mapping[str, Any]) -> str:
     if not shown:
         hidden = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
         shown = {k: v for k, v in logs.items() if k.startswith("eval_") and k not in hidden}
-    return "  ".join(
-        f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float)
-    )
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float))
 
 
 class RichProgressCallback(TrainerCallback):
@@ -43,7 +38,7 @@ class RichProgressCallback(TrainerCallback):
         write (`Callable[[str], None]`, *optional*): where plain lines go. Default: stderr.
     """
 
-    def __init__(self, interactive: bool | None = None, write: Write = stderr_line) -> None:
+    def __init__(self, interactive: bool | None = None, write: Write = say) -> None:
         self.interactive = sys.stderr.isatty() if interactive is None else interactive
         self.write = write
         self._progress: Any = None
@@ -55,8 +50,6 @@ class RichProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        import time
-
         self._started, self._first_step = time.monotonic(), state.global_step
         if not (state.is_world_process_zero and self.interactive):
             return
@@ -77,9 +70,7 @@ class RichProgressCallback(TrainerCallback):
             TextColumn("{task.fields[logs]}"),
             console=Console(stderr=True),
         )
-        self._task = self._progress.add_task(
-            "training", total=state.max_steps, completed=state.global_step, logs=""
-        )
+        self._task = self._progress.add_task("training", total=state.max_steps, completed=state.global_step, logs="")
         self._progress.start()
 
     def on_step_end(
@@ -140,8 +131,6 @@ class RichProgressCallback(TrainerCallback):
             self._progress = self._eval_task = None
 
     def _time_left(self, state: TrainerState) -> str:
-        import time
-
         done = state.global_step - self._first_step
         left = state.max_steps - state.global_step
         if done <= 0 or left <= 0:
@@ -206,7 +195,7 @@ class InterruptCallback(TrainerCallback):
         interrupted (`bool`): whether training was stopped this way.
     """
 
-    def __init__(self, resume_command: str, write: Write = stderr_line) -> None:
+    def __init__(self, resume_command: str, write: Write = say) -> None:
         self.resume_command = resume_command
         self.write = write
         self.interrupted = False

@@ -60,9 +60,7 @@ def spearman(predictions: Values, references: Values) -> float:
     return _defined_correlation(spearmanr, predictions, references)
 
 
-def _defined_correlation(
-    correlation: Callable, predictions: Values, references: Values
-) -> float:
+def _defined_correlation(correlation: Callable, predictions: Values, references: Values) -> float:
     # A student early in training often predicts one value for every row: that shows no relation, and
     # must not put NaN into a log or stop a run.
     if len(set(predictions)) < 2 or len(set(references)) < 2:
@@ -83,9 +81,7 @@ REGRESSION: dict[str, Callable[[Values, Values], float]] = {"pearson": pearson, 
 METRICS = CLASSIFICATION | REGRESSION
 
 
-def compute_metrics(
-    names: Iterable[str], predictions: Sequence, references: Sequence
-) -> dict[str, float]:
+def compute_metrics(names: Iterable[str], predictions: Sequence, references: Sequence) -> dict[str, float]:
     """
     Score predictions against references.
 
@@ -125,8 +121,7 @@ def check_metric_names(names: Iterable[str]) -> None:
     for name in names:
         if name not in METRICS:
             raise InputError(
-                f"Unknown metric {name!r}.{nearest(name, list(METRICS))} Known metrics: "
-                f"{', '.join(METRICS)}."
+                f"Unknown metric {name!r}.{nearest(name, list(METRICS))} Known metrics: {', '.join(METRICS)}."
             )
 
 
@@ -135,8 +130,7 @@ def _numbers(values: Sequence) -> list:
     for index, value in enumerate(plain):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(
-                f"Row {index} of the scored values is {value!r}; metrics take finite numbers and choice "
-                "indices only."
+                f"Row {index} of the scored values is {value!r}; metrics take finite numbers and choice indices only."
             )
     return plain
 
@@ -144,9 +138,7 @@ def _numbers(values: Sequence) -> list:
 def _check_classes(predictions: list, references: list) -> None:
     fractional = [value for value in (*predictions, *references) if value != int(value)]
     if fractional:
-        raise InputError(
-            f"The value {fractional[0]!r} is no choice index; for numbers use {' or '.join(REGRESSION)}."
-        )
+        raise InputError(f"The value {fractional[0]!r} is no choice index; for numbers use {' or '.join(REGRESSION)}.")
     unlabelled = sum(value < 0 for value in references)
     if unlabelled:
         raise InputError(

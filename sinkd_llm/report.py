@@ -207,7 +207,7 @@ def render_report(results: Mapping[str, Any], records: Sequence[Mapping[str, Any
     """The page as HTML text: table, curves as inline SVG, settings. No script, no outside file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    known = {name for name in ResultRow.__dataclass_fields__}
+    known = set(ResultRow.__dataclass_fields__)
     rows = [ResultRow(**{k: v for k, v in row.items() if k in known}) for row in results["rows"]]
     header, cells = table_cells(rows)
     metric = next((name for row in rows for name in row.metrics if name not in LOSSES), None)
@@ -292,6 +292,4 @@ def _finish(axes: "Axes", unit: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.legend(
-        frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, fontsize=9
-    )
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, fontsize=9)

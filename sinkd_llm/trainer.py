@@ -12,10 +12,9 @@ from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import AnswerCollator, AnswerTokenizer, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
-from sinkd_llm.models.architectures import context_length, get_architecture, unwrap
-from sinkd_llm.models.loading import check_same_tokenizer, load_model, load_tokenizer
-from sinkd_llm.models.pruning import select_layers
+from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.saving import save_student
+from sinkd_llm.pairing import add_adapter, check_vocabularies, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher
 
 if TYPE_CHECKING:
@@ -113,13 +112,13 @@ class SinKDTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
-        teacher = _load_teacher(teacher_model, args)
+        teacher = load_teacher(teacher_model, args)
         if processing_class is None:
-            processing_class = _default_tokenizer(model, teacher, args)
-        student = _load_student(model, teacher, args, quantization_config)
+            processing_class = default_tokenizer(model, teacher, args)
+        student = load_student(model, teacher, args, quantization_config)
         if teacher is not None:
-            _check_vocabularies(teacher, student, processing_class, args)
-        student = _add_adapter(student, peft_config)
+            check_vocabularies(teacher, student, processing_class, args)
+        student = add_adapter(student, peft_config)
         if args.disable_dropout:
             for module in student.modules():
                 if isinstance(module, nn.Dropout):
@@ -303,110 +302,3 @@ class SinKDTrainer(Trainer):
                 self.processing_class,
                 output_dir or self.args.output_dir,
             )
-
-
-def _load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> Any:
-    if teacher is not None and args.teacher_model_name_or_path is not None:
-        raise InputError(
-            "A teacher was given both as `teacher_model` and as `args.teacher_model_name_or_path`; give one."
-        )
-    teacher = teacher if teacher is not None else args.teacher_model_name_or_path
-    quantised = args.teacher_load_in_4bit or args.teacher_load_in_8bit
-    if not isinstance(teacher, str):
-        if args.teacher_model_init_kwargs or quantised:
-            raise InputError(
-                "`teacher_model_init_kwargs` and `teacher_load_in_4bit`/`8bit` apply while a teacher is loaded "
-                "by name, but " + ("no teacher was given." if teacher is None else "the teacher is a model already.")
-            )
-        return teacher
-    arguments: dict[str, Any] = {
-        "revision": args.teacher_model_revision,
-        "trust_remote_code": args.trust_remote_code,
-        **(args.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
-    }
-    if quantised:
-        from transformers import BitsAndBytesConfig
-
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=args.teacher_load_in_4bit,
-            load_in_8bit=args.teacher_load_in_8bit,
-            bnb_4bit_quant_type="nf4",
-        )
-    return load_model(teacher, **arguments)
-
-
-def _load_student(model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any) -> PreTrainedModel:
-    if model is None:
-        if teacher is None or args.student_layers is None:
-            raise InputError(
-                "No student was given. Pass `model`, or a teacher and `args.student_layers` to build the student "
-                "from the teacher's layers."
-            )
-        return select_layers(teacher, args.student_layers)
-    if isinstance(model, str):
-        arguments = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
-        student = load_model(model, quantization_config=quantization_config, **arguments)
-        return select_layers(student, args.student_layers) if args.student_layers else student
-    for name, value in (
-        ("quantization_config", quantization_config),
-        ("args.model_init_kwargs", args.model_init_kwargs),
-        ("args.student_layers", args.student_layers),
-    ):
-        if value is not None:
-            raise InputError(
-                f"`{name}` applies while the student is loaded by name, but `model` is a "
-                f"{type(model).__name__} already; pass the name instead, or drop `{name}`."
-            )
-    return model
-
-
-def _default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
-    source = model if model is not None else args.teacher_model_name_or_path or teacher
-    if source is None:
-        raise InputError("No student was given; pass `model`.")
-    name = source if isinstance(source, str) else unwrap(source).config._name_or_path
-    if not name:
-        raise InputError(
-            "The model does not say where it comes from, so its tokenizer cannot be found; pass it as "
-            "`processing_class`."
-        )
-    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-
-
-def _check_vocabularies(teacher: Any, student: Any, tokenizer: Any, args: SinKDConfig) -> None:
-    """Both models must mean the same token by the same id."""
-    name = args.teacher_model_name_or_path or unwrap(teacher).config._name_or_path
-    if name:
-        try:
-            teacher_tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        except (InputError, OSError):
-            teacher_tokenizer = None  # a teacher that came without one; its width is checked below
-        if teacher_tokenizer is not None:
-            check_same_tokenizer(teacher_tokenizer, tokenizer)
-            return
-    sizes = [m.get_output_embeddings().weight.shape[0] for m in (teacher, student)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"The teacher scores {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could not "
-            "be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
-        )
-
-
-def _add_adapter(student: Any, peft_config: Any) -> Any:
-    if peft_config is None:
-        return student
-    from peft import PeftModel, PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if isinstance(student, PeftModel):
-        raise InputError(
-            "The student is a PEFT model already and a `peft_config` was given too; merge the adapter first, or "
-            "drop `peft_config`."
-        )
-    if isinstance(peft_config, PromptLearningConfig):
-        raise InputError(
-            f"{type(peft_config).__name__} puts virtual tokens in front of the prompt, which moves the answer "
-            "positions away from the teacher's; use LoRA."
-        )
-    if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
-        student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
-    return get_peft_model(student, peft_config)

@@ -13,7 +13,7 @@ from trl import ModelConfig, TrlParser
 
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.runs import TaskArguments
+from sinkd_llm.runs.data import TaskArguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,9 +103,7 @@ class SinKDParser(TrlParser):
         values = {}
         for key, value in config.items():
             if key not in actions or key in ("help", "help_all"):
-                raise InputError(
-                    f"{path} has the unknown key {key!r}.{nearest(str(key), list(actions))}"
-                )
+                raise InputError(f"{path} has the unknown key {key!r}.{nearest(str(key), list(actions))}")
             values[key] = self._config_value(path, actions[key], value)
         self.set_defaults_with_config(**values)
 
@@ -136,9 +134,7 @@ class SinKDParser(TrlParser):
             raise InputError(f"{wrong!r} belongs to no flag; did you mean {hint}?")
         name = wrong.split("=")[0]
         suggestion = nearest(name, [flag for flag in flags if "-" not in flag[2:]])
-        raise InputError(
-            f"unknown flag {name}.{suggestion} '{self.prog} --help_all' shows every flag."
-        )
+        raise InputError(f"unknown flag {name}.{suggestion} '{self.prog} --help_all' shows every flag.")
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -165,9 +161,7 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def parse_training(
-    command: str, argv: Sequence[str]
-) -> tuple[TaskArguments, SinKDConfig, ModelConfig]:
+def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, SinKDConfig, ModelConfig]:
     """The arguments of `sinkd finetune` and `sinkd distill`."""
     parser = SinKDParser(
         (TaskArguments, SinKDConfig, ModelConfig),
@@ -175,9 +169,7 @@ def parse_training(
         usage=f"sinkd {command} [--config FILE.yaml] [--flag VALUE ...]",
         epilog="Every flag may stand in the --config file without its dashes; flags win.",
     )
-    parser.add_argument(
-        "--help_all", action="help", help="show all flags, those of TrainingArguments too"
-    )
+    parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
     if "--help_all" not in argv:
         trainer_flags = {field.name for field in dataclasses.fields(TrainingArguments)}
         for action in parser._actions:

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -67,21 +65,19 @@ def _locate_gemma() -> Path | None:
 def _assemble(parts: list[Path], whole: Path, sha256: str) -> Path:
     """Joins `parts` into the file `whole`, which appears complete and checked or not at all."""
     digest = hashlib.sha256()
+    temporary = whole.with_name(f"{whole.name}.{os.getpid()}")
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=whole.parent, suffix=".part", delete=False) as target:
+        with temporary.open("wb") as target:
             for part in parts:
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, target, 1 << 20)
+                content = part.read_bytes()
+                digest.update(content)
+                target.write(content)
     except OSError as error:
         raise InputError(
             f"Cannot write {whole}: {error.strerror or error}. Free some space, or point the "
             "environment variable SINKD_CACHE_DIR to a folder that can be written."
         ) from error
-    temporary = Path(target.name)
-    with temporary.open("rb") as source:
-        while block := source.read(1 << 20):
-            digest.update(block)
     if digest.hexdigest() != sha256:
         temporary.unlink()
         raise InputError(

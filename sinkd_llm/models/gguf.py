@@ -11,9 +11,9 @@ import hashlib
 import io
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import cache_dir
@@ -50,9 +50,7 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
     def convert(folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, gguf_file=source.gguf_file, dtype=dtype
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=dtype)
         # What follows takes away what marks the model as packed: its weights are plain `dtype` now.
         model.hf_quantizer = None
         model.is_quantized = False
@@ -77,7 +75,7 @@ def converted_tokenizer(source: ModelSource) -> Path:
     return _converted(source, "tokenizer", convert)
 
 
-def _restore_pre_tokenizer(tokenizer: object, file: Path) -> None:
+def _restore_pre_tokenizer(tokenizer: Any, file: Path) -> None:
     """Splits digits one by one where the file says so, which Transformers' converter overlooks.
 
     Without it "  12" becomes other tokens than the ones the SmolLM models were trained on.
@@ -91,7 +89,7 @@ def _restore_pre_tokenizer(tokenizer: object, file: Path) -> None:
     start = head.index(b"tokenizer.ggml.pre") + len(b"tokenizer.ggml.pre") + 4
     length = int.from_bytes(head[start : start + 8], "little")
     if head[start + 8 : start + 8 + length] == b"smollm":
-        backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend = tokenizer.backend_tokenizer
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
@@ -116,7 +114,9 @@ def _converted(source: ModelSource, part: str, convert: Callable[[Path], None]) 
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 logger.info("Converting %s to an ordinary %s, once.", file.name, part)
-                temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{part}-"))
+                temporary = target.parent / f"{part}.partial"
+                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+                temporary.mkdir()
                 try:
                     _run_quietly(convert, temporary, file)
                     temporary.replace(target)
@@ -132,13 +132,17 @@ def _converted(source: ModelSource, part: str, convert: Callable[[Path], None]) 
 
 
 def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> None:
+    from safetensors import SafetensorError
+
     try:
         # One of the bars is plain tqdm, which only listens to the stream.
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             convert(folder)
-    except OSError:
-        raise
+    except SafetensorError as error:  # only writing gets here: the disk is full
+        raise OSError(str(error)) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Transformers'
+            raise
         # The GGUF reader has no error of its own: a damaged file ends in whatever its bytes lead to.
         said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise InputError(

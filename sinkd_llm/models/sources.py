@@ -83,9 +83,7 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
     close = get_close_matches(name.lower(), list(BUNDLED), n=1, cutoff=0.75)
     if close:
         # Asking the hub for a misspelt bundled name would end in a slower and less helpful error.
-        raise InputError(
-            f"There is no model {name!r}. Did you mean {close[0]!r}? {_WHAT_CAN_BE_GIVEN}"
-        )
+        raise InputError(f"There is no model {name!r}. Did you mean {close[0]!r}? {_WHAT_CAN_BE_GIVEN}")
     if _HUB_ID.fullmatch(name) and not name.startswith("checkpoint-"):
         return ModelSource(name, "hub", name, revision=revision)
     raise InputError(f"There is no folder or file {name!r}. {_WHAT_CAN_BE_GIVEN}")
@@ -96,8 +94,7 @@ def hub_error(source: ModelSource, error: Exception) -> InputError:
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
     said = said if len(said) <= 300 else said[:300].rstrip() + " …"
     return InputError(
-        f"{source.name!r} is no local folder and could not be loaded from the model hub: {said} "
-        f"{_WHAT_CAN_BE_GIVEN}"
+        f"{source.name!r} is no local folder and could not be loaded from the model hub: {said} {_WHAT_CAN_BE_GIVEN}"
     )
 
 
@@ -151,13 +148,9 @@ def check_model_folder(folder: Path) -> None:
 def _check_adapter(folder: Path) -> None:
     read_json(folder / ADAPTER_CONFIG)
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise InputError(
-            f"{folder} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_pickle_hint(folder)}"
-        )
+        raise InputError(f"{folder} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_pickle_hint(folder)}")
     _check_safetensors(folder / ADAPTER_WEIGHTS)
-    if not (folder / BASE_FOLDER).is_dir() and (
-        (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()
-    ):
+    if not (folder / BASE_FOLDER).is_dir() and ((folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()):
         raise InputError(
             f"{folder} holds both a full model and an adapter, so it is not clear which is meant. "
             f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own."
@@ -165,9 +158,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def _pickle_hint(folder: Path) -> str:
-    pickles = sorted(
-        file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)
-    )
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
     if not pickles:
         return ": the save was interrupted, or the weights were not copied. Save or copy it again."
     return (
@@ -190,8 +181,7 @@ def _check_safetensors(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file} is damaged or cut short ({error}): the save or copy was interrupted. Save or copy "
-            "it again."
+            f"{file} is damaged or cut short ({error}): the save or copy was interrupted. Save or copy it again."
         ) from error
 
 

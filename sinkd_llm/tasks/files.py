@@ -56,9 +56,7 @@ def read_tsv(path: Path, column_names: list[str] | None = None) -> Rows:
 
 def read_csv(path: Path, column_names: list[str] | None = None, delimiter: str = ",") -> Rows:
     """A quoted CSV file; a field may span lines. Arguments and errors as in `read_tsv`."""
-    reader = csv.reader(
-        io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True
-    )
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
     records, line = [], 1
     try:
         for fields in reader:
@@ -67,8 +65,7 @@ def read_csv(path: Path, column_names: list[str] | None = None, delimiter: str =
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"Line {line} of {path} is not valid CSV ({error}); the file may be cut off, or a quote "
-            "may be left open."
+            f"Line {line} of {path} is not valid CSV ({error}); the file may be cut off, or a quote may be left open."
         ) from error
     return _table(path, records, column_names)
 
@@ -102,8 +99,7 @@ def _parse(text: str, line: int, path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"Line {line + error.lineno - 1} of {path} is not valid JSON ({error.msg}); the file may be "
-            "cut off."
+            f"Line {line + error.lineno - 1} of {path} is not valid JSON ({error.msg}); the file may be cut off."
         ) from error
 
 
@@ -148,4 +144,3 @@ def _read_text(path: Path) -> str:
             f"Line {line} of {path} is not UTF-8 (byte {content[error.start]:#04x}); convert the file, "
             "for example with iconv -f latin1 -t utf-8."
         ) from error
-

@@ -27,8 +27,7 @@ def load_rows(config: Mapping[str, Any], path: Path, split: str, data_dir: Path 
     """
     if split not in SPLIT_KEYS:
         raise InputError(
-            f"Unknown split {split!r}.{nearest(split, list(SPLIT_KEYS))} Known splits: "
-            f"{', '.join(SPLIT_KEYS)}."
+            f"Unknown split {split!r}.{nearest(split, list(SPLIT_KEYS))} Known splits: {', '.join(SPLIT_KEYS)}."
         )
     split_name = config.get(SPLIT_KEYS[split])
     if split_name is None:
@@ -87,9 +86,7 @@ def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
             values = [row[part] for part in parts]
             # Several columns become one text; an empty one, such as a missing title, leaves no gap.
             row[target] = (
-                values[0]
-                if len(values) == 1
-                else " ".join(value.strip() for value in values if value.strip())
+                values[0] if len(values) == 1 else " ".join(value.strip() for value in values if value.strip())
             )
         if labels and "label" in row:
             raw = _canonical(row["label"])
@@ -108,9 +105,7 @@ def _canonical(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _own_files(
-    config: Mapping[str, Any], path: Path, split_name: str, data_dir: Path | None
-) -> Rows:
+def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir: Path | None) -> Rows:
     kind, kwargs = config["dataset_path"], dict(config.get("dataset_kwargs", {}))
     data_files = kwargs.pop("data_files", None)
     delimiter = kwargs.pop("delimiter", ",") if kind == "csv" else ","
@@ -158,11 +153,7 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
 
 def _with_integers(rows: Rows) -> Rows:
     """Columns of whole numbers as integers, as `datasets` reads a CSV file, so that labels are indices."""
-    columns = [
-        column
-        for column in rows.rows[0]
-        if all(_is_integer(row[column]) for row in rows.rows)
-    ]
+    columns = [column for column in rows.rows[0] if all(_is_integer(row[column]) for row in rows.rows)]
     converted = [row | {column: int(row[column]) for column in columns} for row in rows.rows]
     return Rows(converted, rows.source, rows.places)
 
@@ -179,9 +170,7 @@ def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
     kwargs = dict(config.get("dataset_kwargs", {}))
     kwargs.pop("trust_remote_code", None)  # `datasets` runs no scripts any more and refuses the word
     try:
-        data = datasets.load_dataset(
-            config["dataset_path"], config.get("dataset_name"), split=split_name, **kwargs
-        )
+        data = datasets.load_dataset(config["dataset_path"], config.get("dataset_name"), split=split_name, **kwargs)
     except Exception as error:  # the hub fails in many ways: network, name, configuration, split
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
@@ -201,6 +190,4 @@ def _local_advice(config: Mapping[str, Any]) -> str:
     if local is None:
         return "Check the name and the network."
     files = ", ".join(map(str, local["files"].values()))
-    return (
-        f"Check the network, or pass --data_dir with the folder that holds {local['folder']} ({files})."
-    )
+    return f"Check the network, or pass --data_dir with the folder that holds {local['folder']} ({files})."

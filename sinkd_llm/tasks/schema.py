@@ -74,9 +74,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    raise InputError(
-        f"Line {node.start_mark.line + 1} of {node.start_mark.name} uses !function, but {_CODE}."
-    )
+    raise InputError(f"Line {node.start_mark.line + 1} of {node.start_mark.name} uses !function, but {_CODE}.")
 
 
 _Loader.add_constructor("!function", _refuse_function)
@@ -136,7 +134,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"There is no task file {path}; check the path.")
     try:
         with path.open(encoding="utf-8") as file:
-            config = yaml.load(file, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+            config = yaml.load(file, Loader=_Loader)
     except UnicodeDecodeError as error:
         raise InputError(f"The task file {path} is not UTF-8 text; save it as UTF-8.") from error
     except yaml.YAMLError as error:
@@ -176,9 +174,7 @@ def _check_type(key: str, value: Any, types: tuple[type, ...], path: Path) -> No
     # bool is an int to isinstance, but `doc_to_target: yes` is a mistake.
     if not isinstance(value, types) or isinstance(value, bool):
         wanted = " or ".join(kind.__name__ for kind in types)
-        raise InputError(
-            f"{key} in {path} should be {wanted}, but it is {value!r} ({type(value).__name__})."
-        )
+        raise InputError(f"{key} in {path} should be {wanted}, but it is {value!r} ({type(value).__name__}).")
 
 
 def _check_metadata(config: dict[str, Any], origins: dict[str, Path]) -> None:
@@ -190,8 +186,7 @@ def _check_metadata(config: dict[str, Any], origins: dict[str, Path]) -> None:
     for key, value in local.items():
         if key not in METADATA_LOCAL:
             raise InputError(
-                f"Unknown key {key!r} under metadata.local in {path}."
-                f"{nearest(str(key), list(METADATA_LOCAL))}"
+                f"Unknown key {key!r} under metadata.local in {path}.{nearest(str(key), list(METADATA_LOCAL))}"
             )
         _check_type(f"metadata.local.{key}", value, METADATA_LOCAL[key], path)
     missing = [key for key in ("folder", "format", "files") if key not in local]

@@ -187,9 +187,7 @@ class Task:
     def _prompt(self, row: Mapping[str, Any], where: str) -> str:
         text = self._value("doc_to_text", row, where)
         if not isinstance(text, str) or not text.strip():
-            raise InputError(
-                f"{self._templates['doc_to_text'].place} gives no text but {text!r} for {where}."
-            )
+            raise InputError(f"{self._templates['doc_to_text'].place} gives no text but {text!r} for {where}.")
         if text.isdigit():
             raise InputError(
                 f"{self._templates['doc_to_text'].place} gives the bare number {text!r} for {where}, which "
@@ -239,9 +237,7 @@ class Task:
         delimiter = self.config.get("target_delimiter", " ")
         return tuple(f"{delimiter}{word}" for word in words)
 
-    def _label(
-        self, row: Mapping[str, Any], choices: tuple[str, ...], split: str, where: str
-    ) -> int | None:
+    def _label(self, row: Mapping[str, Any], choices: tuple[str, ...], split: str, where: str) -> int | None:
         source = self.config["doc_to_target"]
         if isinstance(source, int):
             target: Any = source
@@ -268,8 +264,7 @@ class Task:
         for entry in self.config.get("metric_list", []):
             if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str):
                 raise InputError(
-                    f"metric_list in {self.origins['metric_list']} holds {entry!r}; an entry looks like "
-                    "metric: acc."
+                    f"metric_list in {self.origins['metric_list']} holds {entry!r}; an entry looks like metric: acc."
                 )
             names.append("acc" if entry["metric"] in _RANKINGS else entry["metric"])
         # Metrics that lm-evaluation-harness has no name for, such as f1_macro.

@@ -25,9 +25,7 @@ def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) ->
 def _environment() -> ImmutableSandboxedEnvironment:
     # Undefined names are errors and a trailing newline stays: both as in lm-evaluation-harness, whose
     # one filter of its own is `regex_replace`.
-    environment = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["regex_replace"] = _regex_replace
     return environment
 
@@ -100,9 +98,7 @@ class Template:
                 raise self.missing_column(missing[0], row, where) from error
             raise InputError(f"{self.place} fails on {where}: {error}.") from error
         except Exception as error:  # a template is a small program and may fail in any way
-            raise InputError(
-                f"{self.place} fails on {where}: {type(error).__name__}: {error}."
-            ) from error
+            raise InputError(f"{self.place} fails on {where}: {type(error).__name__}: {error}.") from error
 
     def missing_column(self, column: str, row: Mapping[str, Any], where: str) -> InputError:
         hint = nearest(column, list(row))

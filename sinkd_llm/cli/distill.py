@@ -1,0 +1,13 @@
+"""`sinkd distill`: train a student to follow a teacher."""
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse `argv`, distil, print the table."""
+    from sinkd_llm.cli.parsing import parse_training
+    from sinkd_llm.cli.printing import show_run
+    from sinkd_llm.runs import run_distill
+
+    show_run(run_distill(*parse_training("distill", argv), argv=argv))
+    return 0

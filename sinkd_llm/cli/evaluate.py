@@ -1,0 +1,136 @@
+"""`sinkd evaluate`: score a model on a task."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+
+if TYPE_CHECKING:
+    from sinkd_llm.runs import EvaluateResult
+
+
+@dataclass
+class EvaluateArguments:
+    """The flags of `sinkd evaluate`; names and meanings as in training."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A hub id, a folder, a *.gguf file or a bundled name."}
+    )
+    task: str | None = field(
+        default=None,
+        metadata={"help": "A task's name ('sinkd tasks list') or the path of a task's YAML file."},
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with the data in the original GLUE/SuperGLUE formats."},
+    )
+    split: str = field(
+        default="validation",
+        metadata={"help": "Which rows.", "choices": ["train", "validation", "test"]},
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Score a sample of this many rows, always the same one."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Rows a forward."})
+    max_length: int = field(
+        default=1024, metadata={"help": "Longer prompts are cut from the left, to this many tokens."}
+    )
+    apply_chat_template: bool = field(
+        default=False, metadata={"help": "Render prompts as a user's turn in the chat template."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Revision of the model on the hub."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Load the weights in this type.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load in 4-bit NF4 (bitsandbytes)."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Load in 8 bit (bitsandbytes)."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention implementation, as in Transformers."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run modelling code that comes with a model from the hub."}
+    )
+    output: str | None = field(default=None, metadata={"help": "Write scores and predictions to this JSON file."})
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is None:
+            raise InputError("--model_name_or_path is missing: the model to score.")
+        if self.task is None:
+            raise InputError("--task is missing; 'sinkd tasks list' shows the tasks.")
+        for name in ("max_eval_samples", "batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give 1 or more.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse `argv`, score, print the table, write `--output`."""
+    from trl import ModelConfig
+
+    from sinkd_llm.cli.parsing import SinKDParser
+    from sinkd_llm.models import build_quantization_config
+    from sinkd_llm.report import results_table
+    from sinkd_llm.runs import run_evaluate
+    from sinkd_llm.terminal import show
+
+    parser = SinKDParser(
+        (EvaluateArguments,),
+        prog="sinkd evaluate",
+        usage="sinkd evaluate --model_name_or_path MODEL --task TASK [--flag VALUE ...]",
+    )
+    args: EvaluateArguments = parser.parse(argv)[0]
+    if args.output is not None:
+        _check_output(Path(args.output))
+    result = run_evaluate(
+        str(args.model_name_or_path),
+        str(args.task),
+        data_dir=args.data_dir,
+        split=args.split,
+        max_eval_samples=args.max_eval_samples,
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        apply_chat_template=args.apply_chat_template,
+        revision=args.model_revision,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        quantization_config=build_quantization_config(
+            ModelConfig(dtype=args.dtype, load_in_4bit=args.load_in_4bit, load_in_8bit=args.load_in_8bit)
+        ),
+    )
+    show("")
+    show(results_table([result.row]))
+    show(f"{result.row.num_examples} {args.split} rows of {args.task}")
+    if args.output is not None:
+        text = json.dumps(_as_json(args, result), indent=2, ensure_ascii=False)
+        Path(args.output).write_text(text + "\n", encoding="utf-8")
+        show(f"Scores and predictions are in {args.output}")
+    return 0
+
+
+def _check_output(path: Path) -> None:
+    """Fail before the scoring, not after it."""
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder; give a file name, such as {path}/scores.json.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _as_json(args: EvaluateArguments, result: "EvaluateResult") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from sinkd_llm.environment import versions
+
+    pairs = zip(result.ids, result.score.predictions, strict=True)
+    return {
+        **asdict(args),
+        **result.row.as_dict(),
+        "versions": versions(),
+        "predictions": [{"id": name, "prediction": prediction} for name, prediction in pairs],
+    }

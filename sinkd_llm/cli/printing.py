@@ -1,0 +1,31 @@
+"""What a training command prints when it is done."""
+
+from typing import TYPE_CHECKING
+
+from sinkd_llm.environment import peak_memory_bytes
+from sinkd_llm.report import (
+    METRICS_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    format_bytes,
+    format_duration,
+    results_table,
+    summary,
+)
+from sinkd_llm.terminal import show
+
+if TYPE_CHECKING:
+    from sinkd_llm.runs import RunResult
+
+
+def show_run(result: "RunResult") -> None:
+    """The results table, one sentence on it, and where everything is."""
+    show("")
+    show(results_table(result.rows))
+    if text := summary(result.rows):
+        show(text)
+    steps, seconds = result.training["steps"], result.training["seconds"]
+    show(
+        f"{steps} steps in {format_duration(seconds)}, peak memory {format_bytes(peak_memory_bytes())}. "
+        f"Model, {RESULTS_FILE}, {METRICS_FILE} and {REPORT_FILE} are in {result.output_dir}"
+    )

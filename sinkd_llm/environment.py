@@ -1,0 +1,55 @@
+"""What this machine has: package versions, devices, memory. Imports torch only when asked about it."""
+
+import platform
+import sys
+from importlib import metadata
+
+from sinkd_llm._version import __version__
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution, or `None`."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python, and the packages that a result depends on."""
+    found = {"sinkd-llm": __version__, "python": platform.python_version()}
+    return found | {name: package_version(name) or "not installed" for name in PACKAGES}
+
+
+def describe_device(device: object) -> str:
+    """`2 CPU threads (x86_64)`, or the name of the accelerator behind a `torch.device`."""
+    import torch
+
+    kind = getattr(device, "type", str(device))
+    if kind == "cuda":
+        return torch.cuda.get_device_name(getattr(device, "index", None) or 0)
+    if kind == "cpu":
+        return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return str(device)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kB everywhere but on macOS
+
+
+def total_memory_bytes() -> int:
+    """Memory of the machine; 0 where the system does not say."""
+    import os
+
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

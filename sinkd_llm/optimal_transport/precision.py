@@ -1,0 +1,18 @@
+"""The working precision of this package: fp32 or better, whatever the model's dtype or autocast say."""
+
+import torch
+from torch import Tensor
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """`tensor` in fp32, or unchanged when it is fp64. Differentiable."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """Context in which an ambient autocast does not send the matrix products of `tensor` to bf16.
+
+    Under mixed precision a trainer may compute the loss inside autocast. The products here subtract
+    nearly equal numbers or multiply marginal residuals: eight bits of mantissa are not enough.
+    """
+    return torch.autocast(tensor.device.type, enabled=False)

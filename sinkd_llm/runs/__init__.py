@@ -1,0 +1,18 @@
+"""The workflows behind the commands: load, score, train, save, score again, report.
+
+Each takes dataclasses and returns one, so that a script can call them as the command line does.
+"""
+
+from sinkd_llm.runs.data import TaskArguments
+from sinkd_llm.runs.scoring import EvaluateResult, run_evaluate
+from sinkd_llm.runs.training import RunResult, TrainingInterrupted, run_distill, run_finetune
+
+__all__ = [
+    "EvaluateResult",
+    "RunResult",
+    "TaskArguments",
+    "TrainingInterrupted",
+    "run_distill",
+    "run_evaluate",
+    "run_finetune",
+]

@@ -1,0 +1,171 @@
+"""The rows of a run: a task's, or a data set of prompt-completion rows."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sinkd_llm.tasks import Task
+
+# Evaluation rows are drawn with one seed for all runs: runs with different seeds meet the same rows.
+EVALUATION_SAMPLE_SEED = 0
+
+
+@dataclass
+class TaskArguments:
+    """
+    What a run trains and is scored on.
+
+    Args:
+        task (`str`, *optional*):
+            A task's name (see `sinkd tasks list`) or the path of a task's YAML file.
+        data_dir (`str`, *optional*):
+            Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
+        dataset_name (`str`, *optional*):
+            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl` or
+            `.csv` file.
+        dataset_config (`str`, *optional*):
+            Configuration of the hub data set.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split of `dataset_name` to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Split of `dataset_name` to evaluate on; left out if the data set has no such split.
+        max_train_samples (`int`, *optional*):
+            Train on a sample of this many rows, drawn with `seed`.
+        max_eval_samples (`int`, *optional*):
+            Evaluate on a sample of this many rows, the same for every seed.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Whether to replace an earlier run in `output_dir`.
+    """
+
+    task: str | None = field(
+        default=None,
+        metadata={"help": "A task's name ('sinkd tasks list') or the path of a task's YAML file."},
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with the data in the original GLUE/SuperGLUE formats."},
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a task: prompt-completion rows, from the hub or a local .json, .jsonl or .csv file."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of dataset_name to train on."})
+    dataset_test_split: str = field(
+        default="test",
+        metadata={"help": "Split of dataset_name to evaluate on, if the data set has it."},
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a sample of this many rows, drawn with seed."}
+    )
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate on a sample of this many rows, the same for every seed."},
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.dataset_name is None):
+            raise InputError(
+                "give --task (see 'sinkd tasks list')"
+                + (" or --dataset_name, not both." if self.task else ", or --dataset_name.")
+            )
+        if self.dataset_name is not None and self.data_dir is not None:
+            raise InputError("--data_dir belongs to --task; a --dataset_name names its own place.")
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give 1 or more, or leave it out for all rows.")
+
+
+@dataclass
+class RunData:
+    """A task, if there is one, and the rows to train and to evaluate on."""
+
+    name: str
+    task: "Task | None"
+    train: "Dataset"
+    evaluation: "Dataset | None"
+
+
+def load_run_data(arguments: TaskArguments, seed: int) -> RunData:
+    """
+    The rows that the arguments name.
+
+    Args:
+        arguments ([`TaskArguments`]): which rows.
+        seed (`int`): draws the training sample, if `max_train_samples` asks for one.
+
+    Raises:
+        InputError: if the task or a file is unknown, missing or malformed, or rows lack `prompt` and
+            `completion`.
+    """
+    if arguments.task is not None:
+        from sinkd_llm.tasks import load_task
+
+        task = load_task(arguments.task)
+        limit = arguments.max_train_samples
+        train = task.load("train", arguments.data_dir, limit=limit, seed=None if limit is None else seed)
+        evaluation = task_split(task, "validation", arguments.data_dir, arguments.max_eval_samples)
+        return RunData(task.name, task, train, evaluation)
+    name = str(arguments.dataset_name)
+    loaded = _load_splits(name, arguments)
+    train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split
+    if train_split not in loaded:
+        raise InputError(
+            f"the data set {name} has no split {train_split!r}; it has {', '.join(loaded)}: choose one "
+            "with --dataset_train_split."
+        )
+    train = _sample(loaded[train_split], arguments.max_train_samples, seed)
+    evaluation = loaded.get(test_split)
+    if evaluation is not None:
+        evaluation = _sample(evaluation, arguments.max_eval_samples, EVALUATION_SAMPLE_SEED)
+    for dataset in (train, evaluation):
+        missing = {"prompt", "completion"} - set(dataset.column_names if dataset else ("prompt", "completion"))
+        if missing:
+            raise InputError(
+                f"the rows of {name} have no column {sorted(missing)[0]!r}, only "
+                f"{', '.join(dataset.column_names)}; prompt-completion rows have 'prompt' and "
+                "'completion'. For a classification data set write a task file and give --task."
+            )
+    return RunData(Path(name).name, None, train, evaluation)
+
+
+def task_split(task: "Task", split: str, data_dir: str | None, limit: int | None) -> "Dataset":
+    """The rows of a split to score on; with `limit`, the same sample for every run."""
+    seed = None if limit is None else EVALUATION_SAMPLE_SEED
+    return task.load(split, data_dir, limit=limit, seed=seed)  # type: ignore[arg-type]
+
+
+def _load_splits(name: str, arguments: TaskArguments) -> dict[str, Any]:
+    import datasets
+
+    kind = {".json": "jsonl", ".jsonl": "jsonl", ".csv": "csv"}.get(Path(name).suffix.lower())
+    if kind is not None:
+        from sinkd_llm.tasks.files import READERS
+
+        rows = READERS[kind](Path(name).expanduser())
+        # A file is one split, whatever it is called.
+        return {arguments.dataset_train_split: datasets.Dataset.from_list(list(rows.rows))}
+    try:
+        loaded = datasets.load_dataset(name, arguments.dataset_config)
+    except Exception as error:  # network, name, configuration: the hub fails in many ways
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(
+            f"the data set {name!r} could not be loaded ({reason}). Check the name and the network, or "
+            "give a local .jsonl or .csv file."
+        ) from error
+    return dict(loaded)
+
+
+def _sample(dataset: "Dataset", limit: int | None, seed: int) -> "Dataset":
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(limit))

@@ -1,0 +1,55 @@
+"""What is kept of a run beside the model: `results.json`."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
+from sinkd_llm.report import RESULTS_FILE, TEACHER, ResultRow, find_row
+from sinkd_llm.runs.data import RunData, TaskArguments
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from sinkd_llm.config import SinKDConfig
+
+
+def write_results(
+    output_dir: Path,
+    command: str,
+    argv: Sequence[str] | None,
+    data: RunData,
+    rows: list[ResultRow],
+    training: dict[str, float],
+    arguments: "tuple[TaskArguments, SinKDConfig, ModelConfig]",
+) -> None:
+    """Write `results.json`: scores, time, memory, settings, versions, and the command line."""
+    task_args, training_args, model_args = arguments
+    everything = {**asdict(task_args), **training_args.to_dict(), **asdict(model_args)}
+    defaults = {f.name: f.default for part in arguments for f in fields(part)}
+    objective = asdict(training_args.objective()) if command == "distill" else {}
+    changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k)}
+    teacher = find_row(rows, TEACHER)
+    count = len(data.evaluation) if data.evaluation is not None else 0
+    ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per token"
+    results = {
+        "command": command,
+        "command_line": shlex.join(["sinkd", command, *argv]) if argv is not None else "Python",
+        "task": data.name,
+        "seed": training_args.seed,
+        "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": describe_device(training_args.device),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "evaluation": f"{count} rows" + (f"; {ranked}" if data.task is not None else ""),
+        "training": training,
+        "rows": [row.as_dict(teacher) for row in rows],
+        "settings": dict(sorted((changed | objective).items())),
+        "all_settings": dict(sorted(everything.items())),
+        "versions": versions(),
+    }
+    text = json.dumps(results, indent=2, ensure_ascii=False, default=str)
+    (output_dir / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,207 @@
+"""`finetune` and `distill`: load, score, train, save, score again, report."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
+from sinkd_llm.runs.data import TaskArguments, load_run_data
+from sinkd_llm.runs.folder import find_checkpoint, prepare_output_dir, weights_size_bytes
+from sinkd_llm.runs.record import write_results
+from sinkd_llm.runs.scoring import Scorer, source_size_bytes
+from sinkd_llm.terminal import is_main_process, say
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from sinkd_llm.config import SinKDConfig
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C after its checkpoint was saved."""
+
+
+@dataclass
+class RunResult:
+    """What a training run gives: rows of the results table, and where everything is."""
+
+    command: str
+    output_dir: Path
+    rows: list[ResultRow]
+    training: dict[str, float]
+
+
+def run_finetune(
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    argv: Sequence[str] | None = None,
+) -> RunResult:
+    """
+    Fine-tune a model with cross-entropy on the answers, score it before and after, save and report.
+
+    Args:
+        task_args ([`TaskArguments`]): what to train on.
+        training_args ([`SinKDConfig`]): how.
+        model_args ([`~trl.ModelConfig`]): what; `model_name_or_path` is required.
+        argv (`Sequence[str]`, *optional*): the flags this came from, for the record.
+
+    Raises:
+        InputError: for settings that contradict each other, and whatever the rooms below refuse.
+        TrainingInterrupted: after Ctrl-C, when the checkpoint is saved.
+    """
+    if training_args.teacher_model_name_or_path is not None:
+        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
+    if model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    return _train("finetune", task_args, training_args, model_args, argv)
+
+
+def run_distill(
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    argv: Sequence[str] | None = None,
+) -> RunResult:
+    """
+    Train a student to follow a teacher; score the teacher, and the student before and after.
+
+    Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` is
+    required, and `model_args.model_name_or_path` or `training_args.student_layers`.
+    """
+    if training_args.teacher_model_name_or_path is None:
+        raise InputError("--teacher_model_name_or_path is missing: the model to learn from.")
+    if model_args.model_name_or_path is None:
+        if training_args.student_layers is None:
+            raise InputError(
+                "there is no student: give --model_name_or_path, or --student_layers to build one from "
+                "the teacher's own layers."
+            )
+        if model_args.load_in_4bit or model_args.load_in_8bit:
+            raise InputError(
+                "--load_in_4bit and --load_in_8bit quantise a student that --model_name_or_path names; "
+                "one built from the teacher's layers is not. For the teacher there are "
+                "--teacher_load_in_4bit and --teacher_load_in_8bit."
+            )
+    return _train("distill", task_args, training_args, model_args, argv)
+
+
+def _train(
+    command: str,
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    argv: Sequence[str] | None,
+) -> RunResult:
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from sinkd_llm.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback
+    from sinkd_llm.evaluation import ranking_metrics
+    from sinkd_llm.models import build_quantization_config
+    from sinkd_llm.trainer import SinKDTrainer
+
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
+    output_dir = Path(str(training_args.output_dir))
+    checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
+    prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
+    data = load_run_data(task_args, training_args.seed)
+    if data.evaluation is None and training_args.eval_strategy != "no":
+        raise InputError(
+            f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
+            f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no."
+        )
+    set_seed(training_args.seed)  # before the adapter: its matrices start at random
+    _apply_model_arguments(training_args, model_args)
+    interrupt = InterruptCallback(resume_command(command, argv))
+    bar = RichProgressCallback()
+    teacher_name = training_args.teacher_model_name_or_path
+    say(f"Loading {' and '.join(filter(None, (teacher_name, model_args.model_name_or_path)))} …")
+    trainer = SinKDTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        compute_metrics=ranking_metrics(data.task) if data.task is not None else None,
+        callbacks=[bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt],
+        quantization_config=build_quantization_config(model_args),
+        peft_config=_adapter(model_args),
+    )
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    names = (BEFORE, AFTER) if trainer.teacher is not None else ("before", "after")
+    scorer = Scorer(trainer, data)
+    rows = []
+    if trainer.teacher is not None:
+        rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
+    rows.append(scorer.row(names[0], trainer.model))
+
+    say(
+        f"Training on {len(data.train)} rows"
+        + (f", from {checkpoint.name}" if checkpoint is not None else "")
+        + " (Ctrl-C saves and stops) …"
+    )
+    try:
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+        interrupt.restore()
+    if interrupt.interrupted:
+        raise TrainingInterrupted("training was stopped; nothing is lost")
+    trainer.save_model(str(output_dir))
+    rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
+    training = {
+        "steps": output.global_step,
+        "seconds": output.metrics.get("train_runtime", 0.0),
+        "loss": output.training_loss,
+    }
+    if is_main_process():
+        arguments = (task_args, training_args, model_args)
+        write_results(output_dir, command, argv, data, rows, training, arguments)
+        write_report(output_dir)
+    return RunResult(command, output_dir, rows, training)
+
+
+def resume_command(command: str, argv: Sequence[str] | None) -> str:
+    """The command line that goes on from the last checkpoint of the run that `argv` started."""
+    if argv is None:
+        return "the same call with resume_from_checkpoint='true'"
+    kept, skip = [], False
+    for word in argv:
+        name = word.split("=")[0].replace("-", "_")
+        if name in ("__resume_from_checkpoint", "__overwrite_output_dir"):
+            skip = "=" not in word
+        elif skip and not word.startswith("--"):
+            skip = False
+        else:
+            kept.append(word)
+            skip = False
+    return shlex.join(["sinkd", command, *kept, "--resume_from_checkpoint", "true"])
+
+
+def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """TRL's ModelConfig says how the student is loaded, and the teacher unless its own arguments do."""
+    shared = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if model_args.model_name_or_path is not None:
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            **shared,
+            **(training_args.model_init_kwargs or {}),  # type: ignore[dict-item]
+        }
+    if training_args.teacher_model_name_or_path is not None:
+        training_args.teacher_model_init_kwargs = {
+            **shared,
+            **(training_args.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
+        }
+
+
+def _adapter(model_args: "ModelConfig") -> Any:
+    from trl import get_peft_config
+
+    if model_args.use_peft and model_args.lora_target_modules is None:
+        model_args.lora_target_modules = "all-linear"
+    return get_peft_config(model_args)

@@ -1,0 +1,1 @@
+"""Data of the `quickstart` task and the generator that wrote it."""

@@ -1,0 +1,49 @@
+"""Printing: results to stdout, what is happening to stderr, both only from the first process."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process of the launch, also before torch knows of a launch."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def say(text: str = "") -> None:
+    """A line on what is happening, to stderr (the current one: a progress bar may redirect it)."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def show(content: "str | Table") -> None:
+    """A result, to stdout."""
+    if not is_main_process():
+        return
+    from rich.console import Console
+
+    # A pipe or a log has no width of its own, and rich would fold a table at 80 columns there.
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, highlight=False, soft_wrap=isinstance(content, str))
+    console.print(content, markup=False)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Says `text`, and yields a callback `(done, total)` that draws a bar if stderr is a terminal."""
+    if not sys.stderr.isatty() or not is_main_process():
+        say(f"{text} …")
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
+    with Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
