@@ -24,6 +24,8 @@ def matthews_correlation(predictions: Values, references: Values) -> float:
     """Matthews correlation, in [-1, 1], any number of classes; 0 where one side has a single class."""
     from sklearn.metrics import matthews_corrcoef
 
+    if _constant(predictions, references):
+        return 0.0
     return float(matthews_corrcoef(references, predictions))
 
 
@@ -61,14 +63,18 @@ def spearman(predictions: Values, references: Values) -> float:
 
 
 def _defined_correlation(correlation: Callable, predictions: Values, references: Values) -> float:
-    # A student early in training often predicts one value for every row: that shows no relation, and
-    # must not put NaN into a log or stop a run.
-    if len(set(predictions)) < 2 or len(set(references)) < 2:
+    if _constant(predictions, references):
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns of nearly constant input; checked just below
         value = float(correlation(predictions, references).statistic)
     return value if math.isfinite(value) else 0.0
+
+
+def _constant(predictions: Values, references: Values) -> bool:
+    # A student early in training often predicts one value for every row: that shows no relation, and
+    # must not put NaN into a log or stop a run.
+    return len(set(predictions)) < 2 or len(set(references)) < 2
 
 
 CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import unwrap
-from sinkd_llm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from sinkd_llm.models.loading import load_model
 from sinkd_llm.models.pruning import select_layers
+from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
 
 
 def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> Any:
@@ -81,13 +82,26 @@ def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
 
 
-def check_vocabularies(teacher: Any, student: Any, tokenizer: Any, args: SinKDConfig) -> None:
-    """Both models must mean the same token by the same id."""
-    name = args.teacher_model_name_or_path or unwrap(teacher).config._name_or_path
+def check_vocabularies(teacher: Any, teacher_name: str | None, student: Any, tokenizer: Any, trust: bool) -> None:
+    """
+    Refuses a teacher that means another token by an id than the student.
+
+    Args:
+        teacher (`PreTrainedModel`): the teacher.
+        teacher_name (`str`, *optional*): what it was loaded by. Default: what the model says of itself.
+        student (`PreTrainedModel`): the student.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer whose ids both models will read.
+        trust (`bool`): whether code that comes with the teacher's tokenizer may run.
+
+    Raises:
+        InputError: with the first difference. Vocabularies that are padded to different sizes pass if their
+            tokenizers agree.
+    """
+    name = teacher_name or unwrap(teacher).config._name_or_path
     if name:
         try:
-            teacher_tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        except (InputError, OSError):
+            teacher_tokenizer = load_tokenizer(name, trust_remote_code=trust)
+        except InputError:
             teacher_tokenizer = None  # a teacher that came without one; its width is checked below
         if teacher_tokenizer is not None:
             check_same_tokenizer(teacher_tokenizer, tokenizer)
@@ -95,8 +109,8 @@ def check_vocabularies(teacher: Any, student: Any, tokenizer: Any, args: SinKDCo
     sizes = [m.get_output_embeddings().weight.shape[0] for m in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"The teacher scores {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could not "
-            "be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
+            f"The teacher scores {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could "
+            "not be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
         )
 
 

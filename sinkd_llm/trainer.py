@@ -117,7 +117,8 @@ class SinKDTrainer(Trainer):
             processing_class = default_tokenizer(model, teacher, args)
         student = load_student(model, teacher, args, quantization_config)
         if teacher is not None:
-            check_vocabularies(teacher, student, processing_class, args)
+            name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
+            check_vocabularies(teacher, name, student, processing_class, args.trust_remote_code)
         student = add_adapter(student, peft_config)
         if args.disable_dropout:
             for module in student.modules():
@@ -158,6 +159,7 @@ class SinKDTrainer(Trainer):
         # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
         self._teacher_choices: dict[str, int] = {}
         self._metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._saving_checkpoint = False
         super().__init__(
             model=student,
             args=args,
@@ -294,11 +296,13 @@ class SinKDTrainer(Trainer):
     # ---- saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what changes."""
+        """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""
+        self._saving_checkpoint = _internal_call
         super().save_model(output_dir, _internal_call)
-        if not _internal_call and self.args.should_save:
-            save_student(
-                self.accelerator.unwrap_model(self.model),
-                self.processing_class,
-                output_dir or self.args.output_dir,
-            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._saving_checkpoint:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            student = self.accelerator.unwrap_model(self.model)
+            save_student(student, self.processing_class, output_dir or self.args.output_dir, state_dict=state_dict)

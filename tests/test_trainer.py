@@ -13,9 +13,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
+from sinkd_llm.data import tokenize_dataset
 from sinkd_llm.errors import InputError
 
-WORDS = "good great bad awful film food plot".split()
+WORDS = ["good", "great", "bad", "awful", "film", "food", "plot"]
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"
 
 
@@ -38,9 +39,7 @@ def rows(count: int = 16, start: int = 0) -> Dataset:
 
 
 @pytest.fixture
-def train(
-    tmp_path: Path, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any
-) -> Callable[..., SinKDTrainer]:
+def train(tmp_path: Path, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., SinKDTrainer]:
     """Builds a trainer: a two-layer student, a four-layer teacher of another width."""
 
     def build(teacher: bool = True, **changes: Any) -> SinKDTrainer:
@@ -108,21 +107,19 @@ def test_accumulation_of_8_times_1_equals_1_times_8(settings: dict, train: Any) 
 
 
 def test_a_transport_problem_per_micro_batch_is_not_one_problem(train: Any) -> None:
-    # What the documentation says of gradient accumulation: the whole batch always transports at most at the
-    # cost of its parts, for every plan of the parts is a plan of the whole.
-    trainer = train(alpha=1.0, divergence="none", sinkhorn_epsilon=0.001, sinkhorn_iterations=2000)
-    whole, _ = gradients(trainer, microbatches(trainer, [8]))
-    parts, _ = gradients(trainer, microbatches(trainer, [4, 4]))
-    assert whole < parts
+    # What the documentation says of gradient accumulation: another plan, so another loss and gradient.
+    trainer = train(alpha=1.0, divergence="none", sinkhorn_temperature=0.2)
+    whole, whole_gradient = gradients(trainer, microbatches(trainer, [8]))
+    parts, parts_gradient = gradients(trainer, microbatches(trainer, [4, 4]))
+    assert abs(whole - parts) > 1e-4 * whole
+    assert (whole_gradient - parts_gradient).norm() > 1e-2 * whole_gradient.norm()
 
 
 def test_fine_tuning_minimises_the_loss_that_transformers_computes(train: Any) -> None:
     trainer = train(teacher=False)
     (batch,) = microbatches(trainer, [8])
     loss, _ = gradients(trainer, [batch])
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
-    inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    assert loss == pytest.approx(float(trainer.model(**inputs).loss.detach()), rel=1e-5)
+    assert loss == pytest.approx(transformers_loss(trainer, batch), rel=1e-5)
 
 
 def test_the_loss_is_the_mixture_of_its_logged_terms(train: Any) -> None:
@@ -193,9 +190,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     whole = run("whole")
     resumed = run("resumed", str(tmp_path / "whole" / "checkpoint-3"))
     assert resumed.state.global_step == 6
-    for (name, a), (_, b) in zip(
-        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
-    ):
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -205,18 +200,15 @@ def test_evaluation_reports_metric_loss_and_agreement(train: Any) -> None:
     assert 0 <= metrics["eval_acc"] <= 1
     assert 0 <= metrics["eval_teacher_agreement"] <= 1
     # The evaluation loss is the cross-entropy of the gold answers.
-    batch = trainer.data_collator(
-        list(SinKDTrainer_train_features(trainer, rows(8, 100)))
-    )
+    features = tokenize_dataset(rows(8, 100), trainer._answer_tokenizer)
+    batch = trainer.data_collator(list(features))
+    assert metrics["eval_loss"] == pytest.approx(transformers_loss(trainer, batch), rel=1e-4)
+
+
+def transformers_loss(trainer: SinKDTrainer, batch: dict[str, Any]) -> float:
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
     inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    assert metrics["eval_loss"] == pytest.approx(float(trainer.model(**inputs).loss.detach()), rel=1e-4)
-
-
-def SinKDTrainer_train_features(trainer: SinKDTrainer, dataset: Dataset) -> Dataset:
-    from sinkd_llm.data import tokenize_dataset
-
-    return tokenize_dataset(dataset, trainer._answer_tokenizer)
+    return float(trainer.model.eval()(**inputs).loss.detach())
 
 
 def test_a_student_that_is_its_teacher_agrees_always(train: Any, tiny_causal_lm: Any) -> None:
@@ -240,9 +232,7 @@ def test_evaluation_is_the_same_for_every_batch_size(train: Any) -> None:
     varied = rows(7, 100).map(
         lambda row, i: {"choices": row["choices"] + ([" a great film"] if i % 2 else [])}, with_indices=True
     )
-    results = [
-        train(eval_dataset=varied, per_device_eval_batch_size=size).evaluate() for size in (1, 3, 8)
-    ]
+    results = [train(eval_dataset=varied, per_device_eval_batch_size=size).evaluate() for size in (1, 3, 8)]
     for result in results[1:]:
         assert result["eval_acc"] == results[0]["eval_acc"]
         assert result["eval_teacher_agreement"] == results[0]["eval_teacher_agreement"]
@@ -281,13 +271,29 @@ def test_verbalizers_restrict_the_transport_and_its_gradient(train: Any) -> None
 
 
 def test_a_padded_vocabulary_trains_over_the_shared_tokens(
-    train: Any, tiny_causal_lm: Any, tiny_tokenizer: Any
+    train: Any, tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     wide = tiny_causal_lm(seed=2, vocab=len(tiny_tokenizer) + 24)
-    trainer = train(teacher_model=wide)
     with pytest.raises(InputError, match="tokenizer could not be found"):
-        train(teacher_model=tiny_causal_lm(seed=2, vocab=len(tiny_tokenizer) + 24), model=tiny_causal_lm(seed=1))
-    assert trainer is not None
+        train(teacher_model=wide)
+    wide.save_pretrained(tmp_path / "wide")
+    tiny_tokenizer.save_pretrained(tmp_path / "wide")
+    trainer = train(teacher_model=str(tmp_path / "wide"))
+    assert np.isfinite(trainer.train().training_loss)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    train: Any, tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tiny_causal_lm(seed=2).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    vocabulary = json.loads(file.read_text())
+    ids = vocabulary["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    file.write_text(json.dumps(vocabulary))
+    with pytest.raises(InputError, match="token"):
+        train(teacher_model=str(tmp_path / "other"))
 
 
 def test_a_broken_teacher_is_named_by_example(train: Any, tiny_causal_lm: Any) -> None:
@@ -339,9 +345,7 @@ def test_the_saved_adapter_loads_with_plain_transformers(
         ({"train_dataset": [{"prompt": "a", "completion": "b"}]}, "Dataset.from_list"),
     ],
 )
-def test_combinations_that_cannot_mean_what_they_say_are_refused(
-    changes: dict, message: str, train: Any
-) -> None:
+def test_combinations_that_cannot_mean_what_they_say_are_refused(changes: dict, message: str, train: Any) -> None:
     with pytest.raises(InputError, match=message):
         train(**changes)
 
@@ -375,7 +379,10 @@ def test_the_trajectory_is_the_committed_one(train: Any, tiny_causal_lm: Any) ->
 
     After a change that is meant to, delete the file, run the test once and commit the new numbers.
     """
-    trainer = train(max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    # A temperature at which the tiny models are not near uniform, so that the plan does something.
+    trainer = train(
+        max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=2, sinkhorn_temperature=0.1
+    )
     trainer.train()
     names = ("loss", "ce", "kl", "sinkhorn", "grad_norm")
     got = [{name: r[name] for name in names} for r in trainer.state.log_history if "loss" in r]

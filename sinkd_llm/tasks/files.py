@@ -88,8 +88,8 @@ def read_json(path: Path) -> Rows:
     for place, record in zip(places, records, strict=True):
         if not isinstance(record, dict):
             raise InputError(
-                f"The {place} is {type(record).__name__}, not a JSON object; a row looks like "
-                '{"text": "…", "label": 0}.'
+                f"{place[0].upper()}{place[1:]} is {type(record).__name__}, not a JSON object; a row looks "
+                'like {"text": "…", "label": 0}.'
             )
     return _not_empty(Rows(records, str(path), places))
 

@@ -81,7 +81,8 @@ def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
             if missing:
                 raise InputError(
                     f"The column {missing[0]!r} is not in {rows.where(index)}."
-                    f"{nearest(missing[0], list(row))} Its columns are {', '.join(row)}."
+                    f"{nearest(missing[0], list(row))} Its columns are {', '.join(row)}; check that "
+                    "data_dir holds this task's files and that they name these columns."
                 )
             values = [row[part] for part in parts]
             # Several columns become one text; an empty one, such as a missing title, leaves no gap.
@@ -124,6 +125,10 @@ def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir:
             f"data_files: {{{split_name}: file.{'csv' if kind == 'csv' else 'jsonl'}}}."
         )
     names = data_files[split_name]
+    if not names or not isinstance(names, str | list):
+        raise InputError(
+            f"dataset_kwargs.data_files.{split_name} in {path} is {names!r}; give a file name or a list of them."
+        )
     tables = []
     for name in [names] if isinstance(names, str) else names:
         file = _find(str(name), path, data_dir)

@@ -59,6 +59,8 @@ REFUSED = {
     "task_list": "a file holds one task; write each variant as a file that includes the main one",
 }
 KNOWN = (*SUPPORTED, *WITHOUT_EFFECT, *REFUSED, "num_fewshot")
+METADATA: dict[str, tuple[type, ...]] = {"description": (str,), "metrics": (list,), "local": (dict,)}
+FORMATS = ("tsv", "csv", "jsonl")
 METADATA_LOCAL: dict[str, tuple[type, ...]] = {
     "folder": (str,),
     "format": (str,),
@@ -97,7 +99,9 @@ def read_task_file(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
         InputError: if a file is missing, no YAML, or includes itself; for a key that is unknown, refused,
             missing or of the wrong type.
     """
-    config, origins = _merge(path.resolve(), set())
+    merged, origins = _merge(path.resolve(), set())
+    # A null in the file takes back what an include set.
+    config = {key: value for key, value in merged.items() if value is not None}
     for key in REQUIRED:
         if config.get(key) is None:
             hint = "; it should be multiple_choice" if key == "output_type" else ""
@@ -116,7 +120,7 @@ def _merge(path: Path, seen: set[Path]) -> tuple[dict[str, Any], dict[str, Path]
         raise InputError(f"The task file {path} is included twice or includes itself; drop one include.")
     seen.add(path)
     own = _read_yaml(path)
-    includes = own.pop("include", [])
+    includes = own.pop("include", None) or []
     config: dict[str, Any] = {}
     origins: dict[str, Path] = {}
     for include in [includes] if isinstance(includes, str) else includes:
@@ -149,7 +153,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         )
     for key, value in config.items():
         _check_key(key, value, path)
-    return {key: value for key, value in config.items() if value is not None}
+    return config
 
 
 def _check_key(key: Any, value: Any, path: Path) -> None:
@@ -173,27 +177,37 @@ _OWN_KEYS = " Keys that lm-evaluation-harness does not know belong under metadat
 def _check_type(key: str, value: Any, types: tuple[type, ...], path: Path) -> None:
     # bool is an int to isinstance, but `doc_to_target: yes` is a mistake.
     if not isinstance(value, types) or isinstance(value, bool):
-        wanted = " or ".join(kind.__name__ for kind in types)
+        words = {str: "text", int: "a whole number", list: "a list", dict: "a mapping"}
+        wanted = " or ".join(words[kind] for kind in types)
         raise InputError(f"{key} in {path} should be {wanted}, but it is {value!r} ({type(value).__name__}).")
 
 
 def _check_metadata(config: dict[str, Any], origins: dict[str, Path]) -> None:
-    local = config.get("metadata", {}).get("local")
-    if local is None:
-        return
-    path = origins["metadata"]
-    _check_type("metadata.local", local, (dict,), path)
+    """Checks the keys under `metadata` that this project reads; others are free."""
+    metadata = config.get("metadata", {})
+    for key in METADATA.keys() & metadata.keys():
+        _check_type(f"metadata.{key}", metadata[key], METADATA[key], origins["metadata"])
+    if "local" in metadata:
+        _check_local(metadata["local"], origins["metadata"])
+
+
+def _check_local(local: dict[str, Any], path: Path) -> None:
+    known = list(METADATA_LOCAL)
     for key, value in local.items():
-        if key not in METADATA_LOCAL:
+        if key not in known:
             raise InputError(
-                f"Unknown key {key!r} under metadata.local in {path}.{nearest(str(key), list(METADATA_LOCAL))}"
+                f"Unknown key {key!r} under metadata.local in {path}.{nearest(str(key), known)} Known keys: "
+                f"{', '.join(known)}."
             )
         _check_type(f"metadata.local.{key}", value, METADATA_LOCAL[key], path)
     missing = [key for key in ("folder", "format", "files") if key not in local]
     if missing:
         raise InputError(f"metadata.local in {path} lacks the key {missing[0]}.")
-    formats = ("tsv", "csv", "jsonl")
-    if local["format"] not in formats:
+    if local["format"] not in FORMATS:
         raise InputError(
-            f"metadata.local.format in {path} is {local['format']!r}; known formats: {', '.join(formats)}."
+            f"metadata.local.format in {path} is {local['format']!r}; known formats: {', '.join(FORMATS)}."
         )
+    for split, name in local["files"].items():
+        _check_type(f"metadata.local.files.{split}", name, (str,), path)
+    for column, source in local.get("columns", {}).items():
+        _check_type(f"metadata.local.columns.{column}", source, (str, list), path)

@@ -211,7 +211,7 @@ class Task:
         if isinstance(words, str):
             try:
                 words = ast.literal_eval(words)
-            except (ValueError, SyntaxError) as error:
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
                 raise InputError(
                     f"{place} gives {words!r} for {where}, which is not a list of choices; write it as "
                     '{{[choice1, choice2]}} or as ["no", "yes"].'
@@ -245,7 +245,7 @@ class Task:
             return None
         else:
             target = self._value("doc_to_target", row, where)
-            if source not in row and target.isdigit():
+            if source not in row and target.isdecimal():
                 target = int(target)
         if target is None or target == -1:  # how JSON, and GLUE on the hub, mark an unlabelled row
             return None
@@ -268,7 +268,7 @@ class Task:
                 )
             names.append("acc" if entry["metric"] in _RANKINGS else entry["metric"])
         # Metrics that lm-evaluation-harness has no name for, such as f1_macro.
-        names += self.config.get("metadata", {}).get("metrics", [])
+        names += map(str, self.config.get("metadata", {}).get("metrics", []))
         try:
             check_metric_names(names)
         except InputError as error:

@@ -1,0 +1,231 @@
+"""Rows from the user's own files, from benchmark folders and from the hub."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.tasks import Task, load_task
+
+
+@pytest.fixture
+def own(write_task, tmp_path: Path) -> Task:
+    rows = [{"text": f"Question {i}?", "label": i % 2} for i in range(20)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Task(write_task())
+
+
+def test_columns(own: Task) -> None:
+    data = own.load("train")
+    assert data.column_names == ["id", "prompt", "completion", "choices", "label"]
+    assert data[3] == {
+        "id": data[3]["id"],
+        "prompt": "Q: Question 3?\nA:",
+        "completion": " yes",
+        "choices": [" no", " yes"],
+        "label": 1,
+    }
+    assert len(set(data["id"])) == 20
+    assert data.features["label"].dtype == "int64"
+
+
+def test_limit_and_seed(own: Task) -> None:
+    every = own.load("train")["id"]
+    assert own.load("train", limit=5)["id"] == every[:5]
+    assert own.load("train", limit=50)["id"] == every
+    drawn = own.load("train", limit=8, seed=1)["id"]
+    assert drawn == own.load("train", limit=8, seed=1)["id"]
+    assert drawn != own.load("train", limit=8, seed=2)["id"]
+    assert drawn[:3] == own.load("train", limit=3, seed=1)["id"]
+    assert set(drawn) < set(every)
+    assert drawn != every[:8]
+    with pytest.raises(InputError, match="limit is 0"):
+        own.load("train", limit=0)
+
+
+def test_files_are_looked_up_in_data_dir_then_beside_the_task_then_here(
+    own: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    row = '{"text": "Elsewhere?", "label": 0}\n'
+    (other / "train.jsonl").write_text(row)
+    assert len(own.load("train")) == 20
+    assert own.load("train", data_dir=other)["prompt"] == ["Q: Elsewhere?\nA:"]
+    (tmp_path / "train.jsonl").unlink()
+    assert own.load("train")["prompt"] == ["Q: Elsewhere?\nA:"]
+
+
+def test_csv_labels_are_integers_and_delimiter(make_task, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text;label\n"a; b";1\n007;0\n')
+    task = make_task(
+        dataset_path="csv",
+        dataset_kwargs={"data_files": {"train": ["rows.csv", "rows.csv"]}, "delimiter": ";"},
+    )
+    data = task.load("train")
+    assert data["label"] == [1, 0, 1, 0]
+    assert data["prompt"][:2] == ["Q: a; b\nA:", "Q: 007\nA:"]
+
+
+def test_a_bare_file_name_is_the_train_split(make_task, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"text": "x", "label": 0}]')
+    task = make_task(dataset_kwargs={"data_files": "rows.json"})
+    assert len(task.load("train")) == 1
+    with pytest.raises(InputError, match="has no files for the split 'validation'"):
+        task.load("validation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "content", "message"),
+    [
+        ({}, '{"text": "x", "label": 0}\n{"text": "y"}\n', "'label'.*line 2 of .*train.jsonl"),
+        ({}, '{"text": "x", "label": 7}\n', "label 7 of line 1 of .*train.jsonl is outside"),
+        ({}, '{"text": "x", "la', "Line 1 of .*train.jsonl is not valid JSON"),
+        ({"dataset_kwargs": None}, "", "has no files for the split 'train'"),
+        ({"dataset_kwargs": {"data_files": {"train": "no.jsonl"}}}, "", "'no.jsonl' of .* does not exist"),
+        ({"dataset_kwargs": {"data_files": 3}}, "", "data_files.train in .* is 3; give a file name"),
+        ({"dataset_kwargs": {"field": "x"}}, "", "dataset_kwargs.field in .* is not supported"),
+    ],
+)
+def test_bad_own_files(changes, content: str, message: str, make_task, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        make_task(**changes).load("train")
+
+
+def test_bad_splits_and_folders(own: Task, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Unknown split 'dev'"):
+        own.load("dev")
+    with pytest.raises(InputError, match="has no test split: test_split is not set"):
+        own.load("test")
+    with pytest.raises(InputError, match=r"data folder .*absent does not exist"):
+        own.load("train", data_dir=tmp_path / "absent")
+
+
+# The four formats of the built-in tasks, written by hand: what is read must have the hub's columns.
+SAMPLES: dict[str, tuple[str, str, list[str], list[int]]] = {
+    "sst2": ("SST-2/dev.tsv", 'sentence\tlabel\nsome "good" fun \t1\nbad \t0\n', ['some "good" fun'], [1, 0]),
+    "cola": ("CoLA/dev.tsv", "gj04\t1\t\tShe sings.\ngj04\t0\t*\tShe sing.\n", ["She sings."], [1, 0]),
+    "rte": (
+        "RTE/dev.tsv",
+        "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tnot_entailment\n1\tC.\tD.\tentailment\n",
+        ["A.", "B."],
+        [1, 0],
+    ),
+    "boolq": (
+        "BoolQ/val.jsonl",
+        '{"question": "is it", "passage": "P.", "idx": 0, "label": true}\n'
+        '{"question": "is it", "passage": "P.", "idx": 1, "label": false}\n',
+        ["P.", "is it?"],
+        [1, 0],
+    ),
+    "ag_news": (
+        "AGNews/val.csv",
+        'Class Index,Title,Description\r\n3,"T, ""x""", D.\r\n1,,Only  a description.\r\n',
+        ['News: T, "x" D.\n'],
+        [2, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_benchmark_folders(name: str, tmp_path: Path) -> None:
+    file, content, parts, labels = SAMPLES[name]
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_bytes(content.encode())
+    task = load_task(name)
+    data = task.load("validation", data_dir=tmp_path)
+    assert data["label"] == labels
+    assert all(part in data["prompt"][0] for part in parts)
+    inner = task.load("validation", data_dir=path.parent)  # the folder itself is taken too
+    assert inner["id"] == data["id"]
+
+
+def test_empty_title_leaves_no_gap(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text(SAMPLES["ag_news"][1])
+    prompts = load_task("ag_news").load("validation", data_dir=tmp_path)["prompt"]
+    assert prompts[1] == "News: Only a description.\nTopic:"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        ("sst2", None, "", "needs the file SST-2/dev.tsv in the data folder"),
+        ("sst2", "dev.tsv", "sentence\tlabel\nx\t2\n", "The label '2' of line 2 of .* is none of 0, 1"),
+        ("sst2", "dev.tsv", "sentence\tlabel\nx\n", "Line 2 of .* has 1 fields, but 2"),
+        ("sst2", "dev.tsv", "text\tlabel\nx\t1\n", "'sentence', which doc_to_text in .* needs, is not in line 2"),
+        ("cola", "dev.tsv", "x\t1\n", "has 2 fields, but 4 are expected .source, label"),
+        ("rte", "dev.tsv", "sentence1\tsentence2\tlabel\na\tb\tmaybe\n", "'maybe' of line 2"),
+        ("boolq", "val.jsonl", '{"question": "q", "label": true}\n', "'passage', which doc_to_text"),
+        ("ag_news", "val.csv", "1,a,b\n2,c,d\n", "'Title' is not in line 2"),
+    ],
+)
+def test_bad_benchmark_folders(name: str, file: str | None, content: str, message: str, tmp_path: Path) -> None:
+    if file:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_task(name).load("validation", data_dir=tmp_path)
+
+
+def test_data_dir_needs_a_declaration(make_task, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not say how its files look"):
+        make_task(dataset_path="some/set", dataset_kwargs=None).load("train", data_dir=tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list]:
+    """Replaces `datasets.load_dataset`; the returned list collects its arguments."""
+
+    def replace(result: Any) -> list:
+        calls: list = []
+
+        def load_dataset(*args: Any, **kwargs: Any) -> Any:
+            calls.append((args, kwargs))
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return replace
+
+
+def test_hub(hub) -> None:
+    calls = hub(datasets.Dataset.from_list([{"sentence": "fine ", "label": 1, "idx": 0}]))
+    data = load_task("sst2").load("validation")
+    assert calls == [(("nyu-mll/glue", "sst2"), {"split": "validation"})]
+    assert data["prompt"] == ["Review: fine\nSentiment:"]
+
+
+def test_hub_and_folder_give_the_same_ids(hub, tmp_path: Path) -> None:
+    content = SAMPLES["ag_news"][1]
+    (tmp_path / "val.csv").write_text(content)
+    hub(datasets.Dataset.from_list([{"text": 'T, "x"  D.', "label": 2}]))
+    task = load_task("ag_news")
+    local = task.load("validation", data_dir=tmp_path)
+    assert task.load("validation")["id"] == local["id"][:1]
+
+
+def test_offline_says_what_to_do(hub) -> None:
+    hub(ConnectionError("Couldn't reach the hub\nlong trace"))
+    with pytest.raises(InputError) as caught:
+        load_task("sst2").load("validation")
+    message = str(caught.value)
+    assert "pass --data_dir with the folder that holds SST-2 (train.tsv, dev.tsv)" in message
+    assert "Couldn't reach the hub" in message
+    assert "\n" not in message
+
+
+def test_streaming_is_refused(hub, make_task) -> None:
+    hub(datasets.IterableDataset.from_generator(lambda: iter([{"text": "x"}])))
+    task = make_task(dataset_path="some/set", dataset_kwargs={"streaming": True, "trust_remote_code": True})
+    with pytest.raises(InputError, match="drop streaming"):
+        task.load("train")
