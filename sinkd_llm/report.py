@@ -129,7 +129,7 @@ def summary(rows: Sequence[ResultRow]) -> str | None:
         return None
     metric = next(iter(after.metrics))
     text = (
-        f"The student scores {format_score(after.metrics[metric])} {metric}, "
+        f"The student scores {metric} {format_score(after.metrics[metric])}, "
         f"{format_share(share)} of its teacher's {format_score(teacher.metrics[metric])}"
     )
     if teacher.parameters:
@@ -228,7 +228,7 @@ def render_report(results: Mapping[str, Any], records: Sequence[Mapping[str, Any
 
 def _curves(
     rows: Sequence[ResultRow], metric: str | None, records: Sequence[Mapping[str, Any]]
-) -> list[dict[str, str] | None]:
+) -> list[dict[str, Any] | None]:
     teacher, before = find_row(rows, TEACHER), find_row(rows, BEFORE)
     references = {
         row.name: row.metrics[metric]
@@ -250,8 +250,8 @@ def _curve(
     records: Sequence[Mapping[str, Any]],
     names: Mapping[str, str],
     references: Mapping[str, float] | None = None,
-) -> dict[str, str] | None:
-    """One plot as inline SVG, or `None` if the records hold none of the names."""
+) -> dict[str, Any] | None:
+    """One plot: title, inline SVG and legend (label, colour, line style of CSS), or `None` if the records hold none of the names."""
     series = {}
     for key, label in names.items():
         points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
@@ -265,23 +265,25 @@ def _curve(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}):
         # Figure without pyplot: no global state, no window system, safe in a thread.
         figure = Figure(figsize=(5.6, 2.9), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
+        legend = []
         for (label, points), colour in zip(series.items(), COLOURS, strict=False):
             steps, values = zip(*points, strict=True)
-            marker = "o" if len(points) < 25 else ""
-            axes.plot(steps, values, color=colour, lw=1.6, marker=marker, ms=3.2, label=label)
-        for (label, value), dash in zip((references or {}).items(), ("--", ":"), strict=False):
-            axes.axhline(value, color="#444", lw=1.1, ls=dash, label=label)
+            axes.plot(steps, values, color=colour, lw=1.6, marker="o" if len(points) < 25 else "", ms=3.2)
+            legend.append((label, colour, "solid"))
+        for (label, value), style in zip((references or {}).items(), ("dashed", "dotted"), strict=False):
+            axes.axhline(value, color="#444444", lw=1.1, ls=style)
+            legend.append((label, "#444444", style))
         _finish(axes, unit)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    return {"title": title, "svg": svg[svg.index("<svg") :]}
+    # The legend is the page's: one inside the drawing would not wrap to the width that there is.
+    return {"title": title, "svg": svg[svg.index("<svg") :], "legend": legend}
 
 
 def _finish(axes: "Axes", unit: str) -> None:
@@ -292,4 +294,3 @@ def _finish(axes: "Axes", unit: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, fontsize=9)

@@ -7,6 +7,7 @@ torch.
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     debug = os.environ.get("SINKD_DEBUG", "") not in ("", "0")
+    if not debug:
+        # What one library tells another about its next version is not for the user of this command.
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
     try:
         return _dispatch(arguments)
     except (InputError, OSError) as error:
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if debug:
             raise
-        print(f"\nsinkd: {error or 'interrupted'}", file=sys.stderr)
+        print(f"\nsinkd: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

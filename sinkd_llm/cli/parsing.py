@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,26 +21,25 @@ if TYPE_CHECKING:
 
 # What a first run needs of the 130 flags of TrainingArguments; `--help_all` shows the others.
 COMMON_TRAINER_FLAGS = {
-    "output_dir",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "logging_steps",
-    "eval_strategy",
-    "eval_steps",
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-    "bf16",
-    "seed",
-    "report_to",
-    "resume_from_checkpoint",
+    *("output_dir", "resume_from_checkpoint", "seed", "report_to"),
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("weight_decay", "bf16", "logging_steps", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "save_total_limit"),
+}
+
+# Where this command line does more than the help of Transformers says.
+_HELP = {
+    "output_dir": "Where the model, results.json, metrics.jsonl, report.html and checkpoints go. "
+    "Default: runs/<command>-<task>.",
+    "resume_from_checkpoint": "'true' for the last checkpoint in output_dir, or the folder of one.",
+    "model_name_or_path": "The model to train: a hub id, a folder, a *.gguf file or a bundled name. "
+    "distill with --student_layers can do without.",
+    "dtype": "Load the weights of student and teacher in this type.",
+    "use_peft": "Train a LoRA adapter instead of all weights.",
+    "lora_target_modules": "LoRA target modules. Default: all linear layers.",
+    "student_layers": "Build the student from this many evenly spaced layers of the model that "
+    "--model_name_or_path names, or of the teacher if it names none.",
 }
 
 
@@ -47,7 +47,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         # Every flag also exists with hyphens; saying so 130 times helps nobody.
         if action.option_strings and action.nargs != 0:
-            value = self._format_args(action, action.metavar or "VALUE")
+            value = self._format_args(action, "VALUE")
             return f"{action.option_strings[0]} {value}"
         return super()._format_action_invocation(action)
 
@@ -70,6 +70,7 @@ class SinKDParser(TrlParser):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
         raise InputError(f"{message}. '{self.prog} --help' shows the flags.")
 
     def parse(self, argv: Sequence[str], default_output_dir: str | None = None) -> tuple[Any, ...]:
@@ -89,8 +90,8 @@ class SinKDParser(TrlParser):
             return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
         except InputError:
             raise
-        except (ValueError, ImportError) as error:
-            # TrainingArguments and ModelConfig check combinations of values with these two.
+        except ValueError as error:
+            # TrainingArguments and ModelConfig refuse combinations of values with it.
             raise InputError(" ".join(str(error).split())) from error
 
     def _use_config(self, path: str) -> None:
@@ -117,8 +118,11 @@ class SinKDParser(TrlParser):
             return value
         values = []
         for item in value if isinstance(value, list) else [value]:
-            # YAML 1.1 reads 1e-4 as text and 'no' as false; the flag's own conversion decides.
-            text = str(item).lower() if isinstance(item, bool) else str(item)
+            # YAML 1.1 reads 1e-4 as text, which the flag's own conversion takes; and `no`, which
+            # is a choice of eval_strategy, as false.
+            text = str(item)
+            if isinstance(item, bool):
+                text = text.lower() if action.choices is None else ("yes" if item else "no")
             try:
                 values.append(self._get_value(action, text))
                 self._check_value(action, values[-1])
@@ -170,9 +174,28 @@ def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, Si
         epilog="Every flag may stand in the --config file without its dashes; flags win.",
     )
     parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
-    if "--help_all" not in argv:
-        trainer_flags = {field.name for field in dataclasses.fields(TrainingArguments)}
-        for action in parser._actions:
-            if action.dest in trainer_flags - COMMON_TRAINER_FLAGS:
+    _arrange_help(parser, every_flag="--help_all" in argv)
+    return parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+
+
+def _arrange_help(parser: SinKDParser, every_flag: bool) -> None:
+    """Sort the flags into titled groups, and leave those out that few runs need."""
+    shared = {field.name for field in dataclasses.fields(TrainingArguments)}
+    groups = {
+        "task and data": TaskArguments,
+        "model (as in trl.ModelConfig)": ModelConfig,
+        "distillation (SinKDConfig)": SinKDConfig,
+        "training (as in transformers.TrainingArguments)": TrainingArguments,
+    }
+    optional = parser._optionals._group_actions
+    for title, dataclass_type in groups.items():
+        group = parser.add_argument_group(title)
+        names = {field.name for field in dataclasses.fields(dataclass_type)}
+        own = names if dataclass_type is TrainingArguments else names - shared
+        # argparse has no public way to move a flag, and HfArgumentParser puts all into one group.
+        group._group_actions.extend(action for action in optional if action.dest in own)
+        optional[:] = [action for action in optional if action.dest not in own]
+        for action in group._group_actions:
+            action.help = _HELP.get(action.dest, action.help)
+            if action.dest in shared - COMMON_TRAINER_FLAGS and not every_flag:
                 action.help = argparse.SUPPRESS
-    return parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")  # type: ignore[return-value]

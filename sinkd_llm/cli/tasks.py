@@ -57,7 +57,7 @@ def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
     if limit < 1:
         raise InputError(f"--limit is {limit}; give 1 or more.")
     task: Task = load_task(name)
-    rows = task.load(split, data_dir, limit=limit)  # type: ignore[arg-type]
+    rows = task.load(split, data_dir, limit=limit)
     show(f"{task.name}: metrics {', '.join(task.metric_names)}")
     for row in rows:
         show(f"\n── {row['id']}")

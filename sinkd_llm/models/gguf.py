@@ -51,9 +51,8 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=dtype)
-        # What follows takes away what marks the model as packed: its weights are plain `dtype` now.
+        # These two mark the model as packed, which cannot be saved; its weights are plain `dtype` now.
         model.hf_quantizer = None
-        model.is_quantized = False
         del model.config.quantization_config
         if hasattr(model.config, "_model_name_or_path"):  # the file's title, in GGUF metadata
             del model.config._model_name_or_path

@@ -12,6 +12,7 @@ from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_FOLDER,
+    BASE_REFERENCE,
     ModelSource,
     hub_error,
     read_json,
@@ -167,7 +168,7 @@ def _load_adapted(source: ModelSource, merge: bool, options: dict[str, Any]) -> 
     config = read_json(folder / ADAPTER_CONFIG)
     has_base = (folder / BASE_FOLDER).is_dir()
     base_name = str(folder / BASE_FOLDER) if has_base else config.get("base_model_name_or_path")
-    if not base_name or base_name == BASE_FOLDER:
+    if not base_name or base_name == BASE_REFERENCE:
         raise InputError(
             f"{source.name!r} holds an adapter without its base model: no folder "
             f"{folder / BASE_FOLDER}, and its {ADAPTER_CONFIG} names none. Give the folder that the "

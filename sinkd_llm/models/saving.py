@@ -24,10 +24,12 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.gguf import quiet_transformers
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_FOLDER,
+    BASE_REFERENCE,
     CONFIG,
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -73,10 +75,11 @@ def save_student(
         )
     folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier(folder)
-    if isinstance(model, PeftModel):
-        _save_adapted(model, folder, state_dict)
-    else:
-        model.save_pretrained(folder, state_dict=state_dict)
+    with quiet_transformers():
+        if isinstance(model, PeftModel):
+            _save_adapted(model, folder, state_dict)
+        else:
+            model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
 
 
@@ -100,7 +103,7 @@ def _save_adapted(model: Any, folder: Path, state_dict: dict[str, Tensor] | None
     config = json.loads(adapter_config.read_text(encoding="utf-8"))
     if source is None:
         _save_base(model, base, folder, state_dict)
-        config["base_model_name_or_path"], config["revision"] = BASE_FOLDER, None
+        config["base_model_name_or_path"], config["revision"] = BASE_REFERENCE, None
     else:
         # PEFT stores the path as it was given, which another working directory would not find.
         config["base_model_name_or_path"] = source.path

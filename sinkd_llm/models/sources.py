@@ -18,6 +18,8 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 # An adapter whose base has no name of its own keeps that base in this folder beside it (saving.py).
 BASE_FOLDER = "base"
+# What such an adapter writes as its base's name: no hub id, so that nobody asks the hub for it.
+BASE_REFERENCE = f"./{BASE_FOLDER}"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WHAT_CAN_BE_GIVEN = (

@@ -1,0 +1,6 @@
+"""Optimal transport between two sets of distributions. Torch only: knows no language model."""
+
+from sinkd_llm.optimal_transport.cost import COST_NORMS, pairwise_cost
+from sinkd_llm.optimal_transport.sinkhorn import GRADIENTS, TransportPlan, sinkhorn
+
+__all__ = ["COST_NORMS", "GRADIENTS", "TransportPlan", "pairwise_cost", "sinkhorn"]

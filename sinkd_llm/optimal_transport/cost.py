@@ -19,13 +19,11 @@ from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
 
 COST_NORMS = ("l1", "sql2")
 
-# Elements of the one scratch buffer. On a CPU it should stay in the second-level cache; on a GPU it only
-# has to be large enough to hide the launch of a kernel.
-_TILE_ELEMENTS = {"cpu": 2**18}
-_TILE_ELEMENTS_GPU = 2**24
-_TILE_WIDTH = {"cpu": 1024}
-_TILE_WIDTH_GPU = 8192
-_SMALLEST_TILE_WIDTH = 256
+# Elements of the one scratch buffer, and its widest vocabulary tile. On a CPU it should stay in the cache and
+# still be long enough to hide the cost of an operator call; on a GPU it has to hide kernel launches.
+_CPU_TILE = (2**20, 2048)
+_GPU_TILE = (2**24, 8192)
+_NARROWEST_TILE = 256
 _GEMM_TILE_WIDTH = 8192
 
 
@@ -106,16 +104,13 @@ def _l1_gradient(x_BNV: Tensor, y_BMV: Tensor, grad_BNM: Tensor) -> Tensor:
     return out_BNV
 
 
-def _differences(
-    x_BNV: Tensor, y_BMV: Tensor
-) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+def _differences(x_BNV: Tensor, y_BMV: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Tiles `x[b, n, None, v] - y[b, None, :, v]`, all written into the same scratch buffer."""
     (B, N, V), M = x_BNV.shape, y_BMV.shape[1]
     if not (B and N and M and V):
         return
-    elements = _TILE_ELEMENTS.get(x_BNV.device.type, _TILE_ELEMENTS_GPU)
-    widest = _TILE_WIDTH.get(x_BNV.device.type, _TILE_WIDTH_GPU)
-    width = min(V, widest, max(_SMALLEST_TILE_WIDTH, elements // M))
+    elements, widest = _CPU_TILE if x_BNV.device.type == "cpu" else _GPU_TILE
+    width = min(V, widest, max(_NARROWEST_TILE, elements // M))
     rows = min(N, max(1, elements // (M * width)))
     problems = min(B, max(1, elements // (N * M * width)))  # many small problems share a tile
     scratch = x_BNV.new_empty(problems * rows * M * width)
@@ -157,9 +152,7 @@ class _SquaredL2Cost(torch.autograd.Function):
         return student, teacher
 
 
-def _centred_tiles(
-    student_BNV: Tensor, teacher_BMV: Tensor
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _centred_tiles(student_BNV: Tensor, teacher_BMV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Vocabulary tiles of both inputs, minus the teacher's mean row.
 
     `||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t` does not change when both are shifted, but its rounding error
@@ -168,5 +161,5 @@ def _centred_tiles(
     for start in range(0, student_BNV.shape[-1], _GEMM_TILE_WIDTH):
         v = slice(start, start + _GEMM_TILE_WIDTH)
         teacher = teacher_BMV[..., v]
-        centre = teacher.mean(dim=1, keepdim=True)
+        centre = teacher.sum(dim=1, keepdim=True) / max(teacher.shape[1], 1)
         yield v, student_BNV[..., v] - centre, teacher - centre

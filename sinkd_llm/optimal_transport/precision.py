@@ -1,4 +1,4 @@
-"""The working precision of this package: fp32 or better, whatever the model's dtype or autocast say."""
+"""The working precision of the losses: fp32 or better, whatever the model's dtype or autocast say."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,6 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     """Context in which an ambient autocast does not send the matrix products of `tensor` to bf16.
 
     Under mixed precision a trainer may compute the loss inside autocast. The products here subtract
-    nearly equal numbers or multiply marginal residuals: eight bits of mantissa are not enough.
+    nearly equal numbers: eight bits of mantissa are not enough.
     """
     return torch.autocast(tensor.device.type, enabled=False)

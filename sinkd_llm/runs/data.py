@@ -141,7 +141,7 @@ def load_run_data(arguments: TaskArguments, seed: int) -> RunData:
 def task_split(task: "Task", split: str, data_dir: str | None, limit: int | None) -> "Dataset":
     """The rows of a split to score on; with `limit`, the same sample for every run."""
     seed = None if limit is None else EVALUATION_SAMPLE_SEED
-    return task.load(split, data_dir, limit=limit, seed=seed)  # type: ignore[arg-type]
+    return task.load(split, data_dir, limit=limit, seed=seed)
 
 
 def _load_splits(name: str, arguments: TaskArguments) -> dict[str, Any]:

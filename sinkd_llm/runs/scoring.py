@@ -56,7 +56,7 @@ def run_evaluate(
     tokenizer = load_tokenizer(model_name_or_path, **{k: v for k, v in loading.items() if k in tokenizer_keys})
     model = load_model(model_name_or_path, **loading)
     if loading.get("quantization_config") is None:
-        model.to(default_device())  # type: ignore[arg-type]
+        model.to(default_device())
     with progress(f"Scoring {len(dataset)} rows of {loaded_task.name}") as on_progress:
         score = evaluate_task(
             model,
@@ -125,7 +125,7 @@ class Scorer:
         with progress(f"Scoring {name} on {len(rows)} rows") as on_progress:
             score = evaluate_task(
                 model,
-                self.trainer.processing_class,  # type: ignore[arg-type]
+                self.trainer.processing_class,
                 self.data.task,
                 rows,
                 batch_size=args.per_device_eval_batch_size,

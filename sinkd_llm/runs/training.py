@@ -96,6 +96,8 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -104,8 +106,6 @@ def _train(
     from sinkd_llm.models import build_quantization_config
     from sinkd_llm.trainer import SinKDTrainer
 
-    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
-        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
     output_dir = Path(str(training_args.output_dir))
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
     prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
@@ -115,6 +115,8 @@ def _train(
             f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
             f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no."
         )
+    if training_args.device.type == "cpu":
+        training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
     _apply_model_arguments(training_args, model_args)
     interrupt = InterruptCallback(resume_command(command, argv))
@@ -203,5 +205,5 @@ def _adapter(model_args: "ModelConfig") -> Any:
     from trl import get_peft_config
 
     if model_args.use_peft and model_args.lora_target_modules is None:
-        model_args.lora_target_modules = "all-linear"
+        model_args.lora_target_modules = "all-linear"  # type: ignore[assignment]
     return get_peft_config(model_args)

@@ -1,0 +1,29 @@
+"""What training minimises: tensors in, a loss and its named terms out."""
+
+from sinkd_llm.objectives.divergences import (
+    DIVERGENCES,
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    temperature_factor,
+    total_variation,
+)
+from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
+from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+
+__all__ = [
+    "DIVERGENCES",
+    "TRANSPORT_SCOPES",
+    "VOCABULARIES",
+    "DistillationObjective",
+    "ObjectiveOutput",
+    "SinKDTerm",
+    "cross_entropy",
+    "forward_kl",
+    "jensen_shannon",
+    "reverse_kl",
+    "sinkd_term",
+    "temperature_factor",
+    "total_variation",
+]

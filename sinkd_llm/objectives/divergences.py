@@ -1,0 +1,161 @@
+"""Cross-entropy and the divergences between the teacher's and the student's next-token distributions.
+
+Shape suffixes: N supervised tokens, V vocabulary.
+
+With p the teacher's softmax and q the student's, both at the same temperature (nats, one value per row):
+
+    forward KL   KL(p || q)                       pulls q over all of p's mass
+    reverse KL   KL(q || p)                       pulls q into p's modes
+    JS           (KL(p || m) + KL(q || m)) / 2    m = (p + q) / 2, at most log 2
+    TVD          sum |p - q| / 2                  at most 1
+
+Each writes its own derivative to the student's logits. What automatic differentiation would send through
+`log_softmax` is not zero at p = q (it leaves the rounding of `sum p - 1`), and keeps three or four [N, V]
+buffers where one is enough.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sinkd_llm.optimal_transport.precision import full_precision
+
+# (log q, log p) -> (value [N], gradient to the student's logits at temperature 1 [N, V])
+_Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """`-log softmax(student)[label]`, one value per row.
+
+    Args:
+        student_NV (`Tensor`):
+            Logits `[N, V]` of any floating dtype; computed in fp32, or fp64 if given fp64. N may be 0.
+        labels_N (`Tensor`):
+            Token ids `[N]` in [0, V); there is no ignored label here: rows are supervised tokens.
+
+    Returns:
+        `Tensor`: `[N]`.
+    """
+    logits_NV = full_precision(student_NV)
+    gold_N = logits_NV.gather(-1, labels_N[:, None]).squeeze(-1)
+    return torch.logsumexp(logits_NV, dim=-1) - gold_N
+
+
+def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student), one value per row: the usual distillation loss (arXiv:1503.02531).
+
+    Exactly 0, with a gradient of exactly 0, where the two agree. No factor for the temperature is
+    applied here, see [`temperature_factor`]. A logit of -inf on both sides takes no part; one that only the
+    student has costs a large finite amount.
+
+    Args:
+        student_NV (`Tensor`):
+            Logits `[N, V]` of any floating dtype; computed in fp32, or fp64 if given fp64. N may be 0.
+        teacher_NV (`Tensor`):
+            Logits `[N, V]`; never receives a gradient.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides both sides' logits before the softmax.
+
+    Returns:
+        `Tensor`: `[N]`.
+    """
+    return _Divergence.apply(student_NV, teacher_NV, temperature, _forward_kl)
+
+
+def reverse_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(student || teacher), one value per row. Arguments and guarantees as in [`forward_kl`]."""
+    return _Divergence.apply(student_NV, teacher_NV, temperature, _reverse_kl)
+
+
+def jensen_shannon(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Jensen-Shannon divergence in [0, log 2], one value per row. As in [`forward_kl`]."""
+    return _Divergence.apply(student_NV, teacher_NV, temperature, _jensen_shannon)
+
+
+def total_variation(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Total variation distance in [0, 1], one value per row. As in [`forward_kl`]."""
+    return _Divergence.apply(student_NV, teacher_NV, temperature, _total_variation)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "kl": forward_kl,
+    "rkl": reverse_kl,
+    "js": jensen_shannon,
+    "tvd": total_variation,
+}
+
+# Order of the gradient in 1 / temperature, when the temperature is high. `q - p` is of order 1 / T, and so
+# is the derivative of the softmax. KL, RKL and JS are quadratic in `q - p`, hence T^2; TVD is linear: T.
+_TEMPERATURE_ORDER = {"kl": 2, "rkl": 2, "js": 2, "tvd": 1}
+
+
+def temperature_factor(divergence: str, temperature: float) -> float:
+    """The factor that keeps the size of a divergence's gradient the same at every temperature.
+
+    `temperature ** 2` for `kl`, `rkl` and `js` (Hinton et al., arXiv:1503.02531, section 2.1) and
+    `temperature` for `tvd`. docs/method.md has the derivation.
+    """
+    return float(temperature) ** _TEMPERATURE_ORDER[divergence]
+
+
+class _Divergence(torch.autograd.Function):
+    """Runs a kernel on the two log-softmaxes and keeps its gradient, the only [N, V] buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor, temperature: float, kernel: _Kernel) -> Tensor:
+        log_q = torch.log_softmax(full_precision(student_NV) / temperature, dim=-1)
+        log_p = torch.log_softmax(full_precision(teacher_NV) / temperature, dim=-1)
+        value_N, grad_NV = kernel(log_q, log_p)
+        ctx.save_for_backward(grad_NV.div_(temperature) if ctx.needs_input_grad[0] else None)
+        ctx.dtype = student_NV.dtype
+        return value_N.clamp_(min=0)  # what is below 0 is rounding
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (grad_NV,) = ctx.saved_tensors
+        if grad_NV is None:
+            return None, None, None, None
+        return (grad_N[:, None] * grad_NV).to(ctx.dtype), None, None, None
+
+
+def _log_ratio(log_x: Tensor, log_y: Tensor) -> Tensor:
+    """`log x - log y`, 0 where both are -inf, and so large that it stays finite times 0 where one is."""
+    return (log_x - log_y).nan_to_num_(nan=0.0, posinf=1e4, neginf=-1e4)
+
+
+def _forward_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    ratio = _log_ratio(log_p, log_q)
+    p, q = log_p.exp_(), log_q.exp_()
+    return ratio.mul_(p).sum(dim=-1), q.sub_(p)
+
+
+def _reverse_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    ratio = _log_ratio(log_q, log_p)
+    q = log_q.exp_()
+    value_N = (q * ratio).sum(dim=-1)
+    return value_N, ratio.sub_(value_N[:, None]).mul_(q)
+
+
+def _jensen_shannon(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    # log((1 + e^d) / 2) = max(d, 0) + log1p(expm1(-|d|) / 2): no overflow, and exactly 0 at d = 0.
+    d = _log_ratio(log_p, log_q)
+    bend = torch.log1p(torch.expm1(-d.abs()) / 2)
+    log_p_to_m = -(bend + (-d).clamp_(min=0))
+    log_q_to_m = -(bend + d.clamp_(min=0))
+    p, q = log_p.exp_(), log_q.exp_()
+    kl_qm_N = (q * log_q_to_m).sum(dim=-1)
+    value_N = (log_p_to_m.mul_(p).sum(dim=-1) + kl_qm_N) / 2
+    return value_N, log_q_to_m.sub_(kl_qm_N[:, None]).mul_(q).div_(2)
+
+
+def _total_variation(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    q = log_q.exp_()
+    difference = q - log_p.exp_()
+    value_N = difference.abs().sum(dim=-1) / 2
+    sign = difference.sign_()
+    mean_N = (q * sign).sum(dim=-1)
+    return value_N, sign.sub_(mean_N[:, None]).mul_(q).div_(2)

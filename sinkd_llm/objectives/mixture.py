@@ -1,0 +1,243 @@
+"""The loss that training minimises: cross-entropy, one divergence and SinKD, weighted and normalised.
+
+Shape suffixes: N supervised tokens, V vocabulary (the student's, the teacher's may be wider or narrower).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, temperature_factor
+from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
+from sinkd_llm.optimal_transport.precision import full_precision
+
+VOCABULARIES = ("full", "verbalizers")
+
+
+@dataclass
+class ObjectiveOutput:
+    """What [`DistillationObjective`] returns.
+
+    Attributes:
+        loss (`Tensor`):
+            Scalar to minimise.
+        terms (`dict[str, Tensor]`):
+            Those of `"ce"`, the divergence's name and `"sinkhorn"` that were computed: the mean over these
+            rows, before the term's weight and without gradient. The divergence has its temperature factor, so
+            that the weighted terms add up to the loss when `num_items` is the number of rows.
+        diagnostics (`dict[str, Tensor]`):
+            Empty unless asked for.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DistillationObjective:
+    """The distillation loss over the supervised tokens of a batch:
+
+    `((1 - alpha) sum CE + alpha * factor * sum divergence + sinkhorn_weight * sum SinKD) / num_items`
+
+    Without a teacher it is the plain cross-entropy, `sum CE / num_items`, whatever `alpha` says. With a
+    teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
+    computed. CE and the divergence are sums over tokens; the SinKD term is one transport problem (or several,
+    see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16.
+
+    Args:
+        alpha (`float`, *optional*, defaults to `0.9`):
+            Weight of the divergence, in [0, 1]; CE has the rest.
+        divergence (`str`, *optional*, defaults to `"kl"`):
+            `"kl"`, `"rkl"`, `"js"`, `"tvd"` or `"none"`. Multiplied by
+            [`~sinkd_llm.objectives.temperature_factor`]: its weight means the same at every temperature.
+        temperature (`float`, *optional*, defaults to `2.0`):
+            Temperature of the divergence.
+        sinkhorn_weight (`float`, *optional*, defaults to `0.8`):
+            Weight of the mean transport cost of a supervised token; the paper's beta, on the scale that
+            docs/method.md converts.
+        sinkhorn_temperature (`float`, *optional*, defaults to `2.0`):
+            Temperature of the SinKD term. No factor is applied (the published form).
+        sinkhorn_epsilon (`float`, *optional*, defaults to `0.1`):
+            Entropic regularisation, in units of the cost.
+        sinkhorn_iterations (`int`, *optional*, defaults to `20`):
+            The most Sinkhorn iterations.
+        sinkhorn_threshold (`float`, *optional*):
+            Row error at which the iterations stop early.
+        sinkhorn_gradient (`str`, *optional*, defaults to `"unrolled"`):
+            `"unrolled"`, `"implicit"` or `"envelope"`, see [`~sinkd_llm.optimal_transport.sinkhorn`].
+        cost_norm (`str`, *optional*, defaults to `"l1"`):
+            `"l1"` or `"sql2"`.
+        transport_scope (`str`, *optional*, defaults to `"batch"`):
+            Which tokens form one transport problem: `"batch"`, `"position"` or `"sequence"`.
+        vocabulary (`str`, *optional*, defaults to `"full"`):
+            `"verbalizers"` restricts the SinKD term, and only it, to the ids given to the call.
+
+    Raises:
+        `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
+    """
+
+    alpha: float = 0.9
+    divergence: str = "kl"
+    temperature: float = 2.0
+    sinkhorn_weight: float = 0.8
+    sinkhorn_temperature: float = 2.0
+    sinkhorn_epsilon: float = 0.1
+    sinkhorn_iterations: int = 20
+    sinkhorn_threshold: float | None = None
+    sinkhorn_gradient: str = "unrolled"
+    cost_norm: str = "l1"
+    transport_scope: str = "batch"
+    vocabulary: str = "full"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "divergence": (*DIVERGENCES, "none"),
+            "sinkhorn_gradient": GRADIENTS,
+            "cost_norm": COST_NORMS,
+            "transport_scope": TRANSPORT_SCOPES,
+            "vocabulary": VOCABULARIES,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
+        for name in ("temperature", "sinkhorn_temperature", "sinkhorn_epsilon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
+        if not 0 <= self.sinkhorn_weight < float("inf"):
+            raise ValueError(f"sinkhorn_weight must be at least 0, got {self.sinkhorn_weight}.")
+        if self.sinkhorn_iterations < 1:
+            raise ValueError(f"sinkhorn_iterations must be at least 1, got {self.sinkhorn_iterations}.")
+        if self.sinkhorn_threshold is not None and not self.sinkhorn_threshold >= 0:
+            raise ValueError(f"sinkhorn_threshold must be None or at least 0, got {self.sinkhorn_threshold}.")
+        if self.alpha == 1 and self.divergence == "none" and self.sinkhorn_weight == 0:
+            raise ValueError(
+                "alpha=1, divergence='none' and sinkhorn_weight=0 leave nothing to minimise; lower alpha to "
+                "train on the labels, or choose a divergence."
+            )
+
+    def __call__(
+        self,
+        student_NV: Tensor,
+        teacher_NV: Tensor | None,
+        labels_N: Tensor,
+        *,
+        example_N: Tensor,
+        position_N: Tensor,
+        verbalizer_ids: Tensor | Sequence[int] | None = None,
+        num_items: Tensor | int | None = None,
+        with_diagnostics: bool = False,
+    ) -> ObjectiveOutput:
+        """Computes the loss of one micro-batch.
+
+        Args:
+            student_NV (`Tensor`):
+                Logits `[N, V]`, one row per supervised token. With N = 0 the loss is 0 with a zero gradient.
+            teacher_NV (`Tensor`, *optional*):
+                Logits of the same rows. The two are compared over the ids that both have; CE is over all of
+                the student's. Never receives a gradient.
+            labels_N (`Tensor`):
+                Token ids `[N]`.
+            example_N, position_N (`Tensor`):
+                Integers `[N]`: each row's example, and its place in the answer.
+            verbalizer_ids (`Tensor` or sequence of `int`, *optional*):
+                The ids that SinKD is restricted to when `vocabulary="verbalizers"`.
+            num_items (`Tensor` or `int`, *optional*):
+                Supervised tokens of the whole accumulation window; defaults to N. At least 1 is used.
+            with_diagnostics (`bool`, *optional*, defaults to `False`):
+                Fill `diagnostics`: `sinkhorn/row_error`, `sinkhorn/diagonal_mass`, `sinkhorn/plan_entropy`,
+                `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have).
+
+        Returns:
+            [`ObjectiveOutput`]
+
+        Raises:
+            `ValueError`: if the rows do not match, or verbalizers are wanted and not given.
+        """
+        N = len(student_NV)
+        if labels_N.shape != (N,) or (teacher_NV is not None and len(teacher_NV) != N):
+            raise ValueError(
+                f"labels_N and teacher_NV must have one row for each of the student's {N}, got shapes "
+                f"{tuple(labels_N.shape)} and {None if teacher_NV is None else tuple(teacher_NV.shape)}."
+            )
+        sums: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        diagnostics: dict[str, Tensor] = {}
+
+        weights["ce"] = 1.0 if teacher_NV is None else 1 - self.alpha
+        if weights["ce"] > 0:
+            sums["ce"] = cross_entropy(student_NV, labels_N).sum()
+        if teacher_NV is not None:
+            student_NV, teacher_NV = _shared_ids(student_NV, teacher_NV.detach())
+            if self.divergence != "none" and self.alpha > 0:
+                divergence_N = DIVERGENCES[self.divergence](student_NV, teacher_NV, self.temperature)
+                factor = temperature_factor(self.divergence, self.temperature)
+                sums[self.divergence] = divergence_N.sum() * factor
+                weights[self.divergence] = self.alpha
+            if self.sinkhorn_weight > 0:
+                term = self._sinkd(student_NV, teacher_NV, example_N, position_N, verbalizer_ids)
+                sums["sinkhorn"] = term.value
+                weights["sinkhorn"] = self.sinkhorn_weight
+                if with_diagnostics:
+                    diagnostics["sinkhorn/row_error"] = term.row_error
+                    diagnostics["sinkhorn/diagonal_mass"] = term.diagonal_mass
+                    diagnostics["sinkhorn/plan_entropy"] = term.plan_entropy
+            if with_diagnostics:
+                diagnostics["teacher_entropy"] = _mean_entropy(teacher_NV)
+        if with_diagnostics:
+            diagnostics["student_entropy"] = _mean_entropy(student_NV)
+
+        loss = torch.stack([weights[name] * total for name, total in sums.items()]).sum()
+        if isinstance(num_items, Tensor):
+            loss = loss / num_items.to(loss.device).clamp(min=1)
+        else:
+            loss = loss / max(N if num_items is None else num_items, 1)
+        terms = {name: total.detach() / max(N, 1) for name, total in sums.items()}
+        return ObjectiveOutput(loss, terms, diagnostics)
+
+    def _sinkd(
+        self,
+        student_NV: Tensor,
+        teacher_NV: Tensor,
+        example_N: Tensor,
+        position_N: Tensor,
+        verbalizer_ids: Tensor | Sequence[int] | None,
+    ) -> SinKDTerm:
+        if self.vocabulary == "verbalizers" and verbalizer_ids is None:
+            raise ValueError(
+                "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or "
+                "use vocabulary='full'."
+            )
+        return sinkd_term(
+            student_NV,
+            teacher_NV,
+            example_N=example_N,
+            position_N=position_N,
+            temperature=self.sinkhorn_temperature,
+            epsilon=self.sinkhorn_epsilon,
+            iterations=self.sinkhorn_iterations,
+            threshold=self.sinkhorn_threshold,
+            gradient=self.sinkhorn_gradient,
+            cost_norm=self.cost_norm,
+            scope=self.transport_scope,
+            vocabulary_ids=verbalizer_ids if self.vocabulary == "verbalizers" else None,
+        )
+
+
+def _shared_ids(student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Both over the ids that both have: families pad one vocabulary to different widths."""
+    shared = min(student_NV.shape[-1], teacher_NV.shape[-1])
+    if student_NV.shape[-1] > shared:  # a slice of everything would copy the gradient for nothing
+        student_NV = student_NV[:, :shared]
+    return student_NV, teacher_NV[:, :shared]
+
+
+@torch.no_grad()
+def _mean_entropy(logits_NV: Tensor) -> Tensor:
+    probabilities_NV = torch.softmax(full_precision(logits_NV), dim=-1)
+    return torch.special.entr(probabilities_NV).sum() / max(len(logits_NV), 1)

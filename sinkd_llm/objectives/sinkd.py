@@ -1,0 +1,238 @@
+"""The SinKD term: what it costs to transport the student's set of predictions onto the teacher's.
+
+Shape suffixes: N supervised tokens, V vocabulary, K kept token ids, P transport problems of one size, R rows
+of a problem.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, sinkhorn
+from sinkd_llm.optimal_transport.precision import full_precision
+
+TRANSPORT_SCOPES = ("batch", "position", "sequence")
+
+
+@dataclass(frozen=True, eq=False)
+class SinKDTerm:
+    """The result of `sinkd_term`. The diagnostics are computed on first use and carry no gradient.
+
+    Attributes:
+        value (`Tensor`):
+            Scalar, the *sum* over supervised tokens of their transport cost: `sum_p n_p <P_p, C_p>` over
+            the problems p of n_p tokens, each plan of mass 1.
+        num_tokens (`int`):
+            Supervised tokens.
+        num_problems (`int`):
+            Transport problems they were divided into.
+        plans (`list[TransportPlan]`):
+            Their solutions, problems of similar size together: `plan` is `[P, R, R]`.
+        sizes (`list[Tensor]`):
+            For each of `plans`, the number of tokens of its problems, `[P]`.
+    """
+
+    value: Tensor
+    num_tokens: int
+    num_problems: int
+    plans: list[TransportPlan]
+    sizes: list[Tensor]
+
+    @cached_property
+    def transport_cost(self) -> Tensor:
+        """Mean transport cost of a supervised token, in [0, 2] for both norms."""
+        return self.value.detach() / max(self.num_tokens, 1)
+
+    @cached_property
+    def row_error(self) -> Tensor:
+        """Share of the mass that the plan's rows misplace, in [0, 2], mean over tokens: 0 = converged."""
+        return self._mean([plan.row_error for plan in self.plans])
+
+    @cached_property
+    def diagonal_mass(self) -> Tensor:
+        """Share of a token's mass that goes to the same token, in [0, 1], mean over tokens.
+
+        At 1 the term is the plain L1 distance between corresponding rows and transport does nothing;
+        at 1/n the plan of n rows does not know which rows correspond.
+        """
+        return self._mean([plan.plan.detach().diagonal(dim1=-2, dim2=-1).sum(dim=-1) for plan in self.plans])
+
+    @cached_property
+    def plan_entropy(self) -> Tensor:
+        """How spread the plan is, in [0, 1], mean over tokens: 0 is a permutation, 1 the uniform plan.
+
+        `(H(P) - log n) / log n` for a problem of n rows: the entropy of where a token's mass comes from, over
+        its maximum. A single row has only one plan: 0.
+        """
+        spreads = []
+        for plan, size in zip(self.plans, self.sizes, strict=True):
+            log_n = size.to(plan.cost.dtype).log()
+            entropy = torch.special.entr(plan.plan.detach()).sum(dim=(-2, -1))
+            spreads.append(((entropy - log_n) / log_n).clamp(0, 1).where(size > 1, 0))
+        return self._mean(spreads)
+
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        """Mean over tokens of a quantity that each problem has."""
+        total = torch.zeros_like(self.value.detach())
+        for value, size in zip(values, self.sizes, strict=True):
+            total = total + (value * size).sum()
+        return total / max(self.num_tokens, 1)
+
+
+def sinkd_term(
+    student_NV: Tensor,
+    teacher_NV: Tensor,
+    *,
+    example_N: Tensor,
+    position_N: Tensor,
+    temperature: float = 2.0,
+    epsilon: float = 0.1,
+    iterations: int = 20,
+    threshold: float | None = None,
+    gradient: str = "unrolled",
+    cost_norm: str = "l1",
+    scope: str = "batch",
+    vocabulary_ids: Tensor | Sequence[int] | None = None,
+) -> SinKDTerm:
+    """Sinkhorn distance between the student's and the teacher's rows (SinKD, arXiv:2402.17110).
+
+    Both sides are softmaxed over the vocabulary, in fp32, at the same temperature. The loss does not know
+    which student row belongs to which teacher row: permuting the teacher's rows within a problem leaves it
+    unchanged. A problem of one row is the plain distance between the two.
+
+    Args:
+        student_NV (`Tensor`):
+            Logits `[N, V]`, one row per supervised token, any floating dtype; N may be 0.
+        teacher_NV (`Tensor`):
+            Logits `[N, V]` over the same ids; never receives a gradient.
+        example_N (`Tensor`):
+            Integer `[N]`: which example each row belongs to.
+        position_N (`Tensor`):
+            Integer `[N]`: which token of its example's answer each row is.
+        temperature (`float`, *optional*, defaults to `2.0`):
+            Divides both sides' logits before the softmax.
+        epsilon, iterations, threshold, gradient:
+            See [`~sinkd_llm.optimal_transport.sinkhorn`].
+        cost_norm (`str`, *optional*, defaults to `"l1"`):
+            See [`~sinkd_llm.optimal_transport.pairwise_cost`].
+        scope (`str`, *optional*, defaults to `"batch"`):
+            Which rows form one transport problem: `"batch"` all of them, `"position"` those with the same
+            `position_N`, `"sequence"` those with the same `example_N`.
+        vocabulary_ids (`Tensor` or sequence of `int`, *optional*):
+            `[K]` distinct token ids: the logits are restricted to them *before* the softmax.
+
+    Returns:
+        [`SinKDTerm`]
+
+    Raises:
+        `ValueError`: for shapes that do not match, a temperature <= 0, an unknown scope, fewer than two
+        vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn` and
+        `pairwise_cost` refuse.
+    """
+    _check(student_NV, teacher_NV, example_N, position_N, temperature, scope)
+    teacher_NV = teacher_NV.detach()
+    if vocabulary_ids is not None:
+        ids_K = _checked_ids(vocabulary_ids, student_NV)
+        student_NV, teacher_NV = student_NV.index_select(1, ids_K), teacher_NV.index_select(1, ids_K)
+    N = len(student_NV)
+    if scope == "batch":
+        blocks = [(1, N)] if N else []
+    else:
+        order_N, blocks = _sort_by_problem(position_N if scope == "position" else example_N)
+        student_NV = student_NV.index_select(0, order_N)
+        teacher_NV = teacher_NV.index_select(0, order_N)
+    student_NV = torch.softmax(full_precision(student_NV) / temperature, dim=-1)
+    teacher_NV = torch.softmax(full_precision(teacher_NV) / temperature, dim=-1)
+
+    # One cost call for the problems of one size: nothing is computed between rows of different problems.
+    costs = [
+        pairwise_cost(student.view(P, R, -1), teacher.view(P, R, -1), norm=cost_norm)
+        for (P, R), student, teacher in zip(
+            blocks, _split(student_NV, blocks), _split(teacher_NV, blocks), strict=True
+        )
+    ]
+    # One solver call for the problems that have the same power of two above their size: few calls, and
+    # padding that at most quadruples the plans, however unequal the problems are.
+    value = student_NV.new_zeros(()) if N else student_NV.sum()  # 0, but part of the graph
+    plans, sizes = [], []
+    for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
+        cost_PRR, mask_PR, size_P = _pad(list(similar))
+        plan = sinkhorn(cost_PRR, epsilon, iterations, threshold, gradient, mask_PR, mask_PR)
+        value = value + (plan.value * size_P).sum()
+        plans.append(plan)
+        sizes.append(size_P)
+    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes)
+
+
+def _sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """An order of the rows, and in that order the `(P, R)` of each block of P problems of R rows, R growing.
+
+    Rows of one problem are contiguous and keep their order, so that row i of the student and row i of the
+    teacher stay the same token.
+    """
+    _, problem_N, count = key_N.unique(return_inverse=True, return_counts=True)
+    order_N = problem_N.argsort(stable=True)
+    order_N = order_N[count[problem_N[order_N]].argsort(stable=True)]
+    return order_N, [(len(list(same)), R) for R, same in groupby(sorted(count.tolist()))]
+
+
+def _split(rows_NV: Tensor, blocks: list[tuple[int, int]]) -> Sequence[Tensor]:
+    """The rows of each block. A single block is not split, which would copy its gradient."""
+    return [rows_NV] if len(blocks) == 1 else rows_NV.split([P * R for P, R in blocks])
+
+
+def _pad(costs: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Square cost blocks `[P, R, R]` of growing R as one; a mask of the real rows if there is padding."""
+    largest = costs[-1].shape[-1]
+    cost = torch.cat([pad(c, (0, largest - c.shape[-1]) * 2) for c in costs])
+    sizes = [c.shape[-1] for c in costs for _ in range(len(c))]
+    size_P = torch.tensor(sizes, device=cost.device)
+    if sizes[0] == largest:
+        return cost, None, size_P
+    return cost, torch.arange(largest, device=cost.device) < size_P[:, None], size_P
+
+
+def _check(
+    student_NV: Tensor,
+    teacher_NV: Tensor,
+    example_N: Tensor,
+    position_N: Tensor,
+    temperature: float,
+    scope: str,
+) -> None:
+    if student_NV.ndim != 2 or student_NV.shape != teacher_NV.shape:
+        raise ValueError(
+            "student_NV and teacher_NV must be logits [N, V] of the same shape, got "
+            f"{tuple(student_NV.shape)} and {tuple(teacher_NV.shape)}."
+        )
+    if example_N.shape != student_NV.shape[:1] or position_N.shape != student_NV.shape[:1]:
+        raise ValueError(
+            f"example_N and position_N must have one entry for each of the {len(student_NV)} rows, got "
+            f"shapes {tuple(example_N.shape)} and {tuple(position_N.shape)}."
+        )
+    if student_NV.shape[1] < 2:
+        raise ValueError("SinKD over a vocabulary of one id is 0 whatever the model says.")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a positive number, got {temperature}.")
+    if scope not in TRANSPORT_SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(TRANSPORT_SCOPES)}, got {scope!r}.")
+
+
+def _checked_ids(vocabulary_ids: Tensor | Sequence[int], student_NV: Tensor) -> Tensor:
+    ids_K = torch.as_tensor(vocabulary_ids, device=student_NV.device).flatten()
+    distinct, V = ids_K.unique(), student_NV.shape[1]
+    if len(distinct) < 2:
+        raise ValueError(
+            f"SinKD needs at least two vocabulary ids, got {ids_K.tolist()}: over a single one every "
+            "distribution is the same and the term is 0 whatever the model says."
+        )
+    if len(distinct) < len(ids_K):
+        raise ValueError(f"vocabulary_ids must be distinct, got {ids_K.tolist()}.")
+    if distinct[0] < 0 or distinct[-1] >= V:
+        raise ValueError(f"vocabulary_ids must lie in [0, {V}), got {ids_K.tolist()}.")
+    return ids_K

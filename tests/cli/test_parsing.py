@@ -1,0 +1,175 @@
+"""Flags and YAML to dataclasses: precedence, types, and errors that say what to do."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sinkd_llm.cli.parsing import SinKDParser, parse_training, read_config
+from sinkd_llm.errors import InputError
+from sinkd_llm.runs import TaskArguments
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), *(REPOSITORY / "sinkd_llm" / "recipes").glob("*.yaml")])
+# The shortest `sinkd distill`: enough to reach the checks behind the parsing.
+ENOUGH = ["--task", "sst2", "--output_dir", "out"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return ["--config", str(path)]
+
+    return write
+
+
+def test_flags_win_over_the_file(config):
+    file = config("task: sst2\nalpha: 0.5\nsinkhorn_weight: 0.3\nlora_r: 4\n")
+    task, training, model = parse_training("distill", [*file, "--sinkhorn_weight", "0"])
+    assert (task.task, training.alpha, training.sinkhorn_weight, model.lora_r) == ("sst2", 0.5, 0.0, 4)
+
+
+def test_equals_sign_hyphens_and_position_do_not_matter(config):
+    _, path = config("task: sst2\n")
+    _, training, _ = parse_training("distill", ["--max-steps=7", f"--config={path}"])
+    assert training.max_steps == 7
+
+
+def test_yaml_values_get_the_type_of_their_flag(config):
+    text = (
+        "task: sst2\nlearning_rate: 1e-4\nmax_steps: '12'\nbf16: no\neval_strategy: no\n"
+        "save_strategy: no\nlora_target_modules: [q_proj, v_proj]\nuse_peft: yes\n"
+        "max_length: null\nteacher_model_init_kwargs: {device_map: auto}\n"
+    )
+    _, training, model = parse_training("distill", config(text))
+    assert training.learning_rate == 1e-4
+    assert training.max_steps == 12
+    assert (training.bf16, training.eval_strategy, training.save_strategy) == (False, "no", "no")
+    assert model.lora_target_modules == ["q_proj", "v_proj"]
+    assert model.use_peft is True
+    assert training.max_length is None
+    assert training.teacher_model_init_kwargs == {"device_map": "auto"}
+
+
+def test_env_section_of_the_file(config, monkeypatch):
+    monkeypatch.delenv("SINKD_TEST_VARIABLE", raising=False)
+    parse_training("distill", config("task: sst2\nenv:\n  SINKD_TEST_VARIABLE: 3\n"))
+    assert os.environ.pop("SINKD_TEST_VARIABLE") == "3"
+
+
+@pytest.mark.parametrize(
+    ("argv", "folder"),
+    [
+        (["--task", "sst2"], "runs/distill-sst2"),
+        (["--task", "my/own.yaml"], "runs/distill-own"),
+        (["--dataset_name", "trl-lib/tldr"], "runs/distill-tldr"),
+        (["--task", "sst2", "--output_dir", "here"], "here"),
+    ],
+)
+def test_default_output_dir_names_command_and_task(argv, folder):
+    assert parse_training("distill", argv)[1].output_dir == folder
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sinkhorn_wight", "1"], "unknown flag --sinkhorn_wight. Did you mean '--sinkhorn_weight'?"),
+        (["--sinkhorn_w", "1"], "unknown flag --sinkhorn_w"),  # no silent abbreviations
+        (["recipe.yaml"], "did you mean --config recipe.yaml?"),
+        (["--alpha", "much"], "--alpha: invalid float value: 'much'"),
+        (["--divergence", "klx"], "--divergence: invalid choice: 'klx'"),
+        (["--alpha", "1.5"], "alpha"),
+        (["--config"], "--config needs a file"),
+        (["--config", "absent.yaml"], "absent.yaml does not exist"),
+        (["--load_in_4bit", "--load_in_8bit"], "8 bit and 4 bit"),
+        (["--eval_strategy", "steps", "--load_best_model_at_end", "--save_strategy", "epoch"], "strategy"),
+    ],
+)
+def test_wrong_flags_are_input_errors(argv, message):
+    with pytest.raises(InputError) as raised:
+        parse_training("distill", [*ENOUGH, *argv])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("alhpa: 0.5\n", "unknown key 'alhpa'. Did you mean 'alpha'?"),
+        ("help: true\n", "unknown key 'help'"),
+        ("alpha: much\n", "alpha: invalid float value: 'much'"),
+        ("max_steps: 1.5\n", "max_steps: invalid int value: '1.5'"),
+        ("divergence: klx\n", "divergence: invalid choice: 'klx'"),
+        ("learning_rate: [1, 2]\n", "learning_rate is [1, 2], but it takes one value"),
+        ("alpha: {a: 1}\n", "but it takes one value"),
+        ("- a\n- b\n", "is not a mapping"),
+        ("", "is not a mapping"),
+        ("task: sst2\n  alpha: 1\n", "line 2 is not valid YAML"),
+        ("env: 3\n", "'env' is not a mapping"),
+    ],
+)
+def test_wrong_files_are_input_errors(config, text, message):
+    with pytest.raises(InputError) as raised:
+        parse_training("distill", [*ENOUGH, *config(text)])
+    assert message in str(raised.value)
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"task: caf\xe9\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give --task"),
+        ({"task": "sst2", "dataset_name": "x"}, "not both"),
+        ({"dataset_name": "x", "data_dir": "y"}, "--data_dir belongs to --task"),
+        ({"task": "sst2", "max_train_samples": 0}, "max_train_samples is 0"),
+    ],
+)
+def test_task_arguments_that_contradict(arguments, message):
+    with pytest.raises(InputError, match=message):
+        TaskArguments(**arguments)
+
+
+def test_help_shows_the_common_flags_and_help_all_the_others(capsys):
+    for flag, shown in (("--help", False), ("--help_all", True)):
+        with pytest.raises(SystemExit) as stopped:
+            parse_training("distill", [flag])
+        assert stopped.value.code == 0
+        printed = capsys.readouterr().out
+        assert "--sinkhorn_weight VALUE" in printed
+        assert "--learning_rate VALUE" in printed
+        assert ("--adam_beta2 VALUE" in printed) is shown
+
+
+def test_no_flag_is_defined_twice():
+    # Two dataclasses with one field name would make argparse refuse; `config` is TRL's own.
+    parser = SinKDParser((TaskArguments,), prog="x")
+    assert "config" not in {action.dest for action in parser._actions}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_parses(path):
+    command = "finetune" if "teacher" in path.stem else "distill"
+    task, training, model = parse_training(command, ["--config", str(path), "--output_dir", "out"])
+    assert task.task is not None
+    assert model.use_peft
+    assert training.max_steps > 0
+    assert task.data_dir is None  # where the data is, is the user's to say
+    assert (model.model_name_or_path is None) == (training.student_layers is not None)
+    text = path.read_text(encoding="utf-8")
+    assert f"sinkd {command} --config" in text
+
+
+def test_the_sst2_students_differ_in_the_objective_alone():
+    names = [p for p in RECIPES if p.stem.startswith("sst2_student_")]
+    assert len(names) == 3
+    objective = {"alpha", "divergence", "sinkhorn_weight", "output_dir"}
+    budgets = [{k: v for k, v in read_config(str(p)).items() if k not in objective} for p in names]
+    assert budgets[0] == budgets[1] == budgets[2]

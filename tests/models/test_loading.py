@@ -1,0 +1,594 @@
+"""Loading models from every kind of source, and refusing what is not whole."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models import (
+    BUNDLED,
+    build_quantization_config,
+    count_parameters,
+    folder_size_bytes,
+    load_model,
+    load_tokenizer,
+    resolve_model_source,
+)
+from sinkd_llm.models import bundled as bundled_module
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.fixture
+def model_folder(tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    tiny_causal_lm().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter_folder(model_folder: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    with_adapter(load_model(model_folder)).save_pretrained(folder)
+    return folder
+
+
+def with_adapter(model: Any, **options: Any) -> Any:
+    """`model` with a LoRA adapter that changes its output."""
+    from peft import LoraConfig, get_peft_model
+
+    options = {"target_modules": ["q_proj", "v_proj"], "r": 4, "task_type": "CAUSAL_LM", **options}
+    torch.manual_seed(3)
+    adapted = get_peft_model(model, LoraConfig(**options))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return adapted.eval()
+
+
+@pytest.fixture
+def gguf_file(
+    tiny_causal_lm: Callable[..., Any],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[Path, Any]:
+    """A GGUF file of a tiny Llama, and that Llama."""
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
+    model = tiny_causal_lm("llama")
+    file = tmp_path / "Tiny-Llama.gguf"
+    write_gguf(file, model, tiny_tokenizer)
+    return file, model
+
+
+def write_gguf(file: Path, model: Any, tokenizer: Any) -> None:
+    from gguf import GGUFWriter
+
+    config = model.config
+    writer = GGUFWriter(file, "llama")
+    writer.add_name("A Title In The Metadata")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([3 if token in ("<pad>", "<eos>") else 1 for token, _ in vocabulary])
+    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_bos_token_id(tokenizer.eos_token_id)
+    writer.add_unk_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+
+    def rotary(weight: torch.Tensor, heads: int) -> torch.Tensor:  # GGUF pairs neighbouring rows
+        return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    tensors = {
+        "token_embd.weight": model.model.embed_tokens.weight,
+        "output_norm.weight": model.model.norm.weight,
+        "output.weight": model.lm_head.weight,
+    }
+    for index, layer in enumerate(model.model.layers):
+        for ours, theirs in names.items():
+            weight = layer.get_submodule(ours).weight
+            if theirs == "attn_q":
+                weight = rotary(weight, config.num_attention_heads)
+            elif theirs == "attn_k":
+                weight = rotary(weight, config.num_key_value_heads)
+            tensors[f"blk.{index}.{theirs}.weight"] = weight
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.detach().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# ---- names
+
+
+def test_the_kinds_of_source(model_folder: Path, adapter_folder: Path) -> None:
+    folder = resolve_model_source(model_folder)
+    assert (folder.kind, folder.path, folder.gguf_file) == ("folder", str(model_folder), None)
+    assert resolve_model_source(adapter_folder).kind == "adapter"
+    hub = resolve_model_source("HuggingFaceTB/SmolLM2-135M", revision="v2")
+    assert (hub.kind, hub.path, hub.revision) == ("hub", "HuggingFaceTB/SmolLM2-135M", "v2")
+    assert resolve_model_source("gpt2").kind == "hub"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        hub.path = "elsewhere"  # type: ignore[misc]
+
+
+def test_a_folder_is_found_from_elsewhere(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    assert resolve_model_source("./model").path == str(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm2-135", "Did you mean 'smollm2-135m'"),
+        ("Gemma-3-270m", "Did you mean 'gemma3-270m'"),
+        ("runs/no/such/folder", "no folder or file 'runs/no/such/folder'.*bundled names"),
+        ("/nowhere", "no folder or file"),
+        ("nowhere.gguf", "no file 'nowhere.gguf'"),
+        ("", "name is empty"),
+    ],
+)
+def test_an_unknown_name_is_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_model_source(name)
+
+
+def test_a_hub_id_that_cannot_be_had_says_what_can_be_given() -> None:
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(InputError, match=r"'no-such-org/no-such-model'.*hub.*'smollm2-135m'"):
+            load("no-such-org/no-such-model")
+
+
+def test_a_bundled_model_that_is_not_installed_names_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bundled_module, "find_spec", lambda package: None)
+    for name, bundled in BUNDLED.items():
+        with pytest.raises(InputError, match="not installed") as caught:
+            load_model(name)
+        assert str(caught.value).endswith(bundled.install)
+
+
+def test_parts_are_joined_once_and_checked(tmp_path: Path) -> None:
+    parts = []
+    for number in range(4):
+        parts.append(tmp_path / f"part{number}" / "data" / "x")
+        parts[-1].parent.mkdir(parents=True)
+        parts[-1].write_bytes(bytes([number]) * 10)
+    whole = tmp_path / "cache" / "whole.gguf"
+    content = b"".join(part.read_bytes() for part in parts)
+    assemble = bundled_module._assemble
+    with pytest.raises(InputError, match=r"checksum.*--force-reinstall"):
+        assemble(parts, whole, "0" * 64)
+    assert list(whole.parent.iterdir()) == []
+    assert assemble(parts, whole, hashlib.sha256(content).hexdigest()).read_bytes() == content
+    assert list(whole.parent.iterdir()) == [whole]
+
+
+# ---- the hub, by way of its cache
+
+
+@pytest.fixture
+def in_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
+    """Puts a folder where a download of a hub repository would have put it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(folder: Path, name: str, commit: str = "a" * 40) -> None:
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+
+    return put
+
+
+def test_a_hub_model(model_folder: Path, in_hub_cache: Callable[[Path, str], None], tiny_tokenizer: Any) -> None:
+    in_hub_cache(model_folder, "org/name")
+    model = load_model("org/name")
+    assert same_weights(model, load_model(model_folder))
+    assert (model.sinkd_source.kind, model.name_or_path) == ("hub", "org/name")
+    assert load_tokenizer("org/name").get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_a_hub_adapter_of_a_hub_model(
+    model_folder: Path, adapter_folder: Path, in_hub_cache: Callable[[Path, str], None]
+) -> None:
+    in_hub_cache(model_folder, "org/name")
+    damage_base_name(adapter_folder, "org/name")
+    in_hub_cache(adapter_folder, "org/adapter")
+    assert same_weights(load_model("org/adapter"), load_model(adapter_folder))
+    assert load_model("org/adapter", merge_adapter=False).sinkd_source.path == "org/name"
+    assert load_tokenizer("org/adapter").pad_token == "<pad>"
+
+
+def test_a_pickle_from_the_hub_is_refused(model_folder: Path, in_hub_cache: Callable[[Path, str], None]) -> None:
+    torch.save(load_model(model_folder).state_dict(), model_folder / "pytorch_model.bin")
+    (model_folder / "model.safetensors").unlink()
+    in_hub_cache(model_folder, "org/pickle")
+    with pytest.raises(InputError, match=r"'org/pickle'.*safetensors"):
+        load_model("org/pickle")
+
+
+# ---- folders
+
+
+def test_a_folder_loads_as_it_was_saved(model_folder: Path, tiny_causal_lm: Any) -> None:
+    model = load_model(model_folder)
+    assert same_weights(model, tiny_causal_lm())
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert model.name_or_path == model.config._name_or_path == str(model_folder)
+    assert model.sinkd_source == resolve_model_source(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_dtype(model_folder: Path, dtype: Any, expected: torch.dtype) -> None:
+    assert load_model(model_folder, dtype=dtype).dtype == expected
+
+
+def test_dtype_auto_is_the_saved_one(tiny_causal_lm: Any, tmp_path: Path) -> None:
+    tiny_causal_lm().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(tmp_path, dtype="auto").dtype == torch.bfloat16
+    assert load_model(tmp_path).dtype == torch.float32
+
+
+def test_an_unknown_dtype_is_refused(model_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"'bfloat61'.*Did you mean 'bfloat16'"):
+        load_model(model_folder, dtype="bfloat61")
+
+
+def damage_truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def damage_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def damage_gguf_only(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "weights.gguf").write_bytes(b"GGUF")
+
+
+def damage_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def damage_checkpoints(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "checkpoint-20").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (damage_checkpoints, "no config.json.*checkpoint-20"),
+        (lambda f: (f / "config.json").write_text("{"), "not readable JSON.*half written"),
+        (lambda f: (f / "config.json").write_text("{}"), "names no 'model_type'"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors.*interrupted"),
+        (damage_truncate, "damaged or cut short"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
+        (damage_pickle, "only pytorch_model.bin: a pickle file can run code"),
+        (damage_gguf_only, "weights.gguf"),
+        (damage_shard, "lacks model-00001-of-00002.safetensors"),
+    ],
+)
+def test_a_damaged_folder_is_refused(model_folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(model_folder)
+    with pytest.raises(InputError, match=message):
+        load_model(model_folder)
+
+
+def test_weights_that_transformers_would_make_up_are_refused(model_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model_folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 of the weights.*layers.1.mlp.up_proj"):
+        load_model(model_folder)
+
+
+def test_an_unknown_architecture_is_refused(model_folder: Path) -> None:
+    (model_folder / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(InputError, match="no-such-type"):
+        load_model(model_folder)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=50,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="encoder-decoder"):
+        load_model(tmp_path)
+
+
+# ---- adapters
+
+
+def test_an_adapter_is_merged_into_an_ordinary_model(model_folder: Path, adapter_folder: Path, tmp_path: Path) -> None:
+    from transformers import PreTrainedModel
+
+    expected = with_adapter(load_model(model_folder))
+    ids = torch.arange(12)[None]
+    merged = load_model(adapter_folder)
+    assert isinstance(merged, PreTrainedModel)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert torch.allclose(merged(ids).logits, expected(ids).logits, atol=1e-5)
+    assert not torch.allclose(merged(ids).logits, load_model(model_folder)(ids).logits, atol=1e-2)
+    assert merged.sinkd_source is None
+    assert merged.name_or_path == ""
+    merged.save_pretrained(tmp_path / "merged")
+    assert same_weights(load_model(tmp_path / "merged"), merged)
+
+
+def test_an_adapter_can_stay_trainable(model_folder: Path, adapter_folder: Path) -> None:
+    model = load_model(adapter_folder, merge_adapter=False)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    assert model.sinkd_source == resolve_model_source(model_folder)
+
+
+def damage_base_name(folder: Path, name: str | None) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = name
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def damage_adapter_pickle(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: damage_base_name(f, None), "without its base model.*--resume_from_checkpoint"),
+        (lambda f: damage_base_name(f, ""), "without its base model"),
+        (lambda f: damage_base_name(f, "./base"), "without its base model"),
+        (lambda f: damage_base_name(f, "/gone/away"), "needs its base model '/gone/away'"),
+        (lambda f: damage_base_name(f, str(f)), "names its own folder"),
+        (lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
+        (damage_adapter_pickle, "only adapter_model.bin: a pickle"),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"xx"), "damaged"),
+        (lambda f: (f / "adapter_config.json").write_text("["), "not readable JSON"),
+        (lambda f: (f / "model.safetensors").touch(), "both a full model and an adapter"),
+    ],
+)
+def test_a_damaged_adapter_is_refused(adapter_folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(adapter_folder)
+    with pytest.raises(InputError, match=message):
+        load_model(adapter_folder)
+
+
+def test_an_adapter_of_another_size_is_refused(adapter_folder: Path, tiny_causal_lm: Any, tmp_path: Path) -> None:
+    tiny_causal_lm(hidden=64).save_pretrained(tmp_path / "wide")
+    damage_base_name(adapter_folder, str(tmp_path / "wide"))
+    with pytest.raises(InputError, match="does not fit its base model"):
+        load_model(adapter_folder)
+
+
+# ---- GGUF
+
+
+def test_a_gguf_file_becomes_an_ordinary_model(
+    gguf_file: tuple[Path, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, original = gguf_file
+    model = load_model(file)
+    assert capfd.readouterr().err == ""
+    assert same_weights(model, original)
+    for mark in ("is_quantized", "hf_quantizer", "quantization_method"):
+        assert not getattr(model, mark, None)
+    assert not hasattr(model.config, "quantization_config")
+    assert "Title" not in str(model.config)
+    assert model.name_or_path == str(file)
+
+    copied = copy.deepcopy(model)
+    ids = torch.arange(8)[None]
+    copied(input_ids=ids, labels=ids).loss.backward()
+    torch.optim.SGD(copied.parameters(), lr=0.1).step()
+    assert not same_weights(copied, model)
+    copied.save_pretrained(tmp_path / "trained")
+    assert same_weights(load_model(tmp_path / "trained"), copied)
+    with_adapter(model)
+
+
+def test_a_gguf_file_is_converted_once_a_version_and_dtype(
+    gguf_file: tuple[Path, Any], tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    file, _ = gguf_file
+    load_model(file)
+    load_model(file)
+    load_model(file, dtype="auto")
+    assert load_model(file, dtype="bfloat16").dtype == torch.bfloat16
+    folders = list((tmp_path / "cache" / "gguf").iterdir())
+    assert len(folders) == 1
+    assert {path.name for path in folders[0].iterdir() if path.is_dir()} == {"float32", "bfloat16"}
+
+    other = tiny_causal_lm("llama", seed=9)
+    write_gguf(file, other, tiny_tokenizer)
+    assert same_weights(load_model(file), other)
+
+
+def test_the_tokenizer_of_a_gguf_file(gguf_file: tuple[Path, Any], tiny_tokenizer: Any) -> None:
+    tokenizer = load_tokenizer(gguf_file[0])
+    assert tokenizer.get_vocab().items() >= tiny_tokenizer.get_vocab().items()
+    text = "Review: good film\nSentiment: positive"
+    assert tokenizer(text).input_ids == tiny_tokenizer(text).input_ids
+    assert tokenizer.padding_side == "left"
+    # Digits are split from the spaces before them: the file asks for SmolLM's rules.
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12")
+    assert [piece for piece, _ in split] == ["a", "ĠĠ", "1", "2"]
+
+
+def test_a_gguf_file_can_be_quantised(gguf_file: tuple[Path, Any]) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    model = load_model(gguf_file[0], quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    assert model.is_loaded_in_4bit
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"GGUF" + bytes(200), b"PK\x03\x04 something else"])
+def test_a_file_that_is_no_gguf_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="GGUF"):
+        load_model(file)
+    assert not list(tmp_path.glob("cache/gguf/*/float32*/"))
+
+
+def test_a_truncated_gguf_file_is_refused(gguf_file: tuple[Path, Any]) -> None:
+    file, _ = gguf_file
+    file.write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        load_model(file)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(
+    gguf_file: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="SINKD_CACHE_DIR"):
+        load_model(gguf_file[0])
+
+
+# ---- quantisation, counting
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_model_keeps_its_adapter_beside_it(adapter_folder: Path, model_folder: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    from peft import PeftModel
+    from trl import ModelConfig
+
+    arguments = ModelConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    quantization = build_quantization_config(arguments)
+    model = load_model(model_folder, quantization_config=quantization)
+    layer = model.model.layers[0].self_attn.q_proj
+    assert layer.weight.dtype == (torch.uint8 if bits == 4 else torch.int8)
+    assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
+    assert count_parameters(model)[0] == count_parameters(load_model(model_folder))[0]
+
+    adapted = load_model(adapter_folder, quantization_config=quantization)
+    assert isinstance(adapted, PeftModel)
+    assert not any(parameter.requires_grad for parameter in adapted.parameters())
+
+
+def test_quantisation_config() -> None:
+    from trl import ModelConfig
+
+    assert build_quantization_config(ModelConfig()) is None
+    config = build_quantization_config(ModelConfig(load_in_4bit=True, dtype="bfloat16"))
+    assert config is not None
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    with pytest.raises(InputError, match="'auto' leaves open"):
+        build_quantization_config(ModelConfig(load_in_4bit=True, dtype="auto"))
+
+
+def test_quantisation_without_bitsandbytes_names_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trl import ModelConfig
+
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(InputError, match=r"pip install \"sinkd-llm\[quant\]\""):
+        build_quantization_config(ModelConfig(load_in_8bit=True))
+
+
+def test_counting(tiny_causal_lm: Any, tmp_path: Path) -> None:
+    model = tiny_causal_lm()
+    total, trainable = count_parameters(model)
+    assert total == trainable == model.num_parameters()
+    adapted = with_adapter(model)
+    added = 2 * 4 * (32 + 32) + 2 * 4 * (32 + 16)  # two layers, rank 4: q_proj and v_proj
+    assert count_parameters(adapted) == (total + added, added)
+    tied = tiny_causal_lm("gpt2")
+    untied = tied.lm_head.weight.numel()
+    assert count_parameters(tied)[0] == sum(p.numel() for p in tied.state_dict().values()) - untied
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"12345")
+    (tmp_path / "y").write_bytes(b"123")
+    assert folder_size_bytes(tmp_path) == 8
+
+
+# ---- the real one
+
+
+@pytest.mark.real_model
+def test_smollm2(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    assert count_parameters(model)[0] == 134_515_008
+    assert model.name_or_path == "smollm2-135m"
+    assert model.sinkd_source.kind == "bundled"
+    assert tokenizer.chat_template
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        best = model(**ids).logits[0, -1].argmax()
+    assert tokenizer.decode(best) == " Paris"
+    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]

@@ -1,0 +1,286 @@
+"""A saved student loads by itself, with plain Transformers and PEFT code, wherever it is moved."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models import bundled as bundled_module
+from sinkd_llm.models import (
+    folder_size_bytes,
+    load_model,
+    load_tokenizer,
+    save_student,
+    select_layers,
+)
+from sinkd_llm.models.loading import ModelSource
+from tests.models.test_loading import same_weights, with_adapter, write_gguf
+
+IDS = torch.arange(2, 14)[None]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def weight_files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")}
+
+
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Moves a folder elsewhere and changes the working directory, as a user might."""
+
+    def move(folder: Path) -> Path:
+        target = tmp_path / "elsewhere" / "renamed"
+        target.parent.mkdir()
+        shutil.move(folder, target)
+        monkeypatch.chdir("/")
+        return target
+
+    return move
+
+
+def test_a_full_student(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, moved: Callable[[Path], Path]
+) -> None:
+    student = select_layers(tiny_causal_lm("gpt2", layers=4), 2)
+    save_student(student, tiny_tokenizer, tmp_path / "student")
+    folder = moved(tmp_path / "student")
+    assert weight_files(folder) == {"model.safetensors"}
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert same_weights(loaded, student)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("good film").input_ids == tiny_tokenizer("good film").input_ids
+    assert tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_of_a_nameless_base_takes_it_along(
+    tiny_causal_lm: Any,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    moved: Callable[[Path], Path],
+    family: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    targets = ["c_attn", "c_proj"] if family == "gpt2" else "all-linear"
+    student = select_layers(tiny_causal_lm(family, layers=4), 3)
+    student = with_adapter(student, target_modules=targets, fan_in_fan_out=family == "gpt2")
+    expected, before = logits(student), student.state_dict()
+    capfd.readouterr()
+    save_student(student, tiny_tokenizer, tmp_path / "student")
+    assert capfd.readouterr().err == ""
+    assert student.state_dict().keys() == before.keys()
+    assert torch.equal(logits(student), expected)
+
+    folder = moved(tmp_path / "student")
+    assert weight_files(folder) == {"adapter_model.safetensors", "base/model.safetensors"}
+    assert not any(str(tmp_path) in file.read_text() for file in folder.rglob("*.json"))
+
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), expected)
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    assert not torch.allclose(logits(base), expected, atol=1e-2)
+    assert torch.equal(logits(PeftModel.from_pretrained(base, folder)), expected)
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tiny_tokenizer.get_vocab()
+
+    assert torch.allclose(logits(load_model(folder)), expected, atol=1e-5)
+    assert torch.equal(logits(load_model(folder, merge_adapter=False)), expected)
+    assert load_tokenizer(folder).get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_auto_peft_finds_the_base_in_the_folder_and_fails_at_once_elsewhere(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = with_adapter(select_layers(tiny_causal_lm(), 1))
+    save_student(student, tiny_tokenizer, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(".")), logits(student))
+    monkeypatch.chdir("/")
+    with pytest.raises((OSError, ValueError), match=r"\./base"):
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_student_that_was_loaded_again_still_takes_its_base_along(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    save_student(with_adapter(select_layers(tiny_causal_lm(), 1)), tiny_tokenizer, tmp_path / "1")
+    again = load_model(tmp_path / "1", merge_adapter=False)
+    save_student(again, tiny_tokenizer, tmp_path / "2")
+    shutil.rmtree(tmp_path / "1")
+    assert torch.equal(logits(load_model(tmp_path / "2", merge_adapter=False)), logits(again))
+
+
+def test_an_adapter_of_a_folder_saves_only_itself(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_causal_lm().save_pretrained(tmp_path / "base-model")
+    monkeypatch.chdir(tmp_path)
+    for load in (load_model, AutoModelForCausalLM.from_pretrained):
+        monkeypatch.chdir(tmp_path)
+        student = with_adapter(load("base-model"))
+        save_student(student, tiny_tokenizer, "student")
+        monkeypatch.chdir("/")
+        folder = tmp_path / "student"
+        assert weight_files(folder) == {"adapter_model.safetensors"}
+        for loaded in (
+            AutoModelForCausalLM.from_pretrained(folder),
+            AutoPeftModelForCausalLM.from_pretrained(folder),
+            load_model(folder, merge_adapter=False),
+        ):
+            assert torch.equal(logits(loaded), logits(student))
+        assert load_tokenizer(folder).get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_an_adapter_of_a_hub_model_names_it_with_its_revision(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = tiny_causal_lm()
+    model.sinkd_source = ModelSource("org/name", "hub", "org/name", revision="v2")
+    model.name_or_path = "org/name"
+    save_student(with_adapter(model), tiny_tokenizer, tmp_path)
+    assert weight_files(tmp_path) == {"adapter_model.safetensors"}
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "v2")
+    with pytest.raises(InputError, match="needs its base model 'org/name'"):
+        load_model(tmp_path)
+
+
+def test_an_adapter_of_a_gguf_file_takes_its_base_along(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, tiny_causal_lm(), tiny_tokenizer)
+    student = with_adapter(load_model(file))
+    expected = logits(student)
+    save_student(student, tiny_tokenizer, tmp_path / "student")
+    file.unlink()
+    shutil.rmtree(tmp_path / "cache")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "student")), expected)
+
+
+def test_a_gguf_model_that_transformers_loaded_is_refused_with_the_way_out(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_causal_lm(), tiny_tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    for student in (model, with_adapter(model)):
+        with pytest.raises(InputError, match=r"sinkd_llm\.load_model"):
+            save_student(student, tiny_tokenizer, tmp_path / "student")
+
+
+def test_modules_to_save_and_grown_embeddings(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    student = select_layers(tiny_causal_lm(layers=3), 2)
+    student.resize_token_embeddings(len(tiny_tokenizer) + 8)
+    student = with_adapter(student, modules_to_save=["lm_head"])
+    torch.nn.init.normal_(student.get_base_model().lm_head.modules_to_save["default"].weight)
+    save_student(student, tiny_tokenizer, tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(student))
+    assert torch.allclose(logits(load_model(tmp_path)), logits(student), atol=1e-5)
+    stored = load_file(tmp_path / "base" / "model.safetensors").keys()
+    assert stored == AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict().keys()
+
+
+def test_a_gathered_state_is_saved_instead_of_the_models_own(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    student = with_adapter(select_layers(tiny_causal_lm(layers=3), 2))
+    expected = logits(student)
+    gathered = {name: value.clone() for name, value in student.state_dict().items()}
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    save_student(student, tiny_tokenizer, tmp_path, state_dict=gathered)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
+
+
+def test_a_sharded_base(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    save = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(
+        PreTrainedModel,
+        "save_pretrained",
+        lambda self, *args, **options: save(self, *args, max_shard_size="20KB", **options),
+    )
+    student = with_adapter(select_layers(tiny_causal_lm(layers=3), 2))
+    save_student(student, tiny_tokenizer, tmp_path)
+    assert len(list((tmp_path / "base").glob("model-*-of-*.safetensors"))) > 1
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(student))
+    assert torch.equal(logits(load_model(tmp_path, merge_adapter=False)), logits(student))
+
+
+def test_a_quantised_base_goes_along_quantised(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    tiny_causal_lm(layers=4, hidden=64).save_pretrained(tmp_path / "model")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = select_layers(load_model(tmp_path / "model", quantization_config=quantization), 2)
+    student = with_adapter(base)
+    save_student(student, tiny_tokenizer, tmp_path / "student")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert loaded.is_loaded_in_4bit
+    assert torch.allclose(logits(loaded), logits(student), atol=1e-5)
+    assert torch.allclose(logits(load_model(tmp_path / "student")), logits(student), atol=1e-5)
+
+
+def test_what_an_earlier_student_left_is_removed(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    full = tiny_causal_lm(seed=1)
+    adapted = with_adapter(select_layers(tiny_causal_lm(), 1))
+    for student in (full, adapted, full):
+        save_student(student, tiny_tokenizer, tmp_path)
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(student))
+    assert weight_files(tmp_path) == {"model.safetensors"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_saving_to_a_file_is_refused(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(InputError, match="it is a file"):
+        save_student(tiny_causal_lm(), tiny_tokenizer, tmp_path / "x")
+
+
+@pytest.mark.real_model
+def test_a_student_of_smollm2_loads_in_a_process_that_knows_nothing(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = smollm2
+    student = with_adapter(select_layers(model, 3))
+    save_student(student, tokenizer, tmp_path / "student")
+    assert folder_size_bytes(tmp_path / "student") < 4 * model.num_parameters() / 2
+    code = (
+        "import torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"folder = {str(tmp_path / 'student')!r}\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        "ids = AutoTokenizer.from_pretrained(folder)('A great film', return_tensors='pt')\n"
+        "print(model(**ids).logits[0, -1].double().sum().item())\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    ids = tokenizer("A great film", return_tensors="pt")
+    with torch.no_grad():
+        expected = student(**ids).logits[0, -1].double().sum().item()
+    assert float(ran.stdout) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path))
+    assert bundled_module.cache_dir() == tmp_path
+    monkeypatch.delenv("SINKD_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert bundled_module.cache_dir() == tmp_path / "sinkd_llm"
