@@ -86,13 +86,13 @@ class AnswerTokenizer:
             )
         if not conversational:
             turn = [{"role": "user", "content": prompt}]
-            rendered = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            rendered = self._render(turn, add_generation_prompt=True)
             # The delimiter belongs to running text; an assistant's turn starts with the answer.
             return rendered, [answer.lstrip() for answer in answers]
-        rendered = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        rendered = self._render(prompt, add_generation_prompt=True)
         texts = []
         for answer in answers:
-            whole = self.tokenizer.apply_chat_template(prompt + answer, tokenize=False)
+            whole = self._render(prompt + answer)
             if not whole.startswith(rendered):
                 raise InputError(
                     f"The chat template renders {name} so that the prompt is not the beginning of prompt "
@@ -100,6 +100,12 @@ class AnswerTokenizer:
                 )
             texts.append(whole[len(rendered) :])
         return rendered, texts
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+        return str(text)
 
     def _encode(self, prompt: str, answers: list[str], row: Row, name: str) -> tuple[list[int], list[list[int]]]:
         """Token ids of the prompt and of each answer *as it continues the prompt*."""
@@ -125,10 +131,8 @@ class AnswerTokenizer:
         answers_ids = []
         for answer in answers:
             whole = encode(prompt + answer)
-            if whole[: len(prompt_ids)] == prompt_ids:
-                answer_ids = whole[len(prompt_ids) :]
-            else:  # the tokenizer merges across the boundary
-                answer_ids = encode(answer)
+            continues = whole[: len(prompt_ids)] == prompt_ids  # no token crosses the boundary
+            answer_ids = whole[len(prompt_ids) :] if continues else encode(answer)
             if not answer_ids:
                 raise InputError(f"{name} has an answer without tokens ({answer!r}); every answer needs some text.")
             answers_ids.append(answer_ids + eos_ids)
@@ -289,8 +293,8 @@ class AnswerCollator:
     Training rows give `input_ids`, `attention_mask`, `labels` `[B, L]` (-100 outside the answer) and
     `example_id`. Ranking rows give the same over S sequences, plus `label` `[B]`, `choice_ids`
     `[B, C, T]` (-100 beyond the answer) and `choice_sequence` `[B, C]`, the sequence in which a choice is
-    scored (-1 where a row has fewer choices); `example_id` names the sequences. Choices that differ only in their last token share one
-    sequence, so that single-token choices cost one forward a row.
+    scored (-1 where a row has fewer choices); `example_id` names the sequences. Choices that differ only in
+    their last token share one sequence, so that single-token choices cost one forward a row.
 
     Args:
         pad_token_id (`int`): fills `input_ids`.

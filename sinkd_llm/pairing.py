@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import unwrap
-from sinkd_llm.models.loading import load_model
+from sinkd_llm.models.loading import build_quantization_config, load_model
 from sinkd_llm.models.pruning import select_layers
 from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
 
@@ -33,12 +33,14 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> An
         **(args.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
     }
     if quantised:
-        from transformers import BitsAndBytesConfig
+        from trl import ModelConfig
 
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=args.teacher_load_in_4bit,
-            load_in_8bit=args.teacher_load_in_8bit,
-            bnb_4bit_quant_type="nf4",
+        arguments["quantization_config"] = build_quantization_config(
+            ModelConfig(
+                load_in_4bit=args.teacher_load_in_4bit,
+                load_in_8bit=args.teacher_load_in_8bit,
+                dtype=arguments.get("dtype", "float32"),
+            )
         )
     return load_model(teacher, **arguments)
 
@@ -70,16 +72,15 @@ def load_student(model: Any, teacher: Any, args: SinKDConfig, quantization_confi
 
 def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     """The tokenizer that belongs to the student, else to the teacher."""
-    source = model if model is not None else args.teacher_model_name_or_path or teacher
-    if source is None:
+    for source in (model, args.teacher_model_name_or_path, teacher):
+        name = source if isinstance(source, str) else source and unwrap(source).config._name_or_path
+        if name:
+            return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    if model is None and teacher is None:
         raise InputError("No student was given; pass `model`.")
-    name = source if isinstance(source, str) else unwrap(source).config._name_or_path
-    if not name:
-        raise InputError(
-            "The model does not say where it comes from, so its tokenizer cannot be found; pass it as "
-            "`processing_class`."
-        )
-    return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    raise InputError(
+        "The model does not say where it comes from, so its tokenizer cannot be found; pass it as `processing_class`."
+    )
 
 
 def check_vocabularies(teacher: Any, teacher_name: str | None, student: Any, tokenizer: Any, trust: bool) -> None:

@@ -14,6 +14,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.saving import save_student
+from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pairing import add_adapter, check_vocabularies, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher
 
@@ -129,7 +130,7 @@ class SinKDTrainer(Trainer):
             student.enable_input_require_grads()
 
         self.architecture = get_architecture(student)
-        self.objective = args.objective()
+        self.objective: DistillationObjective = args.objective()
         self.teacher = LocalTeacher(teacher) if teacher is not None else None
         lengths = [context_length(m) for m in (student, teacher) if m is not None]
         answer_tokenizer = AnswerTokenizer(
@@ -234,7 +235,7 @@ class SinKDTrainer(Trainer):
 
     def evaluate(
         self,
-        eval_dataset: "Dataset | dict[str, Dataset] | str | None" = None,
+        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -250,7 +251,8 @@ class SinKDTrainer(Trainer):
             choices the training loss), the task's metrics, and `eval_teacher_agreement`, the share of rows
             where student and teacher choose the same answer.
         """
-        if hasattr(eval_dataset, "column_names"):
+        # Trainer itself passes the name of one of several evaluation sets.
+        if eval_dataset is not None and hasattr(eval_dataset, "column_names"):
             eval_dataset = tokenize_dataset(eval_dataset, self._answer_tokenizer, ranking=True)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -287,7 +289,8 @@ class SinKDTrainer(Trainer):
         return torch.tensor([self._teacher_choices[n] for n in names], device=inputs["label"].device)
 
     def _compute_ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        scores, teacher_choice = prediction.predictions
+        predictions: Any = prediction.predictions  # what `prediction_step` returns, gathered
+        scores, teacher_choice = predictions
         metrics = dict(self._user_compute_metrics(EvalPrediction(predictions=scores, label_ids=prediction.label_ids)))
         if self.teacher is not None:
             metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
@@ -305,4 +308,5 @@ class SinKDTrainer(Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             student = self.accelerator.unwrap_model(self.model)
-            save_student(student, self.processing_class, output_dir or self.args.output_dir, state_dict=state_dict)
+            folder = output_dir or self.args.output_dir or "."
+            save_student(student, self.processing_class, folder, state_dict=state_dict)

@@ -97,13 +97,13 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(unwrap(model).forward).parameters)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The Transformers model inside DDP, DeepSpeed and PEFT wrappers."""
     while True:
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
         elif isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
-            model = model.module  # type: ignore[assignment]
+            model = model.module
         else:
             return model
 

@@ -14,6 +14,7 @@ from sinkd_llm.models.sources import (
     BASE_FOLDER,
     BASE_REFERENCE,
     ModelSource,
+    fetch_adapter,
     hub_error,
     read_json,
     resolve_model_source,
@@ -67,7 +68,7 @@ def load_model(
         InputError: if the source is wrong or not complete, the dtype is unknown, the architecture is
             not a causal language model, or weights are missing that Transformers would make up.
     """
-    source = resolve_model_source(name_or_path, revision)
+    source = fetch_adapter(resolve_model_source(name_or_path, revision))
     options = {
         "dtype": _dtype_name(dtype),
         "quantization_config": quantization_config,
@@ -75,8 +76,6 @@ def load_model(
         "device_map": device_map,
         "trust_remote_code": trust_remote_code,
     }
-    if source.kind == "hub":
-        source = _fetch_hub_adapter(source)
     if source.kind == "adapter":
         return _load_adapted(source, merge_adapter, options)
     return _load_whole(source, options)
@@ -104,6 +103,7 @@ def _load_whole(source: ModelSource, options: dict[str, Any]) -> Any:
                 revision=source.revision,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # collected below, where the message can name them
                 **{name: value for name, value in options.items() if value is not None},
             )
     except InputError:
@@ -116,6 +116,12 @@ def _load_whole(source: ModelSource, options: dict[str, Any]) -> Any:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
         raise InputError(f"The model in {path} cannot be loaded: {said}") from error
     model, info = loaded
+    if mismatched := sorted(info["mismatched_keys"]):
+        weight, stored, expected = mismatched[0]
+        raise InputError(
+            f"The weights of {source.name!r} do not fit its config.json: {weight} is stored as {tuple(stored)}, but "
+            f"the configuration asks for {tuple(expected)}. Copy both from the same save."
+        )
     if missing := sorted(info["missing_keys"]):
         # Transformers would fill them with random numbers and only warn.
         raise InputError(
@@ -139,25 +145,6 @@ def _refuse_encoder_decoder(source: ModelSource, path: str, trust_remote_code: b
             f"{source.name!r} is an encoder-decoder ({config.model_type}); only decoder-only language "
             "models are supported. Choose one such as 'smollm2-135m'."
         )
-
-
-def _fetch_hub_adapter(source: ModelSource) -> ModelSource:
-    """`source`, or the downloaded folder of a hub repository that holds a PEFT adapter."""
-    from huggingface_hub import snapshot_download
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        found = find_adapter_config_file(source.path, revision=source.revision)
-        if found is None:
-            return source
-        folder = snapshot_download(
-            source.path,
-            revision=source.revision,
-            allow_patterns=["adapter_*.json", "adapter_*.safetensors", f"{BASE_FOLDER}/*", "*token*"],
-        )
-    except (OSError, ValueError) as error:
-        raise hub_error(source, error) from error
-    return resolve_model_source(folder)
 
 
 def _load_adapted(source: ModelSource, merge: bool, options: dict[str, Any]) -> Any:

@@ -86,9 +86,41 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
     if close:
         # Asking the hub for a misspelt bundled name would end in a slower and less helpful error.
         raise InputError(f"There is no model {name!r}. Did you mean {close[0]!r}? {_WHAT_CAN_BE_GIVEN}")
-    if _HUB_ID.fullmatch(name) and not name.startswith("checkpoint-"):
+    if _HUB_ID.fullmatch(name):
         return ModelSource(name, "hub", name, revision=revision)
     raise InputError(f"There is no folder or file {name!r}. {_WHAT_CAN_BE_GIVEN}")
+
+
+def fetch_adapter(source: ModelSource) -> ModelSource:
+    """`source`, or the local copy of a hub repository that holds a PEFT adapter instead of a model.
+
+    Raises:
+        InputError: if the repository cannot be read, or its adapter is not complete.
+    """
+    if source.kind != "hub":
+        return source
+    from huggingface_hub import snapshot_download
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(source.path, revision=source.revision) is None:
+            return source
+        folder = snapshot_download(
+            source.path,
+            revision=source.revision,
+            # The adapter, its tokenizer and its base; not the optimiser states that some upload.
+            allow_patterns=[
+                "adapter_model.safetensors",
+                f"{BASE_FOLDER}/*",
+                "*.json",
+                "*.model",
+                "*.txt",
+                "*.jinja",
+            ],
+        )
+    except (OSError, ValueError) as error:
+        raise hub_error(source, error) from error
+    return resolve_model_source(folder)
 
 
 def hub_error(source: ModelSource, error: Exception) -> InputError:
@@ -129,7 +161,7 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         files = sorted(file.name for file in folder.glob("*.gguf"))
         checkpoints = sorted(file.name for file in folder.glob("checkpoint-*") if file.is_dir())
-        hint = ""
+        hint = " Give the folder that a finished run or save_pretrained wrote."
         if files:
             hint = f" Give the path of the GGUF file itself: {folder / files[0]}"
         elif checkpoints:

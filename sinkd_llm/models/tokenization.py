@@ -12,6 +12,7 @@ from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
     ModelSource,
+    fetch_adapter,
     hub_error,
     read_json,
     resolve_model_source,
@@ -50,7 +51,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
     """
     from transformers import AutoTokenizer
 
-    source = _with_tokenizer(resolve_model_source(name_or_path, revision))
+    source = _with_tokenizer(fetch_adapter(resolve_model_source(name_or_path, revision)))
     path = str(converted_tokenizer(source)) if source.gguf_file else source.path
     try:
         with quiet_transformers():
@@ -102,7 +103,7 @@ def _with_tokenizer(source: ModelSource) -> ModelSource:
         config = read_json(folder / ADAPTER_CONFIG)
         if base := config.get("base_model_name_or_path"):
             revision = config.get("revision") or "main"
-            return _with_tokenizer(resolve_model_source(base, revision))
+            return _with_tokenizer(fetch_adapter(resolve_model_source(base, revision)))
     raise InputError(
         f"{folder} holds a model but no tokenizer. Copy the tokenizer's files there "
         "(tokenizer.json and tokenizer_config.json), or save it with its save_pretrained."

@@ -112,7 +112,7 @@ class Scorer:
             return row
         if self.data.task is None:
             if name != TEACHER:
-                say(f"Scoring {name} on {len(rows)} rows …")
+                say(f"Scoring {len(rows)} rows: {name} …")
                 metrics = self.trainer.evaluate()
                 timing = ("runtime", "samples_per_second", "steps_per_second")
                 kept = {k.removeprefix("eval_"): v for k, v in metrics.items() if k != "epoch"}
@@ -122,7 +122,7 @@ class Scorer:
         from sinkd_llm.evaluation import evaluate_task
 
         args = self.trainer.args
-        with progress(f"Scoring {name} on {len(rows)} rows") as on_progress:
+        with progress(f"Scoring {len(rows)} rows: {name}") as on_progress:
             score = evaluate_task(
                 model,
                 self.trainer.processing_class,

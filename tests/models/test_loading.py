@@ -339,6 +339,14 @@ def test_weights_that_transformers_would_make_up_are_refused(model_folder: Path)
         load_model(model_folder)
 
 
+def test_weights_of_another_size_are_refused(model_folder: Path) -> None:
+    config = json.loads((model_folder / "config.json").read_text())
+    config["intermediate_size"] += 1
+    (model_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"layers.0.mlp.down_proj.weight is stored as \(32, 64\).*\(32, 65\)"):
+        load_model(model_folder)
+
+
 def test_an_unknown_architecture_is_refused(model_folder: Path) -> None:
     (model_folder / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(InputError, match="no-such-type"):
