@@ -57,7 +57,7 @@ class SinKDConfig(TrainingArguments):
         apply_chat_template (`bool`, *optional*, defaults to `False`):
             Whether to render the plain prompts of a task as a user's turn in the tokenizer's chat
             template. Conversational rows always use it.
-        add_eos_token (`bool`, *optional*):
+        add_eos (`bool`, *optional*):
             Whether the end-of-sequence token is supervised after the answer. Default: yes for
             prompt-completion rows, no for rows with answer choices, which are ranked without it.
         dataset_num_proc (`int`, *optional*):
@@ -170,7 +170,7 @@ class SinKDConfig(TrainingArguments):
         default=False,
         metadata={"help": "Render plain prompts as a user's turn in the chat template."},
     )
-    add_eos_token: bool | None = field(
+    add_eos: bool | None = field(
         default=None,
         metadata={
             "help": "Supervise the end-of-sequence token after the answer. Default: yes for "

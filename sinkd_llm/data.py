@@ -36,7 +36,7 @@ class AnswerTokenizer:
         max_length (`int` or `None`, *optional*): longest sequence, prompt and answer together.
         apply_chat_template (`bool`, *optional*, defaults to `False`): render plain prompts as a user's
             turn. Conversational rows always are.
-        add_eos_token (`bool`, *optional*): supervise the end-of-sequence token after the answer. Default:
+        add_eos (`bool`, *optional*): supervise the end-of-sequence token after the answer. Default:
             yes for plain prompt-completion rows, no for rows with choices and for conversational rows,
             whose template closes the turn.
     """
@@ -44,7 +44,7 @@ class AnswerTokenizer:
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int | None = None
     apply_chat_template: bool = False
-    add_eos_token: bool | None = None
+    add_eos: bool | None = None
 
     def training_features(self, row: Row, index: int) -> Row:
         """`example_id`, `prompt_ids`, `answer_ids` and `num_cut`, the prompt tokens that were cut."""
@@ -124,7 +124,7 @@ class AnswerTokenizer:
         if not prefix and not prompt_ids:
             # Something has to stand where the first answer token is predicted.
             prefix = [self.tokenizer.bos_token_id or self.tokenizer.eos_token_id]
-        add_eos = self.add_eos_token
+        add_eos = self.add_eos
         if add_eos is None:
             add_eos = not templated and "choices" not in row
         eos_ids = [self.tokenizer.eos_token_id] if add_eos else []

@@ -1,16 +1,22 @@
-"""Scores of a classification or regression task, under lm-evaluation-harness's names.
+"""Scores of choices, numbers and texts, under lm-evaluation-harness's names where it has one.
 
-The numbers come from scikit-learn and scipy; this module checks the input and settles the cases that
-have no defined value.
+The numbers come from scikit-learn and scipy, except for the string matching of question answering and ROUGE-L;
+this module checks the input and settles the cases that have no defined value.
 """
 
 import math
+import re
+import string
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
 
 Values = Sequence[int] | Sequence[float]
+# The scored rows by column, such as a `datasets.Dataset` or a dict of lists.
+Rows = Any
 
 
 def accuracy(predictions: Values, references: Values) -> float:
@@ -77,6 +83,81 @@ def _constant(predictions: Values, references: Values) -> bool:
     return len(set(predictions)) < 2 or len(set(references)) < 2
 
 
+def exact_match(predictions: Values, references: Values, rows: Rows) -> float:
+    """
+    Share of questions, in [0, 1], of which every row is answered right.
+
+    Rows with the same `group` are one question; without that column every row is its own. A row is right if the
+    text of its chosen answer is one of its `answers` after [`normalize_answer`]; without that column, if the chosen
+    index is the gold one. This is MultiRC's exact match over questions (Khashabi et al. 2018) and ReCoRD's over
+    queries (Zhang et al. 2018).
+    """
+    if (answers := _column(rows, "answers")) is None:
+        right = [chosen == gold for chosen, gold in zip(predictions, references, strict=True)]
+    else:
+        chosen_texts = [normalize_answer(text) for text in _chosen_texts(predictions, rows)]
+        right = [text in map(normalize_answer, golds) for text, golds in zip(chosen_texts, answers, strict=True)]
+    groups = _column(rows, "group") or range(len(right))
+    by_question: dict[Any, list[bool]] = defaultdict(list)
+    for group, row_right in zip(groups, right, strict=True):
+        by_question[group].append(row_right)
+    return sum(map(all, by_question.values())) / len(by_question)
+
+
+def token_f1(predictions: Values, references: Values, rows: Rows) -> float:
+    """
+    Mean over rows, in [0, 1], of the F1 of the words of the chosen answer against the best of the row's `answers`.
+
+    Words are those of [`normalize_answer`]. ReCoRD's F1 (Zhang et al. 2018); SQuAD's is the same.
+    """
+    answers = _column(rows, "answers")
+    if answers is None:
+        raise InputError("The metric token_f1 compares texts and needs rows with a column 'answers'.")
+    scores = [
+        max((_overlap_f1(text, gold) for gold in golds), default=0.0)
+        for text, golds in zip(_chosen_texts(predictions, rows), answers, strict=True)
+    ]
+    return sum(scores) / len(scores)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation and English articles, single spaces: SQuAD's and ReCoRD's normalisation."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _overlap_f1(prediction: str, reference: str) -> float:
+    predicted, gold = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    shared = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * shared / (len(predicted) + len(gold)) if shared else 0.0
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """
+    ROUGE-L of one text against one reference, in [0, 1].
+
+    The harmonic mean of precision and recall of the longest common subsequence of words (Lin 2004, eq. 2-4 with
+    beta = 1). Words are runs of letters and digits in lower case; 0 if either text has none.
+    """
+    predicted, gold = (re.findall(r"\w+", text.lower()) for text in (prediction, reference))
+    # common[j]: length of the longest common subsequence of the words read so far and gold[:j].
+    common = [0] * (len(gold) + 1)
+    for word in predicted:
+        diagonal = 0
+        for j, other in enumerate(gold, 1):
+            above = common[j]
+            common[j] = diagonal + 1 if word == other else max(above, common[j - 1])
+            diagonal = above
+    return 2 * common[-1] / (len(predicted) + len(gold)) if common[-1] else 0.0
+
+
+def perplexity(log_likelihoods: Sequence[float], num_tokens: Sequence[int]) -> float:
+    """exp of the mean negative log-likelihood per token, at least 1, over answers given by their sums in nats."""
+    if not sum(num_tokens):
+        raise InputError("There are no tokens to take the perplexity of; give at least one row.")
+    return math.exp(-sum(log_likelihoods) / sum(num_tokens))
+
+
 CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
     "acc": accuracy,
     "mcc": matthews_correlation,
@@ -84,31 +165,91 @@ CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
     "f1_macro": f1_macro,
 }
 REGRESSION: dict[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}
-METRICS = CLASSIFICATION | REGRESSION
+QUESTION_ANSWERING: dict[str, Callable[[Values, Values, Rows], float]] = {"em": exact_match, "token_f1": token_f1}
+CHOICE_METRICS = (*CLASSIFICATION, *REGRESSION, *QUESTION_ANSWERING)
+# Of generated texts. `perplexity` is of the reference texts and needs a model: see `perplexity`.
+TEXT_METRICS = ("rouge_l", "perplexity")
 
 
-def compute_metrics(names: Iterable[str], predictions: Sequence, references: Sequence) -> dict[str, float]:
+def compute_metrics(
+    names: Iterable[str], predictions: Sequence, references: Sequence, rows: Rows | None = None
+) -> dict[str, float]:
     """
     Score predictions against references.
 
     Args:
-        names (`Iterable[str]`): any of `acc`, `mcc`, `f1`, `f1_macro` (of choice indices) and `pearson`,
-            `spearman` (of numbers).
+        names (`Iterable[str]`): any of `acc`, `mcc`, `f1`, `f1_macro` (of choice indices), `pearson`, `spearman` (of
+            numbers), `em` and `token_f1` (of the texts of `rows`).
         predictions (`Sequence`): one index or number a row. Numpy and torch scalars are taken too.
         references (`Sequence`): the gold index or number of each row, in the same order.
+        rows (`Dataset` or `Mapping[str, Sequence]`, *optional*): the scored rows in the same order, with the columns
+            `choices` (list of texts) and, where a metric needs them, `group`, `answers` and `target`. With a column
+            `target`, `pearson` and `spearman` compare the number that the chosen text stands for with it.
 
     Returns:
-        `dict[str, float]`: name to score, in the order of `names`. Where a score is undefined because
-        one side holds a single value, it is 0: `mcc`, `pearson` and `spearman`, and `f1` without any
-        row of class 1.
+        `dict[str, float]`: name to score, in the order of `names`. Where a score is undefined because one side holds a
+        single value, it is 0: `mcc`, `pearson` and `spearman`, and `f1` without any row of class 1.
 
     Raises:
-        InputError: for an unknown name, no rows, two different lengths, a number that is not finite,
-            a class that is no integer, an unlabelled (negative) reference, or `f1` of more than two
-            classes.
+        InputError: for an unknown name, no rows, different lengths, a number that is not finite, a class that is no
+            integer, an unlabelled reference, `f1` of more than two classes, `em` or `token_f1` without rows, or a
+            choice that is no number where there are `target`s.
     """
     names = list(names)
     check_metric_names(names)
+    _check_lengths(predictions, references, rows)
+    predictions, references = _numbers(predictions), _numbers(references)
+    if any(name not in REGRESSION for name in names):
+        _check_classes(predictions, references)
+    scores: dict[str, float] = {}
+    for name in names:
+        if name in CLASSIFICATION:
+            scores[name] = CLASSIFICATION[name](predictions, references)
+        elif name in REGRESSION:
+            scores[name] = REGRESSION[name](*_on_target_scale(predictions, references, rows))
+        elif rows is None:
+            raise InputError(f"The metric {name} compares rows, not only indices: pass the scored data set as rows.")
+        else:
+            scores[name] = QUESTION_ANSWERING[name](predictions, references, rows)
+    return scores
+
+
+def compute_text_metrics(
+    names: Iterable[str], predictions: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
+    """
+    Mean scores of generated texts against reference texts.
+
+    Args:
+        names (`Iterable[str]`): of `rouge_l` and `perplexity`. The latter cannot be computed from texts and is left
+            out: see [`perplexity`].
+        predictions, references (`Sequence[str]`): one text a row.
+
+    Raises:
+        InputError: for an unknown name, no rows, different lengths, or something that is no text.
+    """
+    names = list(names)
+    check_metric_names(names, TEXT_METRICS)
+    _check_lengths(predictions, references, None)
+    for index, text in enumerate((*predictions, *references)):
+        if not isinstance(text, str):
+            raise InputError(f"Row {index % len(references)} of the scored texts is {text!r}, not text.")
+    if "rouge_l" not in names:
+        return {}
+    scores = [rouge_l(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
+    return {"rouge_l": sum(scores) / len(scores)}
+
+
+def check_metric_names(names: Iterable[str], known: Sequence[str] = CHOICE_METRICS) -> None:
+    """Raises `InputError` for the first name that is none of the known metrics."""
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"Unknown metric {name!r}.{nearest(name, tuple(known))} Known metrics: {', '.join(known)}."
+            )
+
+
+def _check_lengths(predictions: Sequence, references: Sequence, rows: Rows | None) -> None:
     if len(predictions) != len(references):
         raise InputError(
             f"There are {len(predictions)} predictions for {len(references)} references; a metric needs "
@@ -116,19 +257,46 @@ def compute_metrics(names: Iterable[str], predictions: Sequence, references: Seq
         )
     if not len(references):
         raise InputError("There are no predictions to score; give at least one row.")
-    predictions, references = _numbers(predictions), _numbers(references)
-    if any(name in CLASSIFICATION for name in names):
-        _check_classes(predictions, references)
-    return {name: METRICS[name](predictions, references) for name in names}
-
-
-def check_metric_names(names: Iterable[str]) -> None:
-    """Raises `InputError` for the first name that is no metric."""
-    for name in names:
-        if name not in METRICS:
+    for name in ("choices", "group", "answers", "target"):
+        column = _column(rows, name)
+        if column is not None and len(column) != len(references):
             raise InputError(
-                f"Unknown metric {name!r}.{nearest(name, list(METRICS))} Known metrics: {', '.join(METRICS)}."
+                f"There are {len(column)} rows ({name}) for {len(references)} references; pass the rows that were "
+                "scored, in their order."
             )
+
+
+def _column(rows: Rows | None, name: str) -> list | None:
+    if rows is None:
+        return None
+    names = getattr(rows, "column_names", None) or list(rows)
+    return list(rows[name]) if name in names else None
+
+
+def _chosen_texts(predictions: Values, rows: Rows) -> list[str]:
+    choices = _column(rows, "choices")
+    if choices is None:
+        raise InputError("The scored rows have no column 'choices', so a chosen answer has no text.")
+    return [row_choices[int(index)].strip() for row_choices, index in zip(choices, predictions, strict=True)]
+
+
+def _on_target_scale(predictions: Values, references: Values, rows: Rows | None) -> tuple[Values, Values]:
+    """What the chosen texts and the rows' own `target`s say in numbers; the given values without such a column."""
+    targets = _column(rows, "target")
+    if targets is None:
+        return predictions, references
+    if None in targets:
+        raise InputError(f"{targets.count(None)} of {len(targets)} rows have no target; score a labelled split.")
+    values = []
+    for text in _chosen_texts(predictions, rows):
+        try:
+            values.append(float(text))
+        except ValueError as error:
+            raise InputError(
+                f"The choice {text!r} is no number, but the rows have a numeric target to compare it with; write "
+                "numbers into doc_to_choice."
+            ) from error
+    return values, targets
 
 
 def _numbers(values: Sequence) -> list:
@@ -151,3 +319,76 @@ def _check_classes(predictions: list, references: list) -> None:
             f"{unlabelled} of {len(references)} references are unlabelled (negative), as the test splits "
             "of GLUE and SuperGLUE are; score a labelled split such as validation."
         )
+
+
+# The official metrics of each task of a benchmark, as (name of a result, metric): MNLI's two validation sets count as
+# one task, as on the leaderboard.
+GLUE: dict[str, tuple[tuple[str, str], ...]] = {
+    "cola": (("cola", "mcc"),),
+    "sst2": (("sst2", "acc"),),
+    "mrpc": (("mrpc", "acc"), ("mrpc", "f1")),
+    "stsb": (("stsb", "pearson"), ("stsb", "spearman")),
+    "qqp": (("qqp", "acc"), ("qqp", "f1")),
+    "mnli": (("mnli", "acc"), ("mnli_mismatched", "acc")),
+    "qnli": (("qnli", "acc"),),
+    "rte": (("rte", "acc"),),
+    "wnli": (("wnli", "acc"),),
+}
+SUPERGLUE: dict[str, tuple[tuple[str, str], ...]] = {
+    "boolq": (("boolq", "acc"),),
+    "cb": (("cb", "acc"), ("cb", "f1_macro")),
+    "copa": (("copa", "acc"),),
+    "multirc": (("multirc", "f1"), ("multirc", "em")),
+    "record": (("record", "em"), ("record", "token_f1")),
+    "sglue_rte": (("sglue_rte", "acc"),),
+    "wic": (("wic", "acc"),),
+    "wsc": (("wsc", "acc"),),
+}
+
+
+def glue_score(results: Mapping[str, Mapping[str, float]], partial: bool = False) -> float:
+    """
+    GLUE's average (Wang et al. 2018): the mean over its nine tasks of the mean over a task's metrics.
+
+    Args:
+        results (`Mapping[str, Mapping[str, float]]`): task name, such as `"sst2"`, to metric name to score. More tasks
+            and more metrics than needed are ignored.
+        partial (`bool`, *optional*, defaults to `False`): average over the tasks that are there. Such a number
+            compares only with one over the same tasks.
+
+    Returns:
+        `float`: the average in the unit of the scores; the leaderboard shows 100 times it.
+
+    Raises:
+        InputError: if a task is missing (with `partial`: if all are), or a metric of a given task is.
+    """
+    return _average("GLUE", GLUE, results, partial)
+
+
+def superglue_score(results: Mapping[str, Mapping[str, float]], partial: bool = False) -> float:
+    """SuperGLUE's average (Wang et al. 2019) over its eight tasks; arguments and errors as in [`glue_score`]."""
+    return _average("SuperGLUE", SUPERGLUE, results, partial)
+
+
+def _average(
+    name: str,
+    benchmark: dict[str, tuple[tuple[str, str], ...]],
+    results: Mapping[str, Mapping[str, float]],
+    partial: bool,
+) -> float:
+    missing = sorted({task for parts in benchmark.values() for task, _ in parts if task not in results})
+    complete = {key: parts for key, parts in benchmark.items() if all(task in results for task, _ in parts)}
+    if not complete or (missing and not partial):
+        raise InputError(
+            f"The {name} score needs results of every task, but there are none of {', '.join(missing)}; score them, "
+            "or pass partial=True for the mean over those that are there."
+        )
+    means = []
+    for parts in complete.values():
+        for task, metric in parts:
+            if metric not in results[task]:
+                raise InputError(
+                    f"The {name} score needs {metric} of {task}, but its results are {', '.join(results[task])}."
+                )
+        means.append(sum(results[task][metric] for task, metric in parts) / len(parts))
+    return sum(means) / len(means)

@@ -133,4 +133,7 @@ def add_adapter(student: Any, peft_config: Any) -> Any:
         )
     if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
         student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
-    return get_peft_model(student, peft_config)
+    try:
+        return get_peft_model(student, peft_config)
+    except ValueError as error:  # e.g. target modules that the model does not have
+        raise InputError(f"The adapter does not fit {type(unwrap(student)).__name__}: {error}") from error

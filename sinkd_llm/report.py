@@ -177,6 +177,13 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def describe_training(training: Mapping[str, float]) -> str:
+    """`200 steps in 4 min 2 s`; of a resumed run, the time of its last part."""
+    steps, resumed_at = int(training["steps"]), int(training["resumed_at"])
+    part = f", the last {steps - resumed_at}" if resumed_at else ""
+    return f"{steps} steps{part} in {format_duration(training['seconds'])}"
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The log records of `metrics.jsonl`; an unfinished last line of a killed run is left out."""
     records = []
@@ -221,7 +228,7 @@ def render_report(results: Mapping[str, Any], records: Sequence[Mapping[str, Any
         bars=[row.metrics.get(metric) if metric else None for row in rows],
         summary=summary(rows),
         curves=[curve for curve in _curves(rows, metric, records) if curve is not None],
-        duration=format_duration(results["training"]["seconds"]),
+        duration=describe_training(results["training"]),
         memory=format_bytes(results["peak_memory_bytes"]),
     )
 
@@ -251,7 +258,7 @@ def _curve(
     names: Mapping[str, str],
     references: Mapping[str, float] | None = None,
 ) -> dict[str, Any] | None:
-    """One plot: title, inline SVG and legend (label, colour, line style of CSS), or `None` if the records hold none of the names."""
+    """One plot: title, inline SVG and legend (label, colour, line style of CSS); `None` without data."""
     series = {}
     for key, label in names.items():
         points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
@@ -287,6 +294,9 @@ def _curve(
 
 
 def _finish(axes: "Axes", unit: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel(unit)
     axes.margins(x=0.02)

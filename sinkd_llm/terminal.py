@@ -1,5 +1,6 @@
 """Printing: results to stdout, what is happening to stderr, both only from the first process."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -47,3 +48,25 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _WarnOnce(logging.Handler):
+    """Prints the warnings of this package, each text once: rows are tokenised for every score."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if text not in self.seen:
+            self.seen.add(text)
+            say(f"Note: {text}")
+
+
+def show_warnings_once() -> None:
+    """Show what the package's loggers warn of, for one command; an earlier command's handler goes."""
+    logger = logging.getLogger("sinkd_llm")
+    for handler in [h for h in logger.handlers if isinstance(h, _WarnOnce)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_WarnOnce())

@@ -137,7 +137,7 @@ class SinKDTrainer(Trainer):
             processing_class,
             shortest(args.max_length, *lengths),
             args.apply_chat_template,
-            args.add_eos_token,
+            args.add_eos,
         )
         self.verbalizer_ids: Tensor | None = None
         if self.teacher and args.vocabulary == "verbalizers" and train_dataset is not None:

@@ -20,9 +20,7 @@ def cost(student: Tensor, teacher: Tensor, norm: str = "l1") -> Tensor:
     rows = []
     for s in student.double():
         differences = [(s - t) for t in teacher.double()]
-        rows.append(
-            torch.stack([d.abs().sum() if norm == "l1" else (d**2).sum() for d in differences])
-        )
+        rows.append(torch.stack([d.abs().sum() if norm == "l1" else (d**2).sum() for d in differences]))
     return torch.stack(rows)
 
 
@@ -87,9 +85,7 @@ def divergence(name: str, student: Tensor, teacher: Tensor, temperature: float) 
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    return torch.stack(
-        [-softmax(row)[label].log() for row, label in zip(student, labels, strict=True)]
-    )
+    return torch.stack([-softmax(row)[label].log() for row, label in zip(student, labels, strict=True)])
 
 
 def sinkd(
@@ -114,9 +110,7 @@ def sinkd(
     return total
 
 
-def central_differences(
-    function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6
-) -> Tensor:
+def central_differences(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6) -> Tensor:
     """Gradient of a scalar function in fp64. It is called once, with all shifted inputs in a batch."""
     at = at.detach().double()
     shifts = step * torch.eye(at.numel(), dtype=torch.float64).view(-1, *at.shape)

@@ -46,7 +46,7 @@ def test_prompt_and_answer_together_are_the_tokens_of_the_whole_text(tiny_tokeni
 
 def test_white_space_at_the_end_of_the_prompt_goes_to_the_answer(tiny_tokenizer: Any) -> None:
     row = {"prompt": "Review: good film\nSentiment: ", "completion": "positive"}
-    features = AnswerTokenizer(tiny_tokenizer, add_eos_token=False).training_features(row, 0)
+    features = AnswerTokenizer(tiny_tokenizer, add_eos=False).training_features(row, 0)
     assert tiny_tokenizer.decode(features["answer_ids"]) == " positive"
 
 
@@ -56,7 +56,7 @@ def test_prompt_completion_rows_are_closed_by_eos_and_task_rows_are_not(tiny_tok
     eos = tiny_tokenizer.eos_token_id
     assert tokenizer.training_features(plain, 0)["answer_ids"][-1] == eos
     assert eos not in tokenizer.training_features(example(), 0)["answer_ids"]
-    forced = AnswerTokenizer(tiny_tokenizer, add_eos_token=True)
+    forced = AnswerTokenizer(tiny_tokenizer, add_eos=True)
     assert forced.training_features(example(), 0)["answer_ids"][-1] == eos
 
 

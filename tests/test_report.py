@@ -11,6 +11,7 @@ from rich.console import Console
 from sinkd_llm.errors import InputError
 from sinkd_llm.report import (
     ResultRow,
+    describe_training,
     format_bytes,
     format_count,
     format_duration,
@@ -42,7 +43,7 @@ def results(rows, **more):
         "device": "2 CPU threads",
         "peak_memory_bytes": 3_200_000_000,
         "evaluation": "200 rows",
-        "training": {"steps": 20, "seconds": 125.0, "loss": 1.0},
+        "training": {"steps": 20, "resumed_at": 0, "seconds": 125.0, "loss": 1.0},
         "rows": [row.as_dict(teacher) for row in rows],
         "settings": {"alpha": 0.9},
         "all_settings": {"alpha": 0.9, "seed": 0},
@@ -106,6 +107,11 @@ def test_bytes(value, text):
 @pytest.mark.parametrize(("value", "text"), [(4.4, "4 s"), (125, "2 min 5 s"), (3720, "1 h 2 min")])
 def test_durations(value, text):
     assert format_duration(value) == text
+
+
+def test_the_time_of_a_resumed_run_is_that_of_its_last_part():
+    assert describe_training({"steps": 20, "resumed_at": 0, "seconds": 3}) == "20 steps in 3 s"
+    assert describe_training({"steps": 20, "resumed_at": 15, "seconds": 3}) == "20 steps, the last 5 in 3 s"
 
 
 def test_the_page_is_whole_and_needs_nothing_from_outside():

@@ -13,13 +13,14 @@ from importlib import import_module
 
 from sinkd_llm._version import __version__
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.terminal import show_warnings_once
 
 COMMANDS = {
     "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
     "finetune": "train a model on a task with cross-entropy: how teachers are made",
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "evaluate": "score a model on a task by ranking the answers",
-    "tasks": "list the tasks, or show a task's rendered examples",
+    "tasks": "list the tasks, show their rendered rows, or check one of your own",
     "env": "show versions, devices and what is missing",
 }
 
@@ -28,6 +29,7 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -78,6 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"there is no command {command!r}.{nearest(command, list(COMMANDS))} "
             f"The commands are {', '.join(COMMANDS)}; 'sinkd --help' says what they do."
         )
+    show_warnings_once()
     return int(import_module(f"sinkd_llm.cli.{command}").main(arguments[1:]))
 
 

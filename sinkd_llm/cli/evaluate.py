@@ -128,9 +128,14 @@ def _as_json(args: EvaluateArguments, result: "EvaluateResult") -> dict[str, Any
     from sinkd_llm.environment import versions
 
     pairs = zip(result.ids, result.score.predictions, strict=True)
+    row = result.row
     return {
-        **asdict(args),
-        **result.row.as_dict(),
+        **{name: value for name, value in asdict(args).items() if name != "output"},
+        "metrics": row.metrics,
+        "num_examples": row.num_examples,
+        "seconds": row.seconds,
+        "parameters": row.parameters,
+        "size_bytes": row.size_bytes,
         "versions": versions(),
         "predictions": [{"id": name, "prediction": prediction} for name, prediction in pairs],
     }

@@ -5,11 +5,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from transformers import TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, TrlParser
 
 from sinkd_llm.config import SinKDConfig
@@ -75,6 +77,7 @@ class SinKDParser(TrlParser):
 
     def parse(self, argv: Sequence[str], default_output_dir: str | None = None) -> tuple[Any, ...]:
         """The dataclasses for `argv`; `{task}` in `default_output_dir` becomes the task's name."""
+        disable_progress_bar()  # of Transformers: "writing shards" and the like; ours says what counts
         config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         config_parser.add_argument("--config", nargs="?", const="")
         known, arguments = config_parser.parse_known_args(list(argv))
@@ -93,6 +96,9 @@ class SinKDParser(TrlParser):
         except ValueError as error:
             # TrainingArguments and ModelConfig refuse combinations of values with it.
             raise InputError(" ".join(str(error).split())) from error
+        except PackageNotFoundError as error:
+            # A flag asks for a package that is not here (--deepspeed); the name is a whole sentence.
+            raise InputError(f"{' '.join(error.name.split())} 'sinkd env' shows the extras.") from error
 
     def _use_config(self, path: str) -> None:
         config = read_config(path)
@@ -175,7 +181,21 @@ def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, Si
     )
     parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
     _arrange_help(parser, every_flag="--help_all" in argv)
-    return parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+    task_args, training_args, model_args = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+    _check_trackers(training_args)
+    return task_args, training_args, model_args
+
+
+def _check_trackers(training_args: SinKDConfig) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations()
+    for name in training_args.report_to or []:
+        if name not in available:
+            raise InputError(
+                f"report_to names {name!r}, which is not installed here, or no tracker that Transformers "
+                f"knows; pip install {name}, or choose from {', '.join([*available, 'none'])}."
+            )
 
 
 def _arrange_help(parser: SinKDParser, every_flag: bool) -> None:

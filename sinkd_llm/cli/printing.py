@@ -7,8 +7,8 @@ from sinkd_llm.report import (
     METRICS_FILE,
     REPORT_FILE,
     RESULTS_FILE,
+    describe_training,
     format_bytes,
-    format_duration,
     results_table,
     summary,
 )
@@ -24,8 +24,8 @@ def show_run(result: "RunResult") -> None:
     show(results_table(result.rows))
     if text := summary(result.rows):
         show(text)
-    steps, seconds = result.training["steps"], result.training["seconds"]
+    memory = format_bytes(peak_memory_bytes())
     show(
-        f"{steps} steps in {format_duration(seconds)}, peak memory {format_bytes(peak_memory_bytes())}. "
+        f"{describe_training(result.training)}, peak memory {memory}. "
         f"Model, {RESULTS_FILE}, {METRICS_FILE} and {REPORT_FILE} are in {result.output_dir}"
     )

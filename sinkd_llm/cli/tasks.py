@@ -1,13 +1,18 @@
-"""`sinkd tasks`: list the tasks, or show what a task's rows look like once rendered."""
+"""`sinkd tasks`: list the tasks, show a task's rows as they are rendered, or check a task of your own."""
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sinkd_llm.errors import InputError
 
 if TYPE_CHECKING:
-    from sinkd_llm.tasks import Task
+    from sinkd_llm.tasks import Task, TaskInfo
+    from sinkd_llm.tasks.checking import TaskCheck
+
+DEFAULT_TOKENIZER = "smollm2-135m"
+# A check shows the most common answers; beyond these a line says nothing.
+MOST_LABELS = 6
 
 
 class _Parser(argparse.ArgumentParser):
@@ -16,18 +21,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `sinkd tasks list` (the default) or `sinkd tasks show NAME`."""
+    """Run `sinkd tasks list` (the default), `sinkd tasks show NAME` or `sinkd tasks check NAME`."""
     parser = _Parser(prog="sinkd tasks", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="list|show")
+    commands = parser.add_subparsers(dest="command", metavar="list|show|check")
     commands.add_parser("list", help="the built-in tasks, their prompts and metrics")
     show_parser = commands.add_parser("show", help="rendered examples of a task")
     show_parser.add_argument("name", help="a task's name, a prompt's name, or a YAML file")
     show_parser.add_argument("--data_dir", help="folder in the original GLUE/SuperGLUE formats")
     show_parser.add_argument("--split", default="train", choices=["train", "validation", "test"], help="which rows")
     show_parser.add_argument("--limit", type=int, default=3, help="how many rows (default: 3)")
+    check_parser = commands.add_parser("check", help="is a task fit to train on: labels, answers, lengths, an example")
+    check_parser.add_argument("name", help="a YAML file, or the name of a task or prompt")
+    check_parser.add_argument(
+        "--data_dir", help="folder in the original GLUE/SuperGLUE formats, or with the task's files"
+    )
+    check_parser.add_argument("--split", choices=["train", "validation", "test"], help="only this one")
+    check_parser.add_argument(
+        "--model_name_or_path", help=f"whose tokenizer counts (default: {DEFAULT_TOKENIZER}, if it is installed)"
+    )
     args = parser.parse_args(list(argv))
     if args.command == "show":
         return _show(args.name, args.data_dir, args.split, args.limit)
+    if args.command == "check":
+        return _check(args.name, args.data_dir, args.split, args.model_name_or_path)
     return _list()
 
 
@@ -39,15 +55,20 @@ def _list() -> int:
     from sinkd_llm.terminal import show
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "prompts", "answers", "metrics", "what is asked"):
+    for name in ("task and its prompts", "answers", "metrics", "what is asked"):
         table.add_column(name, no_wrap=name != "what is asked")
     for task in list_tasks():
-        answers = " / ".join(c.strip() for c in task.choices) if task.choices else "vary"
-        row = ("\n".join(task.prompts), answers, ", ".join(task.metrics), task.description)
-        table.add_row(task.name, *row)
+        table.add_row("\n".join(task.prompts), _answers(task), "\n".join(task.metrics), task.description)
     show(table)
     show("Every prompt is a name for --task. 'sinkd tasks show NAME' renders a few rows.")
     return 0
+
+
+def _answers(task: "TaskInfo") -> str:
+    if task.choices is None:
+        return "vary" if task.output_type == "multiple_choice" else "text"
+    words = [choice.strip() for choice in task.choices]
+    return " / ".join(words if len(words) <= 4 else (words[0], words[1], "…", words[-1]))
 
 
 def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
@@ -60,11 +81,70 @@ def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
     rows = task.load(split, data_dir, limit=limit)
     show(f"{task.name}: metrics {', '.join(task.metric_names)}")
     for row in rows:
-        show(f"\n── {row['id']}")
-        show(row["prompt"])
-        # Quoted, because the space in front of an answer is part of it.
-        for index, choice in enumerate(row["choices"]):
-            show(f"  {'→' if index == row['label'] else ' '} {choice!r}")
-        if row["label"] == -1:
-            show("    (no label)")
+        _show_row(row)
     return 0
+
+
+def _show_row(row: dict[str, Any]) -> None:
+    from sinkd_llm.terminal import show
+
+    show(f"\n── {row['id']}")
+    show(row["prompt"])
+    # Quoted, because the space in front of an answer is part of it.
+    for index, choice in enumerate(row.get("choices", [row["completion"]])):
+        show(f"  {'→' if index == row.get('label', 0) else ' '} {choice!r}")
+    if row.get("label") == -1:
+        show("    (no label)")
+
+
+def _check(name: str, data_dir: str | None, split: str | None, model: str | None) -> int:
+    from sinkd_llm.tasks import load_task
+    from sinkd_llm.tasks.checking import check_task
+    from sinkd_llm.terminal import say, show
+
+    task: Task = load_task(name)
+    model, tokenizer = _tokenizer(model)
+    say(f"Rendering the rows of {task.name} …")
+    check = check_task(task, tokenizer, data_dir=data_dir, splits=[split] if split else None)
+    show(f"{task.name}: metrics {', '.join(task.metric_names)}" + (f", tokens of {model}" if model else ""))
+    _show_splits(check)
+    for found in check.splits[:1]:
+        _show_row(found.example)
+    for warning in check.warnings:
+        show(f"\nwarning: {warning}")
+    if check.problems:
+        raise InputError(f"The task {task.name!r} is not fit to train on. {' '.join(check.problems)}")
+    show(f"\nThe task {task.name} can be trained on.")
+    return 0
+
+
+def _tokenizer(model: str | None) -> tuple[str | None, Any]:
+    from sinkd_llm.models import BUNDLED, load_tokenizer
+    from sinkd_llm.terminal import say
+
+    if model is None:
+        if BUNDLED[DEFAULT_TOKENIZER].locate() is None:
+            say(f"No tokens are counted: give --model_name_or_path, or {BUNDLED[DEFAULT_TOKENIZER].install}")
+            return None, None
+        model = DEFAULT_TOKENIZER
+    return model, load_tokenizer(model)
+
+
+def _show_splits(check: "TaskCheck") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from sinkd_llm.terminal import show
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("split", "rows", "choices", "prompt tokens", "answer tokens", "labels"):
+        table.add_column(column, no_wrap=column != "labels")
+    for found in check.splits:
+        common = sorted(found.labels, key=lambda name: -found.labels[name])[:MOST_LABELS]
+        labels = [f"{name} {found.labels[name]} ({found.labels[name] / found.num_rows:.0%})" for name in common]
+        if len(found.labels) > MOST_LABELS:
+            labels.append(f"and {len(found.labels) - MOST_LABELS} rarer ones")
+        ranges = [str(value or "–") for value in (found.num_choices, found.prompt_tokens, found.answer_tokens)]
+        table.add_row(found.split, f"{found.num_rows:,}", *ranges, ", ".join(labels) or "–")
+    show(table)
+    show("Counts are the same for every row, or smallest / median / largest.")

@@ -128,7 +128,8 @@ def sinkhorn(
               potentials of each iteration are kept, O(T (N + M)); the kernels are recomputed.
             - `"implicit"`: the derivative of the *converged* plan, by one linear solve per problem (Luise et
               al., arXiv:1805.11897). No iteration is kept. If the plan is not converged, it is exact for
-              the row sums that were reached. `potentials` have the gradient of their symmetric gauge.
+              the row sums that were reached. `potentials` are differentiated with the mean
+              of g held fixed.
             - `"envelope"`: the plan is a constant. This is the derivative of `regularised_value` at
               convergence and *not* that of `value`.
         row_mask (`Tensor`, *optional*):

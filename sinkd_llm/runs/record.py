@@ -3,10 +3,10 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
 from sinkd_llm.report import RESULTS_FILE, TEACHER, ResultRow, find_row
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from sinkd_llm.config import SinKDConfig
+
+# Follows from other settings or from the machine, or says nothing about the result.
+_DERIVED = ("do_eval", "dataloader_pin_memory", "overwrite_output_dir", "dataset_train_split", "dataset_test_split")
 
 
 def write_results(
@@ -28,11 +31,12 @@ def write_results(
     arguments: "tuple[TaskArguments, SinKDConfig, ModelConfig]",
 ) -> None:
     """Write `results.json`: scores, time, memory, settings, versions, and the command line."""
-    task_args, training_args, model_args = arguments
-    everything = {**asdict(task_args), **training_args.to_dict(), **asdict(model_args)}
-    defaults = {f.name: f.default for part in arguments for f in fields(part)}
+    training_args = arguments[1]
+    everything = _settings(arguments)
+    # Against constructed defaults, not those of the fields: TrainingArguments fills many in by itself.
+    defaults = _settings((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
     objective = asdict(training_args.objective()) if command == "distill" else {}
-    changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k)}
+    changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
     teacher = find_row(rows, TEACHER)
     count = len(data.evaluation) if data.evaluation is not None else 0
     ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per token"
@@ -53,3 +57,9 @@ def write_results(
     }
     text = json.dumps(results, indent=2, ensure_ascii=False, default=str)
     (output_dir / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _settings(arguments: "tuple[TaskArguments | None, SinKDConfig, ModelConfig]") -> dict[str, Any]:
+    task_args, training_args, model_args = arguments
+    task_settings = asdict(task_args) if task_args is not None else {}
+    return {**task_settings, **training_args.to_dict(), **asdict(model_args)}

@@ -125,7 +125,7 @@ class Scorer:
         with progress(f"Scoring {len(rows)} rows: {name}") as on_progress:
             score = evaluate_task(
                 model,
-                self.trainer.processing_class,
+                self.trainer.processing_class,  # type: ignore[arg-type]
                 self.data.task,
                 rows,
                 batch_size=args.per_device_eval_batch_size,

@@ -158,6 +158,7 @@ def _train(
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
     training = {
         "steps": output.global_step,
+        "resumed_at": int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0,
         "seconds": output.metrics.get("train_runtime", 0.0),
         "loss": output.training_loss,
     }

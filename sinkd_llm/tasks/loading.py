@@ -6,6 +6,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.tasks.files import READERS, Rows, read_csv, read_json
+from sinkd_llm.tasks.formats import BENCHMARK_READERS
 
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -55,50 +56,67 @@ def _benchmark_folder(config: Mapping[str, Any], path: Path, split: str, data_di
     if split not in local["files"]:
         raise InputError(
             f"The task {config['task']!r} has no local file for its {split} split; its files are "
-            f"{', '.join(map(str, local['files'].values()))}."
+            f"{', '.join(_listed(names)[0] for names in local['files'].values())}."
         )
-    name = local["files"][split]
-    candidates = [data_dir / local["folder"] / name, data_dir / name]
+    folders, names = _listed(local["folder"]), _listed(local["files"][split])
+    candidates = [data_dir / folder / name for folder in folders for name in names]
+    candidates += [data_dir / name for name in names]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         raise InputError(
-            f"The task {config['task']!r} needs the file {local['folder']}/{name} in the data folder "
-            f"{data_dir}, but there is neither {candidates[0]} nor {candidates[1]}."
+            f"The task {config['task']!r} needs the file {folders[0]}/{names[0]} in the data folder "
+            f"{data_dir}, but there is none of {', '.join(map(str, candidates))}."
         )
-    arguments = {"column_names": local["column_names"]} if "column_names" in local else {}
-    return _as_on_hub(READERS[local["format"]](file, **arguments), local)
+    arguments: dict[str, Any] = {"column_names": local["column_names"]} if "column_names" in local else {}
+    if "incomplete_rows" in local:
+        arguments["skip_incomplete"] = True
+    return _as_on_hub((READERS | BENCHMARK_READERS)[local["format"]](file, **arguments), local)
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
     """The rows with the hub's column names (`columns`) and label indices (`labels`)."""
     labels = {_canonical(raw): index for raw, index in local.get("labels", {}).items()}
+    label_column = local.get("label_column", "label")
     converted = []
     for index, row in enumerate(rows.rows):
         row = dict(row)
         for target, sources in local.get("columns", {}).items():
-            parts = [sources] if isinstance(sources, str) else sources
-            missing = [part for part in parts if part not in row]
-            if missing:
-                raise InputError(
-                    f"The column {missing[0]!r} is not in {rows.where(index)}."
-                    f"{nearest(missing[0], list(row))} Its columns are {', '.join(row)}; check that "
-                    "data_dir holds this task's files and that they name these columns."
-                )
-            values = [row[part] for part in parts]
+            values = [_field(row, source, rows.where(index)) for source in _listed(sources)]
             # Several columns become one text; an empty one, such as a missing title, leaves no gap.
             row[target] = (
-                values[0] if len(values) == 1 else " ".join(value.strip() for value in values if value.strip())
+                values[0]
+                if len(values) == 1
+                else " ".join(str(value).strip() for value in values if str(value).strip())
             )
-        if labels and "label" in row:
-            raw = _canonical(row["label"])
+        if labels and label_column in row:
+            raw = _canonical(row[label_column])
             if raw not in labels:
                 raise InputError(
-                    f"The label {row['label']!r} of {rows.where(index)} is none of {', '.join(labels)}; "
+                    f"The label {row[label_column]!r} of {rows.where(index)} is none of {', '.join(labels)}; "
                     "correct the row, or check that data_dir holds this task's files."
                 )
-            row["label"] = labels[raw]
+            row[label_column] = labels[raw]
         converted.append(row)
     return Rows(converted, rows.source, rows.places)
+
+
+def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """A column, or, for a name such as `target.span1_text`, what stands in a JSON object under it."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for key in name.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise InputError(
+                f"The column {name!r} is not in {where}.{nearest(name, list(row))} Its columns are {', '.join(row)}; "
+                "check that data_dir holds this task's files and that they name these columns."
+            )
+        value = value[key]
+    return value
 
 
 def _canonical(value: Any) -> str:
@@ -152,7 +170,7 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
             return folder / name
     raise InputError(
         f"The data file {name!r} of {path} does not exist; looked in "
-        f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}."
+        f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}. Give the folder that holds it as data_dir."
     )
 
 
@@ -194,5 +212,6 @@ def _local_advice(config: Mapping[str, Any]) -> str:
     local = config.get("metadata", {}).get("local")
     if local is None:
         return "Check the name and the network."
-    files = ", ".join(map(str, local["files"].values()))
-    return f"Check the network, or pass --data_dir with the folder that holds {local['folder']} ({files})."
+    files = ", ".join(_listed(names)[0] for names in local["files"].values())
+    folder = _listed(local["folder"])[0]
+    return f"Check the network, or pass --data_dir with the folder that holds {folder} ({files})."

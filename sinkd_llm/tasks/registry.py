@@ -21,6 +21,7 @@ class TaskInfo:
         choices (`tuple[str, ...]` or `None`): the main prompt's answer choices, `None` if rows differ.
         metrics (`tuple[str, ...]`): names of its metrics.
         dataset (`str`): where the hub has its data.
+        output_type (`str`): `"multiple_choice"` or `"generate_until"`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TaskInfo:
     choices: tuple[str, ...] | None
     metrics: tuple[str, ...]
     dataset: str
+    output_type: str
 
 
 def load_task(name_or_path: str | Path) -> Task:
@@ -66,6 +68,7 @@ def list_tasks() -> list[TaskInfo]:
             choices=task.choices,
             metrics=task.metric_names,
             dataset=task.config["dataset_path"],
+            output_type=task.output_type,
         )
         for name, task in mains.items()
     ]
@@ -77,5 +80,6 @@ def _files() -> dict[str, Path]:
 
 
 def _included(task: Task) -> Path | None:
-    origin = task.origins["dataset_path"]
+    # A file with a validation split of its own (MNLI's mismatched one) is a task of its own, whatever it includes.
+    origin = task.origins["validation_split"]
     return None if origin == task.path else origin

@@ -11,7 +11,8 @@ import yaml
 
 from sinkd_llm.errors import InputError, nearest
 
-REQUIRED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_choice", "doc_to_target")
+REQUIRED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target")
+OUTPUT_TYPES = ("multiple_choice", "generate_until")
 # What each key may hold.
 SUPPORTED: dict[str, tuple[type, ...]] = {
     "task": (str,),
@@ -31,6 +32,7 @@ SUPPORTED: dict[str, tuple[type, ...]] = {
     "doc_to_target": (str, int),
     "target_delimiter": (str,),
     "gen_prefix": (str,),
+    "generation_kwargs": (dict,),
     "metric_list": (list,),
     "metadata": (dict,),
 }
@@ -41,7 +43,6 @@ WITHOUT_EFFECT = (
     "fewshot_config",
     "should_decontaminate",
     "doc_to_decontamination_query",
-    "generation_kwargs",
     "repeats",
 )
 _CODE = "it runs Python code, and a task file is data only; write what it does as a template"
@@ -54,20 +55,29 @@ REFUSED = {
     "use_prompt": "prompts come from the file itself; copy the prompt into doc_to_text",
     "doc_to_image": "only text tasks are supported",
     "doc_to_audio": "only text tasks are supported",
-    "filter_list": "filters belong to generated text, and answers are ranked here",
+    "filter_list": "generated text is scored as it comes, and ranked answers need no filter",
     "group": "a file holds one task; give the tasks of the group one by one",
     "task_list": "a file holds one task; write each variant as a file that includes the main one",
 }
 KNOWN = (*SUPPORTED, *WITHOUT_EFFECT, *REFUSED, "num_fewshot")
-METADATA: dict[str, tuple[type, ...]] = {"description": (str,), "metrics": (list,), "local": (dict,)}
-FORMATS = ("tsv", "csv", "jsonl")
+METADATA: dict[str, tuple[type, ...]] = {
+    "description": (str,),
+    "metrics": (list,),
+    "scoring": (dict,),
+    "local": (dict,),
+}
+# What a metric needs beside the choices and the gold one; each a column or a template.
+METADATA_SCORING: dict[str, tuple[type, ...]] = {"group": (str,), "answers": (str,), "target": (str,)}
+FORMATS = ("tsv", "csv", "jsonl", "trec", "multirc", "record")
 METADATA_LOCAL: dict[str, tuple[type, ...]] = {
-    "folder": (str,),
+    "folder": (str, list),
     "format": (str,),
     "files": (dict,),
     "column_names": (list,),
     "columns": (dict,),
     "labels": (dict,),
+    "label_column": (str,),
+    "incomplete_rows": (str,),
 }
 
 
@@ -104,13 +114,9 @@ def read_task_file(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     config = {key: value for key, value in merged.items() if value is not None}
     for key in REQUIRED:
         if config.get(key) is None:
-            hint = "; it should be multiple_choice" if key == "output_type" else ""
+            hint = f"; it should be {' or '.join(OUTPUT_TYPES)}" if key == "output_type" else ""
             raise InputError(f"The task file {path} lacks the key {key}{hint}.")
-    if config["output_type"] != "multiple_choice":
-        raise InputError(
-            f"{origins['output_type']} has output_type {config['output_type']!r}, but only tasks with answer "
-            "choices (multiple_choice) are supported yet, no generation."
-        )
+    _check_output_type(config, origins)
     _check_metadata(config, origins)
     return config, origins
 
@@ -182,24 +188,35 @@ def _check_type(key: str, value: Any, types: tuple[type, ...], path: Path) -> No
         raise InputError(f"{key} in {path} should be {wanted}, but it is {value!r} ({type(value).__name__}).")
 
 
+def _check_output_type(config: dict[str, Any], origins: dict[str, Path]) -> None:
+    kind, path = config["output_type"], origins["output_type"]
+    if kind not in OUTPUT_TYPES:
+        raise InputError(
+            f"{path} has output_type {kind!r}, but a task here ranks answers (multiple_choice) or generates them "
+            "(generate_until)."
+        )
+    if kind == "multiple_choice" and "doc_to_choice" not in config:
+        raise InputError(
+            f"The task file {path} lacks the key doc_to_choice; without answer choices, output_type is generate_until."
+        )
+    choice_only = "doc_to_choice" if "doc_to_choice" in config else "metadata.scoring"
+    if kind == "generate_until" and ("doc_to_choice" in config or "scoring" in config.get("metadata", {})):
+        raise InputError(f"{path} generates its answers (generate_until), so {choice_only} has no use; drop it.")
+
+
 def _check_metadata(config: dict[str, Any], origins: dict[str, Path]) -> None:
     """Checks the keys under `metadata` that this project reads; others are free."""
     metadata = config.get("metadata", {})
     for key in METADATA.keys() & metadata.keys():
         _check_type(f"metadata.{key}", metadata[key], METADATA[key], origins["metadata"])
+    if "scoring" in metadata:
+        _check_keys("metadata.scoring", metadata["scoring"], METADATA_SCORING, origins["metadata"])
     if "local" in metadata:
         _check_local(metadata["local"], origins["metadata"])
 
 
 def _check_local(local: dict[str, Any], path: Path) -> None:
-    known = list(METADATA_LOCAL)
-    for key, value in local.items():
-        if key not in known:
-            raise InputError(
-                f"Unknown key {key!r} under metadata.local in {path}.{nearest(str(key), known)} Known keys: "
-                f"{', '.join(known)}."
-            )
-        _check_type(f"metadata.local.{key}", value, METADATA_LOCAL[key], path)
+    _check_keys("metadata.local", local, METADATA_LOCAL, path)
     missing = [key for key in ("folder", "format", "files") if key not in local]
     if missing:
         raise InputError(f"metadata.local in {path} lacks the key {missing[0]}.")
@@ -208,6 +225,18 @@ def _check_local(local: dict[str, Any], path: Path) -> None:
             f"metadata.local.format in {path} is {local['format']!r}; known formats: {', '.join(FORMATS)}."
         )
     for split, name in local["files"].items():
-        _check_type(f"metadata.local.files.{split}", name, (str,), path)
+        _check_type(f"metadata.local.files.{split}", name, (str, list), path)
+    if local.get("incomplete_rows", "skip") != "skip":
+        raise InputError(f"metadata.local.incomplete_rows in {path} is {local['incomplete_rows']!r}; it can be skip.")
     for column, source in local.get("columns", {}).items():
         _check_type(f"metadata.local.columns.{column}", source, (str, list), path)
+
+
+def _check_keys(place: str, values: dict[str, Any], known: dict[str, tuple[type, ...]], path: Path) -> None:
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(
+                f"Unknown key {key!r} under {place} in {path}.{nearest(str(key), list(known))} Known keys: "
+                f"{', '.join(known)}."
+            )
+        _check_type(f"{place}.{key}", value, known[key], path)

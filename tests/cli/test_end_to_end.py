@@ -57,7 +57,12 @@ def test_finetune_leaves_model_results_records_and_page(teacher):
     assert results["rows"][1]["num_examples"] == 16
     assert results["rows"][1]["size_bytes"] > 0
     assert results["settings"]["learning_rate"] == 0.01
-    assert "alpha" not in results["settings"]
+    assert set(results["settings"]) == {
+        *("task", "max_train_samples", "max_eval_samples", "max_length", "per_device_train_batch_size"),
+        *("logging_steps", "learning_rate", "seed", "use_cpu", "save_strategy", "model_name_or_path"),
+        *("max_steps", "use_peft", "lora_target_modules", "model_init_kwargs"),
+    }
+    assert results["all_settings"]["add_eos"] is None
     assert results["peak_memory_bytes"] > 0
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in results["versions"]["torch"]
     assert [r["step"] for r in read_metrics(teacher) if "loss" in r] == [2, 4, 6]

@@ -102,3 +102,17 @@ def test_python_m_sinkd_llm():
     done = subprocess.run([sys.executable, "-m", "sinkd_llm", "nonsense"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_warning_is_shown_once_a_command(command, capsys):
+    import logging
+
+    def warn_twice(argv):
+        for _ in range(2):
+            logging.getLogger("sinkd_llm.data").warning("3 prompts\nwere cut")
+        return 0
+
+    command(warn_twice)
+    for _ in range(2):
+        assert cli.main(["env"]) == 0
+        assert capsys.readouterr().err == "Note: 3 prompts were cut\n"

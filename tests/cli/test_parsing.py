@@ -83,6 +83,7 @@ def test_default_output_dir_names_command_and_task(argv, folder):
         (["--alpha", "1.5"], "alpha"),
         (["--config"], "--config needs a file"),
         (["--config", "absent.yaml"], "absent.yaml does not exist"),
+        (["--report_to", "no_such_tracker"], "report_to names 'no_such_tracker'"),
         (["--load_in_4bit", "--load_in_8bit"], "8 bit and 4 bit"),
         (["--eval_strategy", "steps", "--load_best_model_at_end", "--save_strategy", "epoch"], "strategy"),
     ],

@@ -41,9 +41,7 @@ def test_value_and_gradient_equal_the_twin(
     torch.testing.assert_close(value.double(), twin, rtol=exact, atol=exact)
     (value.double() * weights).sum().backward()
     assert teacher.grad is None
-    gradient = naive.gradient(
-        lambda x: (naive.divergence(name, x, t, temperature) * weights).sum(), s
-    )
+    gradient = naive.gradient(lambda x: (naive.divergence(name, x, t, temperature) * weights).sum(), s)
     rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(dtype, exact)
     torch.testing.assert_close(student.grad.double(), gradient, rtol=rounding, atol=exact)
 
@@ -51,9 +49,7 @@ def test_value_and_gradient_equal_the_twin(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("V", "scale"), [(7, 1.0), (151_936, 30.0)])
-def test_equal_models_give_exactly_zero(
-    name: str, dtype: torch.dtype, V: int, scale: float
-) -> None:
+def test_equal_models_give_exactly_zero(name: str, dtype: torch.dtype, V: int, scale: float) -> None:
     student = logits(2, V, scale=scale).to(dtype).requires_grad_()
     value = DIVERGENCES[name](student, student.detach().clone(), 2.0)
     assert (value == 0).all()
@@ -76,6 +72,13 @@ def test_minimised_where_the_student_is_the_teacher(name: str) -> None:
         (grad,) = torch.autograd.grad(DIVERGENCES[name](student, teacher, 1.0).sum(), student)
         student = (student - grad / (1 + step) ** 0.5).detach().requires_grad_()
     assert torch.softmax(student, -1)[0, 0].item() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounding_never_makes_a_divergence_negative(name: str) -> None:
+    s = logits(200, 50).float()
+    t = s + 1e-6 * logits(200, 50, seed=1).float()
+    assert (DIVERGENCES[name](s, t, 2.0) >= 0).all()
 
 
 def test_the_direction_of_each_kl() -> None:
@@ -143,9 +146,7 @@ def test_no_rows(name: str) -> None:
 def test_one_buffer_is_kept_for_the_backward_pass() -> None:
     kept: list[int] = []
     student = torch.rand(3, 100).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: kept.append(x.numel()) or x, lambda x: x
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         forward_kl(student, torch.rand(3, 100), 2.0)
     assert kept == [300]
 
@@ -156,9 +157,7 @@ def test_cross_entropy(dtype: torch.dtype) -> None:
     student = s.clone().requires_grad_()
     value = cross_entropy(student, labels)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    torch.testing.assert_close(
-        value.double(), naive.cross_entropy(s, labels), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(value.double(), naive.cross_entropy(s, labels), rtol=tolerance, atol=tolerance)
     value.sum().backward()
     gradient = naive.gradient(lambda x: naive.cross_entropy(x, labels).sum(), s)
     rounding = 2**-7 if dtype == torch.bfloat16 else tolerance

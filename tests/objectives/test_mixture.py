@@ -92,9 +92,9 @@ def test_num_items_normalises_the_whole_accumulation_window() -> None:
     batch = DistillationObjective()
     whole_sinkhorn = batch(logits(0), logits(1), LABELS, **WHERE).terms["sinkhorn"]
     halves = [
-        batch(
-            logits(0)[rows], logits(1)[rows], LABELS[rows], **{k: v[rows] for k, v in WHERE.items()}
-        ).terms["sinkhorn"]
+        batch(logits(0)[rows], logits(1)[rows], LABELS[rows], **{k: v[rows] for k, v in WHERE.items()}).terms[
+            "sinkhorn"
+        ]
         for rows in (slice(0, 3), slice(3, N))
     ]
     assert abs((3 * halves[0] + 4 * halves[1]) / 7 - whole_sinkhorn) > 1e-3
@@ -121,9 +121,7 @@ def test_no_supervised_token(with_teacher: bool, scope: str, num_items: Any) -> 
 
 
 @pytest.mark.parametrize(("student_width", "teacher_width"), [(12, 15), (15, 12)])
-def test_padded_vocabularies_are_compared_over_the_shared_ids(
-    student_width: int, teacher_width: int
-) -> None:
+def test_padded_vocabularies_are_compared_over_the_shared_ids(student_width: int, teacher_width: int) -> None:
     s, t = logits(0, student_width), logits(1, teacher_width)
     objective = DistillationObjective(alpha=0.5)
     student = s.clone().requires_grad_()
@@ -159,9 +157,7 @@ def test_diagnostics() -> None:
     assert output.diagnostics["sinkhorn/plan_entropy"] == term.plan_entropy
     for side, x in (("student", s), ("teacher", t)):
         p = naive.softmax(x)
-        torch.testing.assert_close(
-            output.diagnostics[f"{side}_entropy"], -(p * p.log()).sum(dim=-1).mean()
-        )
+        torch.testing.assert_close(output.diagnostics[f"{side}_entropy"], -(p * p.log()).sum(dim=-1).mean())
 
 
 def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,7 @@ def test_value_and_gradient_equal_the_twin_whatever_the_order_of_the_rows(
     where = {name: tensor[order] for name, tensor in where.items()}
     s, t = logits(N, 9), logits(N, 9, seed=1)
     student, teacher = s.clone().requires_grad_(), t.clone().requires_grad_()
-    term = sinkd_term(
-        student, teacher, **where, scope=scope, cost_norm=norm, vocabulary_ids=ids, iterations=8
-    )
+    term = sinkd_term(student, teacher, **where, scope=scope, cost_norm=norm, vocabulary_ids=ids, iterations=8)
     assert term.num_problems == len(set(keys(where, scope)))
     assert term.num_tokens == N
 
@@ -74,9 +72,7 @@ def test_the_published_loss_is_one_conversion_away() -> None:
     torch.testing.assert_close(0.8 * 0.001 * value, published)
     torch.testing.assert_close(0.0128 * mean, published)
     (0.0128 * mean).backward()
-    torch.testing.assert_close(
-        student.grad, naive.gradient(lambda x: naive.published_loss(x, t, beta=0.8), s)
-    )
+    torch.testing.assert_close(student.grad, naive.gradient(lambda x: naive.published_loss(x, t, beta=0.8), s))
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

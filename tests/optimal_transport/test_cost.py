@@ -117,9 +117,7 @@ def test_only_the_inputs_are_kept_and_the_teachers_gradient_only_if_asked(
     }
     calls: list[int] = []
     original = cost_module._l1_gradient
-    monkeypatch.setattr(
-        cost_module, "_l1_gradient", lambda *args: calls.append(1) or original(*args)
-    )
+    monkeypatch.setattr(cost_module, "_l1_gradient", lambda *args: calls.append(1) or original(*args))
     cost.sum().backward()
     assert len(calls) == 1
     assert teacher.grad is None

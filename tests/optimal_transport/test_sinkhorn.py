@@ -100,9 +100,7 @@ def test_regularised_value_and_potentials() -> None:
     torch.testing.assert_close(plan.regularised_value, naive.regularised_value(cost, 0.2, 3000))
     f, g = plan.potentials
     torch.testing.assert_close(f.mean() + g.mean(), plan.regularised_value)  # strong duality
-    torch.testing.assert_close(
-        plan.plan, ((f[:, None] + g[None] - cost) / 0.2).exp() / 24, rtol=1e-9, atol=0
-    )
+    torch.testing.assert_close(plan.plan, ((f[:, None] + g[None] - cost) / 0.2).exp() / 24, rtol=1e-9, atol=0)
 
 
 def test_marginals() -> None:
@@ -134,9 +132,7 @@ def test_unrolled_is_the_derivative_of_the_iterations() -> None:
     for iterations in (1, 2, 7, 20):
         (ours,) = torch.autograd.grad(sinkhorn(cost, 0.2, iterations).value, cost)
         exact = naive.gradient(lambda c, t=iterations: naive.transport_value(c, 0.2, t), cost)
-        numeric = naive.central_differences(
-            lambda c, t=iterations: sinkhorn(c, 0.2, t).value, cost
-        )
+        numeric = naive.central_differences(lambda c, t=iterations: sinkhorn(c, 0.2, t).value, cost)
         torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
         torch.testing.assert_close(ours, numeric, rtol=0, atol=1e-8)
 
@@ -164,9 +160,7 @@ def test_envelope_is_the_derivative_of_the_regularised_value_and_of_nothing_else
     plan = sinkhorn(cost, 0.2, 3000, gradient="envelope")
     (ours,) = torch.autograd.grad(plan.value, cost, retain_graph=True)
     (regularised,) = torch.autograd.grad(plan.regularised_value, cost)
-    numeric = naive.central_differences(
-        lambda c: sinkhorn(c, 0.2, 3000).regularised_value, cost
-    )
+    numeric = naive.central_differences(lambda c: sinkhorn(c, 0.2, 3000).regularised_value, cost)
     assert torch.equal(ours, plan.plan)
     assert torch.equal(regularised, plan.plan)
     torch.testing.assert_close(ours, numeric, rtol=0, atol=1e-8)
@@ -195,9 +189,7 @@ def test_everything_that_a_plan_offers_is_differentiable(gradient: str, masked: 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("epsilon", [1e-3, 1e-2, 0.1, 1.0, 1e3, 1e6])
-def test_fp32_follows_fp64_from_a_permutation_to_the_uniform_plan(
-    gradient: str, epsilon: float
-) -> None:
+def test_fp32_follows_fp64_from_a_permutation_to_the_uniform_plan(gradient: str, epsilon: float) -> None:
     cost = torch.stack([costs(8, 8), 2 - 2 * torch.eye(8).double(), costs(8, 8) * 1e-3])
     results = []
     for dtype in (torch.float32, torch.float64):
@@ -208,9 +200,20 @@ def test_fp32_follows_fp64_from_a_permutation_to_the_uniform_plan(
     for single, double in zip(*results, strict=True):
         assert single.isfinite().all()
         # At 1e-3 the exponents reach 2000, where fp32 resolves 1e-4.
-        torch.testing.assert_close(
-            single.double(), double, rtol=0, atol=2e-3 if epsilon < 0.01 else 3e-5
-        )
+        torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-3 if epsilon < 0.01 else 3e-5)
+
+
+def test_implicit_gradient_of_the_potentials_holds_the_mean_of_g() -> None:
+    cost = costs(5, 6).requires_grad_()
+
+    def gauged(c: Tensor) -> Tensor:
+        f, g = sinkhorn(c, 0.3, 3000).potentials
+        return (f + g.mean(dim=-1, keepdim=True)).square().sum(dim=-1)
+
+    f, g = sinkhorn(cost, 0.3, 3000, gradient="implicit").potentials
+    # The same function of f, without letting the gradient see the choice of the constant.
+    (ours,) = torch.autograd.grad((f + g.mean().detach()).square().sum(), cost)
+    torch.testing.assert_close(ours, naive.central_differences(gauged, cost), rtol=0, atol=1e-8)
 
 
 def test_implicit_gradient_of_a_plan_that_falls_apart_is_bounded() -> None:
@@ -218,9 +221,7 @@ def test_implicit_gradient_of_a_plan_that_falls_apart_is_bounded() -> None:
     cost = torch.full((6, 6), 100.0)
     cost[:3, :3], cost[3:, 3:] = costs(3, 3).float(), costs(3, 3, seed=1).float()
     cost.requires_grad_()
-    (ours,) = torch.autograd.grad(
-        sinkhorn(cost, 0.1, 3000, gradient="implicit").value, cost
-    )
+    (ours,) = torch.autograd.grad(sinkhorn(cost, 0.1, 3000, gradient="implicit").value, cost)
     for block in (slice(0, 3), slice(3, 6)):
         alone = naive.implicit_gradient(cost[block, block].detach(), 0.1) / 2
         torch.testing.assert_close(ours[block, block].double(), alone, rtol=0, atol=1e-5)
@@ -261,10 +262,8 @@ def test_a_nan_stays_a_nan(gradient: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), gradient=st.sampled_from(GRADIENTS), epsilon=st.sampled_from([0.05, 0.1, 2.0]))
-def test_masked_problems_equal_the_same_problems_alone(
-    data: st.DataObject, gradient: str, epsilon: float
-) -> None:
+@given(data=st.data(), gradient=st.sampled_from(GRADIENTS), epsilon=st.sampled_from([1e-3, 0.1, 2.0]))
+def test_masked_problems_equal_the_same_problems_alone(data: st.DataObject, gradient: str, epsilon: float) -> None:
     B, N, M = (data.draw(st.integers(1, 5)) for _ in range(3))
     flags = st.lists(st.booleans(), min_size=1, max_size=25)
 
@@ -292,11 +291,19 @@ def test_masked_problems_equal_the_same_problems_alone(
         block = cost[b].detach()[rows[b]][:, columns[b]].requires_grad_()
         alone = sinkhorn(block, epsilon, 12, gradient=gradient)
         torch.testing.assert_close(together.value[b], alone.value)
-        torch.testing.assert_close(alone.value, naive.transport_value(block, epsilon, 12))
+        if epsilon > 0.01:  # the twin works in the linear domain
+            torch.testing.assert_close(alone.value, naive.transport_value(block, epsilon, 12))
         torch.testing.assert_close(together.regularised_value[b], alone.regularised_value)
         torch.testing.assert_close(together.row_error[b], alone.row_error)
         (expected,) = torch.autograd.grad(alone.value * weights[b], block)
         torch.testing.assert_close(grad[b][rows[b]][:, columns[b]], expected)
+
+
+def test_what_a_masked_entry_would_overflow_to_is_not_seen() -> None:
+    """A live row that is far from every live column has a large potential; its masked column has none."""
+    cost = torch.tensor([[[2.0, 0.0], [2.0, 0.0]]])
+    plan = sinkhorn(cost, 1e-3, column_mask=torch.tensor([[True, False]]))
+    assert plan.regularised_value.item() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
