@@ -178,7 +178,7 @@ def test_rouge_l(prediction: str, reference: str, score: float) -> None:
 def test_text_metrics() -> None:
     assert compute_text_metrics(["rouge_l", "perplexity"], ["a b", "c"], ["a b", "d"]) == {"rouge_l": 0.5}
     assert compute_text_metrics(["perplexity"], ["a"], ["a"]) == {}
-    with pytest.raises(InputError, match="Unknown metric 'acc'. Known metrics: rouge_l, perplexity"):
+    with pytest.raises(InputError, match=r"Unknown metric 'acc'\. Known metrics: rouge_l, perplexity"):
         compute_text_metrics(["acc"], ["a"], ["a"])
     with pytest.raises(InputError, match="Row 1 of the scored texts is 3, not text"):
         compute_text_metrics(["rouge_l"], ["a", 3], ["a", "b"])

@@ -278,8 +278,8 @@ def _solve_marginals(plan: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor
     """Solves `[diag(P 1), P; P^T, diag(P^T 1)] [x; y] = [p; q]`, singular by one direction a problem.
 
     Eliminating x leaves `(I - Q^T Q) z = w` with `Q = diag(r)^-1/2 P diag(c)^-1/2`: symmetric, eigenvalues in
-    [0, 1], and 0 along sqrt(c), because a constant may move from x to y. That direction is taken out of
-    w and given eigenvalue 1. A masked column is a zero column of Q, hence the equation z = 0. Near a
+    [0, 1], and 0 along sqrt(c), because a constant may move from x to y. That direction is given eigenvalue
+    1: `x_i + y_j` does not see it. A masked column is a zero column of Q, hence the equation z = 0. Near a
     permutation many eigenvalues are close to 0, along directions that hardly any mass crosses; the plan
     multiplies whatever the solution is there, so fp64 and a small ridge are enough to keep it bounded.
     """
@@ -289,7 +289,6 @@ def _solve_marginals(plan: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor
     Q = inverse_r[..., :, None] * plan * inverse_c[..., None, :]
     null = torch.nn.functional.normalize(root_c, dim=-1)
     w = inverse_c * q - (Q.mT @ (inverse_r * p)[..., None]).squeeze(-1)
-    w = w - null * (null * w).sum(dim=-1, keepdim=True)
     identity = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     system = (1 + _RIDGE) * identity - Q.mT @ Q + null[..., :, None] * null[..., None, :]
     # `cholesky_ex` does not raise: a NaN in the cost stays a NaN in the gradient.

@@ -336,7 +336,7 @@ class Task:
         # A single row of a task with varying choices may have one candidate (ReCoRD): right, but nothing is learnt.
         least = 2 if isinstance(self.config["doc_to_choice"], list | dict) else 1
         if len(words) < least:
-            raise InputError(f"doc_to_choice gives {len(words)} choices ({where}); a task needs at least two.")
+            raise InputError(f"doc_to_choice gives {len(words)} choices ({where}); it should give at least {least}.")
         stripped = [word.strip() for word in words]
         double = next((word for word in stripped if stripped.count(word) > 1), None)
         if double is not None:

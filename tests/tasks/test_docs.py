@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
-from sinkd_llm.metrics import METRICS
+import pytest
+
+from sinkd_llm.metrics import CHOICE_METRICS, TEXT_METRICS
 from sinkd_llm.tasks import list_tasks, load_task
-from sinkd_llm.tasks.schema import METADATA, METADATA_LOCAL, SUPPORTED
+from sinkd_llm.tasks.schema import FORMATS, METADATA, METADATA_LOCAL, METADATA_SCORING, SUPPORTED
 
 DOCS = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
 
@@ -26,9 +28,10 @@ def test_own_task_and_variant(tmp_path: Path) -> None:
     assert other["prompt"][0].startswith("I was charged twice.\nWho should")
 
 
-def test_python_example_runs(capsys) -> None:
-    exec(blocks("python")[0], {})
-    assert "Review: " in capsys.readouterr().out
+@pytest.mark.parametrize(("index", "output"), [(0, "Review: "), (1, "'pearson': 0.8"), (2, "0.675")])
+def test_python_example_runs(index: int, output: str, capsys) -> None:
+    exec(blocks("python")[index], {})
+    assert output in capsys.readouterr().out
 
 
 def test_tables_are_complete() -> None:
@@ -36,5 +39,6 @@ def test_tables_are_complete() -> None:
         assert all(f"`{prompt}`" in DOCS for prompt in info.prompts)
         assert info.dataset == "json" or f"`{info.dataset}`" in DOCS
     assert all(f"`{key}`" in DOCS for key in SUPPORTED)
-    assert all(f"`{name}`" in DOCS for name in METRICS)
+    assert all(f"`{name}`" in DOCS for name in (*CHOICE_METRICS, *TEXT_METRICS, *METADATA_SCORING))
+    assert all(name in blocks("yaml")[2] for name in FORMATS)
     assert all(f"{key}:" in blocks("yaml")[2] for key in (*METADATA, *METADATA_LOCAL))

@@ -6,6 +6,7 @@ import pytest
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.tasks.files import READERS, read_csv, read_json, read_tsv
+from sinkd_llm.tasks.formats import read_multirc, read_record, read_trec
 
 
 @pytest.fixture
@@ -74,5 +75,42 @@ def test_missing_empty_and_not_utf8(kind: str, write, tmp_path: Path) -> None:
     ],
 )
 def test_broken_files(reader, content: str, message: str, write) -> None:
+    with pytest.raises(InputError, match=message):
+        reader(write(content))
+
+
+def test_trec_is_latin1_with_a_stray_byte_or_utf8(write) -> None:
+    rows = read_trec(write(b"DESC:def What is a caf\xe9 ?\n\nLOC:city A sister\xf0city : where ?\n"))
+    assert rows.rows == [
+        {"text": "What is a café ?", "coarse_label": "DESC", "fine_label": "DESC:def"},
+        {"text": "A sister city : where ?", "coarse_label": "LOC", "fine_label": "LOC:city"},
+    ]
+    assert rows.where(1).startswith("line 3 of")
+    assert read_trec(write("DESC:def What is a café ?\n")).rows == rows.rows[:1]
+
+
+@pytest.mark.parametrize(
+    ("reader", "content", "message"),
+    [
+        (read_trec, "", "has no rows"),
+        (read_trec, "DESC What ?\n", "Line 1 of .* is 'DESC What .', not COARSE:fine and a question"),
+        (read_multirc, "", "has no rows"),
+        (read_multirc, '{"idx": 0}\n', "Line 1 of .* has no 'passage' .a JSON object."),
+        (
+            read_multirc,
+            '{"idx": 0, "passage": {"text": "t", "questions": [3]}}\n',
+            "Question 0 on line 1 of .* 'answers'",
+        ),
+        (read_record, '{"idx": 0, "passage": {"entities": []}, "qas": []}\n', "Line 1 of .* has no 'text' .text."),
+        (read_record, '{"idx": 0, "passage": {"text": "t", "entities": []}}\n', "Line 1 of .* has no 'qas' .a list."),
+        (read_record, '{"idx": 0, "passage": {"text": "t", "entities": []}, "qas": [{}]}\n', "Query 0 on line 1 of"),
+        (
+            read_record,
+            '{"idx": 0, "passage": {"text": "", "entities": []}, "qas": [{"idx": 0, "query": "", "answers": [{}]}]}\n',
+            "Answer 0 to query 0 on line 1 of .* has no 'text'",
+        ),
+    ],
+)
+def test_broken_passages(reader, content: str, message: str, write) -> None:
     with pytest.raises(InputError, match=message):
         reader(write(content))

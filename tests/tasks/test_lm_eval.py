@@ -10,8 +10,12 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
 from sinkd_llm.tasks import Task, list_tasks, load_task
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows
+from tests.tasks.samples import SAMPLES
 
-PROMPTS = [prompt for info in list_tasks() for prompt in info.prompts]
+PROMPTS = [(info.name, prompt) for info in list_tasks() for prompt in info.prompts]
+# No real files of these are here: the samples of the tests stand in.
+WITHOUT_FILES = ("cb", "mnli_mismatched", "mrpc", "trec")
+FOLDERS = {"instruct": "instruct-rasbt"}
 
 
 def assert_same(task: Task, rows: dict[str, list[dict[str, Any]]], monkeypatch: Any) -> None:
@@ -30,19 +34,30 @@ def assert_same(task: Task, rows: dict[str, list[dict[str, Any]]], monkeypatch: 
         prefix = theirs.doc_to_prefix(doc)
         context = theirs.fewshot_context(doc, 0, gen_prefix=prefix)
         requests = theirs.construct_requests(doc, context)
-        assert [request.args for request in requests] == [(ours.prompt, c) for c in ours.choices]
         target = theirs.doc_to_target(doc)
+        if task.output_type == "generate_until":
+            assert requests.args[0] == ours.prompt
+            assert f"{theirs.config.target_delimiter}{target}" == ours.completion
+            continue
+        assert [request.args for request in requests] == [(ours.prompt, c) for c in ours.choices]
         words = theirs.doc_to_choice(doc)
         assert (words.index(target) if isinstance(target, str) else int(target)) == ours.label
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-def test_built_in(name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = load_task(name)
+@pytest.mark.parametrize(("name", "prompt"), [case for case in PROMPTS if case[0] not in WITHOUT_FILES])
+def test_real_rows(name: str, prompt: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task(prompt)
+    folder = data_dir / FOLDERS.get(name, "")
     rows = {
-        split: list(load_rows(task.config, task.path, split, data_dir).rows[:60]) for split in ("train", "validation")
+        split: list(load_rows(task.config, task.path, split, folder).rows[:60]) for split in ("train", "validation")
     }
     assert_same(task, rows, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "prompt"), [case for case in PROMPTS if case[0] in SAMPLES])
+def test_samples(name: str, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = SAMPLES[name].hub
+    assert_same(load_task(prompt), {"train": rows, "validation": rows}, monkeypatch)
 
 
 @pytest.mark.parametrize(

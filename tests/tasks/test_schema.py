@@ -6,7 +6,9 @@ import pytest
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.tasks import Task
-from sinkd_llm.tasks.schema import read_task_file
+from sinkd_llm.tasks.files import READERS
+from sinkd_llm.tasks.formats import BENCHMARK_READERS
+from sinkd_llm.tasks.schema import FORMATS, read_task_file
 
 
 def test_include_replaces_values_and_keeps_their_origin(write_task, tmp_path: Path) -> None:
@@ -45,8 +47,28 @@ def test_null_takes_back_an_included_key(write_task, tmp_path: Path) -> None:
         ({"unsafe_code": True}, "unsafe_code in .* is refused"),
         ({"num_fewshot": 3}, "num_fewshot is 3"),
         ({"doc_to_text": None}, "lacks the key doc_to_text"),
-        ({"output_type": None}, "lacks the key output_type; it should be multiple_choice"),
-        ({"output_type": "generate_until"}, "only tasks with answer choices"),
+        ({"output_type": None}, "lacks the key output_type; it should be multiple_choice or generate_until"),
+        ({"output_type": "loglikelihood"}, "ranks answers .multiple_choice. or generates them"),
+        ({"output_type": "generate_until"}, "so doc_to_choice has no use; drop it"),
+        (
+            {"doc_to_choice": None},
+            "lacks the key doc_to_choice; without answer choices, output_type is generate_until",
+        ),
+        (
+            {"output_type": "generate_until", "doc_to_choice": None, "metadata": {"scoring": {"group": "g"}}},
+            "so metadata.scoring has no use",
+        ),
+        (
+            {"output_type": "generate_until", "doc_to_choice": None, "metric_list": [{"metric": "acc"}]},
+            "Unknown metric 'acc'.* Known metrics: rouge_l, perplexity",
+        ),
+        ({"metadata": {"scoring": {"groups": "g"}}}, "'groups' under metadata.scoring in .*Did you mean 'group'?"),
+        ({"metadata": {"scoring": {"target": 3}}}, "metadata.scoring.target in .* should be text"),
+        ({"metadata": {"scoring": {"group": "{{x"}}}, "Template syntax error in metadata.scoring.group"),
+        (
+            {"metadata": {"local": {"folder": "x", "format": "tsv", "files": {}, "incomplete_rows": "keep"}}},
+            "incomplete_rows in .* is 'keep'; it can be skip",
+        ),
         ({"doc_to_text": ["a"]}, "doc_to_text in .* should be text, but it is"),
         ({"doc_to_target": True}, "doc_to_target in .* should be text or a whole number, but it is True"),
         ({"doc_to_choice": ["no"]}, "gives 1 choices"),
@@ -65,7 +87,7 @@ def test_null_takes_back_an_included_key(write_task, tmp_path: Path) -> None:
         ({"metadata": {"local": {"folder": "x"}}}, "metadata.local in .* lacks the key format"),
         (
             {"metadata": {"local": {"folder": "x", "format": "xml", "files": {}}}},
-            "known formats: tsv, csv, jsonl",
+            "known formats: tsv, csv, jsonl, trec, multirc, record",
         ),
     ],
 )
@@ -96,6 +118,10 @@ def test_broken_task_files(text: str, message: str, tmp_path: Path) -> None:
 def test_keys_without_effect_are_accepted(make_task) -> None:
     task = make_task(fewshot_split="train", should_decontaminate=True, num_fewshot=0, repeats=1, unsafe_code=False)
     assert task.name == "mine"
+
+
+def test_every_declared_format_has_a_reader() -> None:
+    assert set(FORMATS) == {*READERS, *BENCHMARK_READERS}
 
 
 def test_metric_names(make_task) -> None:

@@ -87,9 +87,11 @@ def test_boolean_label_is_an_index(make_task) -> None:
         ({"doc_to_text": "txt"}, {}, "'txt', which doc_to_text in .* Did you mean 'text'?"),
         ({"doc_to_text": "{{text}}"}, {"text": " "}, "gives no text but ' ' for row 3"),
         ({"doc_to_text": "{{label}}"}, {}, "gives the bare number '1'"),
-        ({"doc_to_choice": "gold"}, {}, "gives 'never' for row 3 .* not a list of choices"),
-        ({"doc_to_choice": "text"}, {"text": "3"}, "should be a list of choices"),
+        ({"doc_to_choice": "gold"}, {}, "gives 'never' for row 3 .* not a list of texts"),
+        ({"doc_to_choice": "text"}, {"text": "3"}, "should be a list of texts"),
         ({"doc_to_choice": "answers"}, {"answers": ["a", "a"]}, "'a' more than once .row 3"),
+        ({"doc_to_choice": "answers"}, {"answers": ["a", "a "]}, "'a' more than once .row 3"),
+        ({"doc_to_choice": "answers"}, {"answers": []}, "gives 0 choices .row 3"),
         ({"doc_to_choice": "answers"}, {"answers": ["a", ""]}, "empty choice .row 3"),
         ({"doc_to_choice": "answers"}, {"answers": [1, 2]}, "The choice 1 .row 3"),
     ],
@@ -112,3 +114,72 @@ def test_id_changes_with_row_template_choices_and_place(make_task) -> None:
         make_task(doc_to_choice=["no", "yeah"]).render(ROW, 0, "train"),
     ]
     assert len({digest(example) for example in (first, *others)}) == 4
+
+
+@pytest.fixture
+def make_scored(make_task):
+    """A task whose metrics need more than the choices."""
+    return lambda **scoring: make_task(metadata={"metrics": ["em"], "scoring": scoring})
+
+
+def test_scoring_columns(make_scored) -> None:
+    task = make_scored(group="{{text}}-{{label}}", answers="answers", target="{{label / 4}}")
+    assert task.scoring_columns == ("group", "answers", "target")
+    example = task.render(ROW, 0, "train")
+    assert (example.group, example.answers, example.target) == ("Is it?-1", ("maybe", "never"), 0.25)
+    unlabelled = task.render(ROW | {"label": None, "answers": []}, 0, "test")
+    assert (unlabelled.group, unlabelled.answers, unlabelled.target) == ("Is it?-None", (), None)
+    assert make_scored(answers="{{[gold]}}").render(ROW, 0, "train").answers == ("never",)
+    # They are no part of the text, so ids stay when a task gains them.
+    assert make_scored().render(ROW, 0, "train").id == example.id
+
+
+@pytest.mark.parametrize(
+    ("scoring", "row", "message"),
+    [
+        ({"group": "grp"}, {}, "'grp', which metadata.scoring.group in .* needs, is not in row 3"),
+        ({"answers": "answers"}, {"answers": []}, "metadata.scoring.answers in .* gives no answer for row 3"),
+        ({"answers": "gold"}, {}, "metadata.scoring.answers in .* gives 'never' for row 3"),
+        ({"target": "gold"}, {}, "metadata.scoring.target in .* gives 'never' for row 3 .* should be a number"),
+        ({"target": "gold"}, {"gold": "nan"}, "gives 'nan' for row 3"),
+    ],
+)
+def test_bad_scoring(scoring, row, message: str, make_scored) -> None:
+    with pytest.raises(InputError, match=message):
+        make_scored(**scoring).render(ROW | row, 3, "train")
+
+
+def test_metrics_over_rows(make_scored, make_task) -> None:
+    task = make_scored(group="text")
+    with pytest.raises(
+        InputError, match=r"metrics of the task 'mine' \(em\) need the columns group of the scored rows"
+    ):
+        task.compute_metrics([0, 1], [0, 1])
+    assert task.compute_metrics([0, 1, 1], [0, 1, 0], rows={"group": ["a", "a", "b"]}) == {"em": 0.5}
+    assert make_task().compute_metrics([0, 1], [0, 0]) == {"acc": 0.5}
+    assert make_task().compute_metrics([0, 1], [0, 0], rows={"id": ["x", "y"]}) == {"acc": 0.5}
+
+
+GENERATED = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "gold"}
+
+
+def test_generation(make_task) -> None:
+    task = make_task(**GENERATED, generation_kwargs={"until": ["\n"]})
+    assert (task.output_type, task.choices, task.metric_names) == ("generate_until", None, ("rouge_l",))
+    example = task.render(ROW, 0, "train")
+    assert (example.prompt, example.completion) == ("Q: Is it?\nA:", " never")
+    assert (example.choices, example.label) == ((), None)
+    assert task.render(ROW | {"gold": "ever"}, 0, "train").id != example.id
+    assert make_task(**GENERATED | {"doc_to_target": "{{gold}} 3"}).render(ROW, 0, "train").completion == " never 3"
+    assert task.render({"text": "x"}, 0, "test").completion == ""
+    assert task.compute_metrics([" never"], [" never, ever"]) == {"rouge_l": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [({"gold": " "}, "gives no text but ' ' for row 0"), ({"gold": 3}, "gives no text but 3")]
+)
+def test_bad_generation_rows(row, message: str, make_task) -> None:
+    with pytest.raises(InputError, match=message):
+        make_task(**GENERATED).render(ROW | row, 0, "train")
+    with pytest.raises(InputError, match="'gold', which doc_to_target"):
+        make_task(**GENERATED).render({"text": "x"}, 0, "train")

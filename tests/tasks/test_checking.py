@@ -1,0 +1,134 @@
+"""`check_task` and `sinkd tasks check`: what they count, and what they call broken."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sinkd_llm.cli import main
+from sinkd_llm.errors import InputError
+from sinkd_llm.tasks import Task
+from sinkd_llm.tasks.checking import Range, check_task
+
+
+@pytest.fixture
+def make_checked(make_task, tmp_path: Path) -> Callable[..., Task]:
+    """A task over the given labels of the train split, with one validation row."""
+
+    def make(labels: list[Any], **changes: Any) -> Task:
+        rows = [{"text": "a " * (i + 1), "label": label, "options": ["no"][: i + 1]} for i, label in enumerate(labels)]
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "validation.jsonl").write_text('{"text": "other", "label": 1, "options": ["no", "yes"]}\n')
+        return make_task(**changes)
+
+    return make
+
+
+def test_counts(make_checked, tiny_tokenizer) -> None:
+    check = check_task(make_checked([1, 0, 1, 1]), tiny_tokenizer)
+    train, validation = check.splits
+    assert (train.split, train.num_rows, validation.num_rows) == ("train", 4, 1)
+    assert train.labels == {"no": 1, "yes": 3}
+    assert train.num_choices == Range(2, 2, 2)
+    lengths = [len(tiny_tokenizer(f"Q: {'a ' * n}\nA:")["input_ids"]) for n in (1, 2, 3, 4)]
+    assert train.prompt_tokens == Range(lengths[0], round((lengths[1] + lengths[2]) / 2), lengths[3])
+    assert train.answer_tokens == Range(1, 1, 1)
+    assert train.example["completion"] == " yes"
+    assert check.problems == []
+
+
+def test_without_a_tokenizer(make_checked) -> None:
+    check = check_task(make_checked([1, 0]), splits=["train"])
+    assert [found.split for found in check.splits] == ["train"]
+    assert check.splits[0].prompt_tokens is None
+    assert (check.problems, check.warnings) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "problem"),
+    [
+        ([1, None, 0], {}, "1 of 3 rows of the train split have no label"),
+        ([1, 0], {"doc_to_choice": ["negative", "neg"]}, None),
+        ([1, 0], {"doc_to_choice": ["unlike", "until"]}, "'unlike' and 'until' begin with the same token"),
+    ],
+)
+def test_problems(labels, changes, problem: str | None, make_checked, tiny_tokenizer) -> None:
+    check = check_task(make_checked(labels, **changes), tiny_tokenizer)
+    assert len(check.problems) == (problem is not None)
+    assert problem is None or problem in check.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "warning"),
+    [
+        ([1, 1], {"metric_list": [{"metric": "mcc"}]}, "Every row of the train split has the answer 'yes'"),
+        ([0, 1], {"doc_to_choice": ["no", "yes", "maybe"]}, "No row of the train split has the answer 'maybe'"),
+        ([0], {"doc_to_choice": "options"}, "Some rows of the train split have one choice only"),
+    ],
+)
+def test_warnings(labels, changes, warning: str, make_checked) -> None:
+    warnings = check_task(make_checked(labels, **changes), splits=["train"]).warnings
+    assert len(warnings) == 1
+    assert warning in warnings[0]
+
+
+def test_shared_prompts(make_checked, tmp_path: Path) -> None:
+    task = make_checked([0, 1])
+    (tmp_path / "validation.jsonl").write_text((tmp_path / "train.jsonl").read_text())
+    assert check_task(task).warnings == ["2 prompts of the validation split are also in the train split."]
+
+
+def test_generation(make_task, tmp_path: Path, tiny_tokenizer) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "label": "yes no"}) + "\n")
+    check = check_task(make_task(output_type="generate_until", doc_to_choice=None), tiny_tokenizer)
+    assert check.splits[0].labels == {}
+    assert check.splits[0].num_choices is None
+    assert check.splits[0].answer_tokens == Range(3, 3, 3)  # with the end-of-sequence token
+    assert (check.problems, check.warnings) == ([], [])
+
+
+def test_unreadable_rows_are_an_error(make_checked) -> None:
+    with pytest.raises(InputError, match="The label 5 of line 1"):
+        check_task(make_checked([5]))
+
+
+def test_ranges() -> None:
+    assert str(Range.of([3, 1, 2])) == "1 / 2 / 3"
+    assert str(Range.of([2, 2])) == "2"
+    assert Range.of([]) is None
+
+
+def test_command_line(
+    make_checked, tiny_tokenizer, tiny_causal_lm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    tiny_tokenizer.save_pretrained(folder)
+    tiny_causal_lm().save_pretrained(folder)
+    path = str(make_checked([1, 0]).path)
+    arguments = ["tasks", "check", path, "--model_name_or_path", str(folder)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "no 1 (50%), yes 1 (50%)" in shown
+    assert "→ ' yes'" in shown
+    assert "can be trained on" in shown
+    make_checked([1, None])
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert "no label 1 (50%)" in output.out
+    assert "not fit to train on. 1 of 2 rows of the train split have no label" in output.err
+    make_checked([1, 7])
+    assert main([*arguments, "--split", "validation"]) == 0
+    assert main(arguments) == 2
+    assert "The label 7 of line 2" in capsys.readouterr().err
+
+
+def test_command_line_lists_and_shows_every_kind(capsys: pytest.CaptureFixture[str], data_dir: Path) -> None:
+    assert main(["tasks"]) == 0
+    shown = capsys.readouterr().out
+    assert "0.0 / 0.2 / … / 5.0" in shown
+    assert "mnli_mismatched_reader" in shown
+    assert main(["tasks", "show", "instruct", "--data_dir", str(data_dir / "instruct-rasbt"), "--limit", "1"]) == 0
+    assert "→ ' She had been singing in the choir.'" in capsys.readouterr().out
