@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkd_llm.data import AnswerCollator, AnswerTokenizer, tokenize_dataset
+from sinkd_llm.collator import AnswerCollator
+from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import (
     IGNORE_INDEX,
@@ -145,7 +146,7 @@ def evaluate_task(
         model.train(was_training)
     predictions = [int(np.argmax(row)) for row in sums]
     normalised = [int(np.argmax(row)) for row in means]
-    metrics = dict(task.compute_metrics(predictions, labels))
+    metrics = dict(task.compute_metrics(predictions, labels, rows=dataset))
     metrics["acc_norm"] = float(np.mean(np.equal(normalised, labels)))
     return TaskScore(metrics, len(labels), time.perf_counter() - started, predictions, sums)
 
@@ -155,13 +156,19 @@ def shortest(*lengths: int | None) -> int | None:
     return min((length for length in lengths if length is not None), default=None)
 
 
-def ranking_metrics(task: "Task") -> Callable[["EvalPrediction"], dict[str, float]]:
-    """The task's metrics as the `compute_metrics` of [`SinKDTrainer`]: predictions are `[n, C]` scores."""
+def ranking_metrics(task: "Task", rows: "Dataset | None" = None) -> Callable[["EvalPrediction"], dict[str, float]]:
+    """
+    The task's metrics as the `compute_metrics` of [`SinKDTrainer`], whose predictions are `[n, C]` scores.
+
+    Args:
+        task ([`Task`]): names the metrics.
+        rows ([`~datasets.Dataset`], *optional*): the evaluation rows, for tasks that score groups of rows.
+    """
 
     def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
         chosen = np.asarray(prediction.predictions).argmax(axis=-1)
         labels = np.asarray(prediction.label_ids)
-        return dict(task.compute_metrics(chosen.tolist(), labels.tolist()))
+        return dict(task.compute_metrics(chosen.tolist(), labels.tolist(), rows=rows))
 
     return compute_metrics
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.config import SinKDConfig
-from sinkd_llm.data import AnswerCollator, AnswerTokenizer, tokenize_dataset, verbalizer_ids
+from sinkd_llm.data import AnswerTokenizer, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture

@@ -24,7 +24,11 @@ def data_dir() -> Path:
     pytest.skip("no real data here: set SINKD_DATA_DIR to a folder of GLUE/SuperGLUE files")
 
 
-WORDS = ["review", "sentiment", "positive", "negative", "good", "bad", "great", "awful", "the", "a", "an", "film", "plot", "food", "was", "is", "not", "but", "and", "yes", "no", "true", "false", "question", "answer", "world", "sports", "business", "science", ":", ".", ",", "\n"]
+WORDS = (
+    *("review", "sentiment", "positive", "negative", "good", "bad", "great", "awful", "the", "a", "an", "film"),
+    *("plot", "food", "was", "is", "not", "but", "and", "yes", "no", "true", "false", "question", "answer"),
+    *("world", "sports", "business", "science", ":", ".", ",", "\n"),
+)
 
 
 @pytest.fixture(scope="session")

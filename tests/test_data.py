@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sinkd_llm.data import AnswerCollator, AnswerTokenizer, tokenize_dataset, verbalizer_ids
+from sinkd_llm.collator import AnswerCollator
+from sinkd_llm.data import AnswerTokenizer, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
 
 CHAT_TEMPLATE = (
@@ -38,7 +39,7 @@ def chat_tokenizer(tiny_tokenizer: Any) -> Any:
 
 
 def test_prompt_and_answer_together_are_the_tokens_of_the_whole_text(tiny_tokenizer: Any) -> None:
-    features = AnswerTokenizer(tiny_tokenizer).training_features(example(), 0)
+    features = AnswerTokenizer(tiny_tokenizer).features([example()], 0)[0]
     whole = tiny_tokenizer("Review: good film\nSentiment: positive")["input_ids"]
     assert features["prompt_ids"] + features["answer_ids"] == whole
     assert tiny_tokenizer.decode(features["answer_ids"]) == " positive"
@@ -46,7 +47,7 @@ def test_prompt_and_answer_together_are_the_tokens_of_the_whole_text(tiny_tokeni
 
 def test_white_space_at_the_end_of_the_prompt_goes_to_the_answer(tiny_tokenizer: Any) -> None:
     row = {"prompt": "Review: good film\nSentiment: ", "completion": "positive"}
-    features = AnswerTokenizer(tiny_tokenizer, add_eos=False).training_features(row, 0)
+    features = AnswerTokenizer(tiny_tokenizer, add_eos=False).features([row], 0)[0]
     assert tiny_tokenizer.decode(features["answer_ids"]) == " positive"
 
 
@@ -54,10 +55,10 @@ def test_prompt_completion_rows_are_closed_by_eos_and_task_rows_are_not(tiny_tok
     tokenizer = AnswerTokenizer(tiny_tokenizer)
     plain = {"prompt": "question:", "completion": " answer"}
     eos = tiny_tokenizer.eos_token_id
-    assert tokenizer.training_features(plain, 0)["answer_ids"][-1] == eos
-    assert eos not in tokenizer.training_features(example(), 0)["answer_ids"]
+    assert tokenizer.features([plain], 0)[0]["answer_ids"][-1] == eos
+    assert eos not in tokenizer.features([example()], 0)[0]["answer_ids"]
     forced = AnswerTokenizer(tiny_tokenizer, add_eos=True)
-    assert forced.training_features(example(), 0)["answer_ids"][-1] == eos
+    assert forced.features([example()], 0)[0]["answer_ids"][-1] == eos
 
 
 def test_conversations_are_rendered_by_the_chat_template(chat_tokenizer: Any) -> None:
@@ -65,7 +66,7 @@ def test_conversations_are_rendered_by_the_chat_template(chat_tokenizer: Any) ->
         "prompt": [{"role": "user", "content": "question"}],
         "completion": [{"role": "assistant", "content": "answer"}],
     }
-    features = AnswerTokenizer(chat_tokenizer).training_features(row, 3)
+    features = AnswerTokenizer(chat_tokenizer).features([row], 3)[0]
     assert chat_tokenizer.decode(features["prompt_ids"]) == "<user>question<eos><assistant>"
     assert chat_tokenizer.decode(features["answer_ids"]) == "answer<eos>"
     assert features["example_id"] == "row 3"
@@ -73,7 +74,7 @@ def test_conversations_are_rendered_by_the_chat_template(chat_tokenizer: Any) ->
 
 def test_plain_prompts_become_a_users_turn_on_request(chat_tokenizer: Any) -> None:
     tokenizer = AnswerTokenizer(chat_tokenizer, apply_chat_template=True)
-    features = tokenizer.training_features(example("good film?"), 0)
+    features = tokenizer.features([example("good film?")], 0)[0]
     assert chat_tokenizer.decode(features["prompt_ids"]) == "<user>good film?<eos><assistant>"
     assert chat_tokenizer.decode(features["answer_ids"]) == "positive"
 
@@ -81,7 +82,7 @@ def test_plain_prompts_become_a_users_turn_on_request(chat_tokenizer: Any) -> No
 def test_a_conversation_without_a_template_is_refused(tiny_tokenizer: Any) -> None:
     row = {"prompt": [{"role": "user", "content": "q"}], "completion": []}
     with pytest.raises(InputError, match="no chat template"):
-        AnswerTokenizer(tiny_tokenizer).training_features(row, 0)
+        AnswerTokenizer(tiny_tokenizer).features([row], 0)[0]
 
 
 def test_a_long_prompt_is_cut_from_the_left_and_counted(tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,8 +107,8 @@ def test_bos_survives_the_cut(tiny_tokenizer: Any) -> None:
         single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
     row = example("good " * 50)
-    full = AnswerTokenizer(tokenizer).training_features(row, 0)
-    cut = AnswerTokenizer(tokenizer, max_length=10).training_features(row, 0)
+    full = AnswerTokenizer(tokenizer).features([row], 0)[0]
+    cut = AnswerTokenizer(tokenizer, max_length=10).features([row], 0)[0]
     bos = tokenizer.bos_token_id
     for features in (full, cut):
         assert features["prompt_ids"][0] == bos
@@ -118,16 +119,16 @@ def test_bos_survives_the_cut(tiny_tokenizer: Any) -> None:
 def test_an_answer_that_leaves_no_room_is_refused(tiny_tokenizer: Any) -> None:
     row = example(choices=[" negative", " good" * 30])
     with pytest.raises(InputError, match="no room for a prompt"):
-        AnswerTokenizer(tiny_tokenizer, max_length=10).training_features(row, 0)
+        AnswerTokenizer(tiny_tokenizer, max_length=10).features([row], 0)[0]
 
 
 def test_an_unlabelled_row_is_refused_by_name(tiny_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="x-0 has no label"):
-        AnswerTokenizer(tiny_tokenizer).training_features(example(label=-1), 0)
+        AnswerTokenizer(tiny_tokenizer).features([example(label=-1)], 0)[0]
 
 
 def test_an_empty_prompt_still_has_a_token_that_predicts_the_answer(tiny_tokenizer: Any) -> None:
-    features = AnswerTokenizer(tiny_tokenizer).training_features(example(""), 0)
+    features = AnswerTokenizer(tiny_tokenizer).features([example("")], 0)[0]
     assert len(features["prompt_ids"]) == 1
 
 

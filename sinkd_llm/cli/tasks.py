@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sinkd_llm.errors import InputError
 
 if TYPE_CHECKING:
+    from sinkd_llm.task_check import TaskCheck
     from sinkd_llm.tasks import Task, TaskInfo
-    from sinkd_llm.tasks.checking import TaskCheck
 
 DEFAULT_TOKENIZER = "smollm2-135m"
 # A check shows the most common answers; beyond these a line says nothing.
@@ -98,8 +98,8 @@ def _show_row(row: dict[str, Any]) -> None:
 
 
 def _check(name: str, data_dir: str | None, split: str | None, model: str | None) -> int:
+    from sinkd_llm.task_check import check_task
     from sinkd_llm.tasks import load_task
-    from sinkd_llm.tasks.checking import check_task
     from sinkd_llm.terminal import say, show
 
     task: Task = load_task(name)

@@ -128,7 +128,7 @@ def _train(
         args=training_args,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
-        compute_metrics=ranking_metrics(data.task) if data.task is not None else None,
+        compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
         callbacks=[bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt],
         quantization_config=build_quantization_config(model_args),
         peft_config=_adapter(model_args),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from sinkd_llm.data import AnswerCollator
+from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture
 

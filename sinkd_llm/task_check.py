@@ -136,11 +136,10 @@ def _token_counts(
         for index, row in enumerate(sample):
             if row.get("label") == -1:
                 continue
+            (features,) = answer_tokenizer.features([row], index, ranking="choices" in row)
             if "choices" in row:
-                features = answer_tokenizer.ranking_features(row, index)
                 answers += [len(answer) for answer in features["answers_ids"]]
             else:
-                features = answer_tokenizer.training_features(row, index)
                 answers.append(len(features["answer_ids"]))
             prompts.append(len(features["prompt_ids"]))
         if "choices" in rows.column_names:

@@ -9,8 +9,8 @@ import pytest
 
 from sinkd_llm.cli import main
 from sinkd_llm.errors import InputError
+from sinkd_llm.task_check import Range, check_task
 from sinkd_llm.tasks import Task
-from sinkd_llm.tasks.checking import Range, check_task
 
 
 @pytest.fixture
