@@ -197,7 +197,7 @@ class SinKDTrainer(Trainer):
         """
         student = self.architecture.supervised_logits(model, inputs)
         teacher_NV = None
-        if self.teacher is not None:
+        if self.teacher is not None and self.objective.uses_teacher:
             teacher_NV = self.teacher.supervised_logits(inputs).logits_NV
         output = self.objective(
             student.logits_NV,

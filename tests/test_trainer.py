@@ -228,6 +228,13 @@ def test_the_teacher_ranks_each_evaluation_example_once(train: Any) -> None:
     assert not calls
 
 
+def test_plain_cross_entropy_spares_the_teachers_forward(train: Any) -> None:
+    trainer = train(alpha=0.0, sinkhorn_weight=0.0)
+    trainer.teacher.model.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    trainer.train()
+    assert "kl" not in trainer.state.log_history[0]
+
+
 def test_evaluation_is_the_same_for_every_batch_size(train: Any) -> None:
     varied = rows(7, 100).map(
         lambda row, i: {"choices": row["choices"] + ([" a great film"] if i % 2 else [])}, with_indices=True

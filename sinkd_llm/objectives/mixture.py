@@ -121,6 +121,11 @@ class DistillationObjective:
                 "train on the labels, or choose a divergence."
             )
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the loss depends on the teacher; if not, its forward can be spared."""
+        return self.alpha > 0 or self.sinkhorn_weight > 0
+
     def __call__(
         self,
         student_NV: Tensor,
