@@ -47,7 +47,7 @@ def test_no_adjective_both_praises_and_blames() -> None:
     assert not good & {word for aspect in aspects for word in aspect.bad}
 
 
-def test_kind_words_do_not_tell_the_label(splits) -> None:
+def test_kind_words_mislead_in_a_third_of_the_rows(splits) -> None:
     aspects = [aspect for domain in vocabulary.DOMAINS for aspect in domain.aspects]
     good = {word for aspect in aspects for word in aspect.good}
     bad = {word for aspect in aspects for word in aspect.bad}
@@ -58,7 +58,7 @@ def test_kind_words_do_not_tell_the_label(splits) -> None:
         right += score != 0 and (score > 0) == (row["label"] == 1)
         wrong += score != 0 and (score > 0) != (row["label"] == 1)
     assert right + wrong > 100
-    assert right < wrong
+    assert 0.25 < wrong / (right + wrong) < 0.45
 
 
 def test_single_words_do_not_tell_the_label(splits) -> None:

@@ -17,6 +17,10 @@ SEED = 20240
 TRAIN, VALIDATION = 600, 200
 NEGATIVE, POSITIVE = 0, 1
 
+# How often a frame of a kind has its turn. Words that mean what they say are the larger part of any opinion, and
+# what a student can learn from first.
+TURNS = {"plain": 4, "negation": 1, "contrast": 1, "irony": 1}
+
 Write = Callable[[random.Random, Domain, int], str]
 
 
@@ -67,6 +71,9 @@ FRAMES: dict[str, tuple[Write, ...]] = {
         _about_aspect("{a} {was} {adjective}."),
         _about_aspect("I thought {a} {was} {adjective}."),
         _about_aspect("{a} {was} {adjective}, and {verdict}."),
+        _about_aspect("in short, {a} {was} {adjective}."),
+        _about_aspect("I told all my friends that {a} {was} {adjective}."),
+        _about_aspect("{verdict}: {a} {was} {adjective}."),
     ),
     "negation": (
         _about_aspect("{a} {was} not {adjective} at all.", reverse=True),
@@ -122,7 +129,7 @@ def generate(seed: int = SEED) -> dict[str, list[dict[str, str | int]]]:
     shares, and no sentence occurs twice.
     """
     rng = random.Random(seed)
-    frames = [(kind, write) for kind, writers in FRAMES.items() for write in writers]
+    frames = [(kind, write) for kind, writers in FRAMES.items() for write in writers for _ in range(TURNS[kind])]
     pools: list[list[tuple[int, dict[str, str | int]]]] = []
     seen: set[str] = set()
     for label in (NEGATIVE, POSITIVE):
