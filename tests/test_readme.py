@@ -38,7 +38,9 @@ def workplace(
     tiny_causal_lm(layers=12, hidden=16).save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
-    rows = "sentence\tlabel\n" + "".join(f"a {w} film {i}\t{w == 'good':d}\n" for i in range(8) for w in ("good", "bad"))
+    rows = "sentence\tlabel\n" + "".join(
+        f"a {w} film {i}\t{w == 'good':d}\n" for i in range(8) for w in ("good", "bad")
+    )
     (tmp_path / "data" / "SST-2").mkdir(parents=True)
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / "data" / "SST-2" / name).write_text(rows)

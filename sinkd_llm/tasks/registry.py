@@ -49,8 +49,8 @@ def load_task(name_or_path: str | Path) -> Task:
     files = _files()
     if text not in files:
         raise InputError(
-            f"Unknown task {text!r}.{nearest(text, list(files))} Built-in tasks: {', '.join(files)}. "
-            "For your own task give the path of its .yaml file."
+            f"Unknown task {text!r}.{nearest(text, list(files))} 'sinkd tasks' lists the {len(files)} that are "
+            "built in; for your own task give the path of its .yaml file."
         )
     return Task(files[text])
 
