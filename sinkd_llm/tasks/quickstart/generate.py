@@ -1,9 +1,9 @@
 """Writes the data of the `quickstart` task: `python -m sinkd_llm.tasks.quickstart.generate`.
 
-Statements of opinion in which the words of praise or blame often say the opposite of what is meant. A
-frame is a sentence pattern; it either keeps the polarity of its words or reverses it, and every frame
-gives about as many positive as negative statements. So neither the adjectives nor the frame alone tell the
-label: one has to combine them. Same seed, same bytes.
+Statements of opinion; in a third of them the words of praise or blame are turned around by negation, contrast or
+irony. A frame is a sentence pattern; it either keeps the polarity of its words or reverses it, and every frame gives
+about as many positive as negative statements. So the frame alone tells nothing, and the adjectives alone are wrong
+in every sixth statement: one has to combine them. Same seed, same bytes.
 """
 
 import json
@@ -19,7 +19,7 @@ NEGATIVE, POSITIVE = 0, 1
 
 # How often a frame of a kind has its turn. Words that mean what they say are the larger part of any opinion, and
 # what a student can learn from first.
-TURNS = {"plain": 4, "negation": 1, "contrast": 1, "irony": 1}
+TURNS = {"plain": 10, "negation": 1, "contrast": 1, "irony": 1}
 
 Write = Callable[[random.Random, Domain, int], str]
 
