@@ -131,6 +131,7 @@ class Scorer:
                 batch_size=args.per_device_eval_batch_size,
                 max_length=args.max_length,
                 apply_chat_template=args.apply_chat_template,
+                add_eos=args.add_eos,
                 on_progress=on_progress,
             )
         row.metrics = dict(score.metrics)
