@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,19 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def train_tokenizer(special_tokens: list[str]) -> Any:
+def train_tokenizer(special_tokens: list[str], words: Sequence[str] = WORDS, vocab_size: int = 420) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420,
+        vocab_size=vocab_size,
         special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = [" " + " ".join(WORDS), "Review: good film\nSentiment: positive", "negative positive"] * 50
+    text = [" " + " ".join(words), "Review: good film\nSentiment: positive", "negative positive"] * 50
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer
 
