@@ -84,6 +84,10 @@ class AnswerTokenizer:
             features.append(feature)
         return features
 
+    def cut_place(self, columns: Sequence[str]) -> str:
+        """Where rows with these columns lose what is too long, in words."""
+        return "their beginning"
+
     def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
         """Refuses choices that the family cannot tell apart; see [`check_verbalizers`]."""
         check_verbalizers(choice_sets, self)
@@ -105,6 +109,10 @@ class AnswerTokenizer:
             )
             for (_, answers), prompt_ids in zip(texts, prompts_ids, strict=True)
         ]
+
+    def encode_answers(self, answers: list[str]) -> list[list[int]]:
+        """The token ids of answers on their own, without special tokens."""
+        return self._encode(answers)
 
     def _templated(self, row: Row) -> bool:
         return self.apply_chat_template or not isinstance(row["prompt"], str)
@@ -237,12 +245,13 @@ def tokenize_dataset(
     cut = [count for count in features["num_cut"][:] if count]
     if cut:
         logger.warning(
-            "%d of %d prompts were longer than max_length=%d and lost %d tokens at their beginning "
-            "(%d at most); no answer was cut.",
+            "%d of %d prompts were longer than max_length=%d and lost %d tokens at %s (%d at most); "
+            "no answer was cut.",
             len(cut),
             len(features),
             answer_tokenizer.max_length,
             sum(cut),
+            answer_tokenizer.cut_place(columns),
             max(cut),
         )
     return features.remove_columns("num_cut")
@@ -267,7 +276,7 @@ def check_verbalizers(choice_sets: set[tuple[str, ...]], answer_tokenizer: Answe
         if not word or any(character.isspace() or character.isdigit() for character in word):
             continue
         text = word if answer_tokenizer.apply_chat_template else choice
-        token = answer_tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+        token = answer_tokenizer.encode_answers([text])[0][0]
         if token in first:
             shared = answer_tokenizer.tokenizer.decode([token])
             raise InputError(

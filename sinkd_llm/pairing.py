@@ -60,6 +60,8 @@ def load_student(
                 "No student was given. Pass `model`, or a teacher and `args.student_layers` to build the student "
                 "from the teacher's layers."
             )
+        if args.model_kind is not None:
+            raise InputError("`model_kind` is set, but a student made of the teacher's layers is what the teacher is.")
         return select_layers(teacher, args.student_layers, args.student_decoder_layers)
     if isinstance(model, str):
         arguments: dict[str, Any] = {

@@ -42,19 +42,20 @@ class EncoderDecoderTokenizer(AnswerTokenizer):
     def _encode_rows(
         self, rows: Sequence[Row], texts: Sequence[tuple[str, list[str]]]
     ) -> list[tuple[list[int], list[list[int]]]]:
-        # An answer begins its text, so the delimiter that would part it from a prompt is not of it.
-        answers = [answer.lstrip() for _, answers in texts for answer in answers]
-        encoded: Any = self.tokenizer(text_target=answers, add_special_tokens=False) if answers else {"input_ids": []}
-        answers_ids = iter(encoded["input_ids"])
+        answers_ids = iter(self.encode_answers([answer for _, answers in texts for answer in answers]))
         prompts_ids = self._encode([prompt for prompt, _ in texts])
         return [
             (prompt_ids, [next(answers_ids) for _ in answers])
             for (_, answers), prompt_ids in zip(texts, prompts_ids, strict=True)
         ]
 
-    def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
-        """As for decoders, but of answers that begin their text."""
-        super().check_choices({tuple(choice.lstrip() for choice in choices) for choices in choice_sets})
+    def encode_answers(self, answers: list[str]) -> list[list[int]]:
+        """An answer begins its text, so the delimiter that would part it from a prompt is left out."""
+        if not answers:
+            return []
+        encoded = self.tokenizer(text_target=[answer.lstrip() for answer in answers], add_special_tokens=False)
+        ids: Any = encoded["input_ids"]
+        return ids
 
     def _eos_ids(self, row: Row) -> list[int]:
         eos = super()._eos_ids(row)
@@ -147,6 +148,10 @@ class ClassTokenizer(AnswerTokenizer):
                 feature["answer_ids"] = [row["label"]]
             features.append(feature)
         return features
+
+    def cut_place(self, columns: Sequence[str]) -> str:
+        """Where rows with these columns lose what is too long, in words."""
+        return "the end of their longer text" if "text" in columns else super().cut_place(columns)
 
     def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
         """Refuses choices that are not the head's classes."""

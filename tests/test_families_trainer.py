@@ -201,3 +201,17 @@ def test_dropout_is_disabled_wherever_it_is_kept(build: Build, tiny_model: Any) 
     rates = [v for m in trainer.model.modules() for n, v in vars(m).items() if "drop" in n and isinstance(v, float)]
     assert rates
     assert not any(rates)
+
+
+@pytest.mark.parametrize(
+    ("family", "other", "head"),
+    [("t5", "bart", ""), ("bert", "distilbert", "SequenceClassification"), ("bert", "roberta", "MaskedLM")],
+)
+def test_models_of_one_kind_and_one_tokenizer_teach_each_other(
+    family: str, other: str, head: str, build: Build, tiny_model: Any, marked_tokenizer: Any
+) -> None:
+    vocabulary = len(marked_tokenizer(family))
+    teacher = tiny_model(other, head or "Seq2SeqLM", seed=2, layers=3, hidden=48, vocab=vocabulary)
+    trainer = build(family, head, teacher=teacher)
+    assert np.isfinite(trainer.train().training_loss)
+    assert 0 <= trainer.evaluate()["eval_teacher_agreement"] <= 1
