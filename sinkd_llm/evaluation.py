@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkd_llm.collator import AnswerCollator
-from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.collator import row_collator
+from sinkd_llm.data import tokenize_dataset
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import (
     IGNORE_INDEX,
@@ -21,6 +21,7 @@ from sinkd_llm.models.architectures import (
     context_length,
     get_architecture,
 )
+from sinkd_llm.row_tokenizers import row_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,12 +65,17 @@ def choice_log_likelihoods(supervised: SupervisedLogits, batch: Mapping[str, Any
 
     Returns:
         `tuple[Tensor, Tensor]`: `[B, C]` sums over the tokens of the choice, in nats, -inf where a row has
-        fewer choices; and `[B, C]` numbers of tokens.
+        fewer choices; and `[B, C]` numbers of tokens. For a regression the first is minus the squared distance
+        between prediction and choice.
     """
     choice_ids_BCT, sequence_BC = batch["choice_ids"], batch["choice_sequence"]
+    if "choice_values" in batch:
+        predicted_BC = supervised.logits_NV.float()[sequence_BC.clamp_min(0), 0]
+        scores_BC = -(predicted_BC - batch["choice_values"]).square()
+        return scores_BC.masked_fill(sequence_BC < 0, -torch.inf), (sequence_BC >= 0).long()
     longest = choice_ids_BCT.shape[-1]
     device = supervised.logits_NV.device
-    num_sequences = batch["input_ids"].shape[0]
+    num_sequences = batch["labels"].shape[0]
     # row_ST[s, t] is the row that predicts the t-th answer token of sequence s.
     row_ST = torch.zeros(num_sequences, longest, dtype=torch.long, device=device)
     row_ST[supervised.example_N, supervised.position_N] = torch.arange(len(supervised.labels_N), device=device)
@@ -91,20 +97,22 @@ def evaluate_task(
     batch_size: int = 32,
     max_length: int | None = 1024,
     apply_chat_template: bool = False,
+    add_eos: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TaskScore:
     """
     Scores a model on labelled rows of a task.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): any decoder-only model, also a PEFT model. Its training
-            mode is restored afterwards.
+        model ([`~transformers.PreTrainedModel`]): a model of any supported family, also a PEFT model. Its
+            training mode is restored afterwards.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         task ([`Task`]): names the metrics.
         dataset ([`~datasets.Dataset`]): rows from `task.load(split)`.
         batch_size (`int`, *optional*, defaults to `32`): rows a forward.
         max_length (`int` or `None`, *optional*, defaults to `1024`): longer prompts are cut from the left.
         apply_chat_template (`bool`, *optional*, defaults to `False`): prompts as a user's turn.
+        add_eos (`bool`, *optional*): as in [`SinKDConfig`]; rank as the model was trained.
         on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
 
     Returns:
@@ -116,10 +124,11 @@ def evaluate_task(
     started = time.perf_counter()
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give 1 or more.")
-    answer_tokenizer = AnswerTokenizer(tokenizer, shortest(max_length, context_length(model)), apply_chat_template)
+    length = shortest(max_length, context_length(model))
+    answer_tokenizer = row_tokenizer(model, tokenizer, length, apply_chat_template, add_eos)
     features = tokenize_dataset(dataset, answer_tokenizer, ranking=True)
     labels = list(features["label"])
-    collator = AnswerCollator(tokenizer.pad_token_id)
+    collator = row_collator(model, tokenizer)
     architecture = get_architecture(model)
     # Rows of like length share a batch: less padding, and the longest come first, so that a batch that does
     # not fit into memory fails at once.

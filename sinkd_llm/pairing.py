@@ -1,15 +1,20 @@
 """Student and teacher of a run: loaded, checked to speak the same tokens, the student given its adapter."""
 
+import copy
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
 from sinkd_llm.models.loading import build_quantization_config, load_model
 from sinkd_llm.models.pruning import select_layers
 from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> Any:
@@ -45,22 +50,38 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> An
     return load_model(teacher, **arguments)
 
 
-def load_student(model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any) -> PreTrainedModel:
+def load_student(
+    model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any, classes: Sequence[str] | None = None
+) -> PreTrainedModel:
+    """The student that `model` and `args` describe; `classes` are those that a classification head would learn."""
     if model is None:
         if teacher is None or args.student_layers is None:
             raise InputError(
                 "No student was given. Pass `model`, or a teacher and `args.student_layers` to build the student "
                 "from the teacher's layers."
             )
-        return select_layers(teacher, args.student_layers)
+        if args.model_kind is not None:
+            raise InputError("`model_kind` is set, but a student made of the teacher's layers is what the teacher is.")
+        return select_layers(teacher, args.student_layers, args.student_decoder_layers)
     if isinstance(model, str):
-        arguments = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        arguments: dict[str, Any] = {
+            "trust_remote_code": args.trust_remote_code,
+            "kind": args.model_kind,
+            # Beside a teacher that scores words, a new classification head would have nothing to learn.
+            "labels": classes if teacher is None or get_architecture(teacher).scores_classes else None,
+            **(args.model_init_kwargs or {}),  # type: ignore[dict-item]
+        }
         student = load_model(model, quantization_config=quantization_config, **arguments)
-        return select_layers(student, args.student_layers) if args.student_layers else student
+        if args.student_layers is None:
+            return student
+        cut = select_layers(student, args.student_layers, args.student_decoder_layers)
+        cut.sinkd_new_modules = student.sinkd_new_modules
+        return cut
     for name, value in (
         ("quantization_config", quantization_config),
         ("args.model_init_kwargs", args.model_init_kwargs),
         ("args.student_layers", args.student_layers),
+        ("args.model_kind", args.model_kind),
     ):
         if value is not None:
             raise InputError(
@@ -83,9 +104,9 @@ def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     )
 
 
-def check_vocabularies(teacher: Any, teacher_name: str | None, student: Any, tokenizer: Any, trust: bool) -> None:
+def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: Any, trust: bool) -> None:
     """
-    Refuses a teacher that means another token by an id than the student.
+    Refuses a teacher whose outputs mean something else than the student's: other classes, other tokens.
 
     Args:
         teacher (`PreTrainedModel`): the teacher.
@@ -96,8 +117,20 @@ def check_vocabularies(teacher: Any, teacher_name: str | None, student: Any, tok
 
     Raises:
         InputError: with the first difference. Vocabularies that are padded to different sizes pass if their
-            tokenizers agree.
+            tokenizers agree, and so do families that score the same vocabulary.
     """
+    architectures = [get_architecture(model) for model in (teacher, student)]
+    sizes = [output_size(model) for model in (teacher, student)]
+    if architectures[0].scores_classes != architectures[1].scores_classes:
+        raise InputError(
+            f"The teacher is an {architectures[0].name} and the student an {architectures[1].name}: the one scores "
+            "classes and the other words, so there is nothing to compare. Choose two models of one kind."
+        )
+    if architectures[0].scores_classes and sizes[0] != sizes[1]:
+        raise InputError(
+            f"The teacher's classification head has {sizes[0]} outputs and the student's {sizes[1]}; fine-tune the "
+            "teacher on this task, or load the student with as many labels."
+        )
     name = teacher_name or unwrap(teacher).config._name_or_path
     if name:
         try:
@@ -107,16 +140,22 @@ def check_vocabularies(teacher: Any, teacher_name: str | None, student: Any, tok
         if teacher_tokenizer is not None:
             check_same_tokenizer(teacher_tokenizer, tokenizer)
             return
-    sizes = [m.get_output_embeddings().weight.shape[0] for m in (teacher, student)]
+    if architectures[0].scores_classes:
+        sizes = [model.get_input_embeddings().weight.shape[0] for model in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"The teacher scores {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could "
+            f"The teacher knows {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could "
             "not be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
         )
 
 
 def add_adapter(student: Any, peft_config: Any) -> Any:
-    """The student with a new adapter, if a configuration was given."""
+    """
+    The student with a new adapter, if a configuration was given.
+
+    Without a task type of its own, the configuration gets that of the student's family. A head with random weights
+    is trained and saved beside the adapter.
+    """
     if peft_config is None:
         return student
     from peft import PeftModel, PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
@@ -133,6 +172,20 @@ def add_adapter(student: Any, peft_config: Any) -> Any:
         )
     if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
         student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
+    peft_config = copy.deepcopy(peft_config)
+    task_type = get_architecture(student).lora_task_type
+    if peft_config.task_type is None:
+        peft_config.task_type = task_type
+    elif peft_config.task_type != task_type:
+        logger.warning(
+            "The adapter's task type is %s, but %s is of the type %s.",
+            getattr(peft_config.task_type, "value", peft_config.task_type),
+            type(unwrap(student)).__name__,
+            task_type,
+        )
+    new_modules = getattr(student, "sinkd_new_modules", ())
+    if new_modules and hasattr(peft_config, "modules_to_save"):
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
     try:
         return get_peft_model(student, peft_config)
     except ValueError as error:  # e.g. target modules that the model does not have

@@ -32,6 +32,8 @@ LOSS_TERMS = {
     "rkl": "reverse KL",
     "js": "Jensen-Shannon",
     "tvd": "total variation",
+    "mse": "squared error",
+    "teacher_mse": "squared error to the teacher",
     "sinkhorn": "SinKD",
 }
 DIAGNOSTICS = {

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
-from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.config import SinKDConfig
-from sinkd_llm.data import AnswerTokenizer, tokenize_dataset, verbalizer_ids
+from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.saving import save_student
 from sinkd_llm.objectives import DistillationObjective
-from sinkd_llm.pairing import add_adapter, check_vocabularies, default_tokenizer, load_student, load_teacher
+from sinkd_llm.pair_inputs import TEACHER, rows_for
+from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher
 
 if TYPE_CHECKING:
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         TrainerCallback,
     )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0: of modules, and of layers that keep it as a number (attention, BART)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 class SinKDTrainer(Trainer):
@@ -60,7 +70,7 @@ class SinKDTrainer(Trainer):
         args ([`SinKDConfig`], *optional*):
             The settings. Default: those of `SinKDConfig` with the output folder `<model>-SinKD`.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Default: [`AnswerCollator`].
+            Default: the one of the student's family, see [`row_collator`].
         train_dataset ([`~datasets.Dataset`], *optional*):
             Rows of a task (`load_task(name).load("train")`) or TRL's prompt-completion rows, plain or
             conversational.
@@ -117,15 +127,13 @@ class SinKDTrainer(Trainer):
         teacher = load_teacher(teacher_model, args)
         if processing_class is None:
             processing_class = default_tokenizer(model, teacher, args)
-        student = load_student(model, teacher, args, quantization_config)
+        student = load_student(model, teacher, args, quantization_config, class_names(train_dataset))
         if teacher is not None:
             name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
-            check_vocabularies(teacher, name, student, processing_class, args.trust_remote_code)
+            check_pair(teacher, name, student, processing_class, args.trust_remote_code)
         student = add_adapter(student, peft_config)
         if args.disable_dropout:
-            for module in student.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            disable_dropout(student)
         if args.gradient_checkpointing and hasattr(student, "peft_config"):
             # The frozen embedding's output needs a gradient, or a checkpointed block has none to pass on.
             student.enable_input_require_grads()
@@ -134,11 +142,14 @@ class SinKDTrainer(Trainer):
         self.objective: DistillationObjective = args.objective()
         self.teacher = LocalTeacher(teacher) if teacher is not None else None
         lengths = [context_length(m) for m in (student, teacher) if m is not None]
-        answer_tokenizer = AnswerTokenizer(
+        answer_tokenizer, collator = rows_for(
+            student,
+            teacher,
             processing_class,
             shortest(args.max_length, *lengths),
             args.apply_chat_template,
             args.add_eos,
+            pad_to_multiple_of=args.pad_to_multiple_of,
         )
         self.verbalizer_ids: Tensor | None = None
         if self.teacher and args.vocabulary == "verbalizers" and train_dataset is not None:
@@ -165,7 +176,7 @@ class SinKDTrainer(Trainer):
         super().__init__(
             model=student,
             args=args,
-            data_collator=data_collator or AnswerCollator(processing_class.pad_token_id, args.pad_to_multiple_of),
+            data_collator=data_collator or collator,
             train_dataset=tokenized(train_dataset, ranking=False),
             eval_dataset=tokenized(eval_dataset, ranking=True),
             processing_class=processing_class,
@@ -198,7 +209,7 @@ class SinKDTrainer(Trainer):
         student = self.architecture.supervised_logits(model, inputs)
         teacher_NV = None
         if self.teacher is not None and self.objective.uses_teacher:
-            teacher_NV = self.teacher.supervised_logits(inputs).logits_NV
+            teacher_NV = self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
         output = self.objective(
             student.logits_NV,
             teacher_NV,
@@ -284,7 +295,8 @@ class SinKDTrainer(Trainer):
             return torch.full_like(inputs["label"], -1)
         names = [inputs["example_id"][s] for s in inputs["choice_sequence"][:, 0].tolist()]
         if not all(name in self._teacher_choices for name in names):
-            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(inputs), inputs)
+            theirs = inputs.get(TEACHER, inputs)
+            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(theirs), theirs)
             chosen = scores_BC.argmax(dim=-1).tolist()
             self._teacher_choices.update(zip(names, chosen, strict=True))
         return torch.tensor([self._teacher_choices[n] for n in names], device=inputs["label"].device)

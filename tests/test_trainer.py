@@ -366,14 +366,6 @@ def test_prompt_tuning_and_a_second_adapter_are_refused(train: Any, tiny_causal_
         train(model=get_peft_model(tiny_causal_lm(), lora()), peft_config=lora())
 
 
-def test_an_encoder_decoder_is_refused_at_construction(train: Any, tiny_tokenizer: Any) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=len(tiny_tokenizer))
-    with pytest.raises(InputError, match="encoder-decoder"):
-        train(model=T5ForConditionalGeneration(config), teacher=False)
-
-
 def test_dropout_can_be_disabled(train: Any, tiny_causal_lm: Any) -> None:
     trainer = train(model=tiny_causal_lm(seed=1), peft_config=lora(), disable_dropout=True)
     rates = [m.p for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout)]

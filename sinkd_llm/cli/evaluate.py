@@ -41,7 +41,17 @@ class EvaluateArguments:
     apply_chat_template: bool = field(
         default=False, metadata={"help": "Render prompts as a user's turn in the chat template."}
     )
+    add_eos: bool = field(
+        default=False, metadata={"help": "Rank the answers with the end-of-sequence token, as a model trained so."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Revision of the model on the hub."})
+    model_kind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Load the model as this. Default: what its checkpoint is.",
+            "choices": ["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"],
+        },
+    )
     dtype: str = field(
         default="float32",
         metadata={
@@ -97,6 +107,8 @@ def main(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         max_length=args.max_length,
         apply_chat_template=args.apply_chat_template,
+        add_eos=args.add_eos,
+        kind=args.model_kind,
         revision=args.model_revision,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,

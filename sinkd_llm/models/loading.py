@@ -1,5 +1,7 @@
 """Loading a student or teacher: any source, dtype, quantisation, with its LoRA adapter."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,7 @@ from torch import nn
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
+from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
     from trl import ModelConfig
 
+logger = logging.getLogger(__name__)
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -37,9 +42,11 @@ def load_model(
     device_map: Any = None,
     trust_remote_code: bool = False,
     merge_adapter: bool = True,
+    kind: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Any:
     """
-    Loads a decoder-only language model as an ordinary Transformers model, in eval mode.
+    Loads a language model or an encoder as an ordinary Transformers model, in eval mode.
 
     A GGUF file or bundled model is converted once and then loaded from a cache (`gguf.py`), so it
     trains, takes LoRA, copies, quantises and saves as any other. Weights are read from safetensors
@@ -59,14 +66,19 @@ def load_model(
         merge_adapter (`bool`, *optional*, defaults to `True`): fold a PEFT adapter into its base, which
             gives an ordinary model. With `False` it stays a trainable `PeftModel`. On a quantised base
             the adapter always stays beside it, since four bits would round it away.
+        kind (`str`, *optional*): `"causal-lm"`, `"seq2seq-lm"`, `"sequence-classification"` or `"masked-lm"`.
+            Default: what the checkpoint says, see [`choose_kind`].
+        labels (`Sequence[str]`, *optional*): the classes to learn. A classification head that the checkpoint
+            lacks, or has for another number of classes, is put on with random weights; without `labels` such a
+            checkpoint is refused.
 
     Returns:
         `PreTrainedModel`, or `PeftModel` as said under `merge_adapter`. Its attribute `sinkd_source`
         is the [`ModelSource`] that gives exactly these base weights again, or `None` if no name does.
 
     Raises:
-        InputError: if the source is wrong or not complete, the dtype is unknown, the architecture is
-            not a causal language model, or weights are missing that Transformers would make up.
+        InputError: if the source is wrong or not complete, the dtype or the kind is unknown, the kind is not
+            one of the architecture, or weights are missing that Transformers would make up.
     """
     source = fetch_adapter(resolve_model_source(name_or_path, revision))
     options = {
@@ -77,8 +89,8 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     if source.kind == "adapter":
-        return _load_adapted(source, merge_adapter, options)
-    return _load_whole(source, options)
+        return _load_adapted(source, merge_adapter, kind, options)
+    return _load_whole(source, kind, labels, options)
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:
@@ -88,8 +100,8 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _load_whole(source: ModelSource, options: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
+def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | None, options: dict[str, Any]) -> Any:
+    import transformers
 
     path = source.path
     if source.gguf_file:
@@ -97,13 +109,17 @@ def _load_whole(source: ModelSource, options: dict[str, Any]) -> Any:
         path = str(converted_model(source, unpacked))
     try:
         with quiet_transformers():
-            _refuse_encoder_decoder(source, path, options["trust_remote_code"])
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
+                path, revision=source.revision, trust_remote_code=options["trust_remote_code"]
+            )
+            kind = choose_kind(source.name, config, kind, labels is not None)
+            loaded: Any = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
                 path,
                 revision=source.revision,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # collected below, where the message can name them
+                **head_options(kind, labels),
                 **{name: value for name, value in options.items() if value is not None},
             )
     except InputError:
@@ -116,38 +132,49 @@ def _load_whole(source: ModelSource, options: dict[str, Any]) -> Any:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
         raise InputError(f"The model in {path} cannot be loaded: {said}") from error
     model, info = loaded
-    if mismatched := sorted(info["mismatched_keys"]):
+    new = {
+        weight
+        for weight in (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))
+        if labels is not None and is_head(kind, model, weight)
+    }
+    if mismatched := sorted(key for key in info["mismatched_keys"] if key[0] not in new):
         weight, stored, expected = mismatched[0]
         raise InputError(
             f"The weights of {source.name!r} do not fit its config.json: {weight} is stored as {tuple(stored)}, but "
             f"the configuration asks for {tuple(expected)}. Copy both from the same save."
         )
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(info["missing_keys"] - new):
         # Transformers would fill them with random numbers and only warn.
+        head = all(is_head(kind, model, weight) for weight in missing)
         raise InputError(
             f"{source.name!r} lacks {len(missing)} of the weights that {type(model).__name__} needs, "
-            f"e.g. {missing[0]}: it was saved from another architecture or is not complete. Give a "
-            "checkpoint of a causal language model."
+            f"e.g. {missing[0]}: "
+            + (
+                "it has no classification head yet. Fine-tune it on the task first."
+                if head
+                else "it was saved from "
+                f"another architecture or is not complete. Give a checkpoint that is one of a {kind} model."
+            )
         )
     model.sinkd_source = source
     # The converted copy's place in the cache is no name that anyone should see or store.
-    model.name_or_path = model.config._name_or_path = source.name if source.gguf_file else source.path
+    bundled = source.kind == "bundled" or source.gguf_file is not None
+    model.name_or_path = model.config._name_or_path = source.name if bundled else source.path
+    model.sinkd_new_modules = _new_modules(new)
+    if new:
+        logger.info("%s gets a new head: %s.", source.name, ", ".join(model.sinkd_new_modules))
+        model.sinkd_source = None  # no name gives this head again
+        model.name_or_path = model.config._name_or_path = ""
     return model
 
 
-def _refuse_encoder_decoder(source: ModelSource, path: str, trust_remote_code: bool) -> None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=trust_remote_code)
-    if getattr(config, "is_encoder_decoder", False):
-        # Transformers would load the decoder half of some of them without a word.
-        raise InputError(
-            f"{source.name!r} is an encoder-decoder ({config.model_type}); only decoder-only language "
-            "models are supported. Choose one such as 'smollm2-135m'."
-        )
+def _new_modules(weights: set[str]) -> tuple[str, ...]:
+    """The modules with random weights, each by the name under the model or its base: `classifier`, `pooler`."""
+    names = {weight.rsplit(".", 1)[0] for weight in weights}
+    return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))
 
 
-def _load_adapted(source: ModelSource, merge: bool, options: dict[str, Any]) -> Any:
+def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
     """The base model of the adapter in the folder `source.path`, with the adapter on or in it."""
     from peft import PeftModel
 
@@ -165,7 +192,7 @@ def _load_adapted(source: ModelSource, merge: bool, options: dict[str, Any]) -> 
     if Path(base_name).is_dir() and Path(base_name).resolve() == folder:
         raise InputError(f"The adapter in {folder} names its own folder as its base model.")
     try:
-        base = load_model(base_name, revision=config.get("revision") or "main", **options)
+        base = load_model(base_name, revision=config.get("revision") or "main", kind=kind, **options)
     except InputError as error:
         raise InputError(f"The adapter {source.name!r} needs its base model {base_name!r}: {error}") from error
     if has_base:

@@ -24,7 +24,7 @@ BASE_REFERENCE = f"./{BASE_FOLDER}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WHAT_CAN_BE_GIVEN = (
     "Give a model hub id (organisation/name), a folder, a *.gguf file, or one of the bundled names "
-    + " and ".join(repr(name) for name in BUNDLED)
+    + ", ".join(repr(name) for name in BUNDLED)
     + "."
 )
 
@@ -38,7 +38,7 @@ class ModelSource:
         kind (`str`): `"bundled"`, `"gguf"`, `"adapter"` (a folder with a PEFT adapter), `"folder"` or
             `"hub"`.
         path (`str`): the absolute folder, or the hub id.
-        gguf_file (`str` or `None`): name of the GGUF file in `path`, for `"bundled"` and `"gguf"`.
+        gguf_file (`str` or `None`): name of the GGUF file in `path`, for `"gguf"` and most of `"bundled"`.
         revision (`str`): branch, tag or commit of the hub repository; without meaning elsewhere.
     """
 
@@ -69,6 +69,8 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
         raise InputError(f"The model name is empty. {_WHAT_CAN_BE_GIVEN}")
     if name in BUNDLED:
         file = bundled_file(name)
+        if file.is_dir():
+            return ModelSource(name, "bundled", str(file))
         return ModelSource(name, "bundled", str(file.parent), file.name)
     if path.suffix.lower() == ".gguf" or path.is_file():
         _check_gguf(path)

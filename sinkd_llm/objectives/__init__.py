@@ -6,6 +6,7 @@ from sinkd_llm.objectives.divergences import (
     forward_kl,
     jensen_shannon,
     reverse_kl,
+    squared_error,
     temperature_factor,
     total_variation,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "jensen_shannon",
     "reverse_kl",
     "sinkd_term",
+    "squared_error",
     "temperature_factor",
     "total_variation",
 ]

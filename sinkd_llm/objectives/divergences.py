@@ -44,6 +44,22 @@ def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
     return torch.logsumexp(logits_NV, dim=-1) - gold_N
 
 
+def squared_error(student_N1: Tensor, target_N: Tensor) -> Tensor:
+    """`(student - target)^2`, one value per row: what a regression has in place of cross-entropy and divergence.
+
+    Args:
+        student_N1 (`Tensor`):
+            Predictions `[N, 1]` of any floating dtype; computed in fp32, or fp64 if given fp64. N may be 0.
+        target_N (`Tensor`):
+            True values, or the teacher's predictions, `[N]` or `[N, 1]`; never receives a gradient.
+
+    Returns:
+        `Tensor`: `[N]`.
+    """
+    student_N = full_precision(student_N1).squeeze(-1)
+    return (student_N - target_N.detach().view(student_N.shape).to(student_N.dtype)).square()
+
+
 def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student), one value per row: the usual distillation loss (arXiv:1503.02531).
 

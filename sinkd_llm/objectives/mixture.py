@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, temperature_factor
+from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, squared_error, temperature_factor
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.optimal_transport.precision import full_precision
@@ -25,7 +25,8 @@ class ObjectiveOutput:
         loss (`Tensor`):
             Scalar to minimise.
         terms (`dict[str, Tensor]`):
-            Those of `"ce"`, the divergence's name and `"sinkhorn"` that were computed: the mean over these
+            Those of `"ce"`, the divergence's name and `"sinkhorn"` that were computed (of a regression, `"mse"`,
+            `"teacher_mse"` and `"sinkhorn"`): the mean over these
             rows, before the term's weight and without gradient. The divergence has its temperature factor, so
             that the weighted terms add up to the loss when `num_items` is the number of rows.
         diagnostics (`dict[str, Tensor]`):
@@ -47,6 +48,10 @@ class DistillationObjective:
     teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
     computed. CE and the divergence are sums over tokens; the SinKD term is one transport problem (or several,
     see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16.
+
+    A regression (one output, labels that are floating-point numbers in [0, 1]) has squared errors to the label and to
+    the teacher's prediction in place of CE and the divergence, without temperature, and SinKD's cost is the
+    distance between predictions, see [`sinkd_term`]. A softmax over one output would make every term 0.
 
     Args:
         alpha (`float`, *optional*, defaults to `0.9`):
@@ -147,7 +152,7 @@ class DistillationObjective:
                 Logits of the same rows. The two are compared over the ids that both have; CE is over all of
                 the student's. Never receives a gradient.
             labels_N (`Tensor`):
-                Token ids `[N]`.
+                Token ids `[N]`; the true values of a regression.
             example_N, position_N (`Tensor`):
                 Integers `[N]`: each row's example, and its place in the answer.
             verbalizer_ids (`Tensor` or sequence of `int`, *optional*):
@@ -156,13 +161,15 @@ class DistillationObjective:
                 Supervised tokens of the whole accumulation window; defaults to N. At least 1 is used.
             with_diagnostics (`bool`, *optional*, defaults to `False`):
                 Fill `diagnostics`: `sinkhorn/row_error`, `sinkhorn/diagonal_mass`, `sinkhorn/plan_entropy`,
-                `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have).
+                `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have; not of
+                a regression).
 
         Returns:
             [`ObjectiveOutput`]
 
         Raises:
-            `ValueError`: if the rows do not match, or verbalizers are wanted and not given.
+            `ValueError`: if the rows do not match, verbalizers are wanted and not given, or there is one output
+                without true values, or several with them.
         """
         N = len(student_NV)
         if labels_N.shape != (N,) or (teacher_NV is not None and len(teacher_NV) != N):
@@ -170,31 +177,42 @@ class DistillationObjective:
                 f"labels_N and teacher_NV must have one row for each of the student's {N}, got shapes "
                 f"{tuple(labels_N.shape)} and {None if teacher_NV is None else tuple(teacher_NV.shape)}."
             )
+        regression = labels_N.is_floating_point()
+        if regression != (student_NV.shape[-1] == 1):
+            raise ValueError(
+                f"The student has {student_NV.shape[-1]} outputs and labels of type {labels_N.dtype}: one output goes "
+                "with true values (floating point), and more with token ids or classes (integers)."
+            )
+        ce_name, divergence_name = ("mse", "teacher_mse") if regression else ("ce", self.divergence)
         sums: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         diagnostics: dict[str, Tensor] = {}
 
-        weights["ce"] = 1.0 if teacher_NV is None else 1 - self.alpha
-        if weights["ce"] > 0:
-            sums["ce"] = cross_entropy(student_NV, labels_N).sum()
+        weights[ce_name] = 1.0 if teacher_NV is None else 1 - self.alpha
+        if weights[ce_name] > 0:
+            sums[ce_name] = (squared_error if regression else cross_entropy)(student_NV, labels_N).sum()
         if teacher_NV is not None:
             student_NV, teacher_NV = _shared_ids(student_NV, teacher_NV.detach())
             if self.divergence != "none" and self.alpha > 0:
-                divergence_N = DIVERGENCES[self.divergence](student_NV, teacher_NV, self.temperature)
-                factor = temperature_factor(self.divergence, self.temperature)
-                sums[self.divergence] = divergence_N.sum() * factor
-                weights[self.divergence] = self.alpha
+                if regression:
+                    total = squared_error(student_NV, teacher_NV).sum()
+                else:
+                    divergence_N = DIVERGENCES[self.divergence](student_NV, teacher_NV, self.temperature)
+                    total = divergence_N.sum() * temperature_factor(self.divergence, self.temperature)
+                sums[divergence_name] = total
+                weights[divergence_name] = self.alpha
             if self.sinkhorn_weight > 0:
-                term = self._sinkd(student_NV, teacher_NV, example_N, position_N, verbalizer_ids)
+                ids = None if regression else verbalizer_ids
+                term = self._sinkd(student_NV, teacher_NV, example_N, position_N, ids, regression)
                 sums["sinkhorn"] = term.value
                 weights["sinkhorn"] = self.sinkhorn_weight
                 if with_diagnostics:
                     diagnostics["sinkhorn/row_error"] = term.row_error
                     diagnostics["sinkhorn/diagonal_mass"] = term.diagonal_mass
                     diagnostics["sinkhorn/plan_entropy"] = term.plan_entropy
-            if with_diagnostics:
+            if with_diagnostics and not regression:
                 diagnostics["teacher_entropy"] = _mean_entropy(teacher_NV)
-        if with_diagnostics:
+        if with_diagnostics and not regression:
             diagnostics["student_entropy"] = _mean_entropy(student_NV)
 
         loss = torch.stack([weights[name] * total for name, total in sums.items()]).sum()
@@ -212,8 +230,10 @@ class DistillationObjective:
         example_N: Tensor,
         position_N: Tensor,
         verbalizer_ids: Tensor | Sequence[int] | None,
+        regression: bool,
     ) -> SinKDTerm:
-        if self.vocabulary == "verbalizers" and verbalizer_ids is None:
+        restricted = self.vocabulary == "verbalizers" and not regression  # one output has nothing to leave out
+        if restricted and verbalizer_ids is None:
             raise ValueError(
                 "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or "
                 "use vocabulary='full'."
@@ -230,7 +250,8 @@ class DistillationObjective:
             gradient=self.sinkhorn_gradient,
             cost_norm=self.cost_norm,
             scope=self.transport_scope,
-            vocabulary_ids=verbalizer_ids if self.vocabulary == "verbalizers" else None,
+            vocabulary_ids=verbalizer_ids if restricted else None,
+            regression=regression,
         )
 
 

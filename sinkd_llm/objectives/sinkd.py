@@ -98,6 +98,7 @@ def sinkd_term(
     cost_norm: str = "l1",
     scope: str = "batch",
     vocabulary_ids: Tensor | Sequence[int] | None = None,
+    regression: bool = False,
 ) -> SinKDTerm:
     """Sinkhorn distance between the student's and the teacher's rows (SinKD, arXiv:2402.17110).
 
@@ -125,6 +126,10 @@ def sinkd_term(
             `position_N`, `"sequence"` those with the same `example_N`.
         vocabulary_ids (`Tensor` or sequence of `int`, *optional*):
             `[K]` distinct token ids: the logits are restricted to them *before* the softmax.
+        regression (`bool`, *optional*, defaults to `False`):
+            V is 1 and the rows are raw predictions of a number that lies in [0, 1]. A softmax over one output is
+            constant, so a prediction z stands for the two masses (z, 1 - z) instead, without temperature: the
+            cost is `2 |s_i - t_j|` (`l1`), in [0, 2] for predictions in [0, 1] as it is for distributions.
 
     Returns:
         [`SinKDTerm`]
@@ -134,7 +139,7 @@ def sinkd_term(
         vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn` and
         `pairwise_cost` refuse.
     """
-    _check(student_NV, teacher_NV, example_N, position_N, temperature, scope)
+    _check(student_NV, teacher_NV, example_N, position_N, temperature, scope, regression)
     teacher_NV = teacher_NV.detach()
     if vocabulary_ids is not None:
         ids_K = _checked_ids(vocabulary_ids, student_NV)
@@ -146,8 +151,13 @@ def sinkd_term(
         order_N, blocks = _sort_by_problem(position_N if scope == "position" else example_N)
         student_NV = student_NV.index_select(0, order_N)
         teacher_NV = teacher_NV.index_select(0, order_N)
-    student_NV = torch.softmax(full_precision(student_NV) / temperature, dim=-1)
-    teacher_NV = torch.softmax(full_precision(teacher_NV) / temperature, dim=-1)
+    student_NV, teacher_NV = full_precision(student_NV), full_precision(teacher_NV)
+    if regression:
+        student_NV = torch.cat([student_NV, 1 - student_NV], dim=-1)
+        teacher_NV = torch.cat([teacher_NV, 1 - teacher_NV], dim=-1)
+    else:
+        student_NV = torch.softmax(student_NV / temperature, dim=-1)
+        teacher_NV = torch.softmax(teacher_NV / temperature, dim=-1)
 
     # One cost call for the problems of one size: nothing is computed between rows of different problems.
     costs = [
@@ -204,6 +214,7 @@ def _check(
     position_N: Tensor,
     temperature: float,
     scope: str,
+    regression: bool,
 ) -> None:
     if student_NV.ndim != 2 or student_NV.shape != teacher_NV.shape:
         raise ValueError(
@@ -215,7 +226,9 @@ def _check(
             f"example_N and position_N must have one entry for each of the {len(student_NV)} rows, got "
             f"shapes {tuple(example_N.shape)} and {tuple(position_N.shape)}."
         )
-    if student_NV.shape[1] < 2:
+    if regression and student_NV.shape[1] != 1:
+        raise ValueError(f"A regression has one output, got {student_NV.shape[1]}.")
+    if not regression and student_NV.shape[1] < 2:
         raise ValueError("SinKD over a vocabulary of one id is 0 whatever the model says.")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a positive number, got {temperature}.")

@@ -33,6 +33,7 @@ def run_evaluate(
     batch_size: int = 32,
     max_length: int | None = 1024,
     apply_chat_template: bool = False,
+    add_eos: bool = False,
     **loading: Any,
 ) -> EvaluateResult:
     """
@@ -42,7 +43,7 @@ def run_evaluate(
         model_name_or_path (`str`): a hub id, a folder, a GGUF file or a bundled name.
         task (`str`): a task's name or YAML file.
         data_dir, split, max_eval_samples: which rows.
-        batch_size, max_length, apply_chat_template: see [`evaluate_task`].
+        batch_size, max_length, apply_chat_template, add_eos: see [`evaluate_task`].
         loading: more keyword arguments of [`load_model`].
     """
     from sinkd_llm.evaluation import evaluate_task
@@ -66,6 +67,7 @@ def run_evaluate(
             batch_size=batch_size,
             max_length=max_length,
             apply_chat_template=apply_chat_template,
+            add_eos=add_eos,
             on_progress=on_progress,
         )
     row = ResultRow(
@@ -131,6 +133,7 @@ class Scorer:
                 batch_size=args.per_device_eval_batch_size,
                 max_length=args.max_length,
                 apply_chat_template=args.apply_chat_template,
+                add_eos=args.add_eos,
                 on_progress=on_progress,
             )
         row.metrics = dict(score.metrics)

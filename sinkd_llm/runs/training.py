@@ -203,8 +203,11 @@ def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfi
 
 
 def _adapter(model_args: "ModelConfig") -> Any:
-    from trl import get_peft_config
+    from trl import ModelConfig, get_peft_config
 
     if model_args.use_peft and model_args.lora_target_modules is None:
         model_args.lora_target_modules = "all-linear"  # type: ignore[assignment]
-    return get_peft_config(model_args)
+    config = get_peft_config(model_args)
+    if config is not None and model_args.lora_task_type == ModelConfig.lora_task_type:
+        config.task_type = None  # TRL's default, whatever the model: the student's family gives it
+    return config

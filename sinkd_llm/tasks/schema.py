@@ -64,6 +64,7 @@ METADATA: dict[str, tuple[type, ...]] = {
     "description": (str,),
     "metrics": (list,),
     "scoring": (dict,),
+    "texts": (list,),
     "local": (dict,),
 }
 # What a metric needs beside the choices and the gold one; each a column or a template.
@@ -209,6 +210,12 @@ def _check_metadata(config: dict[str, Any], origins: dict[str, Path]) -> None:
     metadata = config.get("metadata", {})
     for key in METADATA.keys() & metadata.keys():
         _check_type(f"metadata.{key}", metadata[key], METADATA[key], origins["metadata"])
+    texts = metadata.get("texts", [""])
+    if len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"metadata.texts in {origins['metadata']} is {texts!r}; it names one or two columns or templates, the "
+            "texts that an encoder with a classification head reads."
+        )
     if "scoring" in metadata:
         _check_keys("metadata.scoring", metadata["scoring"], METADATA_SCORING, origins["metadata"])
     if "local" in metadata:

@@ -47,6 +47,7 @@ class Example:
         group (`str`, *optional*): the question that the row is a part of, where the task scores whole questions.
         answers (`tuple[str, ...]`, *optional*): all right answers, where the task has several.
         target (`float`, *optional*): the gold number, where the choices stand for numbers.
+        text, text_pair (`str`, *optional*): what an encoder with a classification head reads instead of the prompt.
     """
 
     id: str
@@ -57,6 +58,8 @@ class Example:
     group: str | None = None
     answers: tuple[str, ...] | None = None
     target: float | None = None
+    text: str | None = None
+    text_pair: str | None = None
 
 
 class Task:
@@ -75,6 +78,7 @@ class Task:
             every row has the same ones; `None` where they vary or the answer is generated.
         metric_names (`tuple[str, ...]`): what `compute_metrics` computes, `("acc",)` or `("rouge_l",)` by default.
         scoring_columns (`tuple[str, ...]`): which of `group`, `answers` and `target` its rows have, for its metrics.
+        text_columns (`tuple[str, ...]`): `text` and perhaps `text_pair`, if its rows have them, for encoders.
 
     Raises:
         InputError: for anything wrong in the file: see `read_task_file`, template errors, choices that
@@ -89,6 +93,7 @@ class Task:
         metadata = self.config.get("metadata", {})
         self.description: str = metadata.get("description", "")
         self.scoring_columns: tuple[str, ...] = tuple(metadata.get("scoring", {}))
+        self.text_columns: tuple[str, ...] = ("text", "text_pair")[: len(metadata.get("texts", ()))]
         for template in self._templates.values():
             template.check()
         fixed = self.config.get("doc_to_choice")
@@ -137,8 +142,8 @@ class Task:
 
         Returns:
             `datasets.Dataset`: columns `id`, `prompt` and `completion` (str); where answers are ranked, also `choices`
-            (list of str) and `label` (int, -1 for an unlabelled row); and the `scoring_columns`: `group` (str),
-            `answers` (list of str), `target` (float, `None` for an unlabelled row).
+            (list of str) and `label` (int, -1 for an unlabelled row); the `scoring_columns`: `group` (str), `answers`
+            (list of str), `target` (float, `None` for an unlabelled row); and the `text_columns` (str).
 
         Raises:
             InputError: see `load_rows` and `render`; for a limit below 1; for choice lists of different lengths under
@@ -161,7 +166,7 @@ class Task:
         if self.output_type == "multiple_choice":
             kinds |= {"choices": texts, "label": datasets.Value("int64")}
         scoring = {"group": text, "answers": texts, "target": datasets.Value("float64")}
-        kinds |= {name: scoring[name] for name in self.scoring_columns}
+        kinds |= {name: scoring[name] for name in self.scoring_columns} | dict.fromkeys(self.text_columns, text)
         columns: dict[str, list[Any]] = {name: [getattr(example, name) for example in examples] for name in kinds}
         if "label" in columns:
             columns["label"] = [-1 if label is None else label for label in columns["label"]]
@@ -210,6 +215,8 @@ class Task:
         for name in self.scoring_columns:
             source = self.config["metadata"]["scoring"][name]
             templates[name] = Template(source, f"metadata.scoring.{name}", str(self.origins["metadata"]))
+        for name, source in zip(self.text_columns, self.config.get("metadata", {}).get("texts", ()), strict=False):
+            templates[name] = Template(source, "metadata.texts", str(self.origins["metadata"]))
         return templates
 
     def _render(self, row: Mapping[str, Any], index: int, split: str, where: str) -> Example:
@@ -234,6 +241,7 @@ class Task:
             group=str(self._value("group", row, where)) if "group" in self.scoring_columns else None,
             answers=self._answers(row, label, where) if "answers" in self.scoring_columns else None,
             target=self._target(row, label, where) if "target" in self.scoring_columns else None,
+            **{name: str(self._value(name, row, where)).strip() for name in self.text_columns},
         )
 
     def _value(self, key: str, row: Mapping[str, Any], where: str) -> Any:

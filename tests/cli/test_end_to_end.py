@@ -242,3 +242,27 @@ def test_tasks_and_env_print(capsys):
     shown = capsys.readouterr().out
     assert f"torch         {torch.__version__}" in shown
     assert "smollm2-135m" in shown
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "kind", "task_type"),
+    [
+        ("t5", "", "seq2seq-lm", "SEQ_2_SEQ_LM"),
+        ("bert", "MaskedLM", "sequence-classification", "SEQ_CLS"),
+        ("bert", "MaskedLM", "masked-lm", None),
+    ],
+)
+def test_the_same_commands_for_every_family(
+    family, head, kind, task_type, tiny_model, marked_tokenizer, tmp_path, capsys
+):
+    tiny_model(family, head, layers=4).save_pretrained(tmp_path / "base")
+    marked_tokenizer(family).save_pretrained(tmp_path / "base")
+    argv = ["--model_name_or_path", str(tmp_path / "base"), "--model_kind", kind, "--max_steps", "2", *SHORT]
+    assert main(["finetune", *argv, "--output_dir", str(tmp_path / "teacher")]) == 0
+    folder = tmp_path / "student"
+    assert distill(tmp_path / "teacher", folder, "--max_steps", "2") == 0
+    assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == task_type
+    after = read_results(folder)["rows"][-1]["metrics"]
+    argv = ["--model_name_or_path", str(folder), "--task", "quickstart", "--max_eval_samples", "16"]
+    assert main(["evaluate", *argv, "--max_length", "64", "--output", str(tmp_path / "scores.json")]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["acc"] == after["acc"]

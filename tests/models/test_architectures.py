@@ -82,18 +82,6 @@ def test_no_supervised_token_gives_no_row_and_zero_gradients(tiny_causal_lm: Any
     assert all(g is not None and not g.any() for g in gradients)
 
 
-def test_other_families_are_refused() -> None:
-    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
-
-    bert = BertForMaskedLM(
-        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    )
-    t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
-    for model, reason in ((bert, "causal"), (t5, "encoder-decoder")):
-        with pytest.raises(InputError, match=reason):
-            get_architecture(model)
-
-
 def test_a_bert_with_a_causal_head_but_an_encoders_mask_is_refused() -> None:
     from transformers import BertConfig, BertLMHeadModel
 

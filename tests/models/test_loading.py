@@ -353,7 +353,7 @@ def test_an_unknown_architecture_is_refused(model_folder: Path) -> None:
         load_model(model_folder)
 
 
-def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_decoder_is_loaded_whole_and_not_as_a_decoder(tmp_path: Path) -> None:
     from transformers import BartConfig, BartForConditionalGeneration
 
     config = BartConfig(
@@ -366,9 +366,13 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
         encoder_ffn_dim=16,
         decoder_ffn_dim=16,
     )
-    BartForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="encoder-decoder"):
-        load_model(tmp_path)
+    model = BartForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is BartForConditionalGeneration
+    assert same_weights(loaded, model)
+    with pytest.raises(InputError, match="an encoder-decoder"):
+        load_model(tmp_path, kind="causal-lm")
 
 
 # ---- adapters

@@ -43,7 +43,7 @@ def test_value_and_gradient_equal_the_twin(
     assert teacher.grad is None
     gradient = naive.gradient(lambda x: (naive.divergence(name, x, t, temperature) * weights).sum(), s)
     rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(dtype, exact)
-    torch.testing.assert_close(student.grad.double(), gradient, rtol=rounding, atol=exact)
+    torch.testing.assert_close(student.grad.double(), gradient, rtol=rounding, atol=exact * N)  # the largest weight
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -185,6 +185,7 @@ def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -
         "cost_norm": "sql2",
         "scope": "sequence",
         "vocabulary_ids": [1, 2],
+        "regression": False,
     }
 
 

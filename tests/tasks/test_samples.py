@@ -25,12 +25,37 @@ def test_local_files(name: str, prompt: str, tmp_path: Path) -> None:
     assert data["prompt"][0] == sample.prompts[prompt]
     assert list(data["completion"]) == sample.completions[prompt]
     assert data["choices"][0] == (sample.choices or list(task.choices))
-    assert set(data.column_names) == {"id", "prompt", "completion", "choices", "label", *sample.columns}
+    assert set(data.column_names) == {
+        "id",
+        "prompt",
+        "completion",
+        "choices",
+        "label",
+        *sample.columns,
+        *task.text_columns,
+    }
     for column, values in sample.columns.items():
         assert list(data[column]) == values
     assert [row["choices"].index(row["completion"]) for row in data] == list(data["label"])
     # The folder of the task itself is taken too.
     assert list(task.load("validation", data_dir=path.parent)["id"]) == list(data["id"])
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("mnli", ("Nobody came.", "Someone came.")),
+        ("cola", ("She sings.",)),
+        ("ag_news", ('T, "x" D.',)),
+        ("copa", ()),
+    ],
+)
+def test_what_a_classification_head_reads(name: str, texts: tuple[str, ...], tmp_path: Path) -> None:
+    SAMPLES[name].write(tmp_path)
+    task = load_task(name)
+    assert task.text_columns == ("text", "text_pair")[: len(texts)]
+    row = task.load("validation", data_dir=tmp_path)[0]
+    assert tuple(row[column] for column in task.text_columns) == texts
 
 
 @pytest.mark.parametrize(("name", "prompt"), CASES)

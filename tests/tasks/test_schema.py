@@ -64,6 +64,9 @@ def test_null_takes_back_an_included_key(write_task, tmp_path: Path) -> None:
         ),
         ({"metadata": {"scoring": {"groups": "g"}}}, "'groups' under metadata.scoring in .*Did you mean 'group'?"),
         ({"metadata": {"scoring": {"target": 3}}}, "metadata.scoring.target in .* should be text"),
+        ({"metadata": {"texts": ["a", "b", "c"]}}, "names one or two columns"),
+        ({"metadata": {"texts": []}}, "names one or two columns"),
+        ({"metadata": {"texts": ["{{x"]}}, "Template syntax error in metadata.texts"),
         ({"metadata": {"scoring": {"group": "{{x"}}}, "Template syntax error in metadata.scoring.group"),
         (
             {"metadata": {"local": {"folder": "x", "format": "tsv", "files": {}, "incomplete_rows": "keep"}}},

@@ -1,0 +1,29 @@
+"""How each family of language model gives its logits at the supervised positions."""
+
+from sinkd_llm.models.architectures.contract import (
+    IGNORE_INDEX,
+    Architecture,
+    SupervisedLogits,
+    forward_parameters,
+    unwrap,
+)
+from sinkd_llm.models.architectures.decoder_only import DecoderOnly
+from sinkd_llm.models.architectures.encoder_decoder import EncoderDecoder
+from sinkd_llm.models.architectures.encoder_only import MaskedLanguageModel, SequenceClassification
+from sinkd_llm.models.architectures.families import context_length, get_architecture, is_encoder, output_size
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Architecture",
+    "DecoderOnly",
+    "EncoderDecoder",
+    "MaskedLanguageModel",
+    "SequenceClassification",
+    "SupervisedLogits",
+    "context_length",
+    "forward_parameters",
+    "get_architecture",
+    "is_encoder",
+    "output_size",
+    "unwrap",
+]

@@ -1,0 +1,112 @@
+"""What every family gives: logits at the supervised positions of a batch.
+
+Objectives, teachers and evaluation see only `SupervisedLogits`: one row per answer token, and which
+example and which answer position each row is. They never ask which family they serve.
+
+Shapes: S sequences of a batch, L tokens of the longest, N supervised tokens of the batch, V outputs: the
+vocabulary, or the classes of a classification head.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class SupervisedLogits:
+    """Logits at the supervised tokens of a batch, in the order (sequence, answer position).
+
+    Attributes:
+        logits_NV (`Tensor` `[N, V]`): scores of the vocabulary or of the classes, in the model's dtype.
+        labels_N (`Tensor` `[N]`): the supervised token ids or classes; the true values of a regression.
+        example_N (`Tensor` `[N]`): index of the row's sequence in the batch, in `[0, S)`.
+        position_N (`Tensor` `[N]`): index of the row's token in its answer, from 0.
+    """
+
+    logits_NV: Tensor
+    labels_N: Tensor
+    example_N: Tensor
+    position_N: Tensor
+
+
+class Architecture(Protocol):
+    """The contract of a family: a batch in, supervised logits out.
+
+    Attributes:
+        name (`str`): in words, for messages.
+        model_kind (`str`): the `kind` by which [`load_model`] loads it.
+        lora_task_type (`str` or `None`): PEFT's task type, if it has one for the family.
+        scores_classes (`bool`): V is the classes of a head, not a vocabulary.
+    """
+
+    name: str
+    model_kind: str
+    lora_task_type: str | None
+    scores_classes: bool
+
+    def supervised_logits(
+        self, model: nn.Module, batch: Mapping[str, Any]
+    ) -> SupervisedLogits:  # pragma: no cover - a protocol
+        """`batch` comes from the family's collator (`collator.py`); `labels` are -100 outside answers."""
+        ...
+
+
+def unwrap(model: Any) -> Any:
+    """The Transformers model inside DDP, DeepSpeed and PEFT wrappers."""
+    while True:
+        if hasattr(model, "get_base_model"):  # PEFT
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
+            model = model.module
+        else:
+            return model
+
+
+def forward_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the arguments that the innermost model's `forward` takes (PEFT and DDP pass them on)."""
+    return frozenset(inspect.signature(unwrap(model).forward).parameters)
+
+
+def accepted(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that the model's `forward` takes."""
+    names = forward_parameters(model)
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def logits_at(model: nn.Module, supervised_SL: Tensor, **arguments: Any) -> Tensor:
+    """
+    Runs the model once and its head only where `supervised_SL` is true: `[N, V]`.
+
+    The head is most of a step where the vocabulary is large, and these families offer no argument for it.
+
+    Args:
+        model (`nn.Module`): a model with a language-model head, possibly wrapped.
+        supervised_SL (`Tensor` `[S, L]`): true at the positions whose logits are wanted.
+        arguments: of the model's forward.
+    """
+
+    def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if inputs and inputs[0].shape[:2] == supervised_SL.shape:
+            return (inputs[0][supervised_SL], *inputs[1:])
+        return None
+
+    head = unwrap(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(select) if isinstance(head, nn.Module) else None
+    try:
+        logits: Tensor = model(**arguments).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    # A head that is no module of its own (some tie it by hand) has run at every position.
+    return logits[supervised_SL] if logits.ndim == 3 else logits
+
+
+def answer_rows(supervised_SL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`example_N`, the column of each supervised position, and `position_N`."""
+    example_N, column_N = supervised_SL.nonzero(as_tuple=True)
+    return example_N, column_N, (supervised_SL.cumsum(dim=1) - 1)[example_N, column_N]

@@ -1,0 +1,59 @@
+"""Encoders: a classification head over the whole text, or a language-model head at a mask.
+
+Shapes: S texts of a batch, L tokens of the longest, N supervised rows, V classes or vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sinkd_llm.models.architectures.contract import (
+    IGNORE_INDEX,
+    SupervisedLogits,
+    accepted,
+    answer_rows,
+    logits_at,
+)
+
+
+class SequenceClassification:
+    """BERT, RoBERTa, DeBERTa, MiniLM with one output a class: a supervised row a text, V classes.
+
+    A head with one output is a regression: its label is the true value, in [0, 1].
+    """
+
+    name = "encoder with a classification head"
+    model_kind = "sequence-classification"
+    lora_task_type: str | None = "SEQ_CLS"
+    scores_classes = True
+
+    def supervised_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> SupervisedLogits:
+        """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`."""
+        labels_S = batch["labels"]
+        logits_SV = model(**_inputs(model, batch)).logits
+        every_S = torch.arange(len(labels_S), device=labels_S.device)
+        return SupervisedLogits(logits_SV, labels_S, every_S, torch.zeros_like(every_S))
+
+
+class MaskedLanguageModel:
+    """The same encoders with their pretraining head: the answer is the word at the mask."""
+
+    name = "encoder with a masked-language-model head"
+    model_kind = "masked-lm"
+    lora_task_type: str | None = None
+    scores_classes = False
+
+    def supervised_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> SupervisedLogits:
+        """`batch` holds `input_ids`, `attention_mask` and `labels` `[S, L]`; labels are -100 outside masks."""
+        labels_SL = batch["labels"]
+        supervised_SL = labels_SL != IGNORE_INDEX
+        logits_NV = logits_at(model, supervised_SL, **_inputs(model, batch))
+        example_N, column_N, position_N = answer_rows(supervised_SL)
+        return SupervisedLogits(logits_NV, labels_SL[example_N, column_N], example_N, position_N)
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return accepted(model, {name: batch[name] for name in names if name in batch})
