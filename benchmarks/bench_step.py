@@ -11,7 +11,7 @@ import torch
 from common import interleaved_medians, write
 from peft import LoraConfig
 
-from sinkd_llm import SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
+from sinkd_llm import DistillationObjective, SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
 
 BATCH = 32
 REPEATS = 9
@@ -39,7 +39,7 @@ def main() -> None:
     count = torch.tensor(BATCH)
 
     def step(settings: dict) -> Callable[[], float]:
-        objective = SinKDConfig("unused", **settings).objective()
+        objective = DistillationObjective(**settings)
 
         def run() -> float:
             trainer.objective = objective
