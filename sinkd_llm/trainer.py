@@ -11,7 +11,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
+from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, score_choices, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.saving import save_student
 from sinkd_llm.objectives import DistillationObjective
@@ -80,7 +80,8 @@ class SinKDTrainer(Trainer):
             The tokenizer of both models. Default: the one that belongs to `model`, else to the teacher.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             Gets the log-probabilities of the choices `[n, C]` as `predictions` and the gold indices as
-            `label_ids`; [`ranking_metrics`] makes one from a task. Default: accuracy.
+            `label_ids`; [`ranking_metrics`] makes one from a task. Where a regression head is trained, `predictions`
+            are these and its predictions `[n]`, in [0, 1]. Default: accuracy.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Added to those of `transformers.Trainer`.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -275,19 +276,23 @@ class SinKDTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`."""
+        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`.
+
+        A regression head's predictions `[B]` come third.
+        """
         if "choice_ids" not in inputs:
             return super().prediction_step(model, inputs, True, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            student = self.architecture.supervised_logits(model, inputs)
-            scores_BC, length_BC = choice_log_likelihoods(student, inputs)
+            # The ranks of a sharded model have to make the same number of forwards.
+            scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
+        scores_BC, length_BC = scores.log_likelihood_BC, scores.length_BC
         gold_B1 = inputs["label"][:, None]
         loss = -scores_BC.gather(1, gold_B1).sum() / length_BC.gather(1, gold_B1).sum()
         # Batches with fewer choices are padded with -100 when they are put together, which no
         # log-probability of a *best* choice can be, while a sum over tokens could.
         predictions = (scores_BC.log_softmax(dim=-1), self._teacher_choice(inputs))
-        return loss, predictions, inputs["label"]
+        return loss, predictions if scores.number_B is None else (*predictions, scores.number_B), inputs["label"]
 
     def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
         """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
@@ -303,8 +308,9 @@ class SinKDTrainer(Trainer):
 
     def _compute_ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions: Any = prediction.predictions  # what `prediction_step` returns, gathered
-        scores, teacher_choice = predictions
-        metrics = dict(self._user_compute_metrics(EvalPrediction(predictions=scores, label_ids=prediction.label_ids)))
+        scores, teacher_choice, *numbers = predictions
+        given = EvalPrediction((scores, *numbers) if numbers else scores, prediction.label_ids)
+        metrics = dict(self._user_compute_metrics(given))
         if self.teacher is not None:
             metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
         return metrics

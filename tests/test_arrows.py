@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "collator": {"data", "models", "row_tokenizers"},
     "pair_inputs": {"collator", "data", "models", "row_tokenizers"},
     "config": {"objectives"},
-    "evaluation": {"collator", "data", "models", "row_tokenizers", "tasks"},
+    "evaluation": {"collator", "data", "metrics", "models", "row_tokenizers", "tasks"},
     "pairing": {"config", "models"},
     "trainer": {"config", "data", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"},
     "task_check": {"data", "tasks"},

@@ -30,6 +30,8 @@ def dataset() -> Dataset:
 class Task:
     """Stands for a task: accuracy is all that is asked of it."""
 
+    output_type = "multiple_choice"
+
     def compute_metrics(self, predictions: list[int], references: list[int], rows: Any = None) -> dict[str, float]:
         assert rows is not None
         return {"acc": float(np.mean(np.equal(predictions, references)))}

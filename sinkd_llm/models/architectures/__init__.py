@@ -11,6 +11,7 @@ from sinkd_llm.models.architectures.decoder_only import DecoderOnly
 from sinkd_llm.models.architectures.encoder_decoder import EncoderDecoder
 from sinkd_llm.models.architectures.encoder_only import MaskedLanguageModel, SequenceClassification
 from sinkd_llm.models.architectures.families import context_length, get_architecture, is_encoder, output_size
+from sinkd_llm.models.architectures.shared_prompt import can_share_prompts, shared_prompt_logits
 
 __all__ = [
     "IGNORE_INDEX",
@@ -20,10 +21,12 @@ __all__ = [
     "MaskedLanguageModel",
     "SequenceClassification",
     "SupervisedLogits",
+    "can_share_prompts",
     "context_length",
     "forward_parameters",
     "get_architecture",
     "is_encoder",
     "output_size",
+    "shared_prompt_logits",
     "unwrap",
 ]
