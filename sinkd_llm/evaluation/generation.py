@@ -18,7 +18,15 @@ from sinkd_llm.collator import AnswerCollator, right_padded
 from sinkd_llm.data import AnswerTokenizer
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation.ranking import batches_by_length, on_device
-from sinkd_llm.models.architectures import context_length, get_architecture, output_size, unwrap
+from sinkd_llm.models.architectures import (
+    LOGITS_AT_A_TIME,
+    context_length,
+    decoder_input_ids,
+    get_architecture,
+    output_size,
+    unwrap,
+)
+from sinkd_llm.row_tokenizers import special_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,8 +34,6 @@ if TYPE_CHECKING:
 
     from sinkd_llm.tasks import Task
 
-# The logits of the reference answers of a batch hold at most so many numbers (1 GiB in fp32), or those of one row.
-LOGITS_AT_A_TIME = 2**28
 # lm-evaluation-harness's defaults.
 STOP_STRINGS = ("\n\n",)
 MAX_NEW_TOKENS = 256
@@ -83,7 +89,15 @@ class GenerationSettings:
         for key, value in given.items():
             if not isinstance(value, int | float):
                 raise InputError(f"generation_kwargs.{key} of the task {task.name!r} is {value!r}; give a number.")
-        if not given.setdefault("do_sample", given.get("temperature", 0) > 0):
+        temperature = given.get("temperature", 0)
+        if temperature < 0 or (temperature == 0 and given.get("do_sample") and "temperature" in given):
+            raise InputError(
+                f"generation_kwargs.temperature of the task {task.name!r} is {temperature}, with which nothing can be "
+                "sampled; give more than 0, or leave do_sample out."
+            )
+        if "temperature" in given:
+            given["temperature"] = float(temperature)
+        if not given.setdefault("do_sample", temperature > 0):
             for key in ("temperature", "top_k", "top_p", "min_p", "typical_p"):
                 given.pop(key, None)  # of sampling
         return cls(stops, length, given)
@@ -134,9 +148,13 @@ def generate_answers(
     with torch.random.fork_rng(devices=_devices(model)), _generation_config(inner, tokenizer, settings) as config:
         torch.manual_seed(0)
         for chosen in batches_by_length([len(ids) for ids in prompts], batch_size, on_progress):
-            batch = _prompt_batch([prompts[i] for i in chosen], tokenizer, decoder_only)
-            batch = on_device(batch, model.device)
-            start = batch["input_ids"].shape[1] if decoder_only else 1
+            batch = on_device(_prompt_batch([prompts[i] for i in chosen], tokenizer, decoder_only), model.device)
+            if not decoder_only:
+                # What training puts in front of an answer without teaching it.
+                before = [*special_ids(tokenizer, target=True)[0], tokenizer.pad_token_id]
+                targets_BT = batch["input_ids"].new_tensor([before] * len(chosen))
+                batch["decoder_input_ids"] = decoder_input_ids(model, targets_BT)
+            start = batch["input_ids" if decoder_only else "decoder_input_ids"].shape[1]
             stop = StoppingCriteriaList([StopAtStrings(tokenizer, settings.stop_strings, start)])
             tokens_BT = inner.generate(**batch, generation_config=config, stopping_criteria=stop)[:, start:]
             for i, text in zip(chosen, tokenizer.batch_decode(tokens_BT, skip_special_tokens=True), strict=True):
@@ -248,22 +266,14 @@ def _generation_config(inner: Any, tokenizer: Any, settings: GenerationSettings)
     own = inner.generation_config
     eos = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     ends = {token for token in (*eos, tokenizer.eos_token_id) if token is not None}
-    begin = own.decoder_start_token_id  # of an encoder-decoder's answer
-    if begin is None:
-        begin = getattr(inner.config, "decoder_start_token_id", None)
-    try:
-        config = GenerationConfig(
-            **settings.options,
-            max_new_tokens=settings.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=sorted(ends),
-            bos_token_id=own.bos_token_id,
-            decoder_start_token_id=begin,
-            forced_bos_token_id=own.forced_bos_token_id,
-        )
-    except ValueError as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"The task's generation_kwargs do not go together: {said}") from error
+    config = GenerationConfig(
+        **settings.options,
+        max_new_tokens=settings.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends),
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+    )
     inner.generation_config = GenerationConfig()
     try:
         yield config

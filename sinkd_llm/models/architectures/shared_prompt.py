@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from sinkd_llm.models.architectures.contract import (
     IGNORE_INDEX,
+    LOGITS_AT_A_TIME,
     SupervisedLogits,
     answer_rows,
     forward_parameters,
     unwrap,
 )
 
-# A part's logits hold at most so many numbers (1 GiB in fp32), but those of one answer in any case.
-LOGITS_AT_A_TIME = 2**28
 # A part's copy of the cache is no larger than that of the prompts themselves, or than that of a few prompts.
 LEAST_ANSWERS_AT_A_TIME = 16
 
@@ -47,8 +46,8 @@ def shared_prompt_logits(model: nn.Module, batch: Mapping[str, Any], prompt_S: T
     """
     The supervised logits of a left-padded batch, whose sequences share prompts, without gradient.
 
-    They are those of [`DecoderOnly.supervised_logits`], in parts of a few whole sequences, so that neither the
-    logits nor the copies of the cache outgrow what the prompts themselves take.
+    They are those of [`DecoderOnly.supervised_logits`], in parts of a few whole sequences: a part has at most
+    [`LOGITS_AT_A_TIME`] logits, or those of one answer.
 
     Args:
         model (`nn.Module`): one that [`can_share_prompts`], possibly wrapped.
