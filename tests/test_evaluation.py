@@ -147,8 +147,10 @@ def test_a_regression_head_is_scored_on_its_own_numbers(
         rows = rows.remove_columns("target")
     model, tokenizer = tiny_model("bert", num_labels=1, seed=2), marked_tokenizer("bert")
     with torch.no_grad():
-        model.classifier.weight.mul_(20000)  # random heads of the usual size predict nearly the same for every row
-        model.classifier.bias.fill_(12.6)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6.0)  # random weights of the usual size predict nearly the same for every row
+        model.classifier.weight.mul_(20.0)
         raw = [float(model(**tokenizer(r["text"], r["text_pair"], return_tensors="pt")).logits) for r in rows]
     assert max(raw) - min(raw) > 0.5
     assert max(raw) > 1  # above the largest choice, with which it would count as equal
