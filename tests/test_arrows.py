@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"collator", "data", "metrics", "models", "row_tokenizers", "tasks"},
     "pairing": {"config", "models"},
     "trainer": {"config", "data", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"},
-    "task_check": {"data", "tasks"},
+    "task_check": {"data", "models", "row_tokenizers", "tasks"},
     "environment": {"models"},
     "callbacks": {"report", "config"},
     "report": set(),
