@@ -171,6 +171,8 @@ CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
 }
 REGRESSION: dict[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}
 QUESTION_ANSWERING: dict[str, Callable[[Values, Values, Rows], float]] = {"em": exact_match, "token_f1": token_f1}
+# 0 by convention where all gold answers are one.
+UNDEFINED_FOR_ONE_CLASS = ("mcc", *REGRESSION)
 CHOICE_METRICS = (*CLASSIFICATION, *REGRESSION, *QUESTION_ANSWERING)
 # Of generated texts. `perplexity` is of the reference texts and needs a model: see `perplexity`.
 TEXT_METRICS = ("rouge_l", "perplexity")
