@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sinkd_llm"
 # Each room and what it may import of ours; `errors`, `_version` and `terminal` are free to all but the first two.
 ALLOWED: dict[str, set[str]] = {
     "optimal_transport": set(),
-    "objectives": {"optimal_transport"},
+    "distributed": set(),
+    "objectives": {"optimal_transport", "distributed"},
     "metrics": set(),
     "tasks": {"metrics"},
     "models": set(),
