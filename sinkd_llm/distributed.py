@@ -35,11 +35,12 @@ class Ranks:
             return None
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
-    def row_counts(self, count: int, device: torch.device) -> list[int]:
-        """How many rows each rank has, `[R]`, given this rank's N."""
-        counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(self.count)]
-        dist.all_gather(counts, torch.tensor([count], device=device), group=self.group)
-        return torch.cat(counts).tolist()
+    def numbers(self, *own: int, device: torch.device) -> list[list[int]]:
+        """A few integers of each rank, `[R, len(own)]`, rank by rank."""
+        sent = torch.tensor(own, dtype=torch.long, device=device)
+        received = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(received, sent, group=self.group)
+        return torch.stack(received).tolist()
 
     def own_rows(self, counts: Sequence[int]) -> slice:
         """Where this rank's N rows stand among the M."""
@@ -51,7 +52,7 @@ class Ranks:
 
         Args:
             rows_N (`Tensor`): `[N, ...]`, of one dtype and of one shape but for N on all ranks. N may be 0.
-            counts (sequence of `int`): of `row_counts`.
+            counts (sequence of `int`): rows of each rank, `[R]`.
         """
         most, shape = max(counts), rows_N.shape[1:]
         if most == 0 or shape.numel() == 0:
@@ -71,12 +72,6 @@ class Ranks:
         dist.all_reduce(total, group=self.group)
         return total
 
-    def all_agree(self, yes: bool, device: torch.device) -> bool:
-        """Whether every rank says yes."""
-        least = torch.tensor(int(yes), device=device)
-        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self.group)
-        return bool(least)
-
 
 @dataclass(frozen=True)
 class RowLayout:
@@ -86,19 +81,31 @@ class RowLayout:
         parts (`tuple[slice, ...]`): the rows of each micro-batch of this rank among all M.
         counts (`tuple[int, ...]`): rows of each rank.
         ranks ([`Ranks`], *optional*): `None` if all rows are here.
+        agreed (`bool`): whether every rank said yes to `agree`, see [`RowLayout.of`].
     """
 
     parts: tuple[slice, ...]
     counts: tuple[int, ...]
     ranks: Ranks | None = None
+    agreed: bool = True
 
     @classmethod
-    def of(cls, lengths: Sequence[int], ranks: Ranks | None, device: torch.device) -> "RowLayout":
-        """The layout of micro-batches with `lengths` rows; every rank calls it, with its own lengths."""
-        counts = ranks.row_counts(sum(lengths), device) if ranks else [sum(lengths)]
-        start = ranks.own_rows(counts).start if ranks else 0
+    def of(cls, lengths: Sequence[int], ranks: Ranks | None, device: torch.device, agree: bool = True) -> "RowLayout":
+        """The layout of micro-batches with `lengths` rows. Communicates, as every rank has lengths of its own.
+
+        Args:
+            lengths (sequence of `int`): rows of each of this rank's micro-batches.
+            ranks ([`Ranks`], *optional*): those whose rows are part of it.
+            device (`torch.device`): where the rows are.
+            agree (`bool`, *optional*, defaults to `True`): this rank's answer to a question that all must answer yes.
+        """
+        counts, start, agreed = [sum(lengths)], 0, agree
+        if ranks is not None:
+            numbers = ranks.numbers(sum(lengths), int(agree), device=device)
+            counts, agreed = [n for n, _ in numbers], all(yes for _, yes in numbers)
+            start = ranks.own_rows(counts).start
         ends = list(accumulate(lengths, initial=start))
-        return cls(tuple(slice(*ends[i : i + 2]) for i in range(len(lengths))), tuple(counts), ranks)
+        return cls(tuple(slice(*ends[i : i + 2]) for i in range(len(lengths))), tuple(counts), ranks, agreed)
 
     @property
     def total(self) -> int:

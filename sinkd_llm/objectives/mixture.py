@@ -211,8 +211,8 @@ class DistillationObjective:
             if self.sinkhorn_weight > 0:
                 ids = None if regression else verbalizer_ids
                 if transport is None:
-                    where = {"example_N": example_N, "position_N": position_N}
-                    term = sinkd_term(student_NV, teacher_NV, **where, **self._sinkd_settings(ids, regression))
+                    settings = self._sinkd_settings(ids, regression)
+                    term = sinkd_term(student_NV, teacher_NV, example_N=example_N, position_N=position_N, **settings)
                 else:
                     term = transport[0].term(student_NV, transport[1])
                 sums["sinkhorn"] = term.value

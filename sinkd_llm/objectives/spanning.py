@@ -125,8 +125,8 @@ class SpanningProblem:
         cost_of: dict[int, Tensor] = {}
         for _, same in groupby(sorted(present, key=shape.__getitem__), key=shape.__getitem__):
             block = list(same)
-            stacks = (torch.stack([rows[p] for p in block]) for rows in (students, teachers))
-            cost_of.update(zip(block, pairwise_cost(*stacks, norm=self._norm), strict=True))
+            student_PNV, teacher_PRV = (torch.stack([rows[p] for p in block]) for rows in (students, teachers))
+            cost_of.update(zip(block, pairwise_cost(student_PNV, teacher_PRV, norm=self._norm), strict=True))
         rows = torch.cat([pad(cost_of[p], (0, self._width - shape[p][1])) for p in present])
         return rows.index_select(0, order_N.argsort())
 
