@@ -22,7 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"objectives"},
     "evaluation": {"collator", "data", "models", "row_tokenizers", "tasks"},
     "pairing": {"config", "models"},
-    "trainer": {"config", "data", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"},
+    "transport": {"distributed", "models", "objectives", "pair_inputs", "teachers"},
+    "trainer": {
+        *("config", "data", "distributed", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"),
+        "transport",
+    },
     "task_check": {"data", "tasks"},
     "environment": {"models"},
     "callbacks": {"report", "config"},
