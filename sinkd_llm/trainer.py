@@ -1,6 +1,5 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,11 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.saving import save_student
-from sinkd_llm.objectives import DistillationObjective, ObjectiveOutput
+from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
 from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.term_log import TermLog
 from sinkd_llm.transport import TransportSpan
 
 if TYPE_CHECKING:
@@ -173,10 +173,7 @@ class SinKDTrainer(Trainer):
         self._user_compute_metrics = compute_metrics or accuracy
         # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
         self._teacher_choices: dict[str, int] = {}
-        # Since the last record of training: of each term its share in the loss, of each diagnostic its values.
-        self._terms: defaultdict[str, list[Tensor]] = defaultdict(list)
-        self._diagnostics: defaultdict[str, list[Tensor]] = defaultdict(list)
-        self._steps_in_terms: set[int] = set()
+        self._term_log = TermLog()
         self._saving_checkpoint = False
         super().__init__(
             model=student,
@@ -198,7 +195,7 @@ class SinKDTrainer(Trainer):
         ranks = Ranks.of() if args.transport_across_devices else None
         if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
             raise InputError(
-                "Some ranks share one batch (tensor, context or sequence parallelism), so a transport problem over "
+                "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
                 "all ranks would count its rows several times; set transport_across_devices to false."
             )
         self.transport = TransportSpan(self.architecture, self.teacher, ranks, args.transport_accumulation)
@@ -245,18 +242,12 @@ class SinKDTrainer(Trainer):
         scale = self.accelerator.num_processes if averaged else 1
         if model.training:
             N = len(student.labels_N)
-            divisor = torch.as_tensor(N if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-            self._record(output, scale * N / divisor)
+            divisor = torch.as_tensor(
+                N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
+            )
+            self._term_log.add(output, scale * N / divisor.clamp(min=1), self.state.global_step)
         loss = output.loss * scale if averaged else output.loss
         return (loss, {}) if return_outputs else loss
-
-    def _record(self, output: ObjectiveOutput, share: Tensor) -> None:
-        """Keeps the terms, times the share of the loss that these rows have, and the diagnostics until `log`."""
-        for name, value in output.terms.items():
-            self._terms[name].append(value * share.to(value.device))
-        for name, value in output.diagnostics.items():
-            self._diagnostics[name].append(value.detach())
-        self._steps_in_terms.add(self.state.global_step)
 
     def _logs_after_this_step(self) -> bool:
         """Diagnostics cost a little, so they are computed only where the logger shows them."""
@@ -264,17 +255,10 @@ class SinKDTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms, whose weighted sum is the loss, and the means of the diagnostics since the last record."""
-        if "loss" in logs and self._terms:
-            values = {name: torch.stack(shares).sum() for name, shares in self._terms.items()}
-            values = {name: total / len(self._steps_in_terms) for name, total in values.items()}
-            values |= {name: torch.stack(each).mean() for name, each in self._diagnostics.items()}
-            names = sorted(values)
-            means = torch.stack([values[name].float() for name in names]).to(self.args.device)
+        if "loss" in logs and (values := self._term_log.take()):
+            means = torch.stack([value.float() for value in values.values()]).to(self.args.device)
             means = self.accelerator.reduce(means, reduction="mean")
-            logs.update(zip(names, means.tolist(), strict=True))
-            self._terms.clear()
-            self._diagnostics.clear()
-            self._steps_in_terms.clear()
+            logs.update(zip(values, means.tolist(), strict=True))
         super().log(logs, start_time)
 
     # ---- evaluation

@@ -23,9 +23,10 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"collator", "data", "models", "row_tokenizers", "tasks"},
     "pairing": {"config", "models"},
     "transport": {"distributed", "models", "objectives", "pair_inputs", "teachers"},
+    "term_log": {"objectives"},
     "trainer": {
         *("config", "data", "distributed", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"),
-        "transport",
+        *("term_log", "transport"),
     },
     "task_check": {"data", "tasks"},
     "environment": {"models"},
