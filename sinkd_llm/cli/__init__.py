@@ -13,7 +13,7 @@ from importlib import import_module
 
 from sinkd_llm._version import __version__
 from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.terminal import show_warnings_once
+from sinkd_llm.terminal import drop_known_noise, show_warnings_once
 
 COMMANDS = {
     "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
@@ -81,6 +81,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"The commands are {', '.join(COMMANDS)}; 'sinkd --help' says what they do."
         )
     show_warnings_once()
+    drop_known_noise()
     return int(import_module(f"sinkd_llm.cli.{command}").main(arguments[1:]))
 
 
