@@ -103,9 +103,15 @@ class SinKDConfig(TrainingArguments):
         cost_norm (`str`, *optional*, defaults to `"l1"`):
             Cost between a student and a teacher distribution: `"l1"` or `"sql2"`.
         transport_scope (`str`, *optional*, defaults to `"batch"`):
-            Which supervised tokens form one transport problem: all of the micro-batch (`"batch"`),
+            Which supervised tokens form one transport problem: all of the batch (`"batch"`),
             the t-th answer tokens of all examples (`"position"`), or those of one example
             (`"sequence"`).
+        transport_across_devices (`bool`, *optional*, defaults to `True`):
+            Whether the batch of a transport problem is that of all devices, so that two devices with 8 examples
+            each do what one with 16 does. Otherwise every device has its own problem.
+        transport_accumulation (`bool`, *optional*, defaults to `False`):
+            Whether the batch of a transport problem is all of an accumulation window. The student then
+            runs twice over each micro-batch. Otherwise every micro-batch has its own problem.
         vocabulary (`str`, *optional*, defaults to `"full"`):
             `"full"`, or `"verbalizers"`: the SinKD term sees only the tokens of the answer choices.
 
@@ -252,6 +258,17 @@ class SinKDConfig(TrainingArguments):
         metadata={
             "help": "Which supervised tokens form one transport problem.",
             "choices": ["batch", "position", "sequence"],
+        },
+    )
+    transport_across_devices: bool = field(
+        default=True,
+        metadata={"help": "A transport problem is over the batch of all devices, not over each device's own."},
+    )
+    transport_accumulation: bool = field(
+        default=False,
+        metadata={
+            "help": "A transport problem is over the whole accumulation window, at the cost of a second "
+            "forward of the student."
         },
     )
     vocabulary: str = field(

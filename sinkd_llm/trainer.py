@@ -1,7 +1,6 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +9,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, score_choices, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
@@ -18,6 +18,8 @@ from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
 from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.term_log import TermLog
+from sinkd_llm.transport import TransportSpan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -172,7 +174,7 @@ class SinKDTrainer(Trainer):
         self._user_compute_metrics = compute_metrics or accuracy
         # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
         self._teacher_choices: dict[str, int] = {}
-        self._metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._term_log = TermLog()
         self._saving_checkpoint = False
         super().__init__(
             model=student,
@@ -191,8 +193,23 @@ class SinKDTrainer(Trainer):
         self._answer_tokenizer = answer_tokenizer
         if self.teacher and getattr(teacher, "quantization_method", None) is None:
             self.teacher.model.to(self.args.device)
+        ranks = Ranks.of() if args.transport_across_devices else None
+        if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            raise InputError(
+                "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
+                "all ranks would count its rows several times; set transport_across_devices to false."
+            )
+        self.transport = TransportSpan(self.architecture, self.teacher, ranks, args.transport_accumulation)
 
     # ---- training
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of the next accumulation window, and how many supervised tokens they have."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.transport.open_window(batches, self._prepare_inputs)
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -205,12 +222,12 @@ class SinKDTrainer(Trainer):
 
         Args:
             num_items_in_batch (`Tensor` or `int`, *optional*): supervised tokens of the accumulation window,
-                over all processes.
+                over all processes (of this one, without `average_tokens_across_devices`).
         """
-        student = self.architecture.supervised_logits(model, inputs)
-        teacher_NV = None
-        if self.teacher is not None and self.objective.uses_teacher:
-            teacher_NV = self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
+        averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        student, teacher_NV, transport = self.transport.rows(
+            model, inputs, self.objective, self.verbalizer_ids, None if averaged else num_items_in_batch
+        )
         output = self.objective(
             student.logits_NV,
             teacher_NV,
@@ -219,15 +236,18 @@ class SinKDTrainer(Trainer):
             position_N=student.position_N,
             verbalizer_ids=self.verbalizer_ids,
             num_items=num_items_in_batch,
+            transport=transport,
             with_diagnostics=model.training and self._logs_after_this_step(),
         )
+        # The count is over all processes, and their gradients are averaged, not summed.
+        scale = self.accelerator.num_processes if averaged else 1
         if model.training:
-            for name, value in {**output.terms, **output.diagnostics}.items():
-                self._metrics[name].append(torch.as_tensor(value).detach())
-        loss = output.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # The count is over all processes, and their gradients are averaged, not summed.
-            loss = loss * self.accelerator.num_processes
+            N = len(student.labels_N)
+            divisor = torch.as_tensor(
+                N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
+            )
+            self._term_log.add(output, scale * N / divisor.clamp(min=1), self.state.global_step)
+        loss = output.loss * scale if averaged else output.loss
         return (loss, {}) if return_outputs else loss
 
     def _logs_after_this_step(self) -> bool:
@@ -235,13 +255,11 @@ class SinKDTrainer(Trainer):
         return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of the terms and diagnostics since the last record of training."""
-        if "loss" in logs and self._metrics:
-            names = sorted(self._metrics)
-            means = torch.stack([torch.stack(self._metrics[n]).float().mean() for n in names])
-            means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
-            logs.update(zip(names, means.tolist(), strict=True))
-            self._metrics.clear()
+        """Adds the terms, whose weighted sum is the loss, and the means of the diagnostics since the last record."""
+        if "loss" in logs and (values := self._term_log.take()):
+            means = torch.stack([value.float() for value in values.values()]).to(self.args.device)
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs.update(zip(values, means.tolist(), strict=True))
         super().log(logs, start_time)
 
     # ---- evaluation
