@@ -99,6 +99,8 @@ def evaluate_task(
     apply_chat_template: bool = False,
     add_eos: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    device: torch.device | None = None,
+    share: bool = False,
 ) -> TaskScore:
     """
     Scores a model on labelled rows of a task.
@@ -114,6 +116,9 @@ def evaluate_task(
         apply_chat_template (`bool`, *optional*, defaults to `False`): prompts as a user's turn.
         add_eos (`bool`, *optional*): as in [`SinKDConfig`]; rank as the model was trained.
         on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
+        device (`torch.device`, *optional*): where batches go. Default: where the model's weights are.
+        share (`bool`, *optional*, defaults to `False`): each process of a distributed launch scores a part of the
+            rows, and all get the whole result. All must call this.
 
     Returns:
         [`TaskScore`]: metrics, predictions, log-likelihoods and time.
@@ -133,26 +138,35 @@ def evaluate_task(
     # Rows of like length share a batch: less padding, and the longest come first, so that a batch that does
     # not fit into memory fails at once.
     order = np.argsort([-len(ids) for ids in features["prompt_ids"]], kind="stable")
-    sums: list[list[float]] = [[] for _ in labels]
-    means: list[list[float]] = [[] for _ in labels]
+    starts = range(0, len(order), batch_size)
+    spread = share and torch.distributed.is_initialized()
+    rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if spread else (0, 1)
+    scored: dict[int, tuple[list[float], list[int]]] = {}  # row -> sums and lengths of its choices
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
+        for first in range(0, len(starts), processes):
+            # A sharded model must be called by all processes equally often: the last batch may be scored twice.
+            start = starts[min(first + rank, len(starts) - 1)]
             chosen = order[start : start + batch_size]
             batch = {
-                key: value.to(model.device) if isinstance(value, Tensor) else value
+                key: value.to(device or model.device) if isinstance(value, Tensor) else value
                 for key, value in collator([features[int(i)] for i in chosen]).items()
             }
             scores_BC, length_BC = choice_log_likelihoods(architecture.supervised_logits(model, batch), batch)
             for i, scores, lengths in zip(chosen, scores_BC.tolist(), length_BC.tolist(), strict=True):
                 pairs = [(score, length) for score, length in zip(scores, lengths, strict=True) if length]
-                sums[i] = [score for score, _ in pairs]
-                means[i] = [score / length for score, length in pairs]
+                scored[int(i)] = [score for score, _ in pairs], [length for _, length in pairs]
             if on_progress:
-                on_progress(min(start + batch_size, len(order)), len(order))
+                on_progress(min((first + processes) * batch_size, len(order)), len(order))
     finally:
         model.train(was_training)
+    if spread:
+        parts: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(parts, scored)
+        scored = {i: scores for part in parts for i, scores in part.items()}
+    sums = [scored[i][0] for i in range(len(labels))]
+    means = [[s / n for s, n in zip(*scored[i], strict=True)] for i in range(len(labels))]
     predictions = [int(np.argmax(row)) for row in sums]
     normalised = [int(np.argmax(row)) for row in means]
     metrics = dict(task.compute_metrics(predictions, labels, rows=dataset))

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "pair_inputs": {"collator", "data", "models", "row_tokenizers"},
     "config": {"objectives"},
     "evaluation": {"collator", "data", "models", "row_tokenizers", "tasks"},
-    "pairing": {"config", "models"},
+    "pairing": {"config", "models", "teachers"},
     "trainer": {"config", "data", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"},
     "task_check": {"data", "tasks"},
     "environment": {"models"},

@@ -17,6 +17,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import cache_dir
+from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.sources import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> N
 
     try:
         # One of the bars is plain tqdm, which only listens to the stream.
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet_transformers(), whole_weights(), contextlib.redirect_stderr(io.StringIO()):
             convert(folder)
     except SafetensorError as error:  # only writing gets here: the disk is full
         raise OSError(str(error)) from error
