@@ -57,6 +57,8 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
         del model.config.quantization_config
         if hasattr(model.config, "_model_name_or_path"):  # the file's title, in GGUF metadata
             del model.config._model_name_or_path
+        # Transformers saves in the first process of a launch alone; here it is whichever came to the lock first.
+        model.should_save_on_this_rank = lambda is_main_process: True
         model.save_pretrained(folder)
 
     return _converted(source, dtype, convert)

@@ -155,6 +155,7 @@ def _train(
         bar.close()
         interrupt.restore()
     if interrupt.interrupted:
+        trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
         raise TrainingInterrupted("training was stopped; nothing is lost")
     trainer.save_model(str(output_dir))
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))

@@ -1,6 +1,5 @@
 """The runs that are made alike in one process and in several."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -29,27 +28,46 @@ def rows(count: int, start: int = 0) -> Any:
     return Dataset.from_list(out)
 
 
-def make_models(folder: Path, build: Any, tokenizer: Any) -> None:
-    """Saves what the cases name: `teacher` of four layers, `student` of two, both of another width."""
-    for name, options in (("teacher", {"seed": 2, "layers": 4, "hidden": 48}), ("student", {"seed": 1})):
-        model = build(**options)
-        if name == "teacher":  # a random one is as good as uniform, and would teach nothing
+def make_models(folder: Path, build: Any, tokenizer: Any, t5: Any, t5_tokenizer: Any) -> None:
+    """Saves what the cases name: `teacher` of four layers, `student` of two, both of another width; a T5 pair."""
+    models = {
+        "teacher": (build(seed=2, layers=4, hidden=64), tokenizer),
+        "student": (build(seed=1), tokenizer),
+        "t5-teacher": (t5("t5", seed=2), t5_tokenizer),
+        "t5-student": (t5("t5", seed=1), t5_tokenizer),
+    }
+    for name, (model, its_tokenizer) in models.items():
+        if name.endswith("teacher"):  # a random one is as good as uniform, and would teach nothing
             model.lm_head.weight.data *= 20
         model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        its_tokenizer.save_pretrained(folder / name)
+
+
+def held(model: Any) -> int:
+    """Numbers of a model's weights that lie in this process."""
+    count = 0
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_tensor"):
+            parameter = parameter.ds_tensor
+        elif hasattr(parameter, "to_local"):
+            parameter = parameter.to_local()
+        count += parameter.numel()
+    return count
 
 
 def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Trains one case and says what the run was: losses, scores, final weights' checks."""
+    """Trains a case, saves the student to `out/final`, and says how it went."""
     import torch
     from peft import LoraConfig
     from transformers import set_seed
 
-    from sinkd_llm import SinKDConfig, SinKDTrainer
+    from sinkd_llm import SinKDConfig, SinKDTrainer, load_task
+    from sinkd_llm.evaluation import evaluate_task
     from sinkd_llm.models import count_parameters
+    from sinkd_llm.models.partitioning import on_device
 
     started = time.perf_counter()
-    models = Path(case["models"])
+    models, family = Path(case["models"]), case.get("family", "")
     set_seed(0)
     settings = {
         "output_dir": str(out),
@@ -57,7 +75,7 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 3,
         "learning_rate": 0.1,
-        "optim": "sgd",
+        "optim": "sgd",  # Adam would turn rounding into steps of full size where a gradient is nearly 0
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "disable_tqdm": True,
@@ -65,37 +83,53 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         "report_to": "none",
         "alpha": 0.5,
         "sinkhorn_weight": 0.0,
-        "teacher_model_name_or_path": str(models / "teacher"),
+        "teacher_model_name_or_path": str(models / f"{family}teacher"),
         "use_cpu": True,
         "dataloader_pin_memory": False,
         **case.get("settings", {}),
     }
-    student = None if "student_layers" in settings else str(models / "student")
-    adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if case.get("lora") else None
     trainer = SinKDTrainer(
-        model=student,
+        model=None if "student_layers" in settings else str(models / f"{family}student"),
         args=SinKDConfig(**settings),
         train_dataset=rows(40),
         eval_dataset=rows(12, 100),
-        peft_config=adapter,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if case.get("lora") else None,
     )
-    before = trainer.evaluate()
     teacher = trainer.teacher.model
-    held = sum(p.numel() for p in teacher.parameters())
+    teacher_held = held(teacher)
+    before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=case.get("resume"))
     after = trainer.evaluate()
+    # Seven rows, two a batch: the processes have different numbers of batches to score.
+    task = load_task("quickstart")
+    with on_device(trainer.model, trainer.args.device):
+        scores = [
+            evaluate_task(
+                model,
+                trainer.processing_class,
+                task,
+                task.load("validation", limit=7),
+                batch_size=2,
+                device=trainer.args.device,
+                share=True,
+            )
+            for model in (teacher, trainer.model)
+        ]
     trainer.save_model(str(out / "final"))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    kept = ("eval_loss", "eval_acc", "eval_teacher_agreement")
     return {
-        "losses": [r["loss"] for r in trainer.state.log_history if "loss" in r],
-        "norms": [float(r["grad_norm"]) for r in trainer.state.log_history if "grad_norm" in r],
-        "before": {k: before[k] for k in ("eval_loss", "eval_acc", "eval_teacher_agreement")},
-        "after": {k: after[k] for k in ("eval_loss", "eval_acc", "eval_teacher_agreement")},
-        "teacher_held": held,
+        "losses": [record["loss"] for record in trainer.state.log_history if "loss" in record],
+        "norms": [float(record["grad_norm"]) for record in trainer.state.log_history if "grad_norm" in record],
+        "before": {name: before[name] for name in kept},
+        "after": {name: after[name] for name in kept},
+        "scores": [score.log_likelihoods for score in scores],
+        "teacher_held": teacher_held,
         "teacher_parameters": count_parameters(teacher)[0],
-        "teacher_type": type(teacher).__name__,
-        "world": trainer.accelerator.num_processes,
-        "distributed": str(trainer.accelerator.distributed_type),
+        "teacher_is_frozen": not any(p.requires_grad for p in teacher.parameters()),
+        "student_is_held_in_part": held(trainer.model) < sum(
+            getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()
+        ),
+        "processes": trainer.accelerator.num_processes,
+        "initialized": torch.distributed.is_initialized(),
         "seconds": time.perf_counter() - started,
     }

@@ -47,6 +47,21 @@ def enter(case: dict[str, Any]) -> None:
     os.environ.update(launch_environment(case["config"], int(os.environ["WORLD_SIZE"])))
 
 
+def fsdp_without_gpus() -> None:
+    """Accelerate ignores FSDP where there are no GPUs, although torch shards over gloo as well."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def patched(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = patched  # type: ignore[method-assign]
+
+
 def run(case: dict[str, Any], out: Path) -> dict[str, Any]:
     from tests.distributed.cases import train_case
 
@@ -59,6 +74,7 @@ def main(cases_file: str, out: str) -> int:
 
     # The collectives in shared memory take minutes to compile, and gloo does the same.
     deepspeed.comm.torch.build_shm_op = lambda: None
+    fsdp_without_gpus()
     rank = int(os.environ["RANK"])
     for case in json.loads(Path(cases_file).read_text(encoding="utf-8")):
         try:
