@@ -181,6 +181,32 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
         )
 
 
+def check_fsdp(plugin: Any, student: Any) -> None:
+    """
+    Refuses what FSDP cannot shard here.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin`, *optional*): accelerate's; `None` without FSDP.
+        student (`PreTrainedModel` or `PeftModel`): the student.
+
+    Raises:
+        InputError: for FSDP1, and for an encoder-decoder, whose encoder, decoder and head share one embedding:
+            accelerate puts it into several groups, which torch refuses in the first step.
+    """
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise InputError(
+            "This is an FSDP1 launch, whose flat parameters can be neither scored nor saved here; set "
+            "fsdp_version: 2, as in ds_configs/fsdp2.yaml."
+        )
+    if unwrap(student).config.is_encoder_decoder:
+        raise InputError(
+            f"FSDP2 cannot shard the embedding that the encoder, decoder and head of {type(unwrap(student)).__name__} "
+            "share; launch with ds_configs/zero3.yaml, or ddp.yaml."
+        )
+
+
 def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -> Any:
     """
     The student with a new adapter, if a configuration was given.

@@ -17,7 +17,7 @@ from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_d
 from sinkd_llm.models.saving import base_by_name, save_student
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
-from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher
+from sinkd_llm.pairing import add_adapter, check_fsdp, check_pair, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ class SinKDTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None), student)
         # Trainer counts the supervised tokens of the accumulation window only for models that take the
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
