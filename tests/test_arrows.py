@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "pair_inputs": {"collator", "data", "models", "row_tokenizers"},
     "config": {"objectives"},
     "evaluation": {"collator", "data", "metrics", "models", "row_tokenizers", "tasks"},
-    "pairing": {"config", "models"},
+    "pairing": {"config", "models", "teachers"},
     "transport": {"distributed", "models", "objectives", "pair_inputs", "teachers"},
     "term_log": {"objectives"},
     "trainer": {
