@@ -17,7 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from sinkd_llm.collator import AnswerCollator, right_padded
 from sinkd_llm.data import AnswerTokenizer
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation.ranking import batches_by_length, on_device
+from sinkd_llm.evaluation.ranking import batches_by_length, from_all, on_device
 from sinkd_llm.models.architectures import (
     LOGITS_AT_A_TIME,
     context_length,
@@ -121,6 +121,9 @@ def generate_answers(
     dataset: "Dataset",
     batch_size: int,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    device: torch.device | None = None,
+    share: bool = False,
 ) -> list[str]:
     """
     What the model answers to each row, without white space around it, in the order of the data set.
@@ -135,6 +138,7 @@ def generate_answers(
         dataset ([`~datasets.Dataset`]): rows with `prompt` and `completion`.
         batch_size (`int`): rows that are generated together, which changes no greedy answer.
         on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
+        device, share: those of [`evaluate_task`].
 
     Raises:
         InputError: for `generation_kwargs` that are wrong, or that ask for more tokens than the model can hold.
@@ -143,12 +147,14 @@ def generate_answers(
     tokenizer = answer_tokenizer.tokenizer
     decoder_only = get_architecture(model).model_kind == "causal-lm"
     prompts = _prompts(model, answer_tokenizer, settings, dataset, decoder_only)
-    texts = [""] * len(prompts)
+    texts: dict[int, str] = {}
     inner: Any = unwrap(model)
     with torch.random.fork_rng(devices=_devices(model)), _generation_config(inner, tokenizer, settings) as config:
         torch.manual_seed(0)
-        for chosen in batches_by_length([len(ids) for ids in prompts], batch_size, on_progress):
-            batch = on_device(_prompt_batch([prompts[i] for i in chosen], tokenizer, decoder_only), model.device)
+        for chosen in batches_by_length([len(ids) for ids in prompts], batch_size, on_progress, share=share):
+            batch = on_device(
+                _prompt_batch([prompts[i] for i in chosen], tokenizer, decoder_only), device or model.device
+            )
             if not decoder_only:
                 # What training puts in front of an answer without teaching it.
                 before = [*special_ids(tokenizer, target=True)[0], tokenizer.pad_token_id]
@@ -159,7 +165,8 @@ def generate_answers(
             tokens_BT = inner.generate(**batch, generation_config=config, stopping_criteria=stop)[:, start:]
             for i, text in zip(chosen, tokenizer.batch_decode(tokens_BT, skip_special_tokens=True), strict=True):
                 texts[i] = cut_at(text, settings.stop_strings).strip()
-    return texts
+    texts = from_all(texts, share)
+    return [texts[i] for i in range(len(prompts))]
 
 
 def cut_at(text: str, stop_strings: Sequence[str]) -> str:
@@ -189,7 +196,13 @@ class StopAtStrings(StoppingCriteria):
 
 
 def reference_log_likelihoods(
-    model: "PreTrainedModel", collator: AnswerCollator, features: "Dataset", batch_size: int
+    model: "PreTrainedModel",
+    collator: AnswerCollator,
+    features: "Dataset",
+    batch_size: int,
+    *,
+    device: torch.device | None = None,
+    share: bool = False,
 ) -> tuple[list[float], list[int]]:
     """
     Log-likelihood of the reference answer of each row after its prompt, in nats, and its number of tokens.
@@ -200,14 +213,15 @@ def reference_log_likelihoods(
         features ([`~datasets.Dataset`]): from `tokenize_dataset`; an end-of-sequence token counts where it is
             supervised in training.
         batch_size (`int`): rows a forward, fewer where their logits would be large.
+        device, share: those of [`evaluate_task`].
     """
     architecture = get_architecture(model)
     lengths = [len(ids) for ids in features["answer_ids"]]
     batch_size = max(1, min(batch_size, LOGITS_AT_A_TIME // (max(lengths) * output_size(model))))
-    sums = [0.0] * len(features)
+    sums: dict[int, float] = {}
     totals = [len(p) + n for p, n in zip(features["prompt_ids"], lengths, strict=True)]
-    for chosen in batches_by_length(totals, batch_size):
-        batch = on_device(collator([features[i] for i in chosen]), model.device)
+    for chosen in batches_by_length(totals, batch_size, share=share):
+        batch = on_device(collator([features[i] for i in chosen]), device or model.device)
         supervised = architecture.supervised_logits(model, batch)
         nll_N = torch.nn.functional.cross_entropy(
             supervised.logits_NV.float(), supervised.labels_N, reduction="none"
@@ -215,7 +229,8 @@ def reference_log_likelihoods(
         nll_B = nll_N.new_zeros(len(chosen)).index_add(0, supervised.example_N, nll_N)
         for i, value in zip(chosen, nll_B.tolist(), strict=True):
             sums[i] = -value
-    return sums, lengths
+    sums = from_all(sums, share)
+    return [sums[i] for i in range(len(lengths))], lengths
 
 
 def _prompts(

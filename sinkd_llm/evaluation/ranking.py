@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sinkd_llm.collator import AnswerCollator
@@ -136,38 +137,67 @@ def rank_choices(
     features: "Dataset",
     batch_size: int,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    device: torch.device | None = None,
+    share: bool = False,
 ) -> Ranking:
-    """Scores the choices of tokenised rows (`tokenize_dataset(…, ranking=True)`), `batch_size` rows at a time."""
-    sums: list[list[float]] = [[] for _ in range(len(features))]
-    means: list[list[float]] = [[] for _ in range(len(features))]
-    numbers: dict[int, float] = {}
-    for chosen in batches_by_length([len(ids) for ids in features["prompt_ids"]], batch_size, on_progress):
-        batch = on_device(collator([features[i] for i in chosen]), model.device)
-        scores = score_choices(architecture, model, batch)
-        if scores.number_B is not None:
-            numbers.update(zip(chosen, scores.number_B.tolist(), strict=True))
-        rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), strict=True)
-        for i, (row_sums, lengths) in zip(chosen, rows, strict=True):
-            pairs = [(score, length) for score, length in zip(row_sums, lengths, strict=True) if length]
-            sums[i] = [score for score, _ in pairs]
-            means[i] = [score / length for score, length in pairs]
-    return Ranking(sums, means, [numbers[i] for i in range(len(sums))] if numbers else None)
+    """
+    Scores the choices of tokenised rows (`tokenize_dataset(…, ranking=True)`), `batch_size` rows at a time.
+
+    `device` and `share` are those of [`evaluate_task`].
+    """
+    found: dict[int, tuple[list[float], list[float], float | None]] = {}
+    for chosen in batches_by_length(
+        [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
+    ):
+        batch = on_device(collator([features[i] for i in chosen]), device or model.device)
+        scores = score_choices(architecture, model, batch, share_prompts=not share)
+        numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
+        rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
+        for i, (sums, lengths, number) in zip(chosen, rows, strict=True):
+            pairs = [(score, length) for score, length in zip(sums, lengths, strict=True) if length]
+            found[i] = [score for score, _ in pairs], [score / length for score, length in pairs], number
+    found = from_all(found, share)
+    rows_sums, rows_means, all_numbers = zip(*(found[i] for i in range(len(features))), strict=True)
+    numbered = all_numbers[0] is not None
+    return Ranking(list(rows_sums), list(rows_means), list(all_numbers) if numbered else None)
 
 
 def batches_by_length(
-    lengths: Sequence[int], batch_size: int, on_progress: Callable[[int, int], None] | None = None
+    lengths: Sequence[int],
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    share: bool = False,
 ) -> Iterable[list[int]]:
     """
     Indices of the rows of each batch, and a report after each.
 
     Rows of like length share a batch: less padding, and the longest come first, so that a batch that does not fit
-    into memory fails at once.
+    into memory fails at once. With `share`, each process of a distributed launch gets a part of the batches, and all
+    get equally many, for a sharded model must be called by all alike: the last may come twice. See [`from_all`].
     """
     order = np.argsort([-length for length in lengths], kind="stable").tolist()
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if _spread(share) else (0, 1)
+    for first in range(0, len(starts), processes):
+        start = starts[min(first + rank, len(starts) - 1)]
         yield order[start : start + batch_size]
         if on_progress:
-            on_progress(min(start + batch_size, len(order)), len(order))
+            on_progress(min((first + processes) * batch_size, len(order)), len(order))
+
+
+def from_all(found: dict[int, Any], share: bool) -> dict[int, Any]:
+    """What every process found for its rows, by row, if the rows were shared."""
+    if not _spread(share):
+        return found
+    parts: list[dict[int, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, found)
+    return {row: value for part in parts for row, value in part.items()}
+
+
+def _spread(share: bool) -> bool:
+    return share and dist.is_available() and dist.is_initialized()
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

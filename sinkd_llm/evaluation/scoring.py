@@ -69,6 +69,8 @@ def evaluate_task(
     apply_chat_template: bool = False,
     add_eos: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    device: torch.device | None = None,
+    share: bool = False,
 ) -> TaskScore:
     """
     Scores a model on labelled rows of a task: ranks the choices, or generates answers (`generate_until`).
@@ -84,6 +86,9 @@ def evaluate_task(
         apply_chat_template (`bool`, *optional*, defaults to `False`): prompts as a user's turn.
         add_eos (`bool`, *optional*): as in [`SinKDConfig`]; score as the model was trained.
         on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
+        device (`torch.device`, *optional*): where batches go. Default: where the model's weights are.
+        share (`bool`, *optional*, defaults to `False`): each process of a distributed launch scores a part of the
+            rows, and all get the whole result. All must call this.
 
     Returns:
         [`TaskScore`]: metrics, predictions, log-likelihoods and time.
@@ -102,19 +107,21 @@ def evaluate_task(
     answer_tokenizer = row_tokenizer(model, tokenizer, length, apply_chat_template, add_eos)
     features = tokenize_dataset(dataset, answer_tokenizer, ranking=not generates)
     collator = row_collator(model, tokenizer)
+    spread: dict[str, Any] = {"device": device, "share": share}
     was_training = model.training
     model.eval()
     try:
         if generates:
-            texts = generate_answers(model, answer_tokenizer, task, dataset, batch_size, on_progress)
+            texts = generate_answers(model, answer_tokenizer, task, dataset, batch_size, on_progress, **spread)
             metrics = dict(task.compute_metrics(texts, list(dataset["completion"]), rows=dataset))
             sums: list[float] = []
             if "perplexity" in task.metric_names:
-                sums, lengths = reference_log_likelihoods(model, collator, features, batch_size)
+                sums, lengths = reference_log_likelihoods(model, collator, features, batch_size, **spread)
                 metrics["perplexity"] = perplexity(sums, lengths)
             seconds = time.perf_counter() - started
             return TaskScore(metrics, len(texts), seconds, texts, [[value] for value in sums])
-        ranking = rank_choices(model, get_architecture(model), collator, features, batch_size, on_progress)
+        architecture = get_architecture(model)
+        ranking = rank_choices(model, architecture, collator, features, batch_size, on_progress, **spread)
     finally:
         model.train(was_training)
     labels = list(features["label"])

@@ -12,6 +12,7 @@ from torch import nn
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
+from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -90,7 +91,8 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     if source.kind == "adapter":
-        return _load_adapted(source, merge_adapter, kind, options)
+        with whole_weights():  # it is folded in
+            return _load_adapted(source, merge_adapter, kind, options)
     return _load_whole(source, kind, labels, options)
 
 

@@ -122,9 +122,10 @@ class Scorer:
                 row.num_examples, row.seconds = len(rows), metrics.get("eval_runtime", 0.0)
             return row
         from sinkd_llm.evaluation import evaluate_task
+        from sinkd_llm.models.partitioning import on_device
 
         args = self.trainer.args
-        with progress(f"Scoring {len(rows)} rows: {name}") as on_progress:
+        with progress(f"Scoring {len(rows)} rows: {name}") as on_progress, on_device(model, args.device):
             score = evaluate_task(
                 model,
                 self.trainer.processing_class,  # type: ignore[arg-type]
@@ -135,6 +136,8 @@ class Scorer:
                 apply_chat_template=args.apply_chat_template,
                 add_eos=args.add_eos,
                 on_progress=on_progress,
+                device=args.device,
+                share=True,
             )
         row.metrics = dict(score.metrics)
         row.num_examples, row.seconds = score.num_examples, score.seconds
