@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sinkd_llm.objectives import DistillationObjective
 
 DIVERGENCE_CHOICES = ["kl", "rkl", "js", "tvd", "none"]
+TEACHER_DEEPSPEED_CHOICES = ["auto", "replicate", "shard", "offload"]
 MODEL_KIND_CHOICES = ["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"]
 
 
@@ -54,6 +55,10 @@ class SinKDConfig(TrainingArguments):
             Load the teacher in 4-bit NF4 (bitsandbytes).
         teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher in 8 bit (bitsandbytes).
+        teacher_deepspeed (`str`, *optional*, defaults to `"auto"`):
+            Where the teacher's weights lie when several processes train: `"replicate"` (whole in each),
+            `"shard"` (spread over their devices: ZeRO-3, or FSDP where the student has it), `"offload"` (spread
+            over their CPU memories, ZeRO-3) or `"auto"`: as the student's. See [`place_teacher`].
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to set every dropout probability of the student to 0.
 
@@ -180,6 +185,14 @@ class SinKDConfig(TrainingArguments):
         default=False, metadata={"help": "Load the teacher in 4-bit NF4 (bitsandbytes)."}
     )
     teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bit (bitsandbytes)."})
+    teacher_deepspeed: str = field(
+        default="auto",
+        metadata={
+            "help": "The teacher's weights when several processes train: whole in each, spread over their devices, "
+            "or over their CPU memories. Default: as the student's.",
+            "choices": TEACHER_DEEPSPEED_CHOICES,
+        },
+    )
     disable_dropout: bool = field(
         default=False, metadata={"help": "Set every dropout probability of the student to 0."}
     )

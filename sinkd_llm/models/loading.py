@@ -12,6 +12,7 @@ from torch import nn
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
+from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -90,7 +91,8 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     if source.kind == "adapter":
-        return _load_adapted(source, merge_adapter, kind, options)
+        with whole_weights():  # it is folded in
+            return _load_adapted(source, merge_adapter, kind, options)
     return _load_whole(source, kind, labels, options)
 
 
@@ -192,10 +194,8 @@ def _new_modules(weights: set[str]) -> tuple[str, ...]:
     return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))
 
 
-def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
-    """The base model of the adapter in the folder `source.path`, with the adapter on or in it."""
-    from peft import PeftModel
-
+def adapter_base(source: ModelSource) -> tuple[str, str, bool]:
+    """Name and revision of the base model of the adapter in `source.path`, and whether it lies in that folder."""
     folder = Path(source.path)
     config = read_json(folder / ADAPTER_CONFIG)
     has_base = (folder / BASE_FOLDER).is_dir()
@@ -209,8 +209,17 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
         )
     if Path(base_name).is_dir() and Path(base_name).resolve() == folder:
         raise InputError(f"The adapter in {folder} names its own folder as its base model.")
+    return base_name, config.get("revision") or "main", has_base
+
+
+def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
+    """The base model of the adapter in the folder `source.path`, with the adapter on or in it."""
+    from peft import PeftModel
+
+    folder = Path(source.path)
+    base_name, revision, has_base = adapter_base(source)
     try:
-        base = load_model(base_name, revision=config.get("revision") or "main", kind=kind, **options)
+        base = load_model(base_name, revision=revision, kind=kind, **options)
     except InputError as error:
         raise InputError(f"The adapter {source.name!r} needs its base model {base_name!r}: {error}") from error
     if has_base:

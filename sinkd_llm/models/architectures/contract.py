@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 IGNORE_INDEX = -100
+# Where scoring may choose how much it looks at together: so many logits, 1 GiB in fp32.
+LOGITS_AT_A_TIME = 2**28
 
 
 @dataclass(frozen=True)
