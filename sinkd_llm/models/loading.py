@@ -82,7 +82,7 @@ def load_model(
     """
     source = fetch_adapter(resolve_model_source(name_or_path, revision))
     options = {
-        "dtype": _dtype_name(dtype),
+        "dtype": dtype_name(dtype),
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
         "device_map": device_map,
@@ -93,7 +93,8 @@ def load_model(
     return _load_whole(source, kind, labels, options)
 
 
-def _dtype_name(dtype: str | torch.dtype) -> str:
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """`dtype` as one of [`DTYPES`]."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(f"There is no dtype {name!r}; give one of {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
@@ -160,7 +161,7 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     # The converted copy's place in the cache is no name that anyone should see or store.
     bundled = source.kind == "bundled" or source.gguf_file is not None
     model.name_or_path = model.config._name_or_path = source.name if bundled else source.path
-    model.sinkd_new_modules = _new_modules(new)
+    model.sinkd_new_modules = new_modules(new)
     if new:
         logger.info("%s gets a new head: %s.", source.name, ", ".join(model.sinkd_new_modules))
         model.sinkd_source = None  # no name gives this head again
@@ -168,10 +169,32 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     return model
 
 
-def _new_modules(weights: set[str]) -> tuple[str, ...]:
+def new_modules(weights: set[str]) -> tuple[str, ...]:
     """The modules with random weights, each by the name under the model or its base: `classifier`, `pooler`."""
     names = {weight.rsplit(".", 1)[0] for weight in weights}
     return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))
+
+
+def adapter_base(folder: Path, name: str) -> tuple[str, str]:
+    """
+    The base model of the adapter in `folder`, called `name` in messages, and its revision.
+
+    Raises:
+        InputError: if there is none, or the adapter names itself.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    has_base = (folder / BASE_FOLDER).is_dir()
+    base_name = str(folder / BASE_FOLDER) if has_base else config.get("base_model_name_or_path")
+    if not base_name or base_name == BASE_REFERENCE:
+        raise InputError(
+            f"{name!r} holds an adapter without its base model: no folder "
+            f"{folder / BASE_FOLDER}, and its {ADAPTER_CONFIG} names none. Give the folder that the "
+            "finished run wrote; to go on from a checkpoint, repeat the run's command with "
+            "--resume_from_checkpoint."
+        )
+    if Path(base_name).is_dir() and Path(base_name).resolve() == folder:
+        raise InputError(f"The adapter in {folder} names its own folder as its base model.")
+    return base_name, config.get("revision") or "main"
 
 
 def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
@@ -179,20 +202,10 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
     from peft import PeftModel
 
     folder = Path(source.path)
-    config = read_json(folder / ADAPTER_CONFIG)
     has_base = (folder / BASE_FOLDER).is_dir()
-    base_name = str(folder / BASE_FOLDER) if has_base else config.get("base_model_name_or_path")
-    if not base_name or base_name == BASE_REFERENCE:
-        raise InputError(
-            f"{source.name!r} holds an adapter without its base model: no folder "
-            f"{folder / BASE_FOLDER}, and its {ADAPTER_CONFIG} names none. Give the folder that the "
-            "finished run wrote; to go on from a checkpoint, repeat the run's command with "
-            "--resume_from_checkpoint."
-        )
-    if Path(base_name).is_dir() and Path(base_name).resolve() == folder:
-        raise InputError(f"The adapter in {folder} names its own folder as its base model.")
+    base_name, revision = adapter_base(folder, source.name)
     try:
-        base = load_model(base_name, revision=config.get("revision") or "main", kind=kind, **options)
+        base = load_model(base_name, revision=revision, kind=kind, **options)
     except InputError as error:
         raise InputError(f"The adapter {source.name!r} needs its base model {base_name!r}: {error}") from error
     if has_base:

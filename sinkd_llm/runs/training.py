@@ -53,10 +53,7 @@ def run_finetune(
         InputError: for settings that contradict each other, and whatever the rooms below refuse.
         TrainingInterrupted: after Ctrl-C, when the checkpoint is saved.
     """
-    if training_args.teacher_model_name_or_path is not None:
-        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
-    if model_args.model_name_or_path is None:
-        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    check_finetune(training_args, model_args)
     return _train("finetune", task_args, training_args, model_args, argv)
 
 
@@ -72,6 +69,21 @@ def run_distill(
     Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` is
     required, and `model_args.model_name_or_path` or `training_args.student_layers`.
     """
+    check_distill(training_args, model_args)
+    return _train("distill", task_args, training_args, model_args, argv)
+
+
+def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
+    if training_args.teacher_model_name_or_path is not None:
+        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
+    if model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    _check_quantised(model_args)
+
+
+def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """Refuses what [`run_distill`] cannot do, before anything is loaded."""
     if training_args.teacher_model_name_or_path is None:
         raise InputError("--teacher_model_name_or_path is missing: the model to learn from.")
     if model_args.model_name_or_path is None:
@@ -86,7 +98,12 @@ def run_distill(
                 "one built from the teacher's layers is not. For the teacher there are "
                 "--teacher_load_in_4bit and --teacher_load_in_8bit."
             )
-    return _train("distill", task_args, training_args, model_args, argv)
+    _check_quantised(model_args)
+
+
+def _check_quantised(model_args: "ModelConfig") -> None:
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
 
 
 def _train(
@@ -96,8 +113,6 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
-    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
-        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -118,7 +133,7 @@ def _train(
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
-    _apply_model_arguments(training_args, model_args)
+    apply_model_arguments(training_args, model_args)
     interrupt = InterruptCallback(resume_command(command, argv))
     bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
@@ -131,7 +146,7 @@ def _train(
         compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
         callbacks=[bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt],
         quantization_config=build_quantization_config(model_args),
-        peft_config=_adapter(model_args),
+        peft_config=adapter_config(model_args),
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
@@ -186,7 +201,7 @@ def resume_command(command: str, argv: Sequence[str] | None) -> str:
     return shlex.join(["sinkd", command, *kept, "--resume_from_checkpoint", "true"])
 
 
-def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+def apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
     """TRL's ModelConfig says how the student is loaded, and the teacher unless its own arguments do."""
     shared = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if model_args.model_name_or_path is not None:
@@ -202,7 +217,8 @@ def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfi
         }
 
 
-def _adapter(model_args: "ModelConfig") -> Any:
+def adapter_config(model_args: "ModelConfig") -> Any:
+    """The PEFT configuration that TRL's arguments ask for, or `None`."""
     from trl import ModelConfig, get_peft_config
 
     if model_args.use_peft and model_args.lora_target_modules is None:
