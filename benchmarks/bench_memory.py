@@ -1,11 +1,11 @@
 """How close the estimate of `sinkd env --plan` comes to the memory that training takes.
 
-Each run is a process of its own, on the CPU: the peak of its resident memory during three training steps, minus what it
-held before any model was loaded. The rows are one long row repeated, so that every batch is the one that is planned.
+Each run is a process of its own, on the CPU: the peak of its resident memory during three training steps, minus what
+it held before any model was loaded. One row is repeated, so that every batch is the one that is planned.
 """
 
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from pathlib import Path
@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
 def arguments(case: str, folder: Path) -> Any:
     from sinkd_llm.cli.parsing import parse_training
 
-    text = "The film was long, loud and full of explosions, but the people in it were worth caring about. " * 3
+    text = "The film was long, loud and full of explosions, but the people in it were worth caring about."
     row = {"prompt": f"Review: {text}\nSentiment:", "completion": " good", "choices": ["good", "bad"], "label": 0}
     if "minilm" not in str(CASES[case]):
         row = {key: row[key] for key in ("prompt", "completion")}
@@ -67,8 +67,8 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
-def measure(case: str, folder: Path) -> None:
-    """Train three steps and print the peak of resident memory beyond the start's."""
+def measure(case: str, folder: Path) -> int:
+    """Train three steps: the peak of resident memory beyond the start's, in bytes."""
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.runs.data import load_run_data
     from sinkd_llm.runs.training import adapter_config, apply_model_arguments
@@ -87,34 +87,33 @@ def measure(case: str, folder: Path) -> None:
     )
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading is not training
     trainer.train()
-    print(resident("VmHWM") - before)
+    return resident("VmHWM") - before
 
 
-def estimate(case: str, folder: Path) -> None:
-    """Print the planned total of one device, and its parts."""
+def estimate(case: str, folder: Path) -> tuple[int, str]:
+    """The planned bytes of one device, and the micro-batch in words."""
     from sinkd_llm.runs.plan import plan_run
 
     plan = plan_run(*arguments(case, folder))
-    device = plan.device("none", 1, checkpointing=plan.checkpointing)
-    print(json.dumps({"total": device.total, "batch": plan.batch, **plan.steps[plan.checkpointing].__dict__}))
+    return plan.device("none", 1, checkpointing=plan.checkpointing).total, plan.batch.split(", ", 1)[1]
 
 
-def in_process(what: str, case: str) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, what, case, folder]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def in_process(function: Any, case: str) -> Any:
+    """The result of `function` in a fork of this process: importing everything once is enough."""
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, (case, Path(folder)))
 
 
 def main() -> None:
+    import trl  # noqa: F401 - imported before the forks
+
+    import sinkd_llm.runs.plan
+    import sinkd_llm.trainer  # noqa: F401
+
     rows = []
     for case in CASES:
-        planned, measured = in_process("estimate", case), in_process("measure", case)
-        total = planned["total"]
-        size = planned["batch"].split(", ", 1)[1]
-        rows.append([case, size, f"{total / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{total / measured:.2f}"])
+        (planned, batch), measured = in_process(estimate, case), in_process(measure, case)
+        rows.append([case, batch, f"{planned / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{planned / measured:.2f}"])
         print(rows[-1], file=sys.stderr, flush=True)
     write(
         "memory",
@@ -130,7 +129,4 @@ Measured: peak resident memory of three steps on the CPU in fp32, minus what the
 """
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        {"measure": measure, "estimate": estimate}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
-    else:
-        main()
+    main()

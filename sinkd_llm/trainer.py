@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from sinkd_llm.checkpoints import saving_checkpoint
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
@@ -315,6 +317,16 @@ class SinKDTrainer(Trainer):
         """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""
         self._saving_checkpoint = _internal_call
         super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with saving_checkpoint(folder, writes_state=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What comes next says that the checkpoint is whole, so every process must have written its part.
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self._saving_checkpoint:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.checkpoints import find_checkpoint
 from sinkd_llm.errors import InputError
 from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
 from sinkd_llm.runs.data import TaskArguments, load_run_data
-from sinkd_llm.runs.folder import find_checkpoint, prepare_output_dir, weights_size_bytes
+from sinkd_llm.runs.failures import explained
+from sinkd_llm.runs.folder import prepare_output_dir, weights_size_bytes
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scoring import Scorer, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
@@ -134,7 +136,8 @@ def _train(
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
     apply_model_arguments(training_args, model_args)
-    interrupt = InterruptCallback(resume_command(command, argv))
+    resume = resume_command(command, argv)
+    interrupt = InterruptCallback(resume)
     bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
     say(f"Loading {' and '.join(filter(None, (teacher_name, model_args.model_name_or_path)))} …")
@@ -163,13 +166,15 @@ def _train(
         + " (Ctrl-C saves and stops) …"
     )
     try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with explained(output_dir, resume):
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
         interrupt.restore()
     if interrupt.interrupted:
         raise TrainingInterrupted("training was stopped; nothing is lost")
-    trainer.save_model(str(output_dir))
+    with explained(output_dir, resume):
+        trainer.save_model(str(output_dir))
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
     training = {
         "steps": output.global_step,
@@ -179,8 +184,9 @@ def _train(
     }
     if is_main_process():
         arguments = (task_args, training_args, model_args)
-        write_results(output_dir, command, argv, data, rows, training, arguments)
-        write_report(output_dir)
+        with explained(output_dir, resume):
+            write_results(output_dir, command, argv, data, rows, training, arguments)
+            write_report(output_dir)
     return RunResult(command, output_dir, rows, training)
 
 
