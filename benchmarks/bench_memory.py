@@ -1,11 +1,13 @@
 """How close the estimate of `sinkd env --plan` comes to the memory that training takes.
 
-Each run is a process of its own, on the CPU: the peak of its resident memory during three training steps, minus what
+Each run is a process of its own, on the CPU: the peak of its resident memory during two training steps, minus what
 it held before any model was loaded. One row is repeated, so that every batch is the one that is planned.
 """
 
 import json
 import multiprocessing
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,32 +16,21 @@ from typing import Any
 from common import write
 
 TEACHER = {"teacher_model_name_or_path": "smollm2-135m", "student_layers": 10}
+# glibc keeps freed blocks below a growing size to itself; with this it gives every large one back at once.
+EXACT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 LORA = {"use_peft": True, "lora_r": 32}
+BATCH = {"per_device_train_batch_size": 16}
 CASES: dict[str, dict[str, Any]] = {
-    "LoRA student, batch 32": {**TEACHER, **LORA, "per_device_train_batch_size": 32},
-    "the same, gradient checkpointing": {
-        **TEACHER,
-        **LORA,
-        "per_device_train_batch_size": 32,
-        "gradient_checkpointing": True,
-    },
-    "the same, batch 64": {**TEACHER, **LORA, "per_device_train_batch_size": 64},
-    "the same, teacher in bf16": {
-        **TEACHER,
-        **LORA,
-        "per_device_train_batch_size": 32,
-        "teacher_model_init_kwargs": {"dtype": "bfloat16"},
-    },
-    "whole student, batch 8": {**TEACHER, "per_device_train_batch_size": 8},
-    "whole student, batch 8, accumulation 2": {
-        **TEACHER,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 2,
-    },
-    "fine-tuning all of SmolLM2, batch 4": {"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 4},
-    "fine-tuning MiniLM, batch 64": {
+    "LoRA student of 10 layers": {**TEACHER, **LORA, **BATCH},
+    "… with gradient checkpointing": {**TEACHER, **LORA, **BATCH, "gradient_checkpointing": True},
+    "… with batch 32": {**TEACHER, **LORA, "per_device_train_batch_size": 32},
+    "… with the teacher in bf16": {**TEACHER, **LORA, **BATCH, "teacher_model_init_kwargs": {"dtype": "bfloat16"}},
+    "whole student of 10 layers": {**TEACHER, "per_device_train_batch_size": 4},
+    "… with accumulation over 2": {**TEACHER, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "fine-tuning all of SmolLM2": {"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 4},
+    "fine-tuning all of MiniLM": {
         "model_name_or_path": "minilm-l6",
-        "model_kind": "masked-lm",
+        "model_kind": "sequence-classification",
         "per_device_train_batch_size": 64,
     },
 }
@@ -56,7 +47,7 @@ def arguments(case: str, folder: Path) -> Any:
         row["prompt"] = row["prompt"].replace("Sentiment:", "It is")
     rows = folder / "rows.jsonl"
     rows.write_text((json.dumps(row) + "\n") * 400)
-    settings = {"dataset_name": str(rows), "output_dir": str(folder / "run"), "max_steps": 3, "save_strategy": "no"}
+    settings = {"dataset_name": str(rows), "output_dir": str(folder / "run"), "max_steps": 2, "save_strategy": "no"}
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**settings, "report_to": "none", "use_cpu": True, **CASES[case]}))
     return parse_training("distill" if "teacher" in str(CASES[case]) else "finetune", ["--config", str(recipe)])
@@ -68,7 +59,7 @@ def resident(field: str) -> int:
 
 
 def measure(case: str, folder: Path) -> int:
-    """Train three steps: the peak of resident memory beyond the start's, in bytes."""
+    """The peak of resident memory beyond the start's, in bytes; the second step has the optimizer's states."""
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.runs.data import load_run_data
     from sinkd_llm.runs.training import adapter_config, apply_model_arguments
@@ -98,35 +89,48 @@ def estimate(case: str, folder: Path) -> tuple[int, str]:
     return plan.device("none", 1, checkpointing=plan.checkpointing).total, plan.batch.split(", ", 1)[1]
 
 
-def in_process(function: Any, case: str) -> Any:
+def in_fork(function: Any, case: str) -> Any:
     """The result of `function` in a fork of this process: importing everything once is enough."""
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(function, (case, Path(folder)))
 
 
-def main() -> None:
+def measure_all() -> None:
+    """Print the measured bytes of every case as JSON."""
     import trl  # noqa: F401 - imported before the forks
 
     import sinkd_llm.runs.plan
     import sinkd_llm.trainer  # noqa: F401
 
+    measured = {}
+    for case in CASES:
+        measured[case] = in_fork(measure, case)
+        print(case, measured[case], file=sys.stderr, flush=True)
+    print(json.dumps(measured))
+
+
+def main() -> None:
+    measured = []
+    for settings in ({}, EXACT_ALLOCATOR):
+        command = [sys.executable, __file__, "measure"]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **settings})
+        measured.append(json.loads(output.stdout.splitlines()[-1]))
     rows = []
     for case in CASES:
-        (planned, batch), measured = in_process(estimate, case), in_process(measure, case)
-        rows.append([case, batch, f"{planned / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{planned / measured:.2f}"])
-        print(rows[-1], file=sys.stderr, flush=True)
-    write(
-        "memory",
-        "Planned and measured memory of training, MB",
-        ["run", "micro-batch", "planned", "measured", "planned / measured"],
-        rows,
-        NOTES,
-    )
+        planned, batch = in_fork(estimate, case)
+        usual, exact = (results[case] for results in measured)
+        numbers = [f"{size / 1e6:,.0f}" for size in (planned, exact, usual)]
+        rows.append([case, batch, *numbers, f"{planned / exact:.2f}", f"{planned / usual:.2f}"])
+    header = ["run", "micro-batch", "planned", "measured", "default allocator"]
+    header += ["planned / measured", "planned / default"]
+    write("memory", "Planned and measured memory of training, MB", header, rows, NOTES)
 
 
 NOTES = """
-Measured: peak resident memory of three steps on the CPU in fp32, minus what the process held before it loaded a model.
+Measured: peak resident memory of two training steps on the CPU in fp32, minus what the process held before it loaded a
+model. `measured` is with `MALLOC_MMAP_THRESHOLD_=65536`, with which the C library gives freed memory back at once:
+what training needs. The default allocator keeps some of what was freed.
 """
 
 if __name__ == "__main__":
-    main()
+    measure_all() if sys.argv[1:] == ["measure"] else main()

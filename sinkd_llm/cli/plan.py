@@ -107,24 +107,24 @@ def _show_setups(plan: Plan, counts: Sequence[int], memory: int, memory_is: str)
 
 
 def _show_teachers(plan: Plan, devices: int, memory: int) -> None:
-    """The teacher's forms beside a student without ZeRO."""
+    """The teacher's forms beside the student."""
     forms = [
         ("fp32, on each device", "float32", "replicate", '--teacher_model_init_kwargs \'{"dtype": "float32"}\''),
         ("bf16, on each device", "bfloat16", "replicate", '--teacher_model_init_kwargs \'{"dtype": "bfloat16"}\''),
         ("8 bit, on each device", "8bit", "replicate", "--teacher_load_in_8bit"),
         ("4 bit (NF4), on each device", "4bit", "replicate", "--teacher_load_in_4bit"),
-        ("bf16, sharded", "bfloat16", "shard", "--teacher_deepspeed shard"),
-        ("bf16, offloaded", "bfloat16", "offload", "--teacher_deepspeed offload"),
+        ("bf16, sharded; ZeRO-2", "bfloat16", "shard", "--accelerate_config zero2 --teacher_deepspeed shard"),
+        ("bf16, offloaded; ZeRO-2", "bfloat16", "offload", "--accelerate_config zero2 --teacher_deepspeed offload"),
         ("from a cache", "bfloat16", "cache", "--teacher_cache"),
     ]
     rows = []
     for name, form, place, flag in forms:
-        cell = plan.device(
-            "none", devices, checkpointing=plan.checkpointing, teacher=plan.teacher_sizes[form], place=place
-        )
+        setup = "zero2" if place in ("shard", "offload") else "none"
+        teacher = plan.teacher_sizes[form]
+        cell = plan.device(setup, devices, checkpointing=plan.checkpointing, teacher=teacher, place=place)
         rows.append([name, format_bytes(cell.teacher), _mark(cell, memory), flag])
     plural = "s" * (devices > 1)
-    show(table([f"The teacher, on {devices} device{plural}", "weights", "with the student, no ZeRO", "flag"], rows))
+    show(table([f"The teacher, on {devices} device{plural}", "weights", "with the student", "flags"], rows))
 
 
 def _mark(cell: DeviceMemory, memory: int) -> str:

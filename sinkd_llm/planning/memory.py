@@ -9,8 +9,9 @@ of g bytes, weights of W bytes and an optimizer of K bytes a trained parameter, 
     zero3             W / n + gathered  +  g / n  +  bucket                      +  K T / n
     zero3_offload     gathered  +  bucket;  the host  W + g + K T
 
-K is two moments in the parameter's type (AdamW), and 4 bytes more under DeepSpeed for its fp32 copy of the trained
-weights. `gathered` are the whole weights that stage 3 keeps at a time, `bucket` the gradients on their way.
+K is two moments in the parameter's type (AdamW); under DeepSpeed two in fp32, and 4 bytes for the fp32 copy of a
+trained weight: 12, as in the paper. `gathered` are the whole weights that stage 3 keeps at a time, `bucket` the
+gradients on their way.
 """
 
 from dataclasses import dataclass
@@ -24,9 +25,8 @@ SETUPS = ("none", "zero1", "zero2", "zero3", "zero3_offload")
 TEACHER_PLACES = ("replicate", "shard", "offload", "cache")
 QUANTISATIONS = ("none", "8bit", "4bit")
 
-# DeepSpeed's defaults: `stage3_max_live_parameters` and `reduce_bucket_size`, in parameters.
+# DeepSpeed's default `stage3_max_live_parameters`.
 _MAX_LIVE_PARAMETERS = 10**9
-_REDUCE_BUCKET = 5 * 10**8
 # A device counts as large enough if the estimate is at most this share of it: the CUDA context, fragmentation and the
 # estimate's own error need the rest.
 USABLE_SHARE = 0.9
@@ -40,12 +40,14 @@ class ModelSize:
     Attributes:
         parameters, trained (`int`): numbers of parameters.
         weights, trained_weights (`int`): bytes of all and of the trained ones.
+        width (`int`): the hidden size h. `reduce_bucket_size: auto` is h^2 parameters.
     """
 
     parameters: int
     trained: int
     weights: int
     trained_weights: int
+    width: int = 0
 
 
 def model_size(
@@ -79,7 +81,8 @@ def model_size(
         if parameter.requires_grad:
             trained, trained_weights = trained + count, trained_weights + int(size)
     weights += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    return ModelSize(total, trained, weights, trained_weights)
+    width = getattr(getattr(model, "config", None), "hidden_size", 0)
+    return ModelSize(total, trained, weights, trained_weights, width)
 
 
 def _packed_weights(model: Any) -> dict[int, int]:
@@ -164,8 +167,10 @@ def device_memory(
     gradient = student.trained_weights
     place = teacher_place or {"zero3": "shard", "zero3_offload": "offload"}.get(setup, "replicate")
     deepspeed = setup != "none"
-    bucket = _share(gradient, trained, _REDUCE_BUCKET) if deepspeed and n > 1 else 0
-    moments = int(optimizer / 4 * gradient) + (4 * trained if deepspeed else 0)
+    # Twice: with `overlap_comm` one fills while the other is on its way.
+    bucket = 2 * _share(gradient, trained, student.width**2) if deepspeed and n > 1 else 0
+    # Without DeepSpeed the moments have the parameter's type; with it all of the optimizer is fp32.
+    moments = int((optimizer + 4) * trained if deepspeed else optimizer / 4 * gradient)
     host = 0
     if setup == "zero3_offload":
         weights, gradients, states = _gathered(student), bucket, 0
