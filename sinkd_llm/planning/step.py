@@ -22,9 +22,6 @@ from sinkd_llm.models.architectures import get_architecture, unwrap
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.planning.tracing import DeviceBehaviour, LiveBytes
 
-# What the family's code and the objective compute indices from; the rest of a batch goes to the meta device.
-_REAL = ("labels",)
-
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -86,8 +83,8 @@ def trace_step(
     student.train()
     with _checkpointing(student, gradient_checkpointing, autocast), _gradients_marked(student, counter):
         try:
-            with counter, DeviceBehaviour(autocast):
-                return _step(student, teacher, objective, on_meta, teachers, verbalizer_ids, counter)
+            with counter:
+                return _step(student, teacher, objective, on_meta, teachers, verbalizer_ids, counter, autocast)
         except (NotImplementedError, RuntimeError) as error:
             said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
             raise InputError(
@@ -104,27 +101,29 @@ def _step(
     teacher_batch: Mapping[str, Any],
     verbalizer_ids: Tensor | None,
     counter: LiveBytes,
+    autocast: torch.dtype | None,
 ) -> StepMemory:
-    supervised = get_architecture(student).supervised_logits(student, batch)
-    forward_peak, activations = counter.peak, counter.live
-    counter.restart_peak()
-    teacher_NV = None
-    if teacher is not None and objective.uses_teacher:
-        with torch.no_grad():
-            teacher_NV = get_architecture(teacher).supervised_logits(teacher, teacher_batch).logits_NV
-    teacher_peak, before_loss = counter.peak - activations, counter.live
-    counter.restart_peak()
-    labels_N = supervised.labels_N
-    output = objective(
-        supervised.logits_NV,
-        teacher_NV,
-        labels_N,
-        example_N=supervised.example_N,
-        position_N=supervised.position_N,
-        verbalizer_ids=verbalizer_ids,
-        num_items=max(len(labels_N), 1),
-    )
-    loss = counter.peak - before_loss + (teacher_NV.untyped_storage().nbytes() if teacher_NV is not None else 0)
+    with DeviceBehaviour(autocast):
+        supervised = get_architecture(student).supervised_logits(student, batch)
+        forward_peak, activations = counter.peak, counter.live
+        counter.restart_peak()
+        teacher_NV = None
+        if teacher is not None and objective.uses_teacher:
+            with torch.no_grad():
+                teacher_NV = get_architecture(teacher).supervised_logits(teacher, teacher_batch).logits_NV
+        teacher_peak, before_loss = counter.peak - activations, counter.live
+        counter.restart_peak()
+        labels_N = supervised.labels_N
+        output = objective(
+            supervised.logits_NV,
+            teacher_NV,
+            labels_N,
+            example_N=supervised.example_N,
+            position_N=supervised.position_N,
+            verbalizer_ids=verbalizer_ids,
+            num_items=max(len(labels_N), 1),
+        )
+        loss = counter.peak - before_loss + (teacher_NV.untyped_storage().nbytes() if teacher_NV is not None else 0)
     del supervised, teacher_NV
     output.loss.backward()
     peak = max(forward_peak, activations + teacher_peak, counter.peak)
@@ -132,8 +131,11 @@ def _step(
 
 
 def _on_meta(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch on the meta device, but for token ids and classes to learn: indices are computed from them."""
     return {
-        name: value.to("meta") if isinstance(value, Tensor) and name not in _REAL else value
+        name: value.to("meta")
+        if isinstance(value, Tensor) and (name != "labels" or value.is_floating_point())
+        else value
         for name, value in batch.items()
         if not isinstance(value, Mapping)
     }

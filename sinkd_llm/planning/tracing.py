@@ -90,6 +90,11 @@ class DeviceBehaviour(TorchFunctionMode):
     def __init__(self, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.autocast = autocast
+        self._casts: dict[Tensor, Tensor] = {}
+
+    def __exit__(self, *exception: Any) -> None:
+        self._casts.clear()
+        super().__exit__(*exception)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,9 +105,14 @@ class DeviceBehaviour(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _cast(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dtype == torch.float32:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad):
             return value.to(self.autocast)
-        return value
+        # Autocast keeps its copies of trained weights until it ends.
+        if value not in self._casts:
+            self._casts[value] = value.to(self.autocast)
+        return self._casts[value]
 
 
 _CAST = {F.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm, F.scaled_dot_product_attention}

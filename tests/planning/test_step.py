@@ -37,6 +37,8 @@ def real_step(student, teacher, objective, batch, autocast=None):
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: counter.mark_gradient(p.grad))
     student.train()
+    if teacher is not None:
+        teacher.requires_grad_(False)  # as LocalTeacher does; autocast keeps copies of what is trained
     context = torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext()
     with counter:
         with context:
@@ -63,7 +65,7 @@ LORA = LoraConfig(r=4, target_modules="all-linear")
 def test_the_same_bytes_as_on_real_tensors(tiny_causal_lm, tiny_tokenizer, lora, checkpointing, autocast):
     def models():
         student = add_adapter(tiny_causal_lm(layers=3, hidden=64), lora)
-        return student, tiny_causal_lm(layers=4, hidden=128)
+        return student, tiny_causal_lm(layers=4, hidden=128).requires_grad_(False)
 
     student, teacher = models()
     objective = DistillationObjective()
