@@ -180,6 +180,17 @@ class MetricsFileCallback(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def _any_process(flag: bool, device: Any) -> bool:
+    """Whether `flag` is set in one of the processes: they stop after the same step, or wait for each other for ever."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    flags = torch.tensor([int(flag)], device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
 class InterruptCallback(TrainerCallback):
     """
     Makes Ctrl-C save before it stops.
@@ -222,7 +233,7 @@ class InterruptCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # The last step needs no stopping: training is over, and the model is saved right after it.
-        if self._requested and state.global_step < state.max_steps:
+        if _any_process(self._requested, args.device) and state.global_step < state.max_steps:
             self.interrupted = True
             control.should_save = True
             control.should_training_stop = True

@@ -94,7 +94,7 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
         json.loads(state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"{state.name} is damaged"
-    if any(checkpoint.glob("global_step*")) or any(checkpoint.glob("*_fsdp_*")):
+    if any(checkpoint.glob("global_step*")) or any(checkpoint.glob("*_fsdp*")):
         return None  # DeepSpeed and FSDP keep their own layout and check it themselves
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sinkd_llm.objectives import DistillationObjective
 
 DIVERGENCE_CHOICES = ["kl", "rkl", "js", "tvd", "none"]
+TEACHER_DEEPSPEED_CHOICES = ["auto", "replicate", "shard", "offload"]
 MODEL_KIND_CHOICES = ["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"]
 
 
@@ -54,6 +55,10 @@ class SinKDConfig(TrainingArguments):
             Load the teacher in 4-bit NF4 (bitsandbytes).
         teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher in 8 bit (bitsandbytes).
+        teacher_deepspeed (`str`, *optional*, defaults to `"auto"`):
+            Where the teacher's weights lie when several processes train: `"replicate"` (whole in each),
+            `"shard"` (spread over their devices: ZeRO-3, or FSDP where the student has it), `"offload"` (spread
+            over their CPU memories, ZeRO-3) or `"auto"`: as the student's. See [`place_teacher`].
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to set every dropout probability of the student to 0.
 
@@ -103,9 +108,15 @@ class SinKDConfig(TrainingArguments):
         cost_norm (`str`, *optional*, defaults to `"l1"`):
             Cost between a student and a teacher distribution: `"l1"` or `"sql2"`.
         transport_scope (`str`, *optional*, defaults to `"batch"`):
-            Which supervised tokens form one transport problem: all of the micro-batch (`"batch"`),
+            Which supervised tokens form one transport problem: all of the batch (`"batch"`),
             the t-th answer tokens of all examples (`"position"`), or those of one example
             (`"sequence"`).
+        transport_across_devices (`bool`, *optional*, defaults to `True`):
+            Whether the batch of a transport problem is that of all devices, so that two devices with 8 examples
+            each do what one with 16 does. Otherwise every device has its own problem.
+        transport_accumulation (`bool`, *optional*, defaults to `False`):
+            Whether the batch of a transport problem is all of an accumulation window. The student then
+            runs twice over each micro-batch. Otherwise every micro-batch has its own problem.
         vocabulary (`str`, *optional*, defaults to `"full"`):
             `"full"`, or `"verbalizers"`: the SinKD term sees only the tokens of the answer choices.
 
@@ -174,6 +185,14 @@ class SinKDConfig(TrainingArguments):
         default=False, metadata={"help": "Load the teacher in 4-bit NF4 (bitsandbytes)."}
     )
     teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bit (bitsandbytes)."})
+    teacher_deepspeed: str = field(
+        default="auto",
+        metadata={
+            "help": "The teacher's weights when several processes train: whole in each, spread over their devices, "
+            "or over their CPU memories. Default: as the student's.",
+            "choices": TEACHER_DEEPSPEED_CHOICES,
+        },
+    )
     disable_dropout: bool = field(
         default=False, metadata={"help": "Set every dropout probability of the student to 0."}
     )
@@ -252,6 +271,17 @@ class SinKDConfig(TrainingArguments):
         metadata={
             "help": "Which supervised tokens form one transport problem.",
             "choices": ["batch", "position", "sequence"],
+        },
+    )
+    transport_across_devices: bool = field(
+        default=True,
+        metadata={"help": "A transport problem is over the batch of all devices, not over each device's own."},
+    )
+    transport_accumulation: bool = field(
+        default=False,
+        metadata={
+            "help": "A transport problem is over the whole accumulation window, at the cost of a second "
+            "forward of the student."
         },
     )
     vocabulary: str = field(

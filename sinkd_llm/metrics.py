@@ -92,16 +92,21 @@ def exact_match(predictions: Values, references: Values, rows: Rows) -> float:
     index is the gold one. This is MultiRC's exact match over questions (Khashabi et al. 2018) and ReCoRD's over
     queries (Zhang et al. 2018).
     """
-    if (answers := _column(rows, "answers")) is None:
-        right = [chosen == gold for chosen, gold in zip(predictions, references, strict=True)]
-    else:
-        chosen_texts = [normalize_answer(text) for text in _chosen_texts(predictions, rows)]
-        right = [text in map(normalize_answer, golds) for text, golds in zip(chosen_texts, answers, strict=True)]
+    right = right_rows(predictions, references, rows)
     groups = _column(rows, "group") or range(len(right))
     by_question: dict[Any, list[bool]] = defaultdict(list)
     for group, row_right in zip(groups, right, strict=True):
         by_question[group].append(row_right)
     return sum(map(all, by_question.values())) / len(by_question)
+
+
+def right_rows(predictions: Values, references: Values, rows: Rows) -> list[bool]:
+    """Whether each row's chosen answer is right: one of its `answers`, or, without that column, the gold index."""
+    answers = _column(rows, "answers")
+    if answers is None:
+        return [chosen == gold for chosen, gold in zip(predictions, references, strict=True)]
+    chosen_texts = [normalize_answer(text) for text in _chosen_texts(predictions, rows)]
+    return [text in map(normalize_answer, golds) for text, golds in zip(chosen_texts, answers, strict=True)]
 
 
 def token_f1(predictions: Values, references: Values, rows: Rows) -> float:
@@ -172,7 +177,11 @@ TEXT_METRICS = ("rouge_l", "perplexity")
 
 
 def compute_metrics(
-    names: Iterable[str], predictions: Sequence, references: Sequence, rows: Rows | None = None
+    names: Iterable[str],
+    predictions: Sequence,
+    references: Sequence,
+    rows: Rows | None = None,
+    numbers: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """
     Score predictions against references.
@@ -185,6 +194,8 @@ def compute_metrics(
         rows (`Dataset` or `Mapping[str, Sequence]`, *optional*): the scored rows in the same order, with the columns
             `choices` (list of texts) and, where a metric needs them, `group`, `answers` and `target`. With a column
             `target`, `pearson` and `spearman` compare the number that the chosen text stands for with it.
+        numbers (`Sequence[float]`, *optional*): what the model predicts itself, one finite number a row, on the scale
+            of the choices. `pearson` and `spearman` compare these instead.
 
     Returns:
         `dict[str, float]`: name to score, in the order of `names`. Where a score is undefined because one side holds a
@@ -199,6 +210,7 @@ def compute_metrics(
     check_metric_names(names)
     _check_lengths(predictions, references, rows)
     predictions, references = _numbers(predictions), _numbers(references)
+    numbers = None if numbers is None else _numbers(numbers)
     if any(name not in REGRESSION for name in names):
         _check_classes(predictions, references)
     scores: dict[str, float] = {}
@@ -206,7 +218,7 @@ def compute_metrics(
         if name in CLASSIFICATION:
             scores[name] = CLASSIFICATION[name](predictions, references)
         elif name in REGRESSION:
-            scores[name] = REGRESSION[name](*_on_target_scale(predictions, references, rows))
+            scores[name] = REGRESSION[name](*_on_target_scale(predictions, references, rows, numbers))
         elif rows is None:
             raise InputError(f"The metric {name} compares rows, not only indices: pass the scored data set as rows.")
         else:
@@ -280,23 +292,33 @@ def _chosen_texts(predictions: Values, rows: Rows) -> list[str]:
     return [row_choices[int(index)].strip() for row_choices, index in zip(choices, predictions, strict=True)]
 
 
-def _on_target_scale(predictions: Values, references: Values, rows: Rows | None) -> tuple[Values, Values]:
-    """What the chosen texts and the rows' own `target`s say in numbers; the given values without such a column."""
+def _on_target_scale(
+    predictions: Values, references: Values, rows: Rows | None, numbers: Values | None = None
+) -> tuple[Values, Values]:
+    """
+    Predicted `numbers`, or what the chosen texts say in numbers, and the rows' own `target`s.
+
+    Without that column: the given values, or the numbers and what the gold choices say.
+    """
     targets = _column(rows, "target")
     if targets is None:
-        return predictions, references
+        return (predictions, references) if numbers is None else (numbers, _choice_numbers(references, rows))
     if None in targets:
         raise InputError(f"{targets.count(None)} of {len(targets)} rows have no target; score a labelled split.")
+    return _choice_numbers(predictions, rows) if numbers is None else numbers, targets
+
+
+def _choice_numbers(indices: Values, rows: Rows | None) -> list[float]:
     values = []
-    for text in _chosen_texts(predictions, rows):
+    for text in _chosen_texts(indices, rows):
         try:
             values.append(float(text))
         except ValueError as error:
             raise InputError(
-                f"The choice {text!r} is no number, but the rows have a numeric target to compare it with; write "
-                "numbers into doc_to_choice."
+                f"The choice {text!r} is no number, but pearson and spearman compare numbers; write numbers into "
+                "doc_to_choice."
             ) from error
-    return values, targets
+    return values
 
 
 def _numbers(values: Sequence) -> list:

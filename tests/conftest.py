@@ -149,7 +149,12 @@ def tiny_causal_lm(tiny_tokenizer: Any) -> Callable[..., Any]:
     """Factory of random tiny decoder-only models over `tiny_tokenizer`'s vocabulary."""
 
     def build(
-        family: str = "llama", seed: int = 0, layers: int = 2, hidden: int = 32, vocab: int | None = None
+        family: str = "llama",
+        seed: int = 0,
+        layers: int = 2,
+        hidden: int = 32,
+        vocab: int | None = None,
+        **changes: Any,
     ) -> Any:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -172,7 +177,7 @@ def tiny_causal_lm(tiny_tokenizer: Any) -> Callable[..., Any]:
         if family == "gpt_neo":
             size |= {"attention_types": [[["global", "local"], layers // 2]], "num_layers": layers}
             size.pop("num_hidden_layers")
-        config = AutoConfig.for_model(family, **size)
+        config = AutoConfig.for_model(family, **{**size, **changes})
         return AutoModelForCausalLM.from_config(config).eval()
 
     return build

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, TrlParser
 
+from sinkd_llm.cli.launching import LaunchArguments
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.runs.data import TaskArguments
@@ -174,14 +175,14 @@ def read_config(path: str) -> dict[str, Any]:
 def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, SinKDConfig, ModelConfig]:
     """The arguments of `sinkd finetune` and `sinkd distill`."""
     parser = SinKDParser(
-        (TaskArguments, SinKDConfig, ModelConfig),
+        (TaskArguments, SinKDConfig, ModelConfig, LaunchArguments),
         prog=f"sinkd {command}",
         usage=f"sinkd {command} [--config FILE.yaml] [--flag VALUE ...]",
         epilog="Every flag may stand in the --config file without its dashes; flags win.",
     )
     parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
     _arrange_help(parser, every_flag="--help_all" in argv)
-    task_args, training_args, model_args = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+    task_args, training_args, model_args, _ = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
     _check_trackers(training_args)
     return task_args, training_args, model_args
 
@@ -205,6 +206,7 @@ def _arrange_help(parser: SinKDParser, every_flag: bool) -> None:
         "task and data": TaskArguments,
         "model (as in trl.ModelConfig)": ModelConfig,
         "distillation (SinKDConfig)": SinKDConfig,
+        "several processes": LaunchArguments,
         "training (as in transformers.TrainingArguments)": TrainingArguments,
     }
     optional = parser._optionals._group_actions

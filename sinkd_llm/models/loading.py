@@ -12,6 +12,7 @@ from torch import nn
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
+from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -90,7 +91,8 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     if source.kind == "adapter":
-        return _load_adapted(source, merge_adapter, kind, options)
+        with whole_weights():  # it is folded in
+            return _load_adapted(source, merge_adapter, kind, options)
     return _load_whole(source, kind, labels, options)
 
 
@@ -193,26 +195,22 @@ def new_modules(weights: set[str]) -> tuple[str, ...]:
     return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))
 
 
-def adapter_base(folder: Path, name: str) -> tuple[str, str]:
-    """
-    The base model of the adapter in `folder`, called `name` in messages, and its revision.
-
-    Raises:
-        InputError: if there is none, or the adapter names itself.
-    """
+def adapter_base(source: ModelSource) -> tuple[str, str, bool]:
+    """Name and revision of the base model of the adapter in `source.path`, and whether it lies in that folder."""
+    folder = Path(source.path)
     config = read_json(folder / ADAPTER_CONFIG)
     has_base = (folder / BASE_FOLDER).is_dir()
     base_name = str(folder / BASE_FOLDER) if has_base else config.get("base_model_name_or_path")
     if not base_name or base_name == BASE_REFERENCE:
         raise InputError(
-            f"{name!r} holds an adapter without its base model: no folder "
+            f"{source.name!r} holds an adapter without its base model: no folder "
             f"{folder / BASE_FOLDER}, and its {ADAPTER_CONFIG} names none. Give the folder that the "
             "finished run wrote; to go on from a checkpoint, repeat the run's command with "
             "--resume_from_checkpoint."
         )
     if Path(base_name).is_dir() and Path(base_name).resolve() == folder:
         raise InputError(f"The adapter in {folder} names its own folder as its base model.")
-    return base_name, config.get("revision") or "main"
+    return base_name, config.get("revision") or "main", has_base
 
 
 def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
@@ -220,8 +218,7 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
     from peft import PeftModel
 
     folder = Path(source.path)
-    has_base = (folder / BASE_FOLDER).is_dir()
-    base_name, revision = adapter_base(folder, source.name)
+    base_name, revision, has_base = adapter_base(source)
     try:
         base = load_model(base_name, revision=revision, kind=kind, **options)
     except InputError as error:

@@ -90,7 +90,7 @@ class DeviceBehaviour(TorchFunctionMode):
     def __init__(self, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.autocast = autocast
-        self._casts: dict[Tensor, Tensor] = {}
+        self._casts: dict[int, Tensor] = {}
 
     def __exit__(self, *exception: Any) -> None:
         self._casts.clear()
@@ -110,9 +110,9 @@ class DeviceBehaviour(TorchFunctionMode):
         if not (value.is_leaf and value.requires_grad):
             return value.to(self.autocast)
         # Autocast keeps its copies of trained weights until it ends.
-        if value not in self._casts:
-            self._casts[value] = value.to(self.autocast)
-        return self._casts[value]
+        if id(value) not in self._casts:
+            self._casts[id(value)] = value.to(self.autocast)
+        return self._casts[id(value)]
 
 
 _CAST = {F.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm, F.scaled_dot_product_attention}

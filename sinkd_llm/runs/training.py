@@ -125,7 +125,9 @@ def _train(
 
     output_dir = Path(str(training_args.output_dir))
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
-    prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
+    with training_args.main_process_first(local=False, desc="preparing the output folder"):
+        if is_main_process():  # the others would find what it has begun
+            prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
     data = load_run_data(task_args, training_args.seed)
     if data.evaluation is None and training_args.eval_strategy != "no":
         raise InputError(
@@ -172,6 +174,7 @@ def _train(
         bar.close()
         interrupt.restore()
     if interrupt.interrupted:
+        trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
         raise TrainingInterrupted("training was stopped; nothing is lost")
     with explained(output_dir, resume):
         trainer.save_model(str(output_dir))
