@@ -14,7 +14,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.saving import save_student
-from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.objectives import DistillationObjective, TopKSignal
 from sinkd_llm.pair_inputs import TEACHER, rows_for
 from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher
@@ -207,12 +207,9 @@ class SinKDTrainer(Trainer):
                 over all processes.
         """
         student = self.architecture.supervised_logits(model, inputs)
-        teacher_NV = None
-        if self.teacher is not None and self.objective.uses_teacher:
-            teacher_NV = self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
         output = self.objective(
             student.logits_NV,
-            teacher_NV,
+            self._teacher_signal(inputs),
             student.labels_N,
             example_N=student.example_N,
             position_N=student.position_N,
@@ -228,6 +225,12 @@ class SinKDTrainer(Trainer):
             # The count is over all processes, and their gradients are averaged, not summed.
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
+
+    def _teacher_signal(self, inputs: Mapping[str, Any]) -> Tensor | TopKSignal | None:
+        """What the objective compares the student's rows with, in the same order."""
+        if self.teacher is None or not self.objective.uses_teacher:
+            return None
+        return self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
 
     def _logs_after_this_step(self) -> bool:
         """Diagnostics cost a little, so they are computed only where the logger shows them."""

@@ -12,6 +12,7 @@ from sinkd_llm.objectives.divergences import (
 )
 from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+from sinkd_llm.objectives.top_k import TopKSignal
 
 __all__ = [
     "DIVERGENCES",
@@ -20,6 +21,7 @@ __all__ = [
     "DistillationObjective",
     "ObjectiveOutput",
     "SinKDTerm",
+    "TopKSignal",
     "cross_entropy",
     "forward_kl",
     "jensen_shannon",

@@ -4,8 +4,8 @@ Shape suffixes: N supervised tokens, V vocabulary, K kept token ids, P transport
 of a problem.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, sinkhorn
+from sinkd_llm.objectives.top_k import TopKSignal
+from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, pairwise_top_k_cost, sinkhorn
 from sinkd_llm.optimal_transport.precision import full_precision
 
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
@@ -35,6 +36,9 @@ class SinKDTerm:
             Their solutions, problems of similar size together: `plan` is `[P, R, R]`.
         sizes (`list[Tensor]`):
             For each of `plans`, the number of tokens of its problems, `[P]`.
+        widths (`list[Tensor]`):
+            Of a [`TopKSignal`]: for blocks of problems of one size, how far the dense cost may lie above the one that
+            was used, `[P, R, R]`; else empty.
     """
 
     value: Tensor
@@ -42,6 +46,7 @@ class SinKDTerm:
     num_problems: int
     plans: list[TransportPlan]
     sizes: list[Tensor]
+    widths: list[Tensor] = field(default_factory=list)
 
     @cached_property
     def transport_cost(self) -> Tensor:
@@ -76,6 +81,17 @@ class SinKDTerm:
             spreads.append(((entropy - log_n) / log_n).clamp(0, 1).where(size > 1, 0))
         return self._mean(spreads)
 
+    @cached_property
+    def cost_width(self) -> Tensor | None:
+        """Mean width over the pairs of rows, in [0, 2]: the dense cost is at most so much larger, and never smaller.
+
+        `None` for a dense signal. Each problem counts by its tokens.
+        """
+        if not self.widths:
+            return None
+        total = torch.stack([width_PRR.mean(dim=-1).sum() for width_PRR in self.widths]).sum()
+        return total / max(self.num_tokens, 1)
+
     def _mean(self, values: list[Tensor]) -> Tensor:
         """Mean over tokens of a quantity that each problem has."""
         total = torch.zeros_like(self.value.detach())
@@ -86,7 +102,7 @@ class SinKDTerm:
 
 def sinkd_term(
     student_NV: Tensor,
-    teacher_NV: Tensor,
+    teacher: Tensor | TopKSignal,
     *,
     example_N: Tensor,
     position_N: Tensor,
@@ -109,8 +125,10 @@ def sinkd_term(
     Args:
         student_NV (`Tensor`):
             Logits `[N, V]`, one row per supervised token, any floating dtype; N may be 0.
-        teacher_NV (`Tensor`):
-            Logits `[N, V]` over the same ids; never receives a gradient.
+        teacher (`Tensor` or [`TopKSignal`]):
+            Logits `[N, V]` over the same ids, which never receive a gradient; or the logits of some ids of each row.
+            Then the cost is the L1 distance over those ids and one bucket for the rest, a lower bound of the dense
+            one, see [`~sinkd_llm.optimal_transport.pairwise_top_k_cost`].
         example_N (`Tensor`):
             Integer `[N]`: which example each row belongs to.
         position_N (`Tensor`):
@@ -136,36 +154,29 @@ def sinkd_term(
 
     Raises:
         `ValueError`: for shapes that do not match, a temperature <= 0, an unknown scope, fewer than two
-        vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn` and
-        `pairwise_cost` refuse.
+        vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn`, `pairwise_cost` and
+        [`TopKSignal`] refuse.
     """
-    _check(student_NV, teacher_NV, example_N, position_N, temperature, scope, regression)
-    teacher_NV = teacher_NV.detach()
+    _check(student_NV, teacher, example_N, position_N, temperature, scope, cost_norm, regression)
     if vocabulary_ids is not None:
         ids_K = _checked_ids(vocabulary_ids, student_NV)
-        student_NV, teacher_NV = student_NV.index_select(1, ids_K), teacher_NV.index_select(1, ids_K)
+        student_NV = student_NV.index_select(1, ids_K)
+        # Over these ids alone both sides are dense.
+        teacher = teacher.logits_at(ids_K) if isinstance(teacher, TopKSignal) else teacher.index_select(1, ids_K)
+    if isinstance(teacher, Tensor):
+        teacher = teacher.detach()
     N = len(student_NV)
     if scope == "batch":
         blocks = [(1, N)] if N else []
     else:
         order_N, blocks = _sort_by_problem(position_N if scope == "position" else example_N)
         student_NV = student_NV.index_select(0, order_N)
-        teacher_NV = teacher_NV.index_select(0, order_N)
-    student_NV, teacher_NV = full_precision(student_NV), full_precision(teacher_NV)
-    if regression:
-        student_NV = torch.cat([student_NV, 1 - student_NV], dim=-1)
-        teacher_NV = torch.cat([teacher_NV, 1 - teacher_NV], dim=-1)
+        teacher = _of_rows(teacher, lambda rows: rows.index_select(0, order_N))
+    student_NV = _distribution(student_NV, temperature, regression)
+    if isinstance(teacher, TopKSignal):
+        costs, widths = _top_k_costs(student_NV, teacher, temperature, blocks)
     else:
-        student_NV = torch.softmax(student_NV / temperature, dim=-1)
-        teacher_NV = torch.softmax(teacher_NV / temperature, dim=-1)
-
-    # One cost call for the problems of one size: nothing is computed between rows of different problems.
-    costs = [
-        pairwise_cost(student.view(P, R, -1), teacher.view(P, R, -1), norm=cost_norm)
-        for (P, R), student, teacher in zip(
-            blocks, _split(student_NV, blocks), _split(teacher_NV, blocks), strict=True
-        )
-    ]
+        costs, widths = _costs(student_NV, _distribution(teacher, temperature, regression), cost_norm, blocks), []
     # One solver call for the problems that have the same power of two above their size: few calls, and
     # padding that at most quadruples the plans, however unequal the problems are.
     value = student_NV.new_zeros(()) if N else student_NV.sum()  # 0, but part of the graph
@@ -176,7 +187,36 @@ def sinkd_term(
         value = value + (plan.value * size_P).sum()
         plans.append(plan)
         sizes.append(size_P)
-    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes)
+    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes, widths)
+
+
+def _of_rows(teacher: Tensor | TopKSignal, function: Callable[[Tensor], Tensor]) -> Tensor | TopKSignal:
+    return teacher.map(function) if isinstance(teacher, TopKSignal) else function(teacher)
+
+
+def _distribution(logits_NV: Tensor, temperature: float, regression: bool) -> Tensor:
+    """What the cost compares: softmaxed rows, or the two masses that a regression's prediction stands for."""
+    logits_NV = full_precision(logits_NV)
+    if regression:
+        return torch.cat([logits_NV, 1 - logits_NV], dim=-1)
+    return torch.softmax(logits_NV / temperature, dim=-1)
+
+
+def _costs(student_NV: Tensor, teacher_NV: Tensor, norm: str, blocks: list[tuple[int, int]]) -> list[Tensor]:
+    """One cost call for the problems of one size: nothing is computed between rows of different problems."""
+    rows = zip(blocks, _split(student_NV, blocks), _split(teacher_NV, blocks), strict=True)
+    return [pairwise_cost(s.view(P, R, -1), t.view(P, R, -1), norm=norm) for (P, R), s, t in rows]
+
+
+def _top_k_costs(
+    student_NV: Tensor, teacher: TopKSignal, temperature: float, blocks: list[tuple[int, int]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """As `_costs`, over the ids that the teacher's rows name; and the widths."""
+    sides = (student_NV, teacher.ids_NK, *teacher.probabilities(temperature))
+    pairs = []
+    for (P, R), s, ids, t, tail in zip(blocks, *(_split(side, blocks) for side in sides), strict=True):
+        pairs.append(pairwise_top_k_cost(s.view(P, R, -1), ids.view(P, R, -1), t.view(P, R, -1), tail.view(P, R)))
+    return [cost for cost, _ in pairs], [width for _, width in pairs]
 
 
 def _sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -209,17 +249,28 @@ def _pad(costs: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
 
 def _check(
     student_NV: Tensor,
-    teacher_NV: Tensor,
+    teacher: Tensor | TopKSignal,
     example_N: Tensor,
     position_N: Tensor,
     temperature: float,
     scope: str,
+    cost_norm: str,
     regression: bool,
 ) -> None:
-    if student_NV.ndim != 2 or student_NV.shape != teacher_NV.shape:
+    top_k = isinstance(teacher, TopKSignal)
+    shape = (len(teacher), teacher.vocabulary_size) if isinstance(teacher, TopKSignal) else tuple(teacher.shape)
+    if student_NV.ndim != 2 or student_NV.shape != shape:
         raise ValueError(
-            "student_NV and teacher_NV must be logits [N, V] of the same shape, got "
-            f"{tuple(student_NV.shape)} and {tuple(teacher_NV.shape)}."
+            "The student's and the teacher's logits must be [N, V] of the same shape, got "
+            f"{tuple(student_NV.shape)} and {shape}."
+        )
+    if top_k and regression:
+        raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
+    if top_k and cost_norm != "l1":
+        raise ValueError(
+            f"cost_norm={cost_norm!r} needs the teacher's whole rows: merging ids into one bucket shortens an L1 "
+            "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or cache "
+            "full rows."
         )
     if example_N.shape != student_NV.shape[:1] or position_N.shape != student_NV.shape[:1]:
         raise ValueError(
