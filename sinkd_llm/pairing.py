@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
+from sinkd_llm.models.kinds import class_words
 from sinkd_llm.models.loading import build_quantization_config, load_model
 from sinkd_llm.models.pruning import select_layers
 from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
@@ -131,6 +132,14 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
             f"The teacher's classification head has {sizes[0]} outputs and the student's {sizes[1]}; fine-tune the "
             "teacher on this task, or load the student with as many labels."
         )
+    if architectures[0].scores_classes:
+        words = [class_words(unwrap(model).config) for model in (teacher, student)]
+        if words[0] and words[1] and words[0] != words[1] and set(words[0]) == set(words[1]):
+            raise InputError(
+                f"The teacher's classes are {', '.join(words[0])} and the student's {', '.join(words[1])}: the same "
+                "in another order, and the loss compares them by number. Build the student from the teacher's layers, "
+                "or give it the teacher's order (`labels` of load_model)."
+            )
     name = teacher_name or unwrap(teacher).config._name_or_path
     if name:
         try:

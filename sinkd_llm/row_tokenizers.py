@@ -4,6 +4,7 @@ Shapes: C choices of a row.
 """
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.data import AnswerTokenizer, Row, labelled_row_name
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
+from sinkd_llm.models.kinds import class_words
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @functools.lru_cache(maxsize=16)
@@ -122,11 +126,16 @@ class ClassTokenizer(AnswerTokenizer):
     too long loses the end of its longer text, a prompt its beginning. For a head with one output, the answer
     is where the row's `target` lies between its smallest and its largest choice, in [0, 1].
 
+    Choice c is class c of the head, unless the head names its classes by the words of the choices: then each choice
+    is the class of its name.
+
     Args:
         num_classes (`int`, *optional*, defaults to `2`): outputs of the head.
+        head_words (`tuple[str, ...]`, *optional*): the head's names of its classes, see [`class_words`].
     """
 
     num_classes: int = 2
+    head_words: tuple[str, ...] | None = None
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """As [`AnswerTokenizer.features`]; `answer_ids` is the class, `answers_ids` all of them."""
@@ -142,10 +151,11 @@ class ClassTokenizer(AnswerTokenizer):
             if self.num_classes == 1:
                 values = choice_values(row["choices"], name)
                 feature |= {"choice_values": values} if ranking else {"target": self._target(row, name)}
+            classes = class_order(tuple(row["choices"]), self.head_words)
             if ranking:
-                feature |= {"label": row["label"], "answers_ids": [[c] for c in range(len(row["choices"]))]}
+                feature |= {"label": row["label"], "answers_ids": [[c] for c in classes]}
             else:
-                feature["answer_ids"] = [row["label"]]
+                feature["answer_ids"] = [classes[row["label"]]]
             features.append(feature)
         return features
 
@@ -166,6 +176,14 @@ class ClassTokenizer(AnswerTokenizer):
             raise InputError(
                 f"The task has {count} answer choices, but the model's classification head has {self.num_classes} "
                 "outputs; give a model that was fine-tuned on this task."
+            )
+        choices = tuple(choice.strip() for choice in next(iter(choice_sets)))
+        if self.head_words is not None and set(self.head_words) != {choice.lower() for choice in choices}:
+            logger.warning(
+                "The head calls its classes %s and the task its choices %s: the first is taken for the first, and so "
+                "on. If their order differs, the scores are wrong.",
+                ", ".join(self.head_words),
+                ", ".join(choices),
             )
 
     def _read(self, rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -196,6 +214,15 @@ class ClassTokenizer(AnswerTokenizer):
         target = row.get("target")
         target = numbers[row["label"]] if target is None else float(target)
         return (target - min(numbers)) / (max(numbers) - min(numbers))
+
+
+@functools.lru_cache(maxsize=64)
+def class_order(choices: tuple[str, ...], words: tuple[str, ...] | None) -> tuple[int, ...]:
+    """The class of each choice: the one of its name, if the head's `words` are those of the choices."""
+    names = [choice.strip().lower() for choice in choices]
+    if words is None or sorted(words) != sorted(names) or len(set(names)) < len(names):
+        return tuple(range(len(choices)))
+    return tuple(words.index(name) for name in names)
 
 
 def choice_values(choices: Sequence[str], name: str) -> list[float]:
@@ -260,7 +287,9 @@ def row_tokenizer(
         InputError: if the model's family is not supported, or `add_eos` asks for a token that it cannot predict.
     """
     kind = get_architecture(model).model_kind
-    more: dict[str, Any] = {"num_classes": output_size(model)} if kind == "sequence-classification" else {}
+    more: dict[str, Any] = {}
+    if kind == "sequence-classification":
+        more = {"num_classes": output_size(model), "head_words": class_words(unwrap(model).config)}
     if add_eos and kind in ("sequence-classification", "masked-lm"):
         raise InputError(f"add_eos is set, but {type(unwrap(model)).__name__} predicts no end of a sequence; drop it.")
     return _TOKENIZERS[kind](tokenizer, max_length, apply_chat_template, add_eos, **more)

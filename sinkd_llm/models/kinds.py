@@ -65,6 +65,14 @@ def head_options(kind: str, labels: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
+def class_words(config: Any) -> tuple[str, ...] | None:
+    """The words that a checkpoint gives its classes, in lower case and in their order; `None` if it gives none."""
+    names = getattr(config, "id2label", None) or {}
+    words = tuple(str(names[i]).strip().lower() for i in sorted(names))
+    # LABEL_0 is what Transformers calls a class that nobody named.
+    return words if words and not any(word.startswith("label_") for word in words) else None
+
+
 def is_head(kind: str, model: Any, weight: str) -> bool:
     """Whether a weight belongs to what a classifier adds to its encoder; the pooler counts as well."""
     if kind != "sequence-classification":
