@@ -181,6 +181,11 @@ def add_adapter(student: Any, peft_config: Any) -> Any:
         )
     if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
         student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
+        for module in student.modules():
+            # On a CPU with AVX512-BF16 bitsandbytes repacks a layer's weights at its first forward without gradient,
+            # for good, and from then on no gradient passes the layer: scoring a student would end its training.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     peft_config = copy.deepcopy(peft_config)
     task_type = get_architecture(student).lora_task_type
     if peft_config.task_type is None:

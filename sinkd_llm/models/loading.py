@@ -1,5 +1,6 @@
 """Loading a student or teacher: any source, dtype, quantisation, with its LoRA adapter."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +114,8 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
                 path, revision=source.revision, trust_remote_code=options["trust_remote_code"]
             )
             kind = choose_kind(source.name, config, kind, labels is not None)
+            if options["quantization_config"] is not None and kind == "sequence-classification":
+                options = {**options, "quantization_config": _spare_head(options["quantization_config"], config)}
             loaded: Any = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
                 path,
                 revision=source.revision,
@@ -166,6 +169,21 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
         model.sinkd_source = None  # no name gives this head again
         model.name_or_path = model.config._name_or_path = ""
     return model
+
+
+def _spare_head(quantization_config: Any, config: Any) -> Any:
+    """The same quantisation with the classification head in full precision, for a new head is trained whole."""
+    import transformers
+
+    if not hasattr(quantization_config, "llm_int8_skip_modules"):
+        return quantization_config  # not of bitsandbytes
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    names = [name for name, _ in model.named_parameters()]
+    head = {name.rsplit(".", 1)[0] for name in names if is_head("sequence-classification", model, name)}
+    spared = copy.deepcopy(quantization_config)
+    spared.llm_int8_skip_modules = sorted({*(spared.llm_int8_skip_modules or ()), *head})
+    return spared
 
 
 def _new_modules(weights: set[str]) -> tuple[str, ...]:
