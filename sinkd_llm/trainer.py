@@ -1,5 +1,6 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,11 @@ from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
-from sinkd_llm.models.architectures import context_length, get_architecture
+from sinkd_llm.models.architectures import SupervisedLogits, context_length, get_architecture, output_size
 from sinkd_llm.models.saving import save_student
 from sinkd_llm.objectives import DistillationObjective, TopKSignal
 from sinkd_llm.pair_inputs import TEACHER, rows_for
-from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher
+from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher, open_cache
 from sinkd_llm.teachers import LocalTeacher
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         TrainerCallback,
     )
+
+logger = logging.getLogger(__name__)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -67,6 +70,7 @@ class SinKDTrainer(Trainer):
             from the teacher's own layers.
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             The teacher, a name or a model; or see `args.teacher_model_name_or_path`. It is frozen in place.
+            With `args.teacher_cache` none is needed.
         args ([`SinKDConfig`], *optional*):
             The settings. Default: those of `SinKDConfig` with the output folder `<model>-SinKD`.
         data_collator ([`~transformers.DataCollator`], *optional*):
@@ -124,10 +128,24 @@ class SinKDTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
-        teacher = load_teacher(teacher_model, args)
+        self.teacher_cache = open_cache(args, model, teacher_model)
+        cache = self.teacher_cache
+        # With a cache the teacher is here only for the student to be cut from it.
+        teacher = load_teacher(teacher_model, args) if cache is None or model is None else None
         if processing_class is None:
             processing_class = default_tokenizer(model, teacher, args)
-        student = load_student(model, teacher, args, quantization_config, class_names(train_dataset))
+        # As beside a teacher that scores words (`load_student`).
+        scores_words = cache is not None and not cache.manifest.teacher.scores_classes
+        classes = None if scores_words else class_names(train_dataset)
+        student = load_student(model, teacher, args, quantization_config, classes)
+        if cache is not None:
+            teacher = None
+            cache.check_run(
+                {name: getattr(args, name) for name in ("max_length", "apply_chat_template", "add_eos")},
+                processing_class,
+                get_architecture(student).model_kind,
+                output_size(student),
+            )
         if teacher is not None:
             name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
             check_pair(teacher, name, student, processing_class, args.trust_remote_code)
@@ -142,6 +160,8 @@ class SinKDTrainer(Trainer):
         self.objective: DistillationObjective = args.objective()
         self.teacher = LocalTeacher(teacher) if teacher is not None else None
         lengths = [context_length(m) for m in (student, teacher) if m is not None]
+        if cache is not None:
+            lengths.append(cache.manifest.rows.cut_at)
         answer_tokenizer, collator = rows_for(
             student,
             teacher,
@@ -152,8 +172,12 @@ class SinKDTrainer(Trainer):
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
         self.verbalizer_ids: Tensor | None = None
-        if self.teacher and args.vocabulary == "verbalizers" and train_dataset is not None:
+        if (self.teacher or cache) and args.vocabulary == "verbalizers" and train_dataset is not None:
             self.verbalizer_ids = verbalizer_ids(train_dataset, answer_tokenizer).to(args.device)
+        if cache is not None:
+            cache.check_objective(self.objective, self.verbalizer_ids)
+            if warning := cache.width_warning(self.objective, args.cache_tolerance):
+                logger.warning("The teacher cache %s is coarse: %s", cache.folder, warning)
 
         def tokenized(dataset: Any, ranking: bool) -> Any:
             if dataset is None:
@@ -188,6 +212,8 @@ class SinKDTrainer(Trainer):
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
         self._answer_tokenizer = answer_tokenizer
+        if cache is not None and self.train_dataset is not None:
+            cache.check_rows(self.train_dataset)
         if self.teacher and getattr(teacher, "quantization_method", None) is None:
             self.teacher.model.to(self.args.device)
 
@@ -209,7 +235,7 @@ class SinKDTrainer(Trainer):
         student = self.architecture.supervised_logits(model, inputs)
         output = self.objective(
             student.logits_NV,
-            self._teacher_signal(inputs),
+            self._teacher_signal(model, inputs, student),
             student.labels_N,
             example_N=student.example_N,
             position_N=student.position_N,
@@ -226,9 +252,16 @@ class SinKDTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
-    def _teacher_signal(self, inputs: Mapping[str, Any]) -> Tensor | TopKSignal | None:
+    def _teacher_signal(
+        self, model: nn.Module, inputs: Mapping[str, Any], student: SupervisedLogits
+    ) -> Tensor | TopKSignal | None:
         """What the objective compares the student's rows with, in the same order."""
-        if self.teacher is None or not self.objective.uses_teacher:
+        if not self.objective.uses_teacher:
+            return None
+        if self.teacher_cache is not None:
+            # It holds the training rows, and rows for evaluation may go by the same ids.
+            return self.teacher_cache.signal(inputs["example_id"], student) if model.training else None
+        if self.teacher is None:
             return None
         return self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
 
@@ -263,8 +296,8 @@ class SinKDTrainer(Trainer):
 
         Returns:
             `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token; for rows without
-            choices the training loss), the task's metrics, and `eval_teacher_agreement`, the share of rows
-            where student and teacher choose the same answer.
+            choices the training loss, but with a teacher cache the cross-entropy), the task's metrics, and, with a
+            teacher model, `eval_teacher_agreement`, the share of rows where both choose the same answer.
         """
         # Trainer itself passes the name of one of several evaluation sets.
         if eval_dataset is not None and hasattr(eval_dataset, "column_names"):

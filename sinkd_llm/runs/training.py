@@ -11,7 +11,7 @@ from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, wr
 from sinkd_llm.runs.data import TaskArguments, load_run_data
 from sinkd_llm.runs.folder import find_checkpoint, prepare_output_dir, weights_size_bytes
 from sinkd_llm.runs.record import write_results
-from sinkd_llm.runs.scoring import Scorer, source_size_bytes
+from sinkd_llm.runs.scoring import Scorer, recorded_score, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_finetune(
         InputError: for settings that contradict each other, and whatever the rooms below refuse.
         TrainingInterrupted: after Ctrl-C, when the checkpoint is saved.
     """
-    if training_args.teacher_model_name_or_path is not None:
+    if training_args.teacher_model_name_or_path is not None or training_args.teacher_cache is not None:
         raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
     if model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model to fine-tune.")
@@ -69,12 +69,20 @@ def run_distill(
     """
     Train a student to follow a teacher; score the teacher, and the student before and after.
 
-    Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` is
-    required, and `model_args.model_name_or_path` or `training_args.student_layers`.
+    Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` or
+    `training_args.teacher_cache` is required, and `model_args.model_name_or_path` or `training_args.student_layers`.
     """
-    if training_args.teacher_model_name_or_path is None:
-        raise InputError("--teacher_model_name_or_path is missing: the model to learn from.")
+    if training_args.teacher_model_name_or_path is None and training_args.teacher_cache is None:
+        raise InputError(
+            "--teacher_model_name_or_path is missing: the model to learn from; or give the --teacher_cache that "
+            "'sinkd cache' wrote."
+        )
     if model_args.model_name_or_path is None:
+        if training_args.teacher_model_name_or_path is None:
+            raise InputError(
+                "there is no student: give --model_name_or_path, or the --teacher_model_name_or_path to cut it from "
+                "beside the cache."
+            )
         if training_args.student_layers is None:
             raise InputError(
                 "there is no student: give --model_name_or_path, or --student_layers to build one from "
@@ -118,11 +126,13 @@ def _train(
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
-    _apply_model_arguments(training_args, model_args)
+    apply_model_arguments(training_args, model_args)
     interrupt = InterruptCallback(resume_command(command, argv))
     bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
-    say(f"Loading {' and '.join(filter(None, (teacher_name, model_args.model_name_or_path)))} …")
+    cached = training_args.teacher_cache is not None
+    needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
+    say(f"Loading {' and '.join(filter(None, needed))} …")
     trainer = SinKDTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -135,9 +145,13 @@ def _train(
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    names = (BEFORE, AFTER) if trainer.teacher is not None else ("before", "after")
+    names = (BEFORE, AFTER) if command == "distill" else ("before", "after")
     scorer = Scorer(trainer, data)
     rows = []
+    if trainer.teacher_cache is not None and (
+        row := recorded_score(trainer.teacher_cache.manifest.teacher_score, data)
+    ):
+        rows.append(row)
     if trainer.teacher is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
     rows.append(scorer.row(names[0], trainer.model))
@@ -186,7 +200,7 @@ def resume_command(command: str, argv: Sequence[str] | None) -> str:
     return shlex.join(["sinkd", command, *kept, "--resume_from_checkpoint", "true"])
 
 
-def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+def apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
     """TRL's ModelConfig says how the student is loaded, and the teacher unless its own arguments do."""
     shared = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if model_args.model_name_or_path is not None:

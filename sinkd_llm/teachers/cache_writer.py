@@ -119,6 +119,11 @@ class CacheWriter:
         """Examples that are in whole shards, in caching order."""
         return int(self.manifest.shards[-1]["stop"]) if self.manifest.shards else 0
 
+    @property
+    def added(self) -> int:
+        """Examples that are in shards or on their way there."""
+        return self.done + self._examples
+
     def batches(self, size: int) -> Iterator[list[int]]:
         """The data set's row numbers of each batch that is still to be added."""
         for start in range(self.done, len(self.plan.order), size):

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.architectures import SupervisedLogits
 from sinkd_llm.teachers.cache_files import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache_identity import example_key, row_prints, tokenizer_hash, weights_hash
 from sinkd_llm.teachers.cache_manifest import Manifest
@@ -55,27 +56,25 @@ class CachedTeacher:
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
 
-    def signal(
-        self, example_ids: Sequence[str], example_N: Tensor, position_N: Tensor, device: Any
-    ) -> "Tensor | TopKSignal":
+    def signal(self, example_ids: Sequence[str], student: SupervisedLogits) -> "Tensor | TopKSignal":
         """
-        The rows of some supervised tokens, in their order.
+        The rows of the supervised tokens of a batch, in the student's order and on its device.
 
         Args:
-            example_ids (`Sequence[str]`): names of the sequences of a batch.
-            example_N, position_N (`Tensor` `[N]`): each row's sequence, and its place in the answer.
-            device: where the signal goes.
+            example_ids (`Sequence[str]`): names of the sequences of the batch.
+            student ([`~sinkd_llm.models.architectures.SupervisedLogits`]): says which sequence and which place in
+                the answer each row is.
 
         Raises:
             InputError: naming the examples that are not in the cache, or those of other lengths.
         """
         entry = self._entries([example_key(name) for name in example_ids], example_ids)
-        example, position = example_N.cpu().numpy(), position_N.cpu().numpy()
+        example, position = student.example_N.cpu().numpy(), student.position_N.cpu().numpy()
         over = position >= self._index["count"][entry][example]
         if over.any():
             self._refuse_rows(sorted({example_ids[e] for e in example[over]}), "have longer answers than in")
         rows = self._index["first"][entry][example].astype(np.int64) + position
-        return self.manifest.layout.decode(self._read(rows), device)
+        return self.manifest.layout.decode(self._read(rows), student.logits_NV.device)
 
     def check_rows(self, features: "Dataset") -> None:
         """
