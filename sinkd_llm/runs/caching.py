@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sinkd_llm.config import SinKDConfig
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.teachers.cache_layout import CacheLayout
-    from sinkd_llm.teachers.cache_manifest import Manifest
+    from sinkd_llm.teachers.cache_manifest import Manifest, TeacherIdentity
     from sinkd_llm.teachers.cache_writer import CacheWriter
 
 
@@ -106,13 +106,7 @@ def run_cache(
         raise InputError("--teacher_model_name_or_path is missing: the model to cache.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
-    from sinkd_llm.models.architectures import context_length, get_architecture
-    from sinkd_llm.pair_inputs import rows_for
     from sinkd_llm.pairing import default_tokenizer, load_teacher
-    from sinkd_llm.teachers import LocalTeacher
-    from sinkd_llm.teachers.cache_identity import tokenizer_hash
-    from sinkd_llm.teachers.cache_manifest import Manifest, RowsIdentity
-    from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan, remove_cache
 
     data = load_run_data(task_args, training_args.seed)
     apply_model_arguments(training_args, model_args)
@@ -120,31 +114,45 @@ def run_cache(
     model = load_teacher(None, training_args)
     if getattr(model, "quantization_method", None) is None:
         model.to(training_args.device)
-    teacher = LocalTeacher(model)
     tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
+    return write_cache(folder, model, tokenizer, data, training_args, cache_args)
+
+
+def write_cache(
+    folder: Path, model: Any, tokenizer: Any, data: RunData, training_args: "SinKDConfig", cache_args: CacheArguments
+) -> CacheResult:
+    """
+    As [`run_cache`], for a teacher and rows that are loaded already.
+
+    Args:
+        folder (`Path`): of the cache.
+        model (`PreTrainedModel`): the teacher that `training_args.teacher_model_name_or_path` names. It is frozen.
+        tokenizer (`PreTrainedTokenizerBase`): the one that the students will be trained with.
+        data ([`RunData`]): the rows; those for evaluation score the teacher.
+        training_args, cache_args: as for [`run_cache`].
+    """
+    from sinkd_llm.data import tokenize_dataset
+    from sinkd_llm.models.architectures import context_length
+    from sinkd_llm.pair_inputs import rows_for
+    from sinkd_llm.teachers import LocalTeacher
+    from sinkd_llm.teachers.cache_identity import tokenizer_hash
+    from sinkd_llm.teachers.cache_manifest import Manifest, RowsIdentity
+    from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan, remove_cache
+
+    teacher = LocalTeacher(model)
     lengths = [length for length in (training_args.max_length, context_length(model)) if length is not None]
     cut_at = min(lengths, default=None)
     settings = (training_args.apply_chat_template, training_args.add_eos)
     answer_tokenizer, collator = rows_for(model, None, tokenizer, cut_at, *settings)
-    features = _tokenized(data, answer_tokenizer, training_args)
+    features = tokenize_dataset(data.train, answer_tokenizer, num_proc=training_args.dataset_num_proc)
     plan = RowPlan(features)
     layout = _layout(model, data, answer_tokenizer, training_args, cache_args)
-    ladder = [2**i for i in range(layout.vocabulary_size.bit_length()) if 2**i < layout.vocabulary_size]
-    manifest = Manifest(
-        _identity(model, training_args, get_architecture(model)),
-        RowsIdentity(
-            data.name,
-            plan.hash,
-            len(features),
-            tokenizer_hash(tokenizer),
-            training_args.max_length,
-            cut_at,
-            *settings,
-        ),
-        layout,
-        tail_at=ladder if layout.temperatures else [],
-        versions=versions(),
+    width = layout.vocabulary_size if layout.temperatures else 0
+    tail_at = [2**i for i in range(width.bit_length()) if 2**i < width]
+    rows = RowsIdentity(
+        data.name, plan.hash, len(features), tokenizer_hash(tokenizer), training_args.max_length, cut_at, *settings
     )
+    manifest = Manifest(_identity(model, training_args), rows, layout, tail_at=tail_at, versions=versions())
     if cache_args.overwrite:
         remove_cache(folder)
     with CacheWriter(folder, manifest, plan) as writer:
@@ -154,15 +162,13 @@ def run_cache(
                 say(f"Going on behind {before} examples that are cached already")
             with progress(f"Caching {len(features)} examples of {data.name}") as on_progress:
                 write_rows(writer, teacher, features, collator, training_args, on_progress)
-            seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if not writer.manifest.complete:
             writer.finish(_score(teacher, tokenizer, data, training_args) if cache_args.score_teacher else None)
-        else:
-            seconds = 0.0
         manifest = writer.manifest
-    warning = None
     objective = training_args.objective()
-    if objective.sinkhorn_weight > 0 and objective.vocabulary == "full":
-        warning = manifest.width_warning(objective.sinkhorn_temperature, training_args.cache_tolerance)
+    coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full"
+    warning = manifest.width_warning(objective.sinkhorn_temperature, training_args.cache_tolerance) if coarse else None
     return CacheResult(folder, manifest, before, seconds, warning)
 
 
@@ -187,12 +193,6 @@ def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; give a folder.")
     return folder
-
-
-def _tokenized(data: RunData, answer_tokenizer: Any, args: "SinKDConfig") -> "Dataset":
-    from sinkd_llm.data import tokenize_dataset
-
-    return tokenize_dataset(data.train, answer_tokenizer, num_proc=args.dataset_num_proc)
 
 
 def _layout(
@@ -222,11 +222,12 @@ def _layout(
     return CacheLayout(cache_args.content, size, k, temperatures, cache_args.encoding or "fixed16", always)
 
 
-def _identity(model: Any, args: "SinKDConfig", architecture: Any) -> Any:
-    from sinkd_llm.models.architectures import output_size, unwrap
+def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
+    from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
     from sinkd_llm.teachers.cache_identity import weights_hash
     from sinkd_llm.teachers.cache_manifest import TeacherIdentity
 
+    architecture = get_architecture(model)
     name, revision = str(args.teacher_model_name_or_path), args.teacher_model_revision
     loading = {"dtype": str(model.dtype)}
     if args.teacher_load_in_4bit or args.teacher_load_in_8bit:

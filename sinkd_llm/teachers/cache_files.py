@@ -6,6 +6,7 @@ an array to give one row of it; nothing is ever unpickled.
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,8 @@ def map_arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
         memory = np.memmap(path, np.uint8, mode="r")
+        if hasattr(mmap, "MADV_RANDOM"):  # a batch's rows lie anywhere; reading ahead would read the whole file
+            memory._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
         arrays = {}
         for name, entry in header.items():
             if name == "__metadata__":

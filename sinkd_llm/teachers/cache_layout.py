@@ -124,12 +124,12 @@ class CacheLayout:
     def _pack_ids(self, ids_NK: Tensor) -> "np.ndarray[Any, Any]":
         ids = ids_NK.to(torch.int32).cpu().numpy().astype("<u4")
         octets = ids.view(np.uint8).reshape(*ids.shape, 4)[..., : self._id_bytes]
-        return np.ascontiguousarray(octets).reshape(len(ids), -1)
+        return np.ascontiguousarray(octets).reshape(len(ids), self.k * self._id_bytes)
 
     def _unpack_ids(self, octets: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         ids = np.zeros((len(octets), self.k, 4), np.uint8)
         ids[..., : self._id_bytes] = octets.reshape(len(octets), self.k, self._id_bytes)
-        return ids.reshape(len(octets), -1).view("<u4").astype(np.int64)
+        return ids.reshape(len(octets), 4 * self.k).view("<u4").astype(np.int64)
 
 
 def choose_temperatures(*temperatures: float | None, more: Sequence[float] = ()) -> tuple[float, ...]:
