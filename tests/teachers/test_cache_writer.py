@@ -99,8 +99,9 @@ while not ends or ends[-1] != 0:
     os.close(pipe)
     started = int(os.fdopen(reader).readline())
     if len(ends) < 10:
-        before = os.listdir(folder)
-        while os.listdir(folder) == before and len(before) < 33:  # until it writes, however slow the machine is
+        # It is killed behind its first write, however slow the machine is.
+        before, late = os.listdir(folder), time.time() + 20
+        while os.listdir(folder) == before and time.time() < late and len(before) < 33:
             time.sleep(0.0005)
         time.sleep(chance.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
