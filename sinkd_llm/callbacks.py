@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sinkd_llm.checkpoints import write_whole
 from sinkd_llm.report import LOSS_TERMS, format_duration, read_records
 from sinkd_llm.terminal import say
 
@@ -164,7 +165,7 @@ class MetricsFileCallback(TrainerCallback):
             for record in read_records(self.path)
             if record.get("step", 0) <= state.global_step and "train_runtime" not in record
         ]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def on_log(
         self,
@@ -177,6 +178,17 @@ class MetricsFileCallback(TrainerCallback):
         if logs and state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _any_process(flag: bool, device: Any) -> bool:
+    """Whether `flag` is set in one of the processes: they stop after the same step, or wait for each other for ever."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    flags = torch.tensor([int(flag)], device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags)
 
 
 class InterruptCallback(TrainerCallback):
@@ -221,7 +233,7 @@ class InterruptCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # The last step needs no stopping: training is over, and the model is saved right after it.
-        if self._requested and state.global_step < state.max_steps:
+        if _any_process(self._requested, args.device) and state.global_step < state.max_steps:
             self.interrupted = True
             control.should_save = True
             control.should_training_stop = True

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sinkd_llm.objectives import DistillationObjective
 
 DIVERGENCE_CHOICES = ["kl", "rkl", "js", "tvd", "none"]
+TEACHER_DEEPSPEED_CHOICES = ["auto", "replicate", "shard", "offload"]
 MODEL_KIND_CHOICES = ["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"]
 
 
@@ -60,6 +61,10 @@ class SinKDConfig(TrainingArguments):
         cache_tolerance (`float`, *optional*, defaults to `0.05`):
             Warn before training if a top-k cache knows the transport cost (0 to 2) less well than this, as a
             mean over pairs of rows.
+        teacher_deepspeed (`str`, *optional*, defaults to `"auto"`):
+            Where the teacher's weights lie when several processes train: `"replicate"` (whole in each),
+            `"shard"` (spread over their devices: ZeRO-3, or FSDP where the student has it), `"offload"` (spread
+            over their CPU memories, ZeRO-3) or `"auto"`: as the student's. See [`place_teacher`].
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Whether to set every dropout probability of the student to 0.
 
@@ -109,9 +114,15 @@ class SinKDConfig(TrainingArguments):
         cost_norm (`str`, *optional*, defaults to `"l1"`):
             Cost between a student and a teacher distribution: `"l1"` or `"sql2"`.
         transport_scope (`str`, *optional*, defaults to `"batch"`):
-            Which supervised tokens form one transport problem: all of the micro-batch (`"batch"`),
+            Which supervised tokens form one transport problem: all of the batch (`"batch"`),
             the t-th answer tokens of all examples (`"position"`), or those of one example
             (`"sequence"`).
+        transport_across_devices (`bool`, *optional*, defaults to `True`):
+            Whether the batch of a transport problem is that of all devices, so that two devices with 8 examples
+            each do what one with 16 does. Otherwise every device has its own problem.
+        transport_accumulation (`bool`, *optional*, defaults to `False`):
+            Whether the batch of a transport problem is all of an accumulation window. The student then
+            runs twice over each micro-batch. Otherwise every micro-batch has its own problem.
         vocabulary (`str`, *optional*, defaults to `"full"`):
             `"full"`, or `"verbalizers"`: the SinKD term sees only the tokens of the answer choices.
 
@@ -187,6 +198,14 @@ class SinKDConfig(TrainingArguments):
     cache_tolerance: float = field(
         default=0.05,
         metadata={"help": "Warn if a top-k cache knows the transport cost (0 to 2) less well than this."},
+    )
+    teacher_deepspeed: str = field(
+        default="auto",
+        metadata={
+            "help": "The teacher's weights when several processes train: whole in each, spread over their devices, "
+            "or over their CPU memories. Default: as the student's.",
+            "choices": TEACHER_DEEPSPEED_CHOICES,
+        },
     )
     disable_dropout: bool = field(
         default=False, metadata={"help": "Set every dropout probability of the student to 0."}
@@ -266,6 +285,17 @@ class SinKDConfig(TrainingArguments):
         metadata={
             "help": "Which supervised tokens form one transport problem.",
             "choices": ["batch", "position", "sequence"],
+        },
+    )
+    transport_across_devices: bool = field(
+        default=True,
+        metadata={"help": "A transport problem is over the batch of all devices, not over each device's own."},
+    )
+    transport_accumulation: bool = field(
+        default=False,
+        metadata={
+            "help": "A transport problem is over the whole accumulation window, at the cost of a second "
+            "forward of the student."
         },
     )
     vocabulary: str = field(

@@ -1,5 +1,6 @@
 """Student and teacher of a run: loaded, checked to speak the same tokens, the student given its adapter."""
 
+import contextlib
 import copy
 import logging
 from collections.abc import Sequence
@@ -12,15 +13,21 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
 from sinkd_llm.models.kinds import class_words
 from sinkd_llm.models.loading import build_quantization_config, load_model
+from sinkd_llm.models.partitioning import is_partitioned, whole_weights
 from sinkd_llm.models.pruning import select_layers
 from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
-from sinkd_llm.teachers import CachedTeacher
+from sinkd_llm.teachers import CachedTeacher, resolve_placement
 
 logger = logging.getLogger(__name__)
 
 
-def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> Any:
-    """The teacher that `teacher` or `args` names, or `None`."""
+def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig, cut: bool = False) -> Any:
+    """
+    The teacher that `teacher` or `args` names, or `None`.
+
+    Under DeepSpeed's stage 3 one that will be sharded is partitioned while it is loaded, so that no process ever
+    holds it whole; unless it is quantised, or the student will be `cut` from its layers.
+    """
     if teacher is not None and args.teacher_model_name_or_path is not None:
         raise InputError(
             "A teacher was given both as `teacher_model` and as `args.teacher_model_name_or_path`; give one."
@@ -49,7 +56,10 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig) -> An
                 dtype=arguments.get("dtype", "float32"),
             )
         )
-    return load_model(teacher, **arguments)
+    stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
+    sharded = resolve_placement(args.teacher_deepspeed, stage, bool(args.fsdp), quantised) != "replicate"
+    with contextlib.nullcontext() if sharded and not cut else whole_weights():
+        return load_model(teacher, **arguments)
 
 
 def open_cache(args: SinKDConfig, model: Any, teacher: Any) -> CachedTeacher | None:
@@ -67,10 +77,27 @@ def open_cache(args: SinKDConfig, model: Any, teacher: Any) -> CachedTeacher | N
     return cache
 
 
+def check_cache(cache: CachedTeacher, args: SinKDConfig, student: Any, tokenizer: Any) -> None:
+    """[`check_pair`] for a teacher of which there is only its cache."""
+    cache.check_run(
+        {name: getattr(args, name) for name in ("max_length", "apply_chat_template", "add_eos")},
+        tokenizer,
+        get_architecture(student).model_kind,
+        output_size(student),
+    )
+
+
 def load_student(
     model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any, classes: Sequence[str] | None = None
 ) -> PreTrainedModel:
     """The student that `model` and `args` describe; `classes` are those that a classification head would learn."""
+    with whole_weights():
+        return _load_student(model, teacher, args, quantization_config, classes)
+
+
+def _load_student(
+    model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any, classes: Sequence[str] | None
+) -> PreTrainedModel:
     if model is None:
         if teacher is None or args.student_layers is None:
             raise InputError(
@@ -79,6 +106,11 @@ def load_student(
             )
         if args.model_kind is not None:
             raise InputError("`model_kind` is set, but a student made of the teacher's layers is what the teacher is.")
+        if is_partitioned(teacher):
+            raise InputError(
+                "The teacher's weights are spread over the processes already, so no student can be cut from it; give "
+                "the teacher by name."
+            )
         return select_layers(teacher, args.student_layers, args.student_decoder_layers)
     if isinstance(model, str):
         arguments: dict[str, Any] = {
@@ -174,12 +206,39 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
         )
 
 
-def add_adapter(student: Any, peft_config: Any) -> Any:
+def check_fsdp(plugin: Any, student: Any) -> None:
+    """
+    Refuses what FSDP cannot shard here.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin`, *optional*): accelerate's; `None` without FSDP.
+        student (`PreTrainedModel` or `PeftModel`): the student.
+
+    Raises:
+        InputError: for FSDP1, and for an encoder-decoder, whose encoder, decoder and head share one embedding:
+            accelerate puts it into several groups, which torch refuses in the first step.
+    """
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise InputError(
+            "This is an FSDP1 launch, whose flat parameters can be neither scored nor saved here; set "
+            "fsdp_version: 2, as in ds_configs/fsdp2.yaml."
+        )
+    if unwrap(student).config.is_encoder_decoder:
+        raise InputError(
+            f"FSDP2 cannot shard the embedding that the encoder, decoder and head of {type(unwrap(student)).__name__} "
+            "share; launch with ds_configs/zero3.yaml, or ddp.yaml."
+        )
+
+
+def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -> Any:
     """
     The student with a new adapter, if a configuration was given.
 
     Without a task type of its own, the configuration gets that of the student's family. A head with random weights
-    is trained and saved beside the adapter.
+    is trained and saved beside the adapter. Under stage 3 of DeepSpeed (`zero_stage`) the adapter has the type of the
+    student's weights: DeepSpeed cannot keep small bfloat16 and float32 parameters together.
     """
     if peft_config is None:
         return student
@@ -216,7 +275,9 @@ def add_adapter(student: Any, peft_config: Any) -> Any:
     new_modules = getattr(student, "sinkd_new_modules", ())
     if new_modules and hasattr(peft_config, "modules_to_save"):
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
+    quantised = getattr(student, "quantization_method", None) is not None
     try:
-        return get_peft_model(student, peft_config)
+        with whole_weights():
+            return get_peft_model(student, peft_config, autocast_adapter_dtype=zero_stage != 3 or quantised)
     except ValueError as error:  # e.g. target modules that the model does not have
         raise InputError(f"The adapter does not fit {type(unwrap(student)).__name__}: {error}") from error

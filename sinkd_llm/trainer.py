@@ -1,24 +1,37 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from sinkd_llm.checkpoints import saving_checkpoint
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
-from sinkd_llm.models.architectures import SupervisedLogits, context_length, get_architecture, output_size
-from sinkd_llm.models.saving import save_student
-from sinkd_llm.objectives import DistillationObjective, TopKSignal
+from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, score_choices, shortest
+from sinkd_llm.models.architectures import context_length, get_architecture
+from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
+from sinkd_llm.models.saving import base_by_name, save_student
+from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
-from sinkd_llm.pairing import add_adapter, check_pair, default_tokenizer, load_student, load_teacher, open_cache
-from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.pairing import (
+    add_adapter,
+    check_cache,
+    check_fsdp,
+    check_pair,
+    default_tokenizer,
+    load_student,
+    load_teacher,
+    open_cache,
+)
+from sinkd_llm.teachers import LocalTeacher, place_teacher
+from sinkd_llm.term_log import TermLog
+from sinkd_llm.transport import TransportSpan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,8 +42,6 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         TrainerCallback,
     )
-
-logger = logging.getLogger(__name__)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -84,7 +95,8 @@ class SinKDTrainer(Trainer):
             The tokenizer of both models. Default: the one that belongs to `model`, else to the teacher.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             Gets the log-probabilities of the choices `[n, C]` as `predictions` and the gold indices as
-            `label_ids`; [`ranking_metrics`] makes one from a task. Default: accuracy.
+            `label_ids`; [`ranking_metrics`] makes one from a task. Where a regression head is trained, `predictions`
+            are these and its predictions `[n]`, in [0, 1]. Default: accuracy.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Added to those of `transformers.Trainer`.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -128,10 +140,9 @@ class SinKDTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
-        self.teacher_cache = open_cache(args, model, teacher_model)
-        cache = self.teacher_cache
+        self.teacher_cache = cache = open_cache(args, model, teacher_model)
         # With a cache the teacher is here only for the student to be cut from it.
-        teacher = load_teacher(teacher_model, args) if cache is None or model is None else None
+        teacher = load_teacher(teacher_model, args, cut=model is None) if cache is None or model is None else None
         if processing_class is None:
             processing_class = default_tokenizer(model, teacher, args)
         # As beside a teacher that scores words (`load_student`).
@@ -140,21 +151,23 @@ class SinKDTrainer(Trainer):
         student = load_student(model, teacher, args, quantization_config, classes)
         if cache is not None:
             teacher = None
-            cache.check_run(
-                {name: getattr(args, name) for name in ("max_length", "apply_chat_template", "add_eos")},
-                processing_class,
-                get_architecture(student).model_kind,
-                output_size(student),
-            )
+            check_cache(cache, args, student, processing_class)
         if teacher is not None:
             name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
             check_pair(teacher, name, student, processing_class, args.trust_remote_code)
-        student = add_adapter(student, peft_config)
+        stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
+        student = add_adapter(student, peft_config, stage)
         if args.disable_dropout:
             disable_dropout(student)
         if args.gradient_checkpointing and hasattr(student, "peft_config"):
             # The frozen embedding's output needs a gradient, or a checkpointed block has none to pass on.
             student.enable_input_require_grads()
+            if stage == 3:
+                # Stage 3 releases a block's weights after its forward; only the reentrant kind asks for them again.
+                args.gradient_checkpointing_kwargs = {
+                    **(args.gradient_checkpointing_kwargs or {}),  # type: ignore[dict-item]
+                    "use_reentrant": True,
+                }
 
         self.architecture = get_architecture(student)
         self.objective: DistillationObjective = args.objective()
@@ -175,9 +188,7 @@ class SinKDTrainer(Trainer):
         if (self.teacher or cache) and args.vocabulary == "verbalizers" and train_dataset is not None:
             self.verbalizer_ids = verbalizer_ids(train_dataset, answer_tokenizer).to(args.device)
         if cache is not None:
-            cache.check_objective(self.objective, self.verbalizer_ids)
-            if warning := cache.width_warning(self.objective, args.cache_tolerance):
-                logger.warning("The teacher cache %s is coarse: %s", cache.folder, warning)
+            cache.check_objective(self.objective, self.verbalizer_ids, args.cache_tolerance)
 
         def tokenized(dataset: Any, ranking: bool) -> Any:
             if dataset is None:
@@ -195,8 +206,7 @@ class SinKDTrainer(Trainer):
         self._user_compute_metrics = compute_metrics or accuracy
         # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
         self._teacher_choices: dict[str, int] = {}
-        self._metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
-        self._saving_checkpoint = False
+        self._term_log = TermLog()
         super().__init__(
             model=student,
             args=args,
@@ -208,16 +218,33 @@ class SinKDTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None), student)
         # Trainer counts the supervised tokens of the accumulation window only for models that take the
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
         self._answer_tokenizer = answer_tokenizer
         if cache is not None and self.train_dataset is not None:
             cache.check_rows(self.train_dataset)
-        if self.teacher and getattr(teacher, "quantization_method", None) is None:
-            self.teacher.model.to(self.args.device)
+        if self.teacher:
+            self.teacher.model = place_teacher(self.teacher.model, self.accelerator, args.teacher_deepspeed)
+            self._teacher_is_sharded = is_partitioned(self.teacher.model)
+        ranks = Ranks.of() if args.transport_across_devices else None
+        if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            raise InputError(
+                "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
+                "all ranks would count its rows several times; set transport_across_devices to false."
+            )
+        self.transport = TransportSpan(self.architecture, cache or self.teacher, ranks, args.transport_accumulation)
 
     # ---- training
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of the next accumulation window, and how many supervised tokens they have."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.transport.open_window(batches, self._prepare_inputs)
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -230,53 +257,44 @@ class SinKDTrainer(Trainer):
 
         Args:
             num_items_in_batch (`Tensor` or `int`, *optional*): supervised tokens of the accumulation window,
-                over all processes.
+                over all processes (of this one, without `average_tokens_across_devices`).
         """
-        student = self.architecture.supervised_logits(model, inputs)
+        averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        student, teacher, transport = self.transport.rows(
+            model, inputs, self.objective, self.verbalizer_ids, None if averaged else num_items_in_batch
+        )
         output = self.objective(
             student.logits_NV,
-            self._teacher_signal(model, inputs, student),
+            teacher,
             student.labels_N,
             example_N=student.example_N,
             position_N=student.position_N,
             verbalizer_ids=self.verbalizer_ids,
             num_items=num_items_in_batch,
+            transport=transport,
             with_diagnostics=model.training and self._logs_after_this_step(),
         )
+        # The count is over all processes, and their gradients are averaged, not summed.
+        scale = self.accelerator.num_processes if averaged else 1
         if model.training:
-            for name, value in {**output.terms, **output.diagnostics}.items():
-                self._metrics[name].append(torch.as_tensor(value).detach())
-        loss = output.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # The count is over all processes, and their gradients are averaged, not summed.
-            loss = loss * self.accelerator.num_processes
+            N = len(student.labels_N)
+            divisor = torch.as_tensor(
+                N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
+            )
+            self._term_log.add(output, scale * N / divisor.clamp(min=1), self.state.global_step)
+        loss = output.loss * scale if averaged else output.loss
         return (loss, {}) if return_outputs else loss
-
-    def _teacher_signal(
-        self, model: nn.Module, inputs: Mapping[str, Any], student: SupervisedLogits
-    ) -> Tensor | TopKSignal | None:
-        """What the objective compares the student's rows with, in the same order."""
-        if not self.objective.uses_teacher:
-            return None
-        if self.teacher_cache is not None:
-            # It holds the training rows, and rows for evaluation may go by the same ids.
-            return self.teacher_cache.signal(inputs["example_id"], student) if model.training else None
-        if self.teacher is None:
-            return None
-        return self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
 
     def _logs_after_this_step(self) -> bool:
         """Diagnostics cost a little, so they are computed only where the logger shows them."""
         return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of the terms and diagnostics since the last record of training."""
-        if "loss" in logs and self._metrics:
-            names = sorted(self._metrics)
-            means = torch.stack([torch.stack(self._metrics[n]).float().mean() for n in names])
-            means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
-            logs.update(zip(names, means.tolist(), strict=True))
-            self._metrics.clear()
+        """Adds the terms, whose weighted sum is the loss, and the means of the diagnostics since the last record."""
+        if "loss" in logs and (values := self._term_log.take()):
+            means = torch.stack([value.float() for value in values.values()]).to(self.args.device)
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs.update(zip(values, means.tolist(), strict=True))
         super().log(logs, start_time)
 
     # ---- evaluation
@@ -304,6 +322,27 @@ class SinKDTrainer(Trainer):
             eval_dataset = tokenize_dataset(eval_dataset, self._answer_tokenizer, ranking=True)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        As Transformers', also before training.
+
+        There it would prepare the student as one that never trains: DeepSpeed's engine would have no optimizer, and
+        under DDP the gradients of the processes would stay apart, without a word.
+        """
+        prepared = self.is_in_train or self.model_wrapped is not self.model or is_partitioned(self.model)
+        if prepared or self.args.world_size == 1:
+            return super().evaluation_loop(*args, **kwargs)
+        flags = self.is_deepspeed_enabled, self.is_fsdp_enabled
+        self.is_deepspeed_enabled = self.is_fsdp_enabled = False
+        try:
+            with on_device(self.model, self.args.device):
+                return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled, self.is_fsdp_enabled = flags
+            # Accelerate must not take the student for one that is prepared to train.
+            self.accelerator._models.clear()
+            self.model._is_accelerate_prepared = False
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -311,26 +350,34 @@ class SinKDTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`."""
+        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`.
+
+        A regression head's predictions `[B]` come third.
+        """
         if "choice_ids" not in inputs:
             return super().prediction_step(model, inputs, True, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            student = self.architecture.supervised_logits(model, inputs)
-            scores_BC, length_BC = choice_log_likelihoods(student, inputs)
+            # The ranks of a sharded model have to make the same number of forwards.
+            scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
+        scores_BC, length_BC = scores.log_likelihood_BC, scores.length_BC
         gold_B1 = inputs["label"][:, None]
         loss = -scores_BC.gather(1, gold_B1).sum() / length_BC.gather(1, gold_B1).sum()
         # Batches with fewer choices are padded with -100 when they are put together, which no
         # log-probability of a *best* choice can be, while a sum over tokens could.
         predictions = (scores_BC.log_softmax(dim=-1), self._teacher_choice(inputs))
-        return loss, predictions, inputs["label"]
+        return loss, predictions if scores.number_B is None else (*predictions, scores.number_B), inputs["label"]
 
     def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
         """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
         if self.teacher is None:
             return torch.full_like(inputs["label"], -1)
         names = [inputs["example_id"][s] for s in inputs["choice_sequence"][:, 0].tolist()]
-        if not all(name in self._teacher_choices for name in names):
+        unknown = not all(name in self._teacher_choices for name in names)
+        if self._teacher_is_sharded:  # then all processes call it, or none
+            flag = torch.tensor([float(unknown)], device=self.args.device)
+            unknown = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        if unknown:
             theirs = inputs.get(TEACHER, inputs)
             scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(theirs), theirs)
             chosen = scores_BC.argmax(dim=-1).tolist()
@@ -339,23 +386,35 @@ class SinKDTrainer(Trainer):
 
     def _compute_ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions: Any = prediction.predictions  # what `prediction_step` returns, gathered
-        scores, teacher_choice = predictions
-        metrics = dict(self._user_compute_metrics(EvalPrediction(predictions=scores, label_ids=prediction.label_ids)))
+        scores, teacher_choice, *numbers = predictions
+        given = EvalPrediction((scores, *numbers) if numbers else scores, prediction.label_ids)
+        metrics = dict(self._user_compute_metrics(given))
         if self.teacher is not None:
             metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
         return metrics
 
     # ---- saving
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with saving_checkpoint(folder, writes_state=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What comes next says that the checkpoint is whole, so every process must have written its part.
+        self.accelerator.wait_for_everyone()
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""
-        self._saving_checkpoint = _internal_call
-        super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self._saving_checkpoint:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            student = self.accelerator.unwrap_model(self.model)
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        student = self.accelerator.unwrap_model(self.model)
+        weights = gathered_weights(student, trainable_only=base_by_name(student))
+        if self.args.should_save:
             folder = output_dir or self.args.output_dir or "."
-            save_student(student, self.processing_class, folder, state_dict=state_dict)
+            save_student(student, self.processing_class, folder, state_dict=weights)
+        self.accelerator.wait_for_everyone()  # no process may read the folder before it is whole
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -7,13 +7,14 @@ torch.
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
 from sinkd_llm._version import __version__
 from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.terminal import drop_known_noise, show_warnings_once
+from sinkd_llm.terminal import drop_known_noise, is_main_process, say, show_warnings_once
 
 COMMANDS = {
     "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else is a bug of this library and keeps its traceback, as everything does under `SINKD_DEBUG=1`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("--local_rank="):
+        del arguments[0]  # from the `deepspeed` launcher, which sets LOCAL_RANK too
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     debug = os.environ.get("SINKD_DEBUG", "") not in ("", "0")
@@ -58,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # OSError: a file that cannot be read or written, a full disk, a hub that cannot be reached.
         if debug or isinstance(error, BrokenPipeError):
             raise
-        print(f"sinkd: error: {_one_line(error)}", file=sys.stderr)
+        _print_error(_one_line(error))
         return 2
     except KeyboardInterrupt as error:
         if debug:
             raise
-        print(f"\nsinkd: {str(error) or 'interrupted'}", file=sys.stderr)
+        say(f"\nsinkd: {str(error) or 'interrupted'}")
         return 130
 
 
@@ -97,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
         "'sinkd quickstart'.\nSINKD_DEBUG=1 shows the traceback of every error.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _print_error(text: str) -> None:
+    """A mistake is found by every process of a launch, and is said by the first."""
+    who = ""
+    if not is_main_process():
+        # The launcher ends this process when the first one fails. If that does not come, the error was here alone.
+        time.sleep(10)
+        who = f" in process {os.environ['RANK']}"
+    print(f"sinkd: error{who}: {text}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.cli.parsing import parse_recipe
     from sinkd_llm.runs.caching import CacheArguments, run_cache
 
-    task_args, training_args, model_args, cache_args = parse_recipe("cache", argv, CacheArguments)
+    task_args, training_args, model_args, cache_args = parse_recipe("cache", argv, CacheArguments, "teacher cache")
     _show(run_cache(task_args, training_args, model_args, cache_args))
     return 0
 

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> int:
     """Parse `argv`, distil, print the table."""
+    from sinkd_llm.cli.launching import launch
+
+    if (code := launch("distill", argv)) is not None:
+        return code
     from sinkd_llm.cli.parsing import parse_training
     from sinkd_llm.cli.printing import show_run
     from sinkd_llm.runs import run_distill

@@ -17,6 +17,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import cache_dir
+from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.sources import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
         del model.config.quantization_config
         if hasattr(model.config, "_model_name_or_path"):  # the file's title, in GGUF metadata
             del model.config._model_name_or_path
+        # Transformers saves in the first process of a launch alone; here it is whichever came to the lock first.
+        model.should_save_on_this_rank = lambda is_main_process: True
         model.save_pretrained(folder)
 
     return _converted(source, dtype, convert)
@@ -135,7 +138,7 @@ def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> N
 
     try:
         # One of the bars is plain tqdm, which only listens to the stream.
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet_transformers(), whole_weights(), contextlib.redirect_stderr(io.StringIO()):
             convert(folder)
     except SafetensorError as error:  # only writing gets here: the disk is full
         raise OSError(str(error)) from error

@@ -111,6 +111,13 @@ def _save_adapted(model: Any, folder: Path, state_dict: dict[str, Tensor] | None
     adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
+def base_by_name(model: Any) -> bool:
+    """Whether `model` is an adapter that is saved alone, because its base can be had by name again."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel) and _source_by_name(model.get_base_model()) is not None
+
+
 def _source_by_name(base: Any) -> ModelSource | None:
     """The hub repository or folder that gives the weights of `base` again, or `None`."""
     source: ModelSource | None = getattr(base, "sinkd_source", None)

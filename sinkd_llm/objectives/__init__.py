@@ -12,15 +12,18 @@ from sinkd_llm.objectives.divergences import (
 )
 from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
 from sinkd_llm.objectives.top_k import TopKSignal
 
 __all__ = [
     "DIVERGENCES",
+    "SPANNING_SCOPES",
     "TRANSPORT_SCOPES",
     "VOCABULARIES",
     "DistillationObjective",
     "ObjectiveOutput",
     "SinKDTerm",
+    "SpanningProblem",
     "TopKSignal",
     "cross_entropy",
     "forward_kl",

@@ -4,8 +4,8 @@ Shape suffixes: N supervised tokens, V vocabulary, K kept token ids, P transport
 of a problem.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
@@ -18,6 +18,10 @@ from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, pairwise_t
 from sinkd_llm.optimal_transport.precision import full_precision
 
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
+
+# The teacher's rows as the cost takes them: their distributions `[M, V]`; or, of a top-k signal, kept ids `[M, K]`,
+# their probabilities `[M, K]` and the probability of the others `[M]`.
+TeacherSide = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +40,9 @@ class SinKDTerm:
             Their solutions, problems of similar size together: `plan` is `[P, R, R]`.
         sizes (`list[Tensor]`):
             For each of `plans`, the number of tokens of its problems, `[P]`.
-        widths (`list[Tensor]`):
-            Of a [`TopKSignal`]: for blocks of problems of one size, how far the dense cost may lie above the one that
-            was used, `[P, R, R]`; else empty.
+        width_N (`Tensor`, *optional*):
+            Of a top-k signal: how far the dense cost may lie above the one that was used, a row's mean over its
+            problem.
     """
 
     value: Tensor
@@ -46,7 +50,7 @@ class SinKDTerm:
     num_problems: int
     plans: list[TransportPlan]
     sizes: list[Tensor]
-    widths: list[Tensor] = field(default_factory=list)
+    width_N: Tensor | None = None
 
     @cached_property
     def transport_cost(self) -> Tensor:
@@ -83,21 +87,18 @@ class SinKDTerm:
 
     @cached_property
     def cost_width(self) -> Tensor | None:
-        """Mean width over the pairs of rows, in [0, 2]: the dense cost is at most so much larger, and never smaller.
+        """Mean width of the cost, in [0, 2]: the dense one is so much larger at most, and never smaller.
 
-        `None` for a dense signal. Each problem counts by its tokens.
+        `None` for a dense signal.
         """
-        if not self.widths:
-            return None
-        total = torch.stack([width_PRR.mean(dim=-1).sum() for width_PRR in self.widths]).sum()
-        return total / max(self.num_tokens, 1)
+        return None if self.width_N is None else self.width_N.sum() / max(len(self.width_N), 1)
 
     def _mean(self, values: list[Tensor]) -> Tensor:
-        """Mean over tokens of a quantity that each problem has."""
+        """Mean over the tokens of all problems of a quantity that each problem has."""
         total = torch.zeros_like(self.value.detach())
         for value, size in zip(values, self.sizes, strict=True):
             total = total + (value * size).sum()
-        return total / max(self.num_tokens, 1)
+        return total / max(sum(int(size.sum()) for size in self.sizes), 1)
 
 
 def sinkd_term(
@@ -157,69 +158,94 @@ def sinkd_term(
         vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn`, `pairwise_cost` and
         [`TopKSignal`] refuse.
     """
-    _check(student_NV, teacher, example_N, position_N, temperature, scope, cost_norm, regression)
+    _check(student_NV, teacher, example_N, position_N, temperature, scope, regression)
     if vocabulary_ids is not None:
-        ids_K = _checked_ids(vocabulary_ids, student_NV)
-        student_NV = student_NV.index_select(1, ids_K)
-        # Over these ids alone both sides are dense.
-        teacher = teacher.logits_at(ids_K) if isinstance(teacher, TopKSignal) else teacher.index_select(1, ids_K)
-    if isinstance(teacher, Tensor):
-        teacher = teacher.detach()
+        ids_K = checked_ids(vocabulary_ids, student_NV.shape[1], student_NV.device)
+        student_NV, teacher = student_NV.index_select(1, ids_K), teacher_at(teacher, ids_K)
+    side = teacher_side(teacher, temperature, regression, cost_norm)
     N = len(student_NV)
     if scope == "batch":
         blocks = [(1, N)] if N else []
     else:
-        order_N, blocks = _sort_by_problem(position_N if scope == "position" else example_N)
+        order_N, blocks = sort_by_problem(position_N if scope == "position" else example_N)
+        order_N = order_N.to(student_NV.device)
         student_NV = student_NV.index_select(0, order_N)
-        teacher = _of_rows(teacher, lambda rows: rows.index_select(0, order_N))
-    student_NV = _distribution(student_NV, temperature, regression)
-    if isinstance(teacher, TopKSignal):
-        costs, widths = _top_k_costs(student_NV, teacher, temperature, blocks)
-    else:
-        costs, widths = _costs(student_NV, _distribution(teacher, temperature, regression), cost_norm, blocks), []
-    # One solver call for the problems that have the same power of two above their size: few calls, and
-    # padding that at most quadruples the plans, however unequal the problems are.
+        side = tuple(rows.index_select(0, order_N) for rows in side)
+    student_NV = distributions(student_NV, temperature, regression)
+
+    # One cost call for the problems of one size: nothing is computed between rows of different problems.
+    costs, widths = [], []
+    parts = (split_by_problem(rows, blocks) for rows in (student_NV, *side))
+    for (P, R), *rows in zip(blocks, *parts, strict=True):
+        student_PRV, *teacher_PR = (part.view(P, R, *part.shape[1:]) for part in rows)
+        cost_PRR, width_PR = cost_to(student_PRV, tuple(teacher_PR), cost_norm)
+        costs.append(cost_PRR)
+        widths += [] if width_PR is None else [width_PR.flatten()]
+    plans, sizes = solve_problems(costs, epsilon, iterations, threshold, gradient)
     value = student_NV.new_zeros(()) if N else student_NV.sum()  # 0, but part of the graph
-    plans, sizes = [], []
-    for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
-        cost_PRR, mask_PR, size_P = _pad(list(similar))
-        plan = sinkhorn(cost_PRR, epsilon, iterations, threshold, gradient, mask_PR, mask_PR)
+    for plan, size_P in zip(plans, sizes, strict=True):
         value = value + (plan.value * size_P).sum()
-        plans.append(plan)
-        sizes.append(size_P)
-    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes, widths)
+    width_N = torch.cat(widths) if widths else None
+    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes, width_N)
 
 
-def _of_rows(teacher: Tensor | TopKSignal, function: Callable[[Tensor], Tensor]) -> Tensor | TopKSignal:
-    return teacher.map(function) if isinstance(teacher, TopKSignal) else function(teacher)
-
-
-def _distribution(logits_NV: Tensor, temperature: float, regression: bool) -> Tensor:
-    """What the cost compares: softmaxed rows, or the two masses that a regression's prediction stands for."""
+def distributions(logits_NV: Tensor, temperature: float, regression: bool) -> Tensor:
+    """What the cost compares: softmax over V at the temperature, or a prediction's two masses `[N, 2]`."""
     logits_NV = full_precision(logits_NV)
     if regression:
         return torch.cat([logits_NV, 1 - logits_NV], dim=-1)
     return torch.softmax(logits_NV / temperature, dim=-1)
 
 
-def _costs(student_NV: Tensor, teacher_NV: Tensor, norm: str, blocks: list[tuple[int, int]]) -> list[Tensor]:
-    """One cost call for the problems of one size: nothing is computed between rows of different problems."""
-    rows = zip(blocks, _split(student_NV, blocks), _split(teacher_NV, blocks), strict=True)
-    return [pairwise_cost(s.view(P, R, -1), t.view(P, R, -1), norm=norm) for (P, R), s, t in rows]
+def teacher_at(teacher: Tensor | TopKSignal, ids_K: Tensor) -> Tensor:
+    """The teacher's logits of some ids, over which alone every signal is dense: `[M, K]`."""
+    return teacher.logits_at(ids_K) if isinstance(teacher, TopKSignal) else teacher.index_select(1, ids_K)
 
 
-def _top_k_costs(
-    student_NV: Tensor, teacher: TopKSignal, temperature: float, blocks: list[tuple[int, int]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """As `_costs`, over the ids that the teacher's rows name; and the widths."""
-    sides = (student_NV, teacher.ids_NK, *teacher.probabilities(temperature))
-    pairs = []
-    for (P, R), s, ids, t, tail in zip(blocks, *(_split(side, blocks) for side in sides), strict=True):
-        pairs.append(pairwise_top_k_cost(s.view(P, R, -1), ids.view(P, R, -1), t.view(P, R, -1), tail.view(P, R)))
-    return [cost for cost, _ in pairs], [width for _, width in pairs]
+def teacher_side(teacher: Tensor | TopKSignal, temperature: float, regression: bool, cost_norm: str) -> TeacherSide:
+    """What `cost_to` takes of the teacher's rows, without gradient.
+
+    Raises:
+        `ValueError`: for a top-k signal with a norm for which it certifies nothing, or of a regression.
+    """
+    if isinstance(teacher, Tensor):
+        return (distributions(teacher.detach(), temperature, regression),)
+    if regression:
+        raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
+    if cost_norm != "l1":
+        raise ValueError(
+            f"cost_norm={cost_norm!r} needs the teacher's whole rows: merging ids into one bucket shortens an L1 "
+            "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or cache "
+            "full rows."
+        )
+    return teacher.ids_NK, *teacher.probabilities(temperature)
 
 
-def _sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+def cost_to(student_PNV: Tensor, side: TeacherSide, norm: str) -> tuple[Tensor, Tensor | None]:
+    """The cost `[P, N, M]` of P problems, and of a top-k signal each student row's mean width, `[P, N]`."""
+    if len(side) == 1:
+        return pairwise_cost(student_PNV, side[0], norm=norm), None
+    cost_PNM, width_PNM = pairwise_top_k_cost(student_PNV, *side)
+    return cost_PNM, width_PNM.mean(dim=-1)
+
+
+def solve_problems(
+    costs: Sequence[Tensor], epsilon: float, iterations: int, threshold: float | None, gradient: str
+) -> tuple[list[TransportPlan], list[Tensor]]:
+    """Solutions of the blocks `[P, R, R]` of growing R, and of each the number of tokens of its problems.
+
+    One solver call for the problems that have the same power of two above their size: few calls, and padding that
+    at most quadruples the plans, however unequal the problems are.
+    """
+    plans, sizes = [], []
+    for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
+        cost_PRR, mask_PR, size_P = _pad(list(similar))
+        plans.append(sinkhorn(cost_PRR, epsilon, iterations, threshold, gradient, mask_PR, mask_PR))
+        sizes.append(size_P)
+    return plans, sizes
+
+
+def sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     """An order of the rows, and in that order the `(P, R)` of each block of P problems of R rows, R growing.
 
     Rows of one problem are contiguous and keep their order, so that row i of the student and row i of the
@@ -231,7 +257,7 @@ def _sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     return order_N, [(len(list(same)), R) for R, same in groupby(sorted(count.tolist()))]
 
 
-def _split(rows_NV: Tensor, blocks: list[tuple[int, int]]) -> Sequence[Tensor]:
+def split_by_problem(rows_NV: Tensor, blocks: list[tuple[int, int]]) -> Sequence[Tensor]:
     """The rows of each block. A single block is not split, which would copy its gradient."""
     return [rows_NV] if len(blocks) == 1 else rows_NV.split([P * R for P, R in blocks])
 
@@ -254,23 +280,13 @@ def _check(
     position_N: Tensor,
     temperature: float,
     scope: str,
-    cost_norm: str,
     regression: bool,
 ) -> None:
-    top_k = isinstance(teacher, TopKSignal)
     shape = (len(teacher), teacher.vocabulary_size) if isinstance(teacher, TopKSignal) else tuple(teacher.shape)
     if student_NV.ndim != 2 or student_NV.shape != shape:
         raise ValueError(
             "The student's and the teacher's logits must be [N, V] of the same shape, got "
             f"{tuple(student_NV.shape)} and {shape}."
-        )
-    if top_k and regression:
-        raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
-    if top_k and cost_norm != "l1":
-        raise ValueError(
-            f"cost_norm={cost_norm!r} needs the teacher's whole rows: merging ids into one bucket shortens an L1 "
-            "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or cache "
-            "full rows."
         )
     if example_N.shape != student_NV.shape[:1] or position_N.shape != student_NV.shape[:1]:
         raise ValueError(
@@ -287,9 +303,9 @@ def _check(
         raise ValueError(f"scope must be one of {', '.join(TRANSPORT_SCOPES)}, got {scope!r}.")
 
 
-def _checked_ids(vocabulary_ids: Tensor | Sequence[int], student_NV: Tensor) -> Tensor:
-    ids_K = torch.as_tensor(vocabulary_ids, device=student_NV.device).flatten()
-    distinct, V = ids_K.unique(), student_NV.shape[1]
+def checked_ids(vocabulary_ids: Tensor | Sequence[int], V: int, device: torch.device) -> Tensor:
+    ids_K = torch.as_tensor(vocabulary_ids, device=device).flatten()
+    distinct = ids_K.unique()
     if len(distinct) < 2:
         raise ValueError(
             f"SinKD needs at least two vocabulary ids, got {ids_K.tolist()}: over a single one every "

@@ -56,6 +56,14 @@ class TopKSignal:
         tails = {temperature: function(tail_N) for temperature, tail_N in self.tail_log_sum_exp.items()}
         return TopKSignal(function(self.ids_NK), function(self.logits_NK), tails, self.vocabulary_size)
 
+    @classmethod
+    def joined(cls, signals: "Sequence[TopKSignal]", join: Callable[[list[Tensor]], Tensor]) -> "TopKSignal":
+        """One signal of several of one kind; `join` makes one tensor of theirs."""
+        first = signals[0]
+        tails = {T: join([signal.tail_log_sum_exp[T] for signal in signals]) for T in first.tail_log_sum_exp}
+        ids_NK, logits_NK = join([s.ids_NK for s in signals]), join([s.logits_NK for s in signals])
+        return cls(ids_NK, logits_NK, tails, first.vocabulary_size)
+
     def log_sum_exp(self, temperature: float) -> Tensor:
         """`log sum exp(logit / temperature)` over the whole vocabulary, `[N]`."""
         kept_N = torch.logsumexp(full_precision(self.logits_NK) / temperature, dim=-1)

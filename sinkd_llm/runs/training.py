@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.checkpoints import find_checkpoint
 from sinkd_llm.errors import InputError
 from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
 from sinkd_llm.runs.data import TaskArguments, load_run_data
-from sinkd_llm.runs.folder import find_checkpoint, prepare_output_dir, weights_size_bytes
+from sinkd_llm.runs.failures import explained
+from sinkd_llm.runs.folder import prepare_output_dir, weights_size_bytes
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scoring import Scorer, recorded_score, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
@@ -53,10 +55,7 @@ def run_finetune(
         InputError: for settings that contradict each other, and whatever the rooms below refuse.
         TrainingInterrupted: after Ctrl-C, when the checkpoint is saved.
     """
-    if training_args.teacher_model_name_or_path is not None or training_args.teacher_cache is not None:
-        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
-    if model_args.model_name_or_path is None:
-        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    check_finetune(training_args, model_args)
     return _train("finetune", task_args, training_args, model_args, argv)
 
 
@@ -72,6 +71,21 @@ def run_distill(
     Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` or
     `training_args.teacher_cache` is required, and `model_args.model_name_or_path` or `training_args.student_layers`.
     """
+    check_distill(training_args, model_args)
+    return _train("distill", task_args, training_args, model_args, argv)
+
+
+def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
+    if training_args.teacher_model_name_or_path is not None or training_args.teacher_cache is not None:
+        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
+    if model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    _check_quantised(model_args)
+
+
+def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """Refuses what [`run_distill`] cannot do, before anything is loaded."""
     if training_args.teacher_model_name_or_path is None and training_args.teacher_cache is None:
         raise InputError(
             "--teacher_model_name_or_path is missing: the model to learn from; or give the --teacher_cache that "
@@ -94,7 +108,12 @@ def run_distill(
                 "one built from the teacher's layers is not. For the teacher there are "
                 "--teacher_load_in_4bit and --teacher_load_in_8bit."
             )
-    return _train("distill", task_args, training_args, model_args, argv)
+    _check_quantised(model_args)
+
+
+def _check_quantised(model_args: "ModelConfig") -> None:
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
 
 
 def _train(
@@ -104,8 +123,6 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
-    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
-        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -116,7 +133,9 @@ def _train(
 
     output_dir = Path(str(training_args.output_dir))
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
-    prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
+    with training_args.main_process_first(local=False, desc="preparing the output folder"):
+        if is_main_process():  # the others would find what it has begun
+            prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
     data = load_run_data(task_args, training_args.seed)
     if data.evaluation is None and training_args.eval_strategy != "no":
         raise InputError(
@@ -127,7 +146,8 @@ def _train(
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
     apply_model_arguments(training_args, model_args)
-    interrupt = InterruptCallback(resume_command(command, argv))
+    resume = resume_command(command, argv)
+    interrupt = InterruptCallback(resume)
     bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
@@ -141,17 +161,16 @@ def _train(
         compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
         callbacks=[bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt],
         quantization_config=build_quantization_config(model_args),
-        peft_config=_adapter(model_args),
+        peft_config=adapter_config(model_args),
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     names = (BEFORE, AFTER) if command == "distill" else ("before", "after")
     scorer = Scorer(trainer, data)
     rows = []
-    if trainer.teacher_cache is not None and (
-        row := recorded_score(trainer.teacher_cache.manifest.teacher_score, data)
-    ):
-        rows.append(row)
+    if trainer.teacher_cache is not None:
+        teacher_row = recorded_score(trainer.teacher_cache.manifest.teacher_score, data)
+        rows += [teacher_row] if teacher_row is not None else []
     if trainer.teacher is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
     rows.append(scorer.row(names[0], trainer.model))
@@ -162,13 +181,16 @@ def _train(
         + " (Ctrl-C saves and stops) …"
     )
     try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with explained(output_dir, resume):
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
         interrupt.restore()
     if interrupt.interrupted:
+        trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
         raise TrainingInterrupted("training was stopped; nothing is lost")
-    trainer.save_model(str(output_dir))
+    with explained(output_dir, resume):
+        trainer.save_model(str(output_dir))
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
     training = {
         "steps": output.global_step,
@@ -178,8 +200,9 @@ def _train(
     }
     if is_main_process():
         arguments = (task_args, training_args, model_args)
-        write_results(output_dir, command, argv, data, rows, training, arguments)
-        write_report(output_dir)
+        with explained(output_dir, resume):
+            write_results(output_dir, command, argv, data, rows, training, arguments)
+            write_report(output_dir)
     return RunResult(command, output_dir, rows, training)
 
 
@@ -216,7 +239,8 @@ def apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig
         }
 
 
-def _adapter(model_args: "ModelConfig") -> Any:
+def adapter_config(model_args: "ModelConfig") -> Any:
+    """The PEFT configuration that TRL's arguments ask for, or `None`."""
     from trl import ModelConfig, get_peft_config
 
     if model_args.use_peft and model_args.lora_target_modules is None:

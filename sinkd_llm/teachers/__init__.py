@@ -2,5 +2,6 @@
 
 from sinkd_llm.teachers.cached import CachedTeacher
 from sinkd_llm.teachers.local import LocalTeacher
+from sinkd_llm.teachers.sharding import place_teacher, resolve_placement, teacher_engine_config
 
-__all__ = ["CachedTeacher", "LocalTeacher"]
+__all__ = ["CachedTeacher", "LocalTeacher", "place_teacher", "resolve_placement", "teacher_engine_config"]

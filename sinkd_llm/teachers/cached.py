@@ -3,15 +3,16 @@
 Shape suffixes: N supervised tokens of a batch.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import SupervisedLogits
 from sinkd_llm.teachers.cache_files import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache_identity import example_key, row_prints, tokenizer_hash, weights_hash
 from sinkd_llm.teachers.cache_manifest import Manifest
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sinkd_llm.objectives import DistillationObjective, TopKSignal
+
+logger = logging.getLogger(__name__)
 
 # A cache up to this size is read once and checked before training; a larger one shard by shard, when it is needed.
 CHECKED_AT_ONCE_BYTES = 2**30
@@ -56,25 +59,26 @@ class CachedTeacher:
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
 
-    def signal(self, example_ids: Sequence[str], student: SupervisedLogits) -> "Tensor | TopKSignal":
+    def signal(self, example_ids: Sequence[str], device: torch.device | str) -> "tuple[Tensor | TopKSignal, Tensor]":
         """
-        The rows of the supervised tokens of a batch, in the student's order and on its device.
+        The rows of the supervised tokens of a batch, in the order of all families: example by example, and each
+        answer from its beginning.
 
         Args:
-            example_ids (`Sequence[str]`): names of the sequences of the batch.
-            student ([`~sinkd_llm.models.architectures.SupervisedLogits`]): says which sequence and which place in
-                the answer each row is.
+            example_ids (`Sequence[str]`): names of the examples of the batch.
+            device (`torch.device`): where the signal goes.
+
+        Returns:
+            `tuple`: the signal, and each row's place in its answer, `[N]`.
 
         Raises:
-            InputError: naming the examples that are not in the cache, or those of other lengths.
+            InputError: naming the examples that are not in the cache.
         """
         entry = self._entries([example_key(name) for name in example_ids], example_ids)
-        example, position = student.example_N.cpu().numpy(), student.position_N.cpu().numpy()
-        over = position >= self._index["count"][entry][example]
-        if over.any():
-            self._refuse_rows(sorted({example_ids[e] for e in example[over]}), "have longer answers than in")
-        rows = self._index["first"][entry][example].astype(np.int64) + position
-        return self.manifest.layout.decode(self._read(rows), student.logits_NV.device)
+        counts = self._index["count"][entry].astype(np.int64)
+        position = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
+        rows = np.repeat(self._index["first"][entry].astype(np.int64), counts) + position
+        return self.manifest.layout.decode(self._read(rows), device), torch.from_numpy(position).to(device)
 
     def check_rows(self, features: "Dataset") -> None:
         """
@@ -155,9 +159,12 @@ class CachedTeacher:
             "the name."
         )
 
-    def check_objective(self, objective: "DistillationObjective", verbalizer_ids: Tensor | None) -> None:
+    def check_objective(
+        self, objective: "DistillationObjective", verbalizer_ids: Tensor | None, tolerance: float
+    ) -> None:
         """
-        Makes sure that the loss can be computed from what is kept.
+        Makes sure that the loss can be computed from what is kept, and warns where it is known less well than
+        `tolerance`, see [`Manifest.width_warning`].
 
         Raises:
             InputError: saying how to cache it.
@@ -190,12 +197,8 @@ class CachedTeacher:
                 f"cost_norm is {objective.cost_norm!r}, which needs the teacher's whole rows; use l1, or cache with "
                 "--content full."
             )
-
-    def width_warning(self, objective: "DistillationObjective", tolerance: float) -> str | None:
-        """What to say where the transport cost of this cache is known less well than `tolerance`, or `None`."""
-        if objective.sinkhorn_weight == 0 or objective.vocabulary == "verbalizers":
-            return None
-        return self.manifest.width_warning(objective.sinkhorn_temperature, tolerance)
+        elif warning := self.manifest.width_warning(objective.sinkhorn_temperature, tolerance):
+            logger.warning("The teacher cache %s is coarse: %s", self.folder, warning)
 
     def _cached_examples(self) -> int:
         return self.manifest.shards[-1]["stop"] if self.manifest.shards else 0

@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from sinkd_llm.models.architectures import SupervisedLogits
 from sinkd_llm.teachers.cache_layout import CacheLayout
 from sinkd_llm.teachers.cache_manifest import Manifest, RowsIdentity, TeacherIdentity
 from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan
@@ -64,14 +63,6 @@ def write(
             add_rows(writer, rows)
             writer.finish()
         return writer.manifest
-
-
-def student_of(rows: list[dict[str, Any]]) -> SupervisedLogits:
-    """What a student of a batch of these rows would give, but for its numbers."""
-    example = torch.tensor([b for b, row in enumerate(rows) for _ in row["answer_ids"]], dtype=torch.long)
-    position = torch.tensor([p for row in rows for p in range(len(row["answer_ids"]))], dtype=torch.long)
-    labels = torch.tensor([token for row in rows for token in row["answer_ids"]], dtype=torch.long)
-    return SupervisedLogits(torch.zeros(len(labels), WIDTH), labels, example, position)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from sinkd_llm.teachers import CachedTeacher, cached
 from sinkd_llm.teachers.cache_identity import row_prints, weights_hash
 from sinkd_llm.teachers.cache_layout import CacheLayout
 from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan
-from tests.teachers.caches import WIDTH, add_rows, features, new_manifest, student_of, teacher_rows, write
+from tests.teachers.caches import WIDTH, add_rows, features, new_manifest, teacher_rows, write
 
 FULL = CacheLayout("full", WIDTH, WIDTH, (), "float32")
 
@@ -40,15 +40,16 @@ def names(rows: list[dict[str, Any]]) -> list[str]:
 def test_rows_come_back_by_name_and_place_in_any_order(numbers: list[int], tmp_path: Path) -> None:
     write(tmp_path, features(), FULL)
     rows = picked(numbers)
-    signal = CachedTeacher(tmp_path).signal(names(rows), student_of(rows))
+    signal, position_N = CachedTeacher(tmp_path).signal(names(rows), "cpu")
     expected = torch.cat([teacher_rows(row["example_id"], len(row["answer_ids"])) for row in rows])
     assert isinstance(signal, Tensor)
     assert torch.equal(signal, expected)
+    assert position_N.tolist() == [p for row in rows for p in range(len(row["answer_ids"]))]
 
 
 def test_a_top_k_signal_comes_back_from_several_shards(cache: CachedTeacher) -> None:
     rows = picked([0, 21, 9, 14])
-    signal = cache.signal(names(rows), student_of(rows))
+    signal, _ = cache.signal(names(rows), "cpu")
     dense = torch.cat([teacher_rows(row["example_id"], len(row["answer_ids"])) for row in rows])
     assert isinstance(signal, TopKSignal)
     assert torch.equal(signal.ids_NK, dense.topk(8).indices)
@@ -58,24 +59,18 @@ def test_a_top_k_signal_comes_back_from_several_shards(cache: CachedTeacher) -> 
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
-def test_a_batch_without_a_supervised_token_is_no_row(cache: CachedTeacher) -> None:
-    assert len(cache.signal(["row-3"], student_of([{"answer_ids": []}]))) == 0
+def test_no_example_is_no_row(cache: CachedTeacher) -> None:
+    assert [len(part) for part in cache.signal([], "cpu")] == [0, 0]
 
 
 def test_missing_examples_are_named(cache: CachedTeacher) -> None:
     rows = [*picked([1, 2]), {"example_id": "row-900", "prompt_ids": [1], "answer_ids": [2]}]
     with pytest.raises(InputError, match=r"Rows are not in the teacher cache .*: row-900\. Train on"):
-        cache.signal(names(rows), student_of(rows))
+        cache.signal(names(rows), "cpu")
     with pytest.raises(
         InputError, match=r"not in the teacher cache .*: row-23, row-24, row-25, row-26, row-27 and 2 more"
     ):
         cache.check_rows(features(30))
-
-
-def test_longer_answers_than_the_cached_are_named(cache: CachedTeacher) -> None:
-    rows = [{**features()[3], "answer_ids": [1, 2]}]
-    with pytest.raises(InputError, match=r"have longer answers than in the teacher cache .*: row-3"):
-        cache.signal(names(rows), student_of(rows))
 
 
 def test_some_of_the_rows_in_another_order_are_fine_and_changed_ones_are_not(cache: CachedTeacher) -> None:
@@ -139,10 +134,10 @@ def test_a_large_cache_checks_a_shard_when_it_first_needs_it(
     large = CachedTeacher(cache.folder)
     order = RowPlan(features()).order.tolist()
     rows = picked(order[:3])
-    assert len(large.signal(names(rows), student_of(rows))) > 0
+    assert len(large.signal(names(rows), "cpu")[0]) > 0
     rows = picked(order[-1:])
     with pytest.raises(InputError, match=r"bytes of shard-0000\d\.safetensors have changed"):
-        large.signal(names(rows), student_of(rows))
+        large.signal(names(rows), "cpu")
 
 
 class Watched:
@@ -170,7 +165,7 @@ def test_a_batch_reads_its_own_rows_of_memory_mapped_files_and_no_others(cache: 
     ]
     order, counts = RowPlan(features()).order.tolist(), RowPlan(features()).counts
     rows = picked([order[1], order[9]])
-    cache.signal(names(rows), student_of(rows))
+    cache.signal(names(rows), "cpu")
     start = counts[order[8]]  # of the second row in the third shard, behind one other
     expected = {0: set(range(counts[order[0]], counts[order[0]] + counts[order[1]]))}
     expected[2] = set(range(start, start + counts[order[9]]))
@@ -228,13 +223,13 @@ def test_a_loss_that_the_cache_cannot_give_is_refused(
 ) -> None:
     objective = DistillationObjective(**settings)
     with pytest.raises(InputError, match=message):
-        cache.check_objective(objective, torch.tensor([3, 4]))
+        cache.check_objective(objective, torch.tensor([3, 4]), 2.0)
     write(tmp_path / "full", features(), FULL)
-    CachedTeacher(tmp_path / "full").check_objective(objective, torch.tensor([3, 4]))
-    CachedTeacher(cache.folder).check_objective(DistillationObjective(), None)
+    CachedTeacher(tmp_path / "full").check_objective(objective, torch.tensor([3, 4]), 2.0)
+    CachedTeacher(cache.folder).check_objective(DistillationObjective(), None, 2.0)
     # What is not used may have any temperature.
-    cache.check_objective(DistillationObjective(alpha=0.0, temperature=7.0), None)
-    cache.check_objective(DistillationObjective(sinkhorn_weight=0.0, sinkhorn_temperature=7.0), None)
+    cache.check_objective(DistillationObjective(alpha=0.0, temperature=7.0), None, 2.0)
+    cache.check_objective(DistillationObjective(sinkhorn_weight=0.0, sinkhorn_temperature=7.0), None, 2.0)
 
 
 def test_the_teacher_that_a_run_names_must_be_the_cached_one(

@@ -23,7 +23,8 @@ def get_architecture(model: nn.Module) -> Architecture:
     from transformers.models.auto import modeling_auto as auto
 
     inner = unwrap(model)
-    name, config = type(inner).__name__, getattr(inner, "config", None)
+    name = type(inner).__name__.removeprefix("FSDP")  # a sharded model has a class of its own
+    config = getattr(inner, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         if name in _class_names(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
             return EncoderDecoder()

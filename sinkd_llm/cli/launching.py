@@ -1,0 +1,169 @@
+"""`--accelerate_config`: a training command that starts itself in several processes."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.errors import InputError, nearest
+
+FOLDER = "ds_configs"
+
+
+@dataclass
+class LaunchArguments:
+    """
+    How many processes a training command runs in.
+
+    Args:
+        accelerate_config (`str`, *optional*):
+            Name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the path of an accelerate
+            configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not looked at.
+        num_processes (`int`, *optional*):
+            Processes to start. Default: what the configuration says, else one per GPU.
+    """
+
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={"help": "Run in several processes: a name in ds_configs/ (zero3, fsdp2, ddp, cpu) or a file."},
+    )
+    num_processes: int | None = field(
+        default=None,
+        metadata={"help": "Processes of --accelerate_config. Default: what it says, else one per GPU."},
+    )
+
+
+def launch(command: str, argv: Sequence[str]) -> int | None:
+    """
+    Runs `sinkd <command> <argv>` in several processes if `argv`, or its `--config` file, asks for it.
+
+    Returns:
+        `int` or `None`: the exit code of the first process that failed, or 0; `None` if nothing was asked for, or
+        if this is one of the processes of a launch already.
+
+    Raises:
+        InputError: if there is no such configuration, or nothing says how many processes.
+    """
+    if "LOCAL_RANK" in os.environ or {"--help", "-h", "--help_all"} & set(argv):
+        return None
+    asked = _asked(argv)
+    if asked.accelerate_config is None:
+        if asked.num_processes is not None:
+            raise InputError(
+                "--num_processes needs --accelerate_config, which says how the processes share the work: "
+                f"{', '.join(config_names())}."
+            )
+        return None
+    return _launch(find_config(asked.accelerate_config), asked.num_processes, [command, *argv])
+
+
+def _asked(argv: Sequence[str]) -> LaunchArguments:
+    from sinkd_llm.cli.parsing import read_config
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    for name in ("accelerate_config", "num_processes"):
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
+    try:
+        known, _ = parser.parse_known_args(list(argv))
+    except SystemExit:  # a flag without its value: the command's own parser says it better
+        return LaunchArguments()
+    values = read_config(known.config) if known.config else {}
+    config = known.accelerate_config or values.get("accelerate_config")
+    number = known.num_processes if known.num_processes is not None else values.get("num_processes")
+    if number is not None and (not str(number).isdigit() or int(number) < 1):
+        raise InputError(f"num_processes is {number!r}; give a whole number from 1 on.")
+    return LaunchArguments(None if config is None else str(config), None if number is None else int(number))
+
+
+def config_files() -> dict[str, Path]:
+    """The accelerate configurations of `ds_configs/`, by name."""
+    beside = Path(__file__).resolve().parents[2] / FOLDER
+    if beside.is_dir():  # a checkout
+        files = sorted(beside.glob("*.yaml"))
+    else:  # an installed wheel puts them where its record says
+        record = metadata.files("sinkd-llm") or []
+        files = [Path(str(f.locate())).resolve() for f in record if f.parent.name == FOLDER and f.suffix == ".yaml"]
+    return {file.stem: file for file in files}
+
+
+def config_names() -> list[str]:
+    """Names that `--accelerate_config` knows."""
+    return sorted(config_files())
+
+
+def find_config(name: str) -> Path:
+    """
+    The accelerate configuration that a name or a path means.
+
+    Raises:
+        InputError: if there is none.
+    """
+    files = config_files()
+    if name in files:
+        return files[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    raise InputError(
+        f"there is no accelerate configuration {name!r}.{nearest(name, list(files))} Give one of {', '.join(files)}, "
+        "or the path of a file that `accelerate config` wrote."
+    )
+
+
+def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        settings: Any = load_config_from_file(str(config))
+    except Exception as error:  # accelerate checks little: a broken file fails in many ways
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{config} is not an accelerate configuration ({said}).") from error
+    number = num_processes or (settings.num_processes if settings.num_processes > 0 else _gpus())
+    if number < 1:
+        raise InputError(
+            f"--accelerate_config {config.stem} does not say how many processes to start, and there are no GPUs to "
+            "count; give --num_processes."
+        )
+    options = ["--config_file", str(config), "--num_processes", str(number)]
+    if settings.num_machines == 1 and settings.main_process_port is None:
+        options += ["--main_process_port", "0"]  # any that is free: two runs on one machine do not meet
+    if getattr(settings, "use_cpu", False):
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # accelerate's own launcher reads it from the file and drops it
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    # Ctrl-C reaches every process from the terminal, and each saves; the launcher must not end them before.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGHUP,SIGQUIT")
+    if os.environ.get("SINKD_DEBUG", "") in ("", "0"):
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a process that failed has said why
+    arguments = launch_command_parser().parse_args([*options, "--module", "sinkd_llm", *words])
+    try:
+        with _interrupts_left_to_the_processes():
+            launch_command(arguments)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 1  # a negative one is the signal that ended it
+    return 0
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextlib.contextmanager
+def _interrupts_left_to_the_processes() -> Iterator[None]:
+    # A handler that does nothing, rather than SIG_IGN, which the processes would inherit.
+    previous = signal.signal(signal.SIGINT, lambda signum, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,105 @@
+"""Models whose weights are spread over processes: DeepSpeed's stage 3 and FSDP2."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_FSDP_RANK_0_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+@contextlib.contextmanager
+def whole_weights() -> Iterator[None]:
+    """
+    Within, models are built and loaded with all weights in every process.
+
+    Under DeepSpeed's stage 3 Transformers partitions a model while it loads it, and under FSDP it may load it in the
+    first process alone. Such a model cannot be cut, merged with an adapter, or scored before training.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    # There is a public setter for this reference, but no getter.
+    reference = getattr(integration, "_hf_deepspeed_config_weak_ref", None)
+    settings = reference() if reference is not None else None
+    first_only = os.environ.get(_FSDP_RANK_0_ONLY)
+    integration.unset_hf_deepspeed_config()
+    if first_only is not None:
+        os.environ[_FSDP_RANK_0_ONLY] = "false"
+    try:
+        yield
+    finally:
+        if settings is not None:
+            integration.set_hf_deepspeed_config(settings)
+        if first_only is not None:
+            os.environ[_FSDP_RANK_0_ONLY] = first_only
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether this process holds only a part of some parameter."""
+    return any(_is_partitioned(parameter) for parameter in model.parameters())
+
+
+def _is_partitioned(parameter: Any) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor")  # DeepSpeed; a DTensor of FSDP2
+
+
+def gathered_weights(model: Any, trainable_only: bool = False) -> dict[str, Tensor] | None:
+    """
+    The whole weights of a partitioned model, in CPU memory. All processes must call it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the model.
+        trainable_only (`bool`, *optional*, defaults to `False`): leave out what is frozen, apart from the embeddings,
+            which an adapter may carry.
+
+    Returns:
+        `dict[str, Tensor]`: names as in `state_dict()`, tied weights as one tensor; empty in all processes but the
+        first. `None` if the model is not partitioned: it has its own weights then.
+    """
+    if not is_partitioned(model):
+        return None
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    kept = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    weights: dict[str, Tensor] = {}
+    seen: dict[int, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if trainable_only and not value.requires_grad and id(value) not in kept:
+            continue
+        if id(value) not in seen:
+            seen[id(value)] = _whole(value, first)
+        weights[name] = seen[id(value)]
+    return weights if first else {}
+
+
+def _whole(value: Any, keep: bool) -> Tensor:
+    if hasattr(value, "full_tensor"):
+        whole = value.detach().full_tensor()
+        return whole.cpu() if keep else torch.empty(0)
+    if hasattr(value, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().cpu().clone() if keep else torch.empty(0)
+    return value.detach().cpu()
+
+
+@contextlib.contextmanager
+def on_device(model: Any, device: torch.device) -> Iterator[None]:
+    """
+    Within, a model that waits in CPU memory to be sharded is on `device`.
+
+    Quantised and partitioned models have their place already.
+    """
+    if is_partitioned(model) or getattr(model, "quantization_method", None) is not None:
+        yield
+        return
+    before = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)
