@@ -1,12 +1,14 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from sinkd_llm.checkpoints import saving_checkpoint
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.distributed import Ranks
@@ -368,6 +370,16 @@ class SinKDTrainer(Trainer):
         return metrics
 
     # ---- saving
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with saving_checkpoint(folder, writes_state=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What comes next says that the checkpoint is whole, so every process must have written its part.
+        self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""

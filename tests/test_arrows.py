@@ -12,6 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": set(),
     "objectives": {"optimal_transport", "distributed"},
     "metrics": set(),
+    "checkpoints": set(),
     "tasks": {"metrics"},
     "models": set(),
     "teachers": {"models"},
@@ -26,11 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     "term_log": {"objectives"},
     "trainer": {
         *("config", "data", "distributed", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"),
-        *("term_log", "transport"),
+        *("checkpoints", "term_log", "transport"),
     },
     "task_check": {"data", "models", "row_tokenizers", "tasks"},
     "environment": {"models"},
-    "callbacks": {"report", "config"},
+    "planning": {"models", "objectives"},
+    "callbacks": {"checkpoints", "report", "config"},
     "report": set(),
 }
 LEAVES = {"errors", "_version", "terminal"}

@@ -149,6 +149,7 @@ def sinkd_term(
         blocks = [(1, N)] if N else []
     else:
         order_N, blocks = sort_by_problem(position_N if scope == "position" else example_N)
+        order_N = order_N.to(student_NV.device)
         student_NV = student_NV.index_select(0, order_N)
         teacher_NV = teacher_NV.index_select(0, order_N)
     student_NV = distributions(student_NV, temperature, regression)
