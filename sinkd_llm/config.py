@@ -1,8 +1,10 @@
 """`SinKDConfig`: `transformers.TrainingArguments` plus what distillation needs."""
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainingArguments
 
 from sinkd_llm.errors import InputError
@@ -276,6 +278,8 @@ class SinKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise accelerate takes each process of the launch for the only one
         super().__post_init__()
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")

@@ -253,8 +253,6 @@ def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -
     quantised = getattr(student, "quantization_method", None) is not None
     try:
         with whole_weights():
-            return get_peft_model(
-                student, peft_config, autocast_adapter_dtype=zero_stage != 3 or quantised
-            )
+            return get_peft_model(student, peft_config, autocast_adapter_dtype=zero_stage != 3 or quantised)
     except ValueError as error:  # e.g. target modules that the model does not have
         raise InputError(f"The adapter does not fit {type(unwrap(student)).__name__}: {error}") from error

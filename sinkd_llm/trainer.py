@@ -1,5 +1,6 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,11 @@ class SinKDTrainer(Trainer):
             raise InputError(
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
+        if args.world_size == 1 and (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+            raise InputError(
+                f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
+                "other, so each would train by itself; add --use_cpu true, or start one process."
             )
         teacher = load_teacher(teacher_model, args, cut=model is None)
         if processing_class is None:
@@ -296,7 +302,7 @@ class SinKDTrainer(Trainer):
             self.is_deepspeed_enabled, self.is_fsdp_enabled = flags
             # Accelerate must not take the student for one that is prepared to train.
             self.accelerator._models.clear()
-            self.model._is_accelerate_prepared = False
+            self.model._is_accelerate_prepared = False  # type: ignore[union-attr]
 
     def prediction_step(
         self,

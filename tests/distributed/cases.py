@@ -84,7 +84,6 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         "alpha": 0.5,
         "sinkhorn_weight": 0.0,
         "teacher_model_name_or_path": str(models / f"{family}teacher"),
-        "use_cpu": True,
         "dataloader_pin_memory": False,
         **case.get("settings", {}),
     }
@@ -126,9 +125,8 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         "teacher_held": teacher_held,
         "teacher_parameters": count_parameters(teacher)[0],
         "teacher_is_frozen": not any(p.requires_grad for p in teacher.parameters()),
-        "student_is_held_in_part": held(trainer.model) < sum(
-            getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()
-        ),
+        "student_is_held_in_part": held(trainer.model)
+        < sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()),
         "processes": trainer.accelerator.num_processes,
         "initialized": torch.distributed.is_initialized(),
         "seconds": time.perf_counter() - started,
