@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sinkd_llm.checkpoints import write_whole
 from sinkd_llm.report import LOSS_TERMS, format_duration, read_records
 from sinkd_llm.terminal import say
 
@@ -164,7 +165,7 @@ class MetricsFileCallback(TrainerCallback):
             for record in read_records(self.path)
             if record.get("step", 0) <= state.global_step and "train_runtime" not in record
         ]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def on_log(
         self,

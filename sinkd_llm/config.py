@@ -110,9 +110,15 @@ class SinKDConfig(TrainingArguments):
         cost_norm (`str`, *optional*, defaults to `"l1"`):
             Cost between a student and a teacher distribution: `"l1"` or `"sql2"`.
         transport_scope (`str`, *optional*, defaults to `"batch"`):
-            Which supervised tokens form one transport problem: all of the micro-batch (`"batch"`),
+            Which supervised tokens form one transport problem: all of the batch (`"batch"`),
             the t-th answer tokens of all examples (`"position"`), or those of one example
             (`"sequence"`).
+        transport_across_devices (`bool`, *optional*, defaults to `True`):
+            Whether the batch of a transport problem is that of all devices, so that two devices with 8 examples
+            each do what one with 16 does. Otherwise every device has its own problem.
+        transport_accumulation (`bool`, *optional*, defaults to `False`):
+            Whether the batch of a transport problem is all of an accumulation window. The student then
+            runs twice over each micro-batch. Otherwise every micro-batch has its own problem.
         vocabulary (`str`, *optional*, defaults to `"full"`):
             `"full"`, or `"verbalizers"`: the SinKD term sees only the tokens of the answer choices.
 
@@ -269,6 +275,17 @@ class SinKDConfig(TrainingArguments):
             "choices": ["batch", "position", "sequence"],
         },
     )
+    transport_across_devices: bool = field(
+        default=True,
+        metadata={"help": "A transport problem is over the batch of all devices, not over each device's own."},
+    )
+    transport_accumulation: bool = field(
+        default=False,
+        metadata={
+            "help": "A transport problem is over the whole accumulation window, at the cost of a second "
+            "forward of the student."
+        },
+    )
     vocabulary: str = field(
         default="full",
         metadata={
@@ -278,9 +295,15 @@ class SinKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and not torch.accelerator.is_available():
+        launched = int(os.environ.get("WORLD_SIZE") or 1)
+        if launched > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise accelerate takes each process of the launch for the only one
         super().__post_init__()
+        if launched > 1 and self.world_size == 1:
+            raise InputError(
+                f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
+                "other, so each would train by itself; add --use_cpu true, or start one process."
+            )
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
         if self.max_length is not None and self.max_length < 2:

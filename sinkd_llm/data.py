@@ -84,6 +84,13 @@ class AnswerTokenizer:
             features.append(feature)
         return features
 
+    def prompts(self, rows: Sequence[Row], start: int = 0) -> list[list[int]]:
+        """`prompt_ids` of rows whose answers are yet to be written, without so many first tokens that they fit."""
+        names = [labelled_row_name(row, start + i) for i, row in enumerate(rows)]
+        texts = [self._texts(row, [], name)[0] for row, name in zip(rows, names, strict=True)]
+        encoded = zip(rows, self._encode(texts), names, strict=True)
+        return [self._fit(row, prompt_ids, 0, name)[0] for row, prompt_ids, name in encoded]
+
     def cut_place(self, columns: Sequence[str]) -> str:
         """Where rows with these columns lose what is too long, in words."""
         return "their beginning"

@@ -23,7 +23,7 @@ REPORT_FILE = "report.html"
 TEACHER, BEFORE, AFTER = "teacher", "student before", "student after"
 
 # Lower is better: no share of the teacher's score, and no bar in the page.
-LOSSES = ("loss", "eval_loss")
+LOSSES = ("loss", "eval_loss", "perplexity")
 
 LOSS_TERMS = {
     "loss": "total loss",

@@ -1,7 +1,7 @@
 """Whether a task is fit to train on: what its rows, labels and answers look like, and what is wrong with them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,8 @@ from sinkd_llm.tasks.task import Task
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
+
+    from sinkd_llm.data import AnswerTokenizer
 
 # Lengths are counted on so many rows, evenly spread over the split.
 SAMPLE = 500
@@ -79,6 +81,7 @@ def check_task(
     task: Task,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
+    skeleton: Callable[[Sequence[str] | None], Any] | None = None,
     data_dir: str | Path | None = None,
     splits: Sequence[str] | None = None,
 ) -> TaskCheck:
@@ -89,6 +92,9 @@ def check_task(
         task ([`Task`]): the task.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): of the model to train. Without one, tokens
             are not counted and answers that collide are not found.
+        skeleton (`Callable`, *optional*): gives the model to train, of which the weights are not looked at, from the
+            classes that the rows have: see [`~sinkd_llm.models.load_skeleton`]. Its family reads the rows; default:
+            a decoder.
         data_dir (`str` or `Path`, *optional*): as for [`Task.load`].
         splits (`Sequence[str]`, *optional*): which ones. By default train and validation, so far as the task has them.
 
@@ -99,10 +105,13 @@ def check_task(
         splits = [split for split in ("train", "validation") if SPLIT_KEYS[split] in task.config]
     check = TaskCheck()
     prompts: dict[str, set[str]] = {}
+    answer_tokenizer = None
     for split in splits:
         rows = task.load(split, data_dir)
         prompts[split] = set(rows["prompt"])
-        tokens = _token_counts(rows, tokenizer, check.problems) if tokenizer is not None else ([], [])
+        if tokenizer is not None and answer_tokenizer is None:
+            answer_tokenizer = _answer_tokenizer(tokenizer, skeleton, rows)
+        tokens = _token_counts(rows, answer_tokenizer, check) if answer_tokenizer is not None else ([], [])
         ranked = "choices" in rows.column_names
         check.splits.append(
             SplitCheck(
@@ -118,20 +127,35 @@ def check_task(
         if ranked:
             _check_labels(task, check, list(rows["label"]))
     if shared := len(prompts.get("train", set()) & prompts.get("validation", set())):
-        check.warnings.append(f"{shared} prompts of the validation split are also in the train split.")
+        prompt = (
+            "1 prompt of the validation split is" if shared == 1 else f"{shared} prompts of the validation split are"
+        )
+        check.warnings.append(f"{prompt} also in the train split.")
     return check
 
 
+def _answer_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase",
+    skeleton: Callable[[Sequence[str] | None], Any] | None,
+    rows: "datasets.Dataset",
+) -> "AnswerTokenizer":
+    # Imported here: listing and rendering tasks does without torch.
+    from sinkd_llm.data import AnswerTokenizer, class_names
+    from sinkd_llm.models.architectures import context_length
+    from sinkd_llm.row_tokenizers import row_tokenizer
+
+    if skeleton is None:
+        return AnswerTokenizer(tokenizer)
+    model = skeleton(class_names(rows))
+    return row_tokenizer(model, tokenizer, context_length(model))
+
+
 def _token_counts(
-    rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", problems: list[str]
+    rows: "datasets.Dataset", answer_tokenizer: "AnswerTokenizer", check: TaskCheck
 ) -> tuple[list[int], list[int]]:
     """Lengths of prompts and of answers; adds to the problems what training would refuse."""
-    # Imported here: listing and rendering tasks does without torch.
-    from sinkd_llm.data import AnswerTokenizer, check_verbalizers
-
-    answer_tokenizer = AnswerTokenizer(tokenizer)
     sample = rows.select(range(0, len(rows), -(-len(rows) // SAMPLE)))
-    prompts, answers = [], []
+    prompts, answers, num_cut = [], [], 0
     try:
         for index, row in enumerate(sample):
             if row.get("label") == -1:
@@ -141,12 +165,18 @@ def _token_counts(
                 answers += [len(answer) for answer in features["answers_ids"]]
             else:
                 answers.append(len(features["answer_ids"]))
-            prompts.append(len(features["prompt_ids"]))
+            prompts.append(len(features["prompt_ids"]) + features["num_cut"])
+            num_cut += features["num_cut"] > 0
         if "choices" in rows.column_names:
-            check_verbalizers({tuple(choices) for choices in sample["choices"]}, answer_tokenizer)
+            answer_tokenizer.check_choices({tuple(choices) for choices in sample["choices"]})
     except InputError as error:
-        if str(error) not in problems:
-            problems.append(str(error))
+        if str(error) not in check.problems:
+            check.problems.append(str(error))
+    if num_cut:
+        check.warnings.append(
+            f"{num_cut} of {len(sample)} prompts are longer than the model reads ({answer_tokenizer.max_length} "
+            f"tokens) and lose {answer_tokenizer.cut_place(rows.column_names)}."
+        )
     return prompts, answers
 
 
@@ -169,8 +199,8 @@ def _check_labels(task: Task, check: TaskCheck, labels: list[int]) -> None:
     if len(gold) == 1 and task.choices:
         answer = task.choices[gold.pop()].strip()
         check.warnings.append(
-            f"Every row of the {split} split has the answer {answer!r}: nothing can be learnt from it, and its "
-            f"{' and '.join(task.metric_names)} mean nothing."
+            f"Every row of the {split} split has the answer {answer!r}: nothing can be learnt from it, and its scores "
+            f"({', '.join(task.metric_names)}) mean nothing."
         )
     elif task.choices and split == "train" and 0 < len(gold) < len(task.choices):
         absent = [choice.strip() for index, choice in enumerate(task.choices) if index not in gold]

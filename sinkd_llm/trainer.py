@@ -1,18 +1,19 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
-import os
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from sinkd_llm.checkpoints import saving_checkpoint
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, shortest
+from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, score_choices, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
 from sinkd_llm.models.saving import base_by_name, save_student
@@ -20,6 +21,8 @@ from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
 from sinkd_llm.pairing import add_adapter, check_fsdp, check_pair, default_tokenizer, load_student, load_teacher
 from sinkd_llm.teachers import LocalTeacher, place_teacher
+from sinkd_llm.term_log import TermLog
+from sinkd_llm.transport import TransportSpan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +85,8 @@ class SinKDTrainer(Trainer):
             The tokenizer of both models. Default: the one that belongs to `model`, else to the teacher.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             Gets the log-probabilities of the choices `[n, C]` as `predictions` and the gold indices as
-            `label_ids`; [`ranking_metrics`] makes one from a task. Default: accuracy.
+            `label_ids`; [`ranking_metrics`] makes one from a task. Where a regression head is trained, `predictions`
+            are these and its predictions `[n]`, in [0, 1]. Default: accuracy.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Added to those of `transformers.Trainer`.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -125,11 +129,6 @@ class SinKDTrainer(Trainer):
             raise InputError(
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
-            )
-        if args.world_size == 1 and (launched := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
-            raise InputError(
-                f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
-                "other, so each would train by itself; add --use_cpu true, or start one process."
             )
         teacher = load_teacher(teacher_model, args, cut=model is None)
         if processing_class is None:
@@ -185,7 +184,7 @@ class SinKDTrainer(Trainer):
         self._user_compute_metrics = compute_metrics or accuracy
         # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
         self._teacher_choices: dict[str, int] = {}
-        self._metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._term_log = TermLog()
         super().__init__(
             model=student,
             args=args,
@@ -205,8 +204,23 @@ class SinKDTrainer(Trainer):
         if self.teacher:
             self.teacher.model = place_teacher(self.teacher.model, self.accelerator, args.teacher_deepspeed)
             self._teacher_is_sharded = is_partitioned(self.teacher.model)
+        ranks = Ranks.of() if args.transport_across_devices else None
+        if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            raise InputError(
+                "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
+                "all ranks would count its rows several times; set transport_across_devices to false."
+            )
+        self.transport = TransportSpan(self.architecture, self.teacher, ranks, args.transport_accumulation)
 
     # ---- training
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of the next accumulation window, and how many supervised tokens they have."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.transport.open_window(batches, self._prepare_inputs)
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -219,12 +233,12 @@ class SinKDTrainer(Trainer):
 
         Args:
             num_items_in_batch (`Tensor` or `int`, *optional*): supervised tokens of the accumulation window,
-                over all processes.
+                over all processes (of this one, without `average_tokens_across_devices`).
         """
-        student = self.architecture.supervised_logits(model, inputs)
-        teacher_NV = None
-        if self.teacher is not None and self.objective.uses_teacher:
-            teacher_NV = self.teacher.supervised_logits(inputs.get(TEACHER, inputs)).logits_NV
+        averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        student, teacher_NV, transport = self.transport.rows(
+            model, inputs, self.objective, self.verbalizer_ids, None if averaged else num_items_in_batch
+        )
         output = self.objective(
             student.logits_NV,
             teacher_NV,
@@ -233,15 +247,18 @@ class SinKDTrainer(Trainer):
             position_N=student.position_N,
             verbalizer_ids=self.verbalizer_ids,
             num_items=num_items_in_batch,
+            transport=transport,
             with_diagnostics=model.training and self._logs_after_this_step(),
         )
+        # The count is over all processes, and their gradients are averaged, not summed.
+        scale = self.accelerator.num_processes if averaged else 1
         if model.training:
-            for name, value in {**output.terms, **output.diagnostics}.items():
-                self._metrics[name].append(torch.as_tensor(value).detach())
-        loss = output.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # The count is over all processes, and their gradients are averaged, not summed.
-            loss = loss * self.accelerator.num_processes
+            N = len(student.labels_N)
+            divisor = torch.as_tensor(
+                N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
+            )
+            self._term_log.add(output, scale * N / divisor.clamp(min=1), self.state.global_step)
+        loss = output.loss * scale if averaged else output.loss
         return (loss, {}) if return_outputs else loss
 
     def _logs_after_this_step(self) -> bool:
@@ -249,13 +266,11 @@ class SinKDTrainer(Trainer):
         return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of the terms and diagnostics since the last record of training."""
-        if "loss" in logs and self._metrics:
-            names = sorted(self._metrics)
-            means = torch.stack([torch.stack(self._metrics[n]).float().mean() for n in names])
-            means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
-            logs.update(zip(names, means.tolist(), strict=True))
-            self._metrics.clear()
+        """Adds the terms, whose weighted sum is the loss, and the means of the diagnostics since the last record."""
+        if "loss" in logs and (values := self._term_log.take()):
+            means = torch.stack([value.float() for value in values.values()]).to(self.args.device)
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs.update(zip(values, means.tolist(), strict=True))
         super().log(logs, start_time)
 
     # ---- evaluation
@@ -311,19 +326,23 @@ class SinKDTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`."""
+        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`.
+
+        A regression head's predictions `[B]` come third.
+        """
         if "choice_ids" not in inputs:
             return super().prediction_step(model, inputs, True, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            student = self.architecture.supervised_logits(model, inputs)
-            scores_BC, length_BC = choice_log_likelihoods(student, inputs)
+            # The ranks of a sharded model have to make the same number of forwards.
+            scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
+        scores_BC, length_BC = scores.log_likelihood_BC, scores.length_BC
         gold_B1 = inputs["label"][:, None]
         loss = -scores_BC.gather(1, gold_B1).sum() / length_BC.gather(1, gold_B1).sum()
         # Batches with fewer choices are padded with -100 when they are put together, which no
         # log-probability of a *best* choice can be, while a sum over tokens could.
         predictions = (scores_BC.log_softmax(dim=-1), self._teacher_choice(inputs))
-        return loss, predictions, inputs["label"]
+        return loss, predictions if scores.number_B is None else (*predictions, scores.number_B), inputs["label"]
 
     def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
         """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
@@ -343,13 +362,24 @@ class SinKDTrainer(Trainer):
 
     def _compute_ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions: Any = prediction.predictions  # what `prediction_step` returns, gathered
-        scores, teacher_choice = predictions
-        metrics = dict(self._user_compute_metrics(EvalPrediction(predictions=scores, label_ids=prediction.label_ids)))
+        scores, teacher_choice, *numbers = predictions
+        given = EvalPrediction((scores, *numbers) if numbers else scores, prediction.label_ids)
+        metrics = dict(self._user_compute_metrics(given))
         if self.teacher is not None:
             metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
         return metrics
 
     # ---- saving
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with saving_checkpoint(folder, writes_state=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What comes next says that the checkpoint is whole, so every process must have written its part.
+        self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""

@@ -1,6 +1,7 @@
 """Fixtures shared by all rooms: tiny models, a tiny tokenizer, the real SmolLM2, real data."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,7 +149,12 @@ def tiny_causal_lm(tiny_tokenizer: Any) -> Callable[..., Any]:
     """Factory of random tiny decoder-only models over `tiny_tokenizer`'s vocabulary."""
 
     def build(
-        family: str = "llama", seed: int = 0, layers: int = 2, hidden: int = 32, vocab: int | None = None
+        family: str = "llama",
+        seed: int = 0,
+        layers: int = 2,
+        hidden: int = 32,
+        vocab: int | None = None,
+        **changes: Any,
     ) -> Any:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -171,7 +177,7 @@ def tiny_causal_lm(tiny_tokenizer: Any) -> Callable[..., Any]:
         if family == "gpt_neo":
             size |= {"attention_types": [[["global", "local"], layers // 2]], "num_layers": layers}
             size.pop("num_hidden_layers")
-        config = AutoConfig.for_model(family, **size)
+        config = AutoConfig.for_model(family, **{**size, **changes})
         return AutoModelForCausalLM.from_config(config).eval()
 
     return build
@@ -187,3 +193,22 @@ def smollm2() -> tuple[Any, Any]:
     from sinkd_llm.models import load_model, load_tokenizer
 
     return load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> Callable[[int], Path]:
+    """Writes `run/checkpoint-<step>` as training would, with next to nothing in it."""
+    import torch
+    from safetensors.torch import save_file
+
+    def make(step: int) -> Path:
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file({"weight": torch.zeros(64)}, folder / "adapter_model.safetensors")
+        torch.save({"state": {}}, folder / "optimizer.pt")
+        torch.save({"last_epoch": 1}, folder / "scheduler.pt")
+        torch.save({"cpu": torch.get_rng_state()}, folder / "rng_state.pth")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        return folder
+
+    return make

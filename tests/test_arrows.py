@@ -9,8 +9,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sinkd_llm"
 # Each room and what it may import of ours; `errors`, `_version` and `terminal` are free to all but the first two.
 ALLOWED: dict[str, set[str]] = {
     "optimal_transport": set(),
-    "objectives": {"optimal_transport"},
+    "distributed": set(),
+    "objectives": {"optimal_transport", "distributed"},
     "metrics": set(),
+    "checkpoints": set(),
     "tasks": {"metrics"},
     "models": set(),
     "teachers": {"models"},
@@ -19,12 +21,18 @@ ALLOWED: dict[str, set[str]] = {
     "collator": {"data", "models", "row_tokenizers"},
     "pair_inputs": {"collator", "data", "models", "row_tokenizers"},
     "config": {"objectives"},
-    "evaluation": {"collator", "data", "models", "row_tokenizers", "tasks"},
+    "evaluation": {"collator", "data", "metrics", "models", "row_tokenizers", "tasks"},
     "pairing": {"config", "models", "teachers"},
-    "trainer": {"config", "data", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"},
-    "task_check": {"data", "tasks"},
+    "transport": {"distributed", "models", "objectives", "pair_inputs", "teachers"},
+    "term_log": {"objectives"},
+    "trainer": {
+        *("config", "data", "distributed", "evaluation", "models", "objectives", "pair_inputs", "pairing", "teachers"),
+        *("checkpoints", "term_log", "transport"),
+    },
+    "task_check": {"data", "models", "row_tokenizers", "tasks"},
     "environment": {"models"},
-    "callbacks": {"report", "config"},
+    "planning": {"models", "objectives"},
+    "callbacks": {"checkpoints", "report", "config"},
     "report": set(),
 }
 LEAVES = {"errors", "_version", "terminal"}

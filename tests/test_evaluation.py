@@ -10,7 +10,7 @@ from datasets import Dataset
 from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import choice_log_likelihoods, evaluate_task
+from sinkd_llm.evaluation import choice_log_likelihoods, evaluate_task, ranking_metrics
 from sinkd_llm.models.architectures import get_architecture
 
 ROWS = [
@@ -29,6 +29,8 @@ def dataset() -> Dataset:
 
 class Task:
     """Stands for a task: accuracy is all that is asked of it."""
+
+    output_type = "multiple_choice"
 
     def compute_metrics(self, predictions: list[int], references: list[int], rows: Any = None) -> dict[str, float]:
         assert rows is not None
@@ -101,3 +103,98 @@ def test_training_mode_is_restored_and_progress_reported(tiny_causal_lm: Any, ti
 def test_an_impossible_batch_size_is_refused(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="batch_size is 0"):
         evaluate_task(tiny_causal_lm("llama"), tiny_tokenizer, Task(), dataset(), batch_size=0)
+
+
+def test_acc_norm_counts_every_right_answer(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+    """Of several right entities the gold choice is only one."""
+    rows = dataset()
+    model = tiny_causal_lm("llama", seed=3)
+    first = evaluate_task(model, tiny_tokenizer, Task(), rows)
+    lengths = [[len(tiny_tokenizer(c)["input_ids"]) for c in choices] for _, choices, _ in ROWS]
+    chosen = [int(np.argmax(np.divide(s, n))) for s, n in zip(first.log_likelihoods, lengths, strict=True)]
+    golds = [gold for _, _, gold in ROWS]
+    assert chosen != golds
+    texts = [choices[index] for (_, choices, _), index in zip(ROWS, chosen, strict=True)]
+    answers = [[c[g], text.upper() + " !"] for (_, c, g), text in zip(ROWS, texts, strict=True)]
+    several = evaluate_task(model, tiny_tokenizer, Task(), rows.add_column("answers", answers))
+    assert first.metrics["acc_norm"] == np.mean(np.equal(chosen, golds)) < several.metrics["acc_norm"] == 1.0
+
+
+@pytest.mark.parametrize(("metrics", "warned"), [(("mcc",), True), (("acc",), False)])
+def test_a_split_with_one_answer_is_pointed_out(
+    metrics: tuple[str, ...], warned: bool, tiny_causal_lm: Any, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sinkd_llm import load_task
+
+    task = load_task("sst2")
+    task.metric_names = metrics
+    row = {
+        "id": "0",
+        "prompt": "good film\nSentiment:",
+        "choices": [" bad", " good"],
+        "label": 1,
+        "completion": " good",
+    }
+    with caplog.at_level("WARNING", logger="sinkd_llm"):
+        evaluate_task(tiny_causal_lm("llama"), tiny_tokenizer, task, Dataset.from_list([row, row]))
+    assert ("All 2 scored rows have the same answer, for which mcc is undefined" in caplog.text) is warned
+
+
+SIMILARITIES = (0.3, 4.9, 2.0, 3.3, 1.1, 0.0)
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_a_regression_head_is_scored_on_its_own_numbers(
+    with_target: bool, tiny_model: Any, marked_tokenizer: Any, tmp_path: Any
+) -> None:
+    """Not on the nearest choice, in `evaluate_task` and in the trainer."""
+    from scipy.stats import pearsonr, spearmanr
+
+    from sinkd_llm import SinKDConfig, SinKDTrainer, load_task
+
+    task = load_task("stsb")
+    choices = list(task.choices or ())
+    golds = [round(5 * value) for value in SIMILARITIES]
+    texts = ["a good film", "the plot was bad", "yes", "no food", "question and answer", "sports"]
+    rows = Dataset.from_list(
+        [
+            {"id": str(i), "prompt": text, "completion": choices[gold], "choices": choices, "label": gold}
+            | {"target": value, "text": text, "text_pair": "the film is " + text}
+            for i, (text, gold, value) in enumerate(zip(texts, golds, SIMILARITIES, strict=True))
+        ]
+    )
+    if not with_target:
+        rows = rows.remove_columns("target")
+    model, tokenizer = tiny_model("bert", num_labels=1, seed=2), marked_tokenizer("bert")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6.0)  # random weights of the usual size predict nearly the same for every row
+        model.classifier.weight.mul_(20.0)
+        raw = [float(model(**tokenizer(r["text"], r["text_pair"], return_tensors="pt")).logits) for r in rows]
+    assert max(raw) - min(raw) > 0.5
+    assert max(raw) > 1  # above the largest choice, with which it would count as equal
+    truth = SIMILARITIES if with_target else [float(choices[gold]) for gold in golds]
+    expected = {"pearson": pearsonr(raw, truth).statistic, "spearman": spearmanr(raw, truth).statistic}
+    if not with_target:
+        task.scoring_columns = ()
+    score = evaluate_task(model, tokenizer, task, rows, batch_size=4)
+    np.testing.assert_allclose(score.numbers, np.multiply(5, raw), rtol=1e-4, atol=1e-5)
+    assert score.predictions == [int(np.argmin([abs(5 * n - float(c)) for c in choices])) for n in raw]
+    for name, value in expected.items():
+        assert score.metrics[name] == pytest.approx(value, abs=1e-5)
+
+    arguments = SinKDConfig(str(tmp_path), use_cpu=True, report_to=[], per_device_eval_batch_size=4, disable_tqdm=True)
+    trainer = SinKDTrainer(
+        model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        compute_metrics=ranking_metrics(task, rows),
+    )
+    metrics = trainer.evaluate()
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-5)
+    trainer = SinKDTrainer(model, args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    assert trainer.evaluate()["eval_acc"] == np.mean(np.equal(score.predictions, golds))

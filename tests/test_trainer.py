@@ -312,11 +312,11 @@ def test_a_broken_teacher_is_named_by_example(train: Any, tiny_causal_lm: Any) -
         train(teacher_model=teacher).train()
 
 
-def test_a_student_from_the_teachers_own_layers(train: Any, tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+def test_a_student_from_the_teachers_own_layers(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Any) -> None:
     teacher = tiny_causal_lm(seed=2, layers=4)
     trainer = SinKDTrainer(
         teacher_model=teacher,
-        args=SinKDConfig("unused", student_layers=2, use_cpu=True),
+        args=SinKDConfig(str(tmp_path), student_layers=2, use_cpu=True),
         train_dataset=rows(),
         processing_class=tiny_tokenizer,
     )
@@ -397,24 +397,24 @@ def test_the_trajectory_is_the_committed_one(train: Any, tiny_causal_lm: Any) ->
         assert a == pytest.approx(b, rel=2e-3)
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(
-    train: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    args = SinKDConfig(output_dir=str(tmp_path), use_cpu=True)
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="started 2 processes, but"):
-        SinKDTrainer(args=args)
-
-
-def test_on_a_machine_without_devices_a_launch_is_one_of_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # `transformers` would see no devices, and train the same thing in every process.
-    seen = {}
-    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: seen.update(use_cpu=self.use_cpu))
-    for processes, available, expected in (("2", False, True), ("2", True, False), ("1", False, False)):
-        monkeypatch.setenv("WORLD_SIZE", processes)
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda available=available: available)
         SinKDConfig(output_dir=str(tmp_path))
-        assert seen["use_cpu"] is expected
+
+
+@pytest.mark.parametrize(
+    ("processes", "available", "expected"), [("2", False, True), ("2", True, False), ("1", False, False)]
+)
+def test_on_a_machine_without_devices_a_launch_is_one_of_cpus(
+    processes: str, available: bool, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Transformers would see no devices, and train the same thing in every process.
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: int(processes)))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert SinKDConfig(output_dir=str(tmp_path)).use_cpu is expected
 
 
 @pytest.mark.parametrize(("version", "encoder_decoder", "message"), [(1, False, "FSDP1"), (2, True, "zero3.yaml")])

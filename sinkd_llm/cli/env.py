@@ -1,4 +1,7 @@
-"""`sinkd env`: versions, devices, memory, and what is missing with the command that installs it."""
+"""`sinkd env`: versions, devices, memory, and what is missing with the command that installs it.
+
+With `--plan recipe.yaml`: the memory that the recipe's run needs, on one device and on several.
+"""
 
 import argparse
 import os
@@ -6,6 +9,7 @@ import platform
 from collections.abc import Sequence
 
 from sinkd_llm.environment import package_version, total_memory_bytes, versions
+from sinkd_llm.errors import InputError
 from sinkd_llm.report import format_bytes
 from sinkd_llm.terminal import show
 
@@ -18,9 +22,23 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what a bug report needs."""
-    parser = argparse.ArgumentParser(prog="sinkd env", description=__doc__)
-    parser.parse_args(list(argv))
+    """Print what a bug report needs, or what a run needs."""
+    parser = argparse.ArgumentParser(
+        prog="sinkd env",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="After --plan, any flag of sinkd distill and finetune overrides the recipe.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--plan", metavar="RECIPE.yaml", help="estimate the memory of this run")
+    parser.add_argument("--memory", help="memory of one device, such as 24GB; default: of the device here")
+    parser.add_argument("--num_devices", type=int, help="the most devices to plan for; default: the GPUs here, or 8")
+    known, rest = parser.parse_known_args(list(argv))
+    if known.plan is not None:
+        return _plan(known.plan, known.memory, known.num_devices, rest)
+    if rest or known.memory or known.num_devices:
+        first = rest[0] if rest else "--memory or --num_devices"
+        raise InputError(f"{first} needs --plan RECIPE.yaml; see 'sinkd env --help'.")
     lines = dict(versions())
     lines["platform"] = platform.platform()
     lines |= _devices()
@@ -28,6 +46,30 @@ def main(argv: Sequence[str]) -> int:
     _print("Versions and devices", lines)
     _print("Extras", {name: _extra(name, *about) for name, about in EXTRAS.items()})
     _print("Bundled models", _bundled())
+    return 0
+
+
+def _plan(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
+    from sinkd_llm.cli.parsing import parse_training, read_config
+    from sinkd_llm.cli.plan import parse_bytes, show_plan
+    from sinkd_llm.runs.plan import plan_run
+
+    if devices is not None and devices < 1:
+        raise InputError(f"--num_devices is {devices}; give 1 or more.")
+    has_teacher = "teacher_model_name_or_path" in read_config(recipe) or any(
+        word.split("=")[0].replace("-", "_") == "__teacher_model_name_or_path" for word in overrides
+    )
+    arguments = parse_training("distill" if has_teacher else "finetune", ["--config", recipe, *overrides])
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if memory is not None:
+        size, memory_is = parse_bytes(memory), "--memory"
+    elif gpus:
+        size, memory_is = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+    else:
+        size, memory_is = total_memory_bytes(), "this machine's memory: no GPU here"
+    show_plan(plan_run(*arguments), devices or gpus or 8, size, memory_is)
     return 0
 
 

@@ -34,15 +34,19 @@ class EvaluateArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Score a sample of this many rows, always the same one."}
     )
-    batch_size: int = field(default=32, metadata={"help": "Rows a forward."})
+    batch_size: int = field(default=32, metadata={"help": "Rows that are scored together."})
     max_length: int = field(
         default=1024, metadata={"help": "Longer prompts are cut from the left, to this many tokens."}
     )
     apply_chat_template: bool = field(
         default=False, metadata={"help": "Render prompts as a user's turn in the chat template."}
     )
-    add_eos: bool = field(
-        default=False, metadata={"help": "Rank the answers with the end-of-sequence token, as a model trained so."}
+    add_eos: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score the answers with the end-of-sequence token, as a model trained so. Default: yes where they "
+            "are generated, no where they are ranked."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Revision of the model on the hub."})
     model_kind: str | None = field(
@@ -139,8 +143,13 @@ def _as_json(args: EvaluateArguments, result: "EvaluateResult") -> dict[str, Any
 
     from sinkd_llm.environment import versions
 
-    pairs = zip(result.ids, result.score.predictions, strict=True)
-    row = result.row
+    row, score = result.row, result.score
+    predictions = [
+        {"id": name, "prediction": prediction} for name, prediction in zip(result.ids, score.predictions, strict=True)
+    ]
+    if score.numbers is not None:
+        for entry, number in zip(predictions, score.numbers, strict=True):
+            entry["number"] = number
     return {
         **{name: value for name, value in asdict(args).items() if name != "output"},
         "metrics": row.metrics,
@@ -149,5 +158,5 @@ def _as_json(args: EvaluateArguments, result: "EvaluateResult") -> dict[str, Any
         "parameters": row.parameters,
         "size_bytes": row.size_bytes,
         "versions": versions(),
-        "predictions": [{"id": name, "prediction": prediction} for name, prediction in pairs],
+        "predictions": predictions,
     }

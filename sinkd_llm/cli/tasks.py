@@ -37,13 +37,19 @@ def main(argv: Sequence[str]) -> int:
     )
     check_parser.add_argument("--split", choices=["train", "validation", "test"], help="only this one")
     check_parser.add_argument(
-        "--model_name_or_path", help=f"whose tokenizer counts (default: {DEFAULT_TOKENIZER}, if it is installed)"
+        "--model_name_or_path",
+        help=f"the model to train, whose family and tokenizer read (default: {DEFAULT_TOKENIZER}, if installed)",
+    )
+    check_parser.add_argument(
+        "--model_kind",
+        choices=["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"],
+        help="train it as this, as in 'sinkd finetune'",
     )
     args = parser.parse_args(list(argv))
     if args.command == "show":
         return _show(args.name, args.data_dir, args.split, args.limit)
     if args.command == "check":
-        return _check(args.name, args.data_dir, args.split, args.model_name_or_path)
+        return _check(args.name, args.data_dir, args.split, args.model_name_or_path, args.model_kind)
     return _list()
 
 
@@ -97,7 +103,8 @@ def _show_row(row: dict[str, Any]) -> None:
         show("    (no label)")
 
 
-def _check(name: str, data_dir: str | None, split: str | None, model: str | None) -> int:
+def _check(name: str, data_dir: str | None, split: str | None, model: str | None, kind: str | None) -> int:
+    from sinkd_llm.models import load_skeleton
     from sinkd_llm.task_check import check_task
     from sinkd_llm.tasks import load_task
     from sinkd_llm.terminal import say, show
@@ -105,7 +112,13 @@ def _check(name: str, data_dir: str | None, split: str | None, model: str | None
     task: Task = load_task(name)
     model, tokenizer = _tokenizer(model)
     say(f"Rendering the rows of {task.name} …")
-    check = check_task(task, tokenizer, data_dir=data_dir, splits=[split] if split else None)
+    check = check_task(
+        task,
+        tokenizer,
+        skeleton=lambda classes: load_skeleton(str(model), kind=kind, labels=classes),
+        data_dir=data_dir,
+        splits=[split] if split else None,
+    )
     show(f"{task.name}: metrics {', '.join(task.metric_names)}" + (f", tokens of {model}" if model else ""))
     _show_splits(check)
     for found in check.splits[:1]:

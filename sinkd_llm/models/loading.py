@@ -84,7 +84,7 @@ def load_model(
     """
     source = fetch_adapter(resolve_model_source(name_or_path, revision))
     options = {
-        "dtype": _dtype_name(dtype),
+        "dtype": dtype_name(dtype),
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
         "device_map": device_map,
@@ -96,7 +96,8 @@ def load_model(
     return _load_whole(source, kind, labels, options)
 
 
-def _dtype_name(dtype: str | torch.dtype) -> str:
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """`dtype` as one of [`DTYPES`]."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(f"There is no dtype {name!r}; give one of {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
@@ -165,7 +166,7 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     # The converted copy's place in the cache is no name that anyone should see or store.
     bundled = source.kind == "bundled" or source.gguf_file is not None
     model.name_or_path = model.config._name_or_path = source.name if bundled else source.path
-    model.sinkd_new_modules = _new_modules(new)
+    model.sinkd_new_modules = new_modules(new)
     if new:
         logger.info("%s gets a new head: %s.", source.name, ", ".join(model.sinkd_new_modules))
         model.sinkd_source = None  # no name gives this head again
@@ -188,16 +189,14 @@ def _spare_head(quantization_config: Any, config: Any) -> Any:
     return spared
 
 
-def _new_modules(weights: set[str]) -> tuple[str, ...]:
+def new_modules(weights: set[str]) -> tuple[str, ...]:
     """The modules with random weights, each by the name under the model or its base: `classifier`, `pooler`."""
     names = {weight.rsplit(".", 1)[0] for weight in weights}
     return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))
 
 
-def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
-    """The base model of the adapter in the folder `source.path`, with the adapter on or in it."""
-    from peft import PeftModel
-
+def adapter_base(source: ModelSource) -> tuple[str, str, bool]:
+    """Name and revision of the base model of the adapter in `source.path`, and whether it lies in that folder."""
     folder = Path(source.path)
     config = read_json(folder / ADAPTER_CONFIG)
     has_base = (folder / BASE_FOLDER).is_dir()
@@ -211,8 +210,17 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
         )
     if Path(base_name).is_dir() and Path(base_name).resolve() == folder:
         raise InputError(f"The adapter in {folder} names its own folder as its base model.")
+    return base_name, config.get("revision") or "main", has_base
+
+
+def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
+    """The base model of the adapter in the folder `source.path`, with the adapter on or in it."""
+    from peft import PeftModel
+
+    folder = Path(source.path)
+    base_name, revision, has_base = adapter_base(source)
     try:
-        base = load_model(base_name, revision=config.get("revision") or "main", kind=kind, **options)
+        base = load_model(base_name, revision=revision, kind=kind, **options)
     except InputError as error:
         raise InputError(f"The adapter {source.name!r} needs its base model {base_name!r}: {error}") from error
     if has_base:

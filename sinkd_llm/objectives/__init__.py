@@ -12,14 +12,17 @@ from sinkd_llm.objectives.divergences import (
 )
 from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
 
 __all__ = [
     "DIVERGENCES",
+    "SPANNING_SCOPES",
     "TRANSPORT_SCOPES",
     "VOCABULARIES",
     "DistillationObjective",
     "ObjectiveOutput",
     "SinKDTerm",
+    "SpanningProblem",
     "cross_entropy",
     "forward_kl",
     "jensen_shannon",

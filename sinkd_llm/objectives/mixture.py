@@ -5,12 +5,15 @@ Shape suffixes: N supervised tokens, V vocabulary (the student's, the teacher's 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sinkd_llm.distributed import RowLayout
 from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, squared_error, temperature_factor
-from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, sinkd_term
+from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.optimal_transport.precision import full_precision
 
@@ -47,7 +50,8 @@ class DistillationObjective:
     Without a teacher it is the plain cross-entropy, `sum CE / num_items`, whatever `alpha` says. With a
     teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
     computed. CE and the divergence are sums over tokens; the SinKD term is one transport problem (or several,
-    see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16.
+    see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16, unless the calls share the
+    problem of [`spanning_problem`].
 
     A regression (one output, labels that are floating-point numbers in [0, 1]) has squared errors to the label and to
     the teacher's prediction in place of CE and the divergence, without temperature, and SinKD's cost is the
@@ -141,6 +145,7 @@ class DistillationObjective:
         position_N: Tensor,
         verbalizer_ids: Tensor | Sequence[int] | None = None,
         num_items: Tensor | int | None = None,
+        transport: tuple[SpanningProblem, int] | None = None,
         with_diagnostics: bool = False,
     ) -> ObjectiveOutput:
         """Computes the loss of one micro-batch.
@@ -159,6 +164,9 @@ class DistillationObjective:
                 The ids that SinKD is restricted to when `vocabulary="verbalizers"`.
             num_items (`Tensor` or `int`, *optional*):
                 Supervised tokens of the whole accumulation window; defaults to N. At least 1 is used.
+            transport (`tuple[SpanningProblem, int]`, *optional*):
+                A problem of [`spanning_problem`] that these rows are part of, and which part. By default
+                the rows are all there are.
             with_diagnostics (`bool`, *optional*, defaults to `False`):
                 Fill `diagnostics`: `sinkhorn/row_error`, `sinkhorn/diagonal_mass`, `sinkhorn/plan_entropy`,
                 `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have; not of
@@ -203,7 +211,11 @@ class DistillationObjective:
                 weights[divergence_name] = self.alpha
             if self.sinkhorn_weight > 0:
                 ids = None if regression else verbalizer_ids
-                term = self._sinkd(student_NV, teacher_NV, example_N, position_N, ids, regression)
+                if transport is None:
+                    settings = self._sinkd_settings(ids, regression)
+                    term = sinkd_term(student_NV, teacher_NV, example_N=example_N, position_N=position_N, **settings)
+                else:
+                    term = transport[0].term(student_NV, transport[1])
                 sums["sinkhorn"] = term.value
                 weights["sinkhorn"] = self.sinkhorn_weight
                 if with_diagnostics:
@@ -223,36 +235,50 @@ class DistillationObjective:
         terms = {name: total.detach() / max(N, 1) for name, total in sums.items()}
         return ObjectiveOutput(loss, terms, diagnostics)
 
-    def _sinkd(
+    @property
+    def spans(self) -> bool:
+        """Whether there are transport problems that could reach beyond a micro-batch of one device."""
+        return self.sinkhorn_weight > 0 and self.transport_scope in SPANNING_SCOPES
+
+    def spanning_problem(
         self,
-        student_NV: Tensor,
-        teacher_NV: Tensor,
-        example_N: Tensor,
-        position_N: Tensor,
-        verbalizer_ids: Tensor | Sequence[int] | None,
-        regression: bool,
-    ) -> SinKDTerm:
+        layout: RowLayout,
+        teacher: Sequence[Tensor],
+        position: Sequence[Tensor],
+        *,
+        verbalizer_ids: Tensor | Sequence[int] | None = None,
+        regression: bool = False,
+        teacher_MV: Tensor | None = None,
+        factor: float | Tensor = 1.0,
+    ) -> SpanningProblem:
+        """The SinKD problems of several micro-batches, of several ranks, or both; for the argument `transport`.
+
+        Args:
+            layout, teacher, position, teacher_MV, factor: see [`~sinkd_llm.objectives.SpanningProblem`].
+            verbalizer_ids: as in a call.
+            regression (`bool`): whether the labels are true values.
+        """
+        settings = self._sinkd_settings(None if regression else verbalizer_ids, regression)
+        return SpanningProblem(layout, teacher, position, teacher_MV=teacher_MV, factor=factor, **settings)
+
+    def _sinkd_settings(self, verbalizer_ids: Tensor | Sequence[int] | None, regression: bool) -> dict[str, Any]:
         restricted = self.vocabulary == "verbalizers" and not regression  # one output has nothing to leave out
         if restricted and verbalizer_ids is None:
             raise ValueError(
                 "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or "
                 "use vocabulary='full'."
             )
-        return sinkd_term(
-            student_NV,
-            teacher_NV,
-            example_N=example_N,
-            position_N=position_N,
-            temperature=self.sinkhorn_temperature,
-            epsilon=self.sinkhorn_epsilon,
-            iterations=self.sinkhorn_iterations,
-            threshold=self.sinkhorn_threshold,
-            gradient=self.sinkhorn_gradient,
-            cost_norm=self.cost_norm,
-            scope=self.transport_scope,
-            vocabulary_ids=verbalizer_ids if restricted else None,
-            regression=regression,
-        )
+        return {
+            "temperature": self.sinkhorn_temperature,
+            "epsilon": self.sinkhorn_epsilon,
+            "iterations": self.sinkhorn_iterations,
+            "threshold": self.sinkhorn_threshold,
+            "gradient": self.sinkhorn_gradient,
+            "cost_norm": self.cost_norm,
+            "scope": self.transport_scope,
+            "vocabulary_ids": verbalizer_ids if restricted else None,
+            "regression": regression,
+        }
 
 
 def _shared_ids(student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,11 +77,11 @@ class SinKDTerm:
         return self._mean(spreads)
 
     def _mean(self, values: list[Tensor]) -> Tensor:
-        """Mean over tokens of a quantity that each problem has."""
+        """Mean over the tokens of all problems of a quantity that each problem has."""
         total = torch.zeros_like(self.value.detach())
         for value, size in zip(values, self.sizes, strict=True):
             total = total + (value * size).sum()
-        return total / max(self.num_tokens, 1)
+        return total / max(sum(int(size.sum()) for size in self.sizes), 1)
 
 
 def sinkd_term(
@@ -142,44 +142,58 @@ def sinkd_term(
     _check(student_NV, teacher_NV, example_N, position_N, temperature, scope, regression)
     teacher_NV = teacher_NV.detach()
     if vocabulary_ids is not None:
-        ids_K = _checked_ids(vocabulary_ids, student_NV)
+        ids_K = checked_ids(vocabulary_ids, student_NV)
         student_NV, teacher_NV = student_NV.index_select(1, ids_K), teacher_NV.index_select(1, ids_K)
     N = len(student_NV)
     if scope == "batch":
         blocks = [(1, N)] if N else []
     else:
-        order_N, blocks = _sort_by_problem(position_N if scope == "position" else example_N)
+        order_N, blocks = sort_by_problem(position_N if scope == "position" else example_N)
+        order_N = order_N.to(student_NV.device)
         student_NV = student_NV.index_select(0, order_N)
         teacher_NV = teacher_NV.index_select(0, order_N)
-    student_NV, teacher_NV = full_precision(student_NV), full_precision(teacher_NV)
-    if regression:
-        student_NV = torch.cat([student_NV, 1 - student_NV], dim=-1)
-        teacher_NV = torch.cat([teacher_NV, 1 - teacher_NV], dim=-1)
-    else:
-        student_NV = torch.softmax(student_NV / temperature, dim=-1)
-        teacher_NV = torch.softmax(teacher_NV / temperature, dim=-1)
+    student_NV = distributions(student_NV, temperature, regression)
+    teacher_NV = distributions(teacher_NV, temperature, regression)
 
     # One cost call for the problems of one size: nothing is computed between rows of different problems.
     costs = [
         pairwise_cost(student.view(P, R, -1), teacher.view(P, R, -1), norm=cost_norm)
         for (P, R), student, teacher in zip(
-            blocks, _split(student_NV, blocks), _split(teacher_NV, blocks), strict=True
+            blocks, split_by_problem(student_NV, blocks), split_by_problem(teacher_NV, blocks), strict=True
         )
     ]
-    # One solver call for the problems that have the same power of two above their size: few calls, and
-    # padding that at most quadruples the plans, however unequal the problems are.
+    plans, sizes = solve_problems(costs, epsilon, iterations, threshold, gradient)
     value = student_NV.new_zeros(()) if N else student_NV.sum()  # 0, but part of the graph
-    plans, sizes = [], []
-    for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
-        cost_PRR, mask_PR, size_P = _pad(list(similar))
-        plan = sinkhorn(cost_PRR, epsilon, iterations, threshold, gradient, mask_PR, mask_PR)
+    for plan, size_P in zip(plans, sizes, strict=True):
         value = value + (plan.value * size_P).sum()
-        plans.append(plan)
-        sizes.append(size_P)
     return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes)
 
 
-def _sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+def distributions(logits_NV: Tensor, temperature: float, regression: bool) -> Tensor:
+    """What the cost compares: softmax over V at the temperature, or a prediction's two masses `[N, 2]`."""
+    logits_NV = full_precision(logits_NV)
+    if regression:
+        return torch.cat([logits_NV, 1 - logits_NV], dim=-1)
+    return torch.softmax(logits_NV / temperature, dim=-1)
+
+
+def solve_problems(
+    costs: Sequence[Tensor], epsilon: float, iterations: int, threshold: float | None, gradient: str
+) -> tuple[list[TransportPlan], list[Tensor]]:
+    """Solutions of the blocks `[P, R, R]` of growing R, and of each the number of tokens of its problems.
+
+    One solver call for the problems that have the same power of two above their size: few calls, and padding that
+    at most quadruples the plans, however unequal the problems are.
+    """
+    plans, sizes = [], []
+    for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
+        cost_PRR, mask_PR, size_P = _pad(list(similar))
+        plans.append(sinkhorn(cost_PRR, epsilon, iterations, threshold, gradient, mask_PR, mask_PR))
+        sizes.append(size_P)
+    return plans, sizes
+
+
+def sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     """An order of the rows, and in that order the `(P, R)` of each block of P problems of R rows, R growing.
 
     Rows of one problem are contiguous and keep their order, so that row i of the student and row i of the
@@ -191,7 +205,7 @@ def _sort_by_problem(key_N: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
     return order_N, [(len(list(same)), R) for R, same in groupby(sorted(count.tolist()))]
 
 
-def _split(rows_NV: Tensor, blocks: list[tuple[int, int]]) -> Sequence[Tensor]:
+def split_by_problem(rows_NV: Tensor, blocks: list[tuple[int, int]]) -> Sequence[Tensor]:
     """The rows of each block. A single block is not split, which would copy its gradient."""
     return [rows_NV] if len(blocks) == 1 else rows_NV.split([P * R for P, R in blocks])
 
@@ -236,7 +250,7 @@ def _check(
         raise ValueError(f"scope must be one of {', '.join(TRANSPORT_SCOPES)}, got {scope!r}.")
 
 
-def _checked_ids(vocabulary_ids: Tensor | Sequence[int], student_NV: Tensor) -> Tensor:
+def checked_ids(vocabulary_ids: Tensor | Sequence[int], student_NV: Tensor) -> Tensor:
     ids_K = torch.as_tensor(vocabulary_ids, device=student_NV.device).flatten()
     distinct, V = ids_K.unique(), student_NV.shape[1]
     if len(distinct) < 2:

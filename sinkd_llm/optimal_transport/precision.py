@@ -1,5 +1,7 @@
 """The working precision of the losses: fp32 or better, whatever the model's dtype or autocast say."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,12 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Context in which an ambient autocast does not send the matrix products of `tensor` to bf16.
 
     Under mixed precision a trainer may compute the loss inside autocast. The products here subtract
     nearly equal numbers: eight bits of mantissa are not enough.
     """
+    if tensor.is_meta:  # there is none to switch off
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.checkpoints import write_whole
 from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
 from sinkd_llm.report import RESULTS_FILE, TEACHER, ResultRow, find_row
 from sinkd_llm.runs.data import RunData, TaskArguments
@@ -56,7 +57,7 @@ def write_results(
         "versions": versions(),
     }
     text = json.dumps(results, indent=2, ensure_ascii=False, default=str)
-    (output_dir / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
+    write_whole(output_dir / RESULTS_FILE, text + "\n")
 
 
 def _settings(arguments: "tuple[TaskArguments | None, SinKDConfig, ModelConfig]") -> dict[str, Any]:

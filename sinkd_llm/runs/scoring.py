@@ -33,11 +33,11 @@ def run_evaluate(
     batch_size: int = 32,
     max_length: int | None = 1024,
     apply_chat_template: bool = False,
-    add_eos: bool = False,
+    add_eos: bool | None = None,
     **loading: Any,
 ) -> EvaluateResult:
     """
-    Score a model on a split of a task by ranking the answers.
+    Score a model on a split of a task by ranking the answers, or by generating them.
 
     Args:
         model_name_or_path (`str`): a hub id, a folder, a GGUF file or a bundled name.
@@ -99,11 +99,11 @@ def source_size_bytes(name_or_path: str) -> int | None:
 
 
 class Scorer:
-    """Scores models on the evaluation rows: by ranking for a task, else what the trainer reports."""
+    """Scores models on the evaluation rows: as their task asks, or else what the trainer reports."""
 
     def __init__(self, trainer: "SinKDTrainer", data: RunData) -> None:
         self.trainer, self.data = trainer, data
-        self.teacher_predictions: list[int] | None = None
+        self.teacher_predictions: list[Any] | None = None
 
     def row(self, name: str, model: Any, size_bytes: int | None = None) -> ResultRow:
         from sinkd_llm.models import count_parameters
@@ -141,6 +141,8 @@ class Scorer:
             )
         row.metrics = dict(score.metrics)
         row.num_examples, row.seconds = score.num_examples, score.seconds
+        if self.data.task.output_type == "generate_until":
+            return row  # two answers in free text are hardly ever the same, so agreement says nothing
         if name == TEACHER:
             self.teacher_predictions = score.predictions
         elif self.teacher_predictions is not None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.checkpoints import find_checkpoint
 from sinkd_llm.errors import InputError
 from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
 from sinkd_llm.runs.data import TaskArguments, load_run_data
-from sinkd_llm.runs.folder import find_checkpoint, prepare_output_dir, weights_size_bytes
+from sinkd_llm.runs.failures import explained
+from sinkd_llm.runs.folder import prepare_output_dir, weights_size_bytes
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scoring import Scorer, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
@@ -53,10 +55,7 @@ def run_finetune(
         InputError: for settings that contradict each other, and whatever the rooms below refuse.
         TrainingInterrupted: after Ctrl-C, when the checkpoint is saved.
     """
-    if training_args.teacher_model_name_or_path is not None:
-        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
-    if model_args.model_name_or_path is None:
-        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    check_finetune(training_args, model_args)
     return _train("finetune", task_args, training_args, model_args, argv)
 
 
@@ -72,6 +71,21 @@ def run_distill(
     Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` is
     required, and `model_args.model_name_or_path` or `training_args.student_layers`.
     """
+    check_distill(training_args, model_args)
+    return _train("distill", task_args, training_args, model_args, argv)
+
+
+def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
+    if training_args.teacher_model_name_or_path is not None:
+        raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
+    if model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the model to fine-tune.")
+    _check_quantised(model_args)
+
+
+def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+    """Refuses what [`run_distill`] cannot do, before anything is loaded."""
     if training_args.teacher_model_name_or_path is None:
         raise InputError("--teacher_model_name_or_path is missing: the model to learn from.")
     if model_args.model_name_or_path is None:
@@ -86,7 +100,12 @@ def run_distill(
                 "one built from the teacher's layers is not. For the teacher there are "
                 "--teacher_load_in_4bit and --teacher_load_in_8bit."
             )
-    return _train("distill", task_args, training_args, model_args, argv)
+    _check_quantised(model_args)
+
+
+def _check_quantised(model_args: "ModelConfig") -> None:
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
 
 
 def _train(
@@ -96,8 +115,6 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
-    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
-        raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -120,8 +137,9 @@ def _train(
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
-    _apply_model_arguments(training_args, model_args)
-    interrupt = InterruptCallback(resume_command(command, argv))
+    apply_model_arguments(training_args, model_args)
+    resume = resume_command(command, argv)
+    interrupt = InterruptCallback(resume)
     bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
     say(f"Loading {' and '.join(filter(None, (teacher_name, model_args.model_name_or_path)))} …")
@@ -133,7 +151,7 @@ def _train(
         compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
         callbacks=[bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt],
         quantization_config=build_quantization_config(model_args),
-        peft_config=_adapter(model_args),
+        peft_config=adapter_config(model_args),
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
@@ -150,14 +168,16 @@ def _train(
         + " (Ctrl-C saves and stops) …"
     )
     try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with explained(output_dir, resume):
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
         interrupt.restore()
     if interrupt.interrupted:
         trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
         raise TrainingInterrupted("training was stopped; nothing is lost")
-    trainer.save_model(str(output_dir))
+    with explained(output_dir, resume):
+        trainer.save_model(str(output_dir))
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
     training = {
         "steps": output.global_step,
@@ -167,8 +187,9 @@ def _train(
     }
     if is_main_process():
         arguments = (task_args, training_args, model_args)
-        write_results(output_dir, command, argv, data, rows, training, arguments)
-        write_report(output_dir)
+        with explained(output_dir, resume):
+            write_results(output_dir, command, argv, data, rows, training, arguments)
+            write_report(output_dir)
     return RunResult(command, output_dir, rows, training)
 
 
@@ -189,7 +210,7 @@ def resume_command(command: str, argv: Sequence[str] | None) -> str:
     return shlex.join(["sinkd", command, *kept, "--resume_from_checkpoint", "true"])
 
 
-def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+def apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
     """TRL's ModelConfig says how the student is loaded, and the teacher unless its own arguments do."""
     shared = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if model_args.model_name_or_path is not None:
@@ -205,7 +226,8 @@ def _apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfi
         }
 
 
-def _adapter(model_args: "ModelConfig") -> Any:
+def adapter_config(model_args: "ModelConfig") -> Any:
+    """The PEFT configuration that TRL's arguments ask for, or `None`."""
     from trl import ModelConfig, get_peft_config
 
     if model_args.use_peft and model_args.lora_target_modules is None:

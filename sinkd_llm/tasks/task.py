@@ -177,6 +177,7 @@ class Task:
         predictions: Sequence,
         references: Sequence,
         rows: "datasets.Dataset | Mapping[str, Sequence] | None" = None,
+        numbers: Sequence[float] | None = None,
     ) -> dict[str, float]:
         """
         The task's metrics.
@@ -187,6 +188,8 @@ class Task:
             references (`Sequence`): the gold indices (`label`) or texts (`completion`), in the same order.
             rows (`Dataset` or `Mapping[str, Sequence]`, *optional*): the scored rows of `load`, in the same order.
                 Needed by a task with `scoring_columns`.
+            numbers (`Sequence[float]`, *optional*): what a model with one output predicts, on the scale of the
+                choices; `pearson` and `spearman` compare these instead of the nearest choices.
 
         Returns:
             `dict[str, float]`: metric name to score. `perplexity`, which needs a model, is left out: see
@@ -202,7 +205,7 @@ class Task:
                 f"The metrics of the task {self.name!r} ({', '.join(self.metric_names)}) need the columns "
                 f"{', '.join(self.scoring_columns)} of the scored rows; pass the data set as rows."
             )
-        return compute_metrics(self.metric_names, predictions, references, rows)
+        return compute_metrics(self.metric_names, predictions, references, rows, numbers)
 
     @cached_property
     def _templates(self) -> dict[str, Template]:

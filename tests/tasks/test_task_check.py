@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sinkd_llm.cli import main
 from sinkd_llm.errors import InputError
@@ -132,3 +133,69 @@ def test_command_line_lists_and_shows_every_kind(capsys: pytest.CaptureFixture[s
     assert "mnli_mismatched_reader" in shown
     assert main(["tasks", "show", "instruct", "--data_dir", str(data_dir / "instruct-rasbt"), "--limit", "1"]) == 0
     assert "→ ' She had been singing in the choir.'" in capsys.readouterr().out
+
+
+@pytest.fixture
+def save_model(tmp_path: Path, tiny_model, marked_tokenizer) -> Callable[..., str]:
+    """A folder with a tiny encoder-decoder or encoder that lacks its weights: they must not be read."""
+    from safetensors.torch import save_file
+
+    def save(family: str, head: str = "MaskedLM", **changes: Any) -> str:
+        folder = tmp_path / family
+        tiny_model(family, head, **changes).save_pretrained(folder)
+        marked_tokenizer(family).save_pretrained(folder)
+        save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors")
+        return str(folder)
+
+    return save
+
+
+def checked(path: str, model: str, *more: str) -> int:
+    return main(["tasks", "check", path, "--model_name_or_path", model, *more])
+
+
+def test_words_for_a_mask_have_one_token(make_checked, save_model, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_model("bert")
+    path = str(make_checked([1, 0], doc_to_choice=["no", "certainly"]).path)
+    assert checked(path, model, "--model_kind", "masked-lm") == 2
+    assert "a masked language model gives one token at the mask" in capsys.readouterr().err
+    # As a new classification head, which has no words, the same task is fine.
+    assert checked(path, model) == 0
+    # As a decoder would be trained it is fine too.
+    assert "can be trained on" in capsys.readouterr().out
+    path = str(make_checked([1, 0]).path)
+    assert checked(path, model, "--model_kind", "masked-lm") == 0
+
+
+def test_a_head_has_the_same_classes_in_every_row(
+    make_checked, save_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(make_checked([0], doc_to_choice="options").path)
+    rows = [{"text": "a", "label": 0, "options": options} for options in (["no", "yes"], ["good", "bad"])]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert checked(path, save_model("bert"), "--model_kind", "sequence-classification") == 2
+    assert "different lists of choices, but a classification head" in capsys.readouterr().err
+
+
+def test_an_encoder_decoder_reads_prompt_and_answer_apart(
+    make_checked, save_model, marked_tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Behind a space these begin with different tokens, at the beginning of a text with the same one.
+    tokenizer = marked_tokenizer("t5")
+    words = ["great", "green"]
+    first = [
+        [tokenizer(before + word, add_special_tokens=False)["input_ids"][0] for word in words] for before in (" ", "")
+    ]
+    assert len({*first[0]}) == 2
+    assert len({*first[1]}) == 1
+    path = str(make_checked([1, 0], doc_to_choice=words).path)
+    assert checked(path, save_model("t5")) == 2
+    assert "'great' and 'green' begin with the same token" in capsys.readouterr().err
+
+
+def test_prompts_beyond_the_context_are_a_warning(
+    make_checked, save_model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(make_checked([1, 0] * 40).path)
+    assert checked(path, save_model("bert", max_position_embeddings=48), "--model_kind", "masked-lm") == 0
+    assert "prompts are longer than the model reads (48 tokens) and lose their beginning" in capsys.readouterr().out

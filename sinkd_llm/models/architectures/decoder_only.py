@@ -15,6 +15,8 @@ from sinkd_llm.models.architectures.contract import (
     SupervisedLogits,
     answer_rows,
     forward_parameters,
+    hidden_rows,
+    recorded_head,
 )
 
 
@@ -26,13 +28,16 @@ class DecoderOnly:
     lora_task_type: str | None = "CAUSAL_LM"
     scores_classes = False
 
-    def supervised_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> SupervisedLogits:
+    def supervised_logits(
+        self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False
+    ) -> SupervisedLogits:
         """Runs the model once and its head only at the positions that predict an answer token.
 
         Args:
             model (`nn.Module`): a causal language model, possibly wrapped by PEFT or DDP.
             batch (`Mapping`): `input_ids`, `attention_mask` and `labels`, each `[B, L]`. Padding may
                 stand on either side; on the left, the answers end together and K is smallest.
+            with_hidden (`bool`, *optional*, defaults to `False`): see [`SupervisedLogits`].
         """
         labels_BL = batch["labels"]
         supervised_BL = labels_BL[:, 1:] != IGNORE_INDEX
@@ -56,6 +61,9 @@ class DecoderOnly:
         keeps = "logits_to_keep" in takes
         if keeps:
             arguments["logits_to_keep"] = kept_K
-        logits = model(**arguments).logits
+        with recorded_head(model, with_hidden) as calls:
+            logits = model(**arguments).logits
         column_N = torch.searchsorted(kept_K, source_N) if keeps else source_N
-        return SupervisedLogits(logits[example_N, column_N], labels_N, example_N, position_N)
+        logits_NV = logits[example_N, column_N]
+        hidden_NH = hidden_rows(calls, lambda scores: scores[example_N, column_N], logits_NV)
+        return SupervisedLogits(logits_NV, labels_N, example_N, position_N, hidden_NH)

@@ -28,7 +28,9 @@ class EncoderDecoder:
     lora_task_type: str | None = "SEQ_2_SEQ_LM"
     scores_classes = False
 
-    def supervised_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> SupervisedLogits:
+    def supervised_logits(
+        self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False
+    ) -> SupervisedLogits:
         """Runs the encoder once a prompt, the decoder once an answer, the head only at answer tokens.
 
         The decoder reads the answer shifted right by the model itself, behind its own start token. Padding
@@ -39,6 +41,7 @@ class EncoderDecoder:
             batch (`Mapping`): `input_ids` and `attention_mask` `[B, L]`; `targets` `[S, T]`, the answers with
                 the special tokens of the model, -100 on padding; `labels` `[S, T]`, the same without the
                 tokens that are not supervised. With `prompt_of_answer` `[S]`, several answers share a prompt.
+            with_hidden (`bool`, *optional*, defaults to `False`): see [`SupervisedLogits`].
         """
         labels_ST = batch["labels"]
         supervised_ST = labels_ST != IGNORE_INDEX
@@ -57,9 +60,9 @@ class EncoderDecoder:
             hidden = unwrap(model).get_encoder()(**prompts).last_hidden_state
             arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden.index_select(0, prompt_S))
             arguments["attention_mask"] = prompts["attention_mask"].index_select(0, prompt_S)
-        logits_NV = logits_at(model, supervised_ST, **arguments)
+        logits_NV, hidden_NH = logits_at(model, supervised_ST, with_hidden, **arguments)
         example_N, column_N, position_N = answer_rows(supervised_ST)
-        return SupervisedLogits(logits_NV, labels_ST[example_N, column_N], example_N, position_N)
+        return SupervisedLogits(logits_NV, labels_ST[example_N, column_N], example_N, position_N, hidden_NH)
 
 
 def decoder_input_ids(model: nn.Module, targets_ST: Tensor) -> Tensor:

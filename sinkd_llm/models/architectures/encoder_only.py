@@ -29,8 +29,13 @@ class SequenceClassification:
     lora_task_type: str | None = "SEQ_CLS"
     scores_classes = True
 
-    def supervised_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> SupervisedLogits:
-        """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`."""
+    def supervised_logits(
+        self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False
+    ) -> SupervisedLogits:
+        """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`.
+
+        There is no `hidden_NH`: the classes are fewer than the features that they are made of.
+        """
         labels_S = batch["labels"]
         logits_SV = model(**_inputs(model, batch)).logits
         every_S = torch.arange(len(labels_S), device=labels_S.device)
@@ -45,13 +50,18 @@ class MaskedLanguageModel:
     lora_task_type: str | None = None
     scores_classes = False
 
-    def supervised_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> SupervisedLogits:
-        """`batch` holds `input_ids`, `attention_mask` and `labels` `[S, L]`; labels are -100 outside masks."""
+    def supervised_logits(
+        self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False
+    ) -> SupervisedLogits:
+        """`batch` holds `input_ids`, `attention_mask` and `labels` `[S, L]`; labels are -100 outside masks.
+
+        `with_hidden`: see [`SupervisedLogits`].
+        """
         labels_SL = batch["labels"]
         supervised_SL = labels_SL != IGNORE_INDEX
-        logits_NV = logits_at(model, supervised_SL, **_inputs(model, batch))
+        logits_NV, hidden_NH = logits_at(model, supervised_SL, with_hidden, **_inputs(model, batch))
         example_N, column_N, position_N = answer_rows(supervised_SL)
-        return SupervisedLogits(logits_NV, labels_SL[example_N, column_N], example_N, position_N)
+        return SupervisedLogits(logits_NV, labels_SL[example_N, column_N], example_N, position_N, hidden_NH)
 
 
 def _inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

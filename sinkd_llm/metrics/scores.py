@@ -9,7 +9,7 @@ import re
 import string
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
@@ -92,16 +92,21 @@ def exact_match(predictions: Values, references: Values, rows: Rows) -> float:
     index is the gold one. This is MultiRC's exact match over questions (Khashabi et al. 2018) and ReCoRD's over
     queries (Zhang et al. 2018).
     """
-    if (answers := _column(rows, "answers")) is None:
-        right = [chosen == gold for chosen, gold in zip(predictions, references, strict=True)]
-    else:
-        chosen_texts = [normalize_answer(text) for text in _chosen_texts(predictions, rows)]
-        right = [text in map(normalize_answer, golds) for text, golds in zip(chosen_texts, answers, strict=True)]
+    right = right_rows(predictions, references, rows)
     groups = _column(rows, "group") or range(len(right))
     by_question: dict[Any, list[bool]] = defaultdict(list)
     for group, row_right in zip(groups, right, strict=True):
         by_question[group].append(row_right)
     return sum(map(all, by_question.values())) / len(by_question)
+
+
+def right_rows(predictions: Values, references: Values, rows: Rows) -> list[bool]:
+    """Whether each row's chosen answer is right: one of its `answers`, or, without that column, the gold index."""
+    answers = _column(rows, "answers")
+    if answers is None:
+        return [chosen == gold for chosen, gold in zip(predictions, references, strict=True)]
+    chosen_texts = [normalize_answer(text) for text in _chosen_texts(predictions, rows)]
+    return [text in map(normalize_answer, golds) for text, golds in zip(chosen_texts, answers, strict=True)]
 
 
 def token_f1(predictions: Values, references: Values, rows: Rows) -> float:
@@ -166,13 +171,19 @@ CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
 }
 REGRESSION: dict[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}
 QUESTION_ANSWERING: dict[str, Callable[[Values, Values, Rows], float]] = {"em": exact_match, "token_f1": token_f1}
+# 0 by convention where all gold answers are one.
+UNDEFINED_FOR_ONE_CLASS = ("mcc", *REGRESSION)
 CHOICE_METRICS = (*CLASSIFICATION, *REGRESSION, *QUESTION_ANSWERING)
 # Of generated texts. `perplexity` is of the reference texts and needs a model: see `perplexity`.
 TEXT_METRICS = ("rouge_l", "perplexity")
 
 
 def compute_metrics(
-    names: Iterable[str], predictions: Sequence, references: Sequence, rows: Rows | None = None
+    names: Iterable[str],
+    predictions: Sequence,
+    references: Sequence,
+    rows: Rows | None = None,
+    numbers: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """
     Score predictions against references.
@@ -185,6 +196,8 @@ def compute_metrics(
         rows (`Dataset` or `Mapping[str, Sequence]`, *optional*): the scored rows in the same order, with the columns
             `choices` (list of texts) and, where a metric needs them, `group`, `answers` and `target`. With a column
             `target`, `pearson` and `spearman` compare the number that the chosen text stands for with it.
+        numbers (`Sequence[float]`, *optional*): what the model predicts itself, one finite number a row, on the scale
+            of the choices. `pearson` and `spearman` compare these instead.
 
     Returns:
         `dict[str, float]`: name to score, in the order of `names`. Where a score is undefined because one side holds a
@@ -199,6 +212,7 @@ def compute_metrics(
     check_metric_names(names)
     _check_lengths(predictions, references, rows)
     predictions, references = _numbers(predictions), _numbers(references)
+    numbers = None if numbers is None else _numbers(numbers)
     if any(name not in REGRESSION for name in names):
         _check_classes(predictions, references)
     scores: dict[str, float] = {}
@@ -206,7 +220,7 @@ def compute_metrics(
         if name in CLASSIFICATION:
             scores[name] = CLASSIFICATION[name](predictions, references)
         elif name in REGRESSION:
-            scores[name] = REGRESSION[name](*_on_target_scale(predictions, references, rows))
+            scores[name] = REGRESSION[name](*_on_target_scale(predictions, references, rows, numbers))
         elif rows is None:
             raise InputError(f"The metric {name} compares rows, not only indices: pass the scored data set as rows.")
         else:
@@ -280,23 +294,33 @@ def _chosen_texts(predictions: Values, rows: Rows) -> list[str]:
     return [row_choices[int(index)].strip() for row_choices, index in zip(choices, predictions, strict=True)]
 
 
-def _on_target_scale(predictions: Values, references: Values, rows: Rows | None) -> tuple[Values, Values]:
-    """What the chosen texts and the rows' own `target`s say in numbers; the given values without such a column."""
+def _on_target_scale(
+    predictions: Values, references: Values, rows: Rows | None, numbers: Values | None = None
+) -> tuple[Values, Values]:
+    """
+    Predicted `numbers`, or what the chosen texts say in numbers, and the rows' own `target`s.
+
+    Without that column: the given values, or the numbers and what the gold choices say.
+    """
     targets = _column(rows, "target")
     if targets is None:
-        return predictions, references
+        return (predictions, references) if numbers is None else (numbers, _choice_numbers(references, rows))
     if None in targets:
         raise InputError(f"{targets.count(None)} of {len(targets)} rows have no target; score a labelled split.")
+    return _choice_numbers(predictions, rows) if numbers is None else numbers, targets
+
+
+def _choice_numbers(indices: Values, rows: Rows | None) -> list[float]:
     values = []
-    for text in _chosen_texts(predictions, rows):
+    for text in _chosen_texts(indices, rows):
         try:
             values.append(float(text))
         except ValueError as error:
             raise InputError(
-                f"The choice {text!r} is no number, but the rows have a numeric target to compare it with; write "
-                "numbers into doc_to_choice."
+                f"The choice {text!r} is no number, but pearson and spearman compare numbers; write numbers into "
+                "doc_to_choice."
             ) from error
-    return values, targets
+    return values
 
 
 def _numbers(values: Sequence) -> list:
@@ -319,76 +343,3 @@ def _check_classes(predictions: list, references: list) -> None:
             f"{unlabelled} of {len(references)} references are unlabelled (negative), as the test splits "
             "of GLUE and SuperGLUE are; score a labelled split such as validation."
         )
-
-
-# The official metrics of each task of a benchmark, as (name of a result, metric): MNLI's two validation sets count as
-# one task, as on the leaderboard.
-GLUE: dict[str, tuple[tuple[str, str], ...]] = {
-    "cola": (("cola", "mcc"),),
-    "sst2": (("sst2", "acc"),),
-    "mrpc": (("mrpc", "acc"), ("mrpc", "f1")),
-    "stsb": (("stsb", "pearson"), ("stsb", "spearman")),
-    "qqp": (("qqp", "acc"), ("qqp", "f1")),
-    "mnli": (("mnli", "acc"), ("mnli_mismatched", "acc")),
-    "qnli": (("qnli", "acc"),),
-    "rte": (("rte", "acc"),),
-    "wnli": (("wnli", "acc"),),
-}
-SUPERGLUE: dict[str, tuple[tuple[str, str], ...]] = {
-    "boolq": (("boolq", "acc"),),
-    "cb": (("cb", "acc"), ("cb", "f1_macro")),
-    "copa": (("copa", "acc"),),
-    "multirc": (("multirc", "f1"), ("multirc", "em")),
-    "record": (("record", "em"), ("record", "token_f1")),
-    "sglue_rte": (("sglue_rte", "acc"),),
-    "wic": (("wic", "acc"),),
-    "wsc": (("wsc", "acc"),),
-}
-
-
-def glue_score(results: Mapping[str, Mapping[str, float]], partial: bool = False) -> float:
-    """
-    GLUE's average (Wang et al. 2018): the mean over its nine tasks of the mean over a task's metrics.
-
-    Args:
-        results (`Mapping[str, Mapping[str, float]]`): task name, such as `"sst2"`, to metric name to score. More tasks
-            and more metrics than needed are ignored.
-        partial (`bool`, *optional*, defaults to `False`): average over the tasks that are there. Such a number
-            compares only with one over the same tasks.
-
-    Returns:
-        `float`: the average in the unit of the scores; the leaderboard shows 100 times it.
-
-    Raises:
-        InputError: if a task is missing (with `partial`: if all are), or a metric of a given task is.
-    """
-    return _average("GLUE", GLUE, results, partial)
-
-
-def superglue_score(results: Mapping[str, Mapping[str, float]], partial: bool = False) -> float:
-    """SuperGLUE's average (Wang et al. 2019) over its eight tasks; arguments and errors as in [`glue_score`]."""
-    return _average("SuperGLUE", SUPERGLUE, results, partial)
-
-
-def _average(
-    name: str,
-    benchmark: dict[str, tuple[tuple[str, str], ...]],
-    results: Mapping[str, Mapping[str, float]],
-    partial: bool,
-) -> float:
-    missing = sorted({task for parts in benchmark.values() for task, _ in parts if task not in results})
-    complete = {key: parts for key, parts in benchmark.items() if all(task in results for task, _ in parts)}
-    if not complete or (missing and not partial):
-        raise InputError(
-            f"The {name} score needs results of every task, but there are none of {', '.join(missing)}; score them, "
-            "or pass partial=True for the mean over those that are there."
-        )
-    means = []
-    for parts in complete.values():
-        for task, metric in parts:
-            if metric not in results[task]:
-                raise InputError(
-                    f"The {name} score needs {metric} of {task}, but its results are {', '.join(results[task])}."
-                )
-        means.append(sum(results[task][metric] for task, metric in parts) / len(parts))
-    return sum(means) / len(means)

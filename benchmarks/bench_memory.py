@@ -1,0 +1,136 @@
+"""How close the estimate of `sinkd env --plan` comes to the memory that training takes.
+
+Each run is a process of its own, on the CPU: the peak of its resident memory during two training steps, minus what
+it held before any model was loaded. One row is repeated, so that every batch is the one that is planned.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import write
+
+TEACHER = {"teacher_model_name_or_path": "smollm2-135m", "student_layers": 10}
+# glibc keeps freed blocks below a growing size to itself; with this it gives every large one back at once.
+EXACT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+LORA = {"use_peft": True, "lora_r": 32}
+BATCH = {"per_device_train_batch_size": 16}
+CASES: dict[str, dict[str, Any]] = {
+    "LoRA student of 10 layers": {**TEACHER, **LORA, **BATCH},
+    "… with gradient checkpointing": {**TEACHER, **LORA, **BATCH, "gradient_checkpointing": True},
+    "… with batch 32": {**TEACHER, **LORA, "per_device_train_batch_size": 32},
+    "… with the teacher in bf16": {**TEACHER, **LORA, **BATCH, "teacher_model_init_kwargs": {"dtype": "bfloat16"}},
+    "whole student of 10 layers": {**TEACHER, "per_device_train_batch_size": 4},
+    "… with accumulation over 2": {**TEACHER, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "fine-tuning all of SmolLM2": {"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 4},
+    "fine-tuning all of MiniLM": {
+        "model_name_or_path": "minilm-l6",
+        "model_kind": "sequence-classification",
+        "per_device_train_batch_size": 64,
+    },
+}
+
+
+def arguments(case: str, folder: Path) -> Any:
+    from sinkd_llm.cli.parsing import parse_training
+
+    text = "The film was long, loud and full of explosions, but the people in it were worth caring about."
+    row = {"prompt": f"Review: {text}\nSentiment:", "completion": " good", "choices": ["good", "bad"], "label": 0}
+    if "minilm" not in str(CASES[case]):
+        row = {key: row[key] for key in ("prompt", "completion")}
+    else:
+        row["prompt"] = row["prompt"].replace("Sentiment:", "It is")
+    rows = folder / "rows.jsonl"
+    rows.write_text((json.dumps(row) + "\n") * 400)
+    settings = {"dataset_name": str(rows), "output_dir": str(folder / "run"), "max_steps": 2, "save_strategy": "no"}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps({**settings, "report_to": "none", "use_cpu": True, **CASES[case]}))
+    return parse_training("distill" if "teacher" in str(CASES[case]) else "finetune", ["--config", str(recipe)])
+
+
+def resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
+
+
+def measure(case: str, folder: Path) -> int:
+    """The peak of resident memory beyond the start's, in bytes; the second step has the optimizer's states."""
+    from sinkd_llm.models import load_tokenizer
+    from sinkd_llm.runs.data import load_run_data
+    from sinkd_llm.runs.training import adapter_config, apply_model_arguments
+    from sinkd_llm.trainer import SinKDTrainer
+
+    task_args, training_args, model_args = arguments(case, folder)
+    train = load_run_data(task_args, training_args.seed).train
+    apply_model_arguments(training_args, model_args)
+    load_tokenizer(model_args.model_name_or_path or training_args.teacher_model_name_or_path)
+    before = resident("VmRSS")
+    trainer = SinKDTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train,
+        peft_config=adapter_config(model_args),
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading is not training
+    trainer.train()
+    return resident("VmHWM") - before
+
+
+def estimate(case: str, folder: Path) -> tuple[int, str]:
+    """The planned bytes of one device, and the micro-batch in words."""
+    from sinkd_llm.runs.plan import plan_run
+
+    plan = plan_run(*arguments(case, folder))
+    return plan.device("none", 1, checkpointing=plan.checkpointing).total, plan.batch.split(", ", 1)[1]
+
+
+def in_fork(function: Any, case: str) -> Any:
+    """The result of `function` in a fork of this process: importing everything once is enough."""
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, (case, Path(folder)))
+
+
+def measure_all() -> None:
+    """Print the measured bytes of every case as JSON."""
+    import trl  # noqa: F401 - imported before the forks
+
+    import sinkd_llm.runs.plan
+    import sinkd_llm.trainer  # noqa: F401
+
+    measured = {}
+    for case in CASES:
+        measured[case] = in_fork(measure, case)
+        print(case, measured[case], file=sys.stderr, flush=True)
+    print(json.dumps(measured))
+
+
+def main() -> None:
+    measured = []
+    for settings in ({}, EXACT_ALLOCATOR):
+        command = [sys.executable, __file__, "measure"]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **settings})
+        measured.append(json.loads(output.stdout.splitlines()[-1]))
+    rows = []
+    for case in CASES:
+        planned, batch = in_fork(estimate, case)
+        usual, exact = (results[case] for results in measured)
+        numbers = [f"{size / 1e6:,.0f}" for size in (planned, exact, usual)]
+        rows.append([case, batch, *numbers, f"{planned / exact:.2f}", f"{planned / usual:.2f}"])
+    header = ["run", "micro-batch", "planned", "measured", "default allocator"]
+    header += ["planned / measured", "planned / default"]
+    write("memory", "Planned and measured memory of training, MB", header, rows, NOTES)
+
+
+NOTES = """
+Measured: peak resident memory of two training steps on the CPU in fp32, minus what the process held before it loaded a
+model. `measured` is with `MALLOC_MMAP_THRESHOLD_=65536`, with which the C library gives freed memory back at once:
+what training needs. The default allocator keeps some of what was freed.
+"""
+
+if __name__ == "__main__":
+    measure_all() if sys.argv[1:] == ["measure"] else main()

@@ -1,0 +1,61 @@
+"""What stops a run from outside, told in one line with the command that goes on: a full disk, a lost process."""
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sinkd_llm.checkpoints import NotSavedError, last_whole, write_failure
+from sinkd_llm.errors import InputError
+
+# What gloo and NCCL say when another process is gone, or did not come to a collective operation in time.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "collective operation timeout")
+
+
+@contextmanager
+def explained(output_dir: Path, resume_command: str) -> Iterator[None]:
+    """
+    Turns what the machine does to a run into an error that names the last whole checkpoint and how to go on.
+
+    Raises:
+        InputError: if the disk took no more, another process of the launch is gone, or a file of the checkpoint that
+            training resumes from holds more than tensors. Everything else passes as it is.
+    """
+    try:
+        yield
+    except NotSavedError as error:
+        raise NotSavedError(error.path, error.reason, resume_command) from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "a file of the checkpoint holds something else than tensors and numbers, which could run code when it is "
+            "opened, so it was not: "
+            + " ".join(str(error).split("\n\n")[0].split())[:200]
+            + ". Resume from a checkpoint that your own run wrote."
+        ) from error
+    except Exception as error:
+        reason = write_failure(error)
+        if reason is not None:
+            raise NotSavedError(output_dir, reason, resume_command) from error
+        if not _is_lost_process(error):
+            raise
+        whole = last_whole(output_dir)
+        advice = f"go on from {whole.name} with: {resume_command}" if whole else "start again"
+        raise InputError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost contact with another one, which died "
+            f"or did not answer in time ({_first_line(error)}). Its own last words say why; then {advice}"
+        ) from error
+
+
+def _is_lost_process(error: Exception) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2 or "RANK" not in os.environ:
+        return False
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

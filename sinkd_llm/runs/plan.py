@@ -1,0 +1,222 @@
+"""`sinkd env --plan`: what a run would need, from its settings and its longest rows, without its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.architectures import IGNORE_INDEX, context_length, get_architecture
+from sinkd_llm.planning import (
+    DeviceMemory,
+    ModelSize,
+    StepMemory,
+    device_memory,
+    model_size,
+    optimizer_bytes,
+    trace_step,
+)
+from sinkd_llm.runs.data import TaskArguments, load_run_data
+from sinkd_llm.runs.training import adapter_config, apply_model_arguments, check_distill, check_finetune
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from sinkd_llm.config import SinKDConfig
+
+# Rows that may be the longest once they are tokens: those with the most characters.
+_CANDIDATES = 512
+_WITHOUT_LIMIT = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    The memory of a run, set-up by set-up.
+
+    Attributes:
+        command (`str`): `"finetune"` or `"distill"`.
+        student, teacher ([`ModelSize`]): the two models; no teacher for fine-tuning.
+        steps (`dict[bool, StepMemory]`): of one micro-batch, without and with gradient checkpointing.
+        checkpointing (`bool`): whether the run asks for it.
+        batch (`str`): the micro-batch that was counted, in words.
+        teacher_sizes (`dict[str, ModelSize]`): what the teacher would be as `"float32"`, `"bfloat16"`, `"8bit"`,
+            `"4bit"`.
+        optimizer (`float`): bytes of its states for a trained parameter, see [`optimizer_bytes`].
+        accumulation (`int`): micro-batches of an update.
+    """
+
+    command: str
+    student: ModelSize
+    teacher: ModelSize | None
+    steps: dict[bool, StepMemory]
+    checkpointing: bool
+    batch: str
+    teacher_sizes: dict[str, ModelSize]
+    optimizer: float
+    accumulation: int
+
+    def device(
+        self,
+        setup: str,
+        devices: int,
+        *,
+        checkpointing: bool,
+        teacher: ModelSize | None = None,
+        place: str | None = None,
+    ) -> DeviceMemory:
+        """One device's memory; `teacher` and `place` in place of the run's own."""
+        return device_memory(
+            setup,
+            devices,
+            self.student,
+            teacher or self.teacher,
+            self.steps[checkpointing],
+            teacher_place=place,
+            optimizer=self.optimizer,
+            accumulation=self.accumulation,
+        )
+
+
+def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args: "ModelConfig") -> Plan:
+    """
+    Count what the run that these arguments describe would hold, on the meta device.
+
+    Args are those of [`run_distill`] or, without a teacher, of [`run_finetune`].
+
+    Raises:
+        InputError: for settings that contradict each other, and for models whose configuration or tokenizer cannot
+            be read.
+    """
+    import torch
+
+    from sinkd_llm.data import class_names, verbalizer_ids
+    from sinkd_llm.models import load_tokenizer
+    from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.pair_inputs import TEACHER
+    from sinkd_llm.trainer import disable_dropout
+
+    teacher_name = training_args.teacher_model_name_or_path
+    (check_finetune if teacher_name is None else check_distill)(training_args, model_args)
+    apply_model_arguments(training_args, model_args)
+    try:
+        rows: Dataset | None = load_run_data(task_args, training_args.seed).train
+    except InputError as error:
+        rows, missing = None, str(error)
+
+    trust = training_args.trust_remote_code
+    teacher = None
+    if teacher_name is not None:
+        options: dict[str, Any] = dict(training_args.teacher_model_init_kwargs or {})  # type: ignore[arg-type]
+        defaults = {"revision": training_args.teacher_model_revision, "trust_remote_code": trust}
+        teacher = blueprint(teacher_name, **{**defaults, **options})
+    student = _student(teacher, training_args, model_args, class_names(rows) if rows is not None else None)
+    if training_args.disable_dropout:
+        disable_dropout(student)
+    tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
+    rows_in_words, batch, answer_tokenizer = _largest_batch(student, teacher, tokenizer, rows, training_args)
+    if rows is None:
+        rows_in_words += f" (the data could not be read: {missing})"
+    restricted = training_args.vocabulary == "verbalizers"
+    ids = None
+    if restricted:
+        ids = verbalizer_ids(rows, answer_tokenizer) if rows is not None else torch.arange(2)
+    autocast = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+    steps = {
+        checkpointing: trace_step(
+            student,
+            teacher,
+            training_args.objective(),
+            batch,
+            teacher_batch=batch.get(TEACHER),
+            verbalizer_ids=ids,
+            gradient_checkpointing=checkpointing,
+            autocast=autocast,
+        )
+        for checkpointing in (False, True)
+    }
+    packed = "4bit" if training_args.teacher_load_in_4bit else "8bit" if training_args.teacher_load_in_8bit else "none"
+    sizes = {}
+    if teacher is not None:
+        sizes = {"float32": model_size(teacher, bytes_each=4), "bfloat16": model_size(teacher, bytes_each=2)}
+        sizes |= {form: model_size(teacher, form, bytes_each=2) for form in ("8bit", "4bit")}
+    return Plan(
+        command="distill" if teacher is not None else "finetune",
+        student=model_size(student, _quantisation(model_args), nested=model_args.use_bnb_nested_quant),
+        teacher=None if teacher is None else model_size(teacher, packed),
+        steps=steps,
+        checkpointing=bool(training_args.gradient_checkpointing),
+        batch=rows_in_words,
+        teacher_sizes=sizes,
+        optimizer=optimizer_bytes(str(getattr(training_args.optim, "value", training_args.optim))),
+        accumulation=training_args.gradient_accumulation_steps,
+    )
+
+
+def _quantisation(model_args: "ModelConfig") -> str:
+    return "4bit" if model_args.load_in_4bit else "8bit" if model_args.load_in_8bit else "none"
+
+
+def _student(teacher: Any, training_args: "SinKDConfig", model_args: "ModelConfig", classes: Any) -> Any:
+    from sinkd_llm.models import select_layers
+    from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.pairing import add_adapter, load_student
+
+    if model_args.model_name_or_path is None:
+        student = load_student(None, teacher, training_args, None)
+    else:
+        learns_classes = teacher is None or get_architecture(teacher).scores_classes
+        options: dict[str, Any] = dict(training_args.model_init_kwargs or {})  # type: ignore[arg-type]
+        student = blueprint(
+            model_args.model_name_or_path,
+            **{
+                "trust_remote_code": training_args.trust_remote_code,
+                "kind": training_args.model_kind,
+                "labels": classes if learns_classes else None,
+                **options,
+            },
+        )
+        if training_args.student_layers is not None:
+            new_modules = student.sinkd_new_modules
+            student = select_layers(student, training_args.student_layers, training_args.student_decoder_layers)
+            student.sinkd_new_modules = new_modules
+    return add_adapter(student, adapter_config(model_args))
+
+
+def _largest_batch(
+    student: Any, teacher: Any, tokenizer: Any, rows: "Dataset | None", args: "SinKDConfig"
+) -> tuple[str, Mapping[str, Any], Any]:
+    """The micro-batch of the longest rows, in words and as the collator makes it; and what tokenises rows."""
+    from sinkd_llm.evaluation import shortest
+    from sinkd_llm.pair_inputs import TEACHER, rows_for
+
+    length = shortest(args.max_length, *(context_length(model) for model in (student, teacher) if model is not None))
+    settings = (length, args.apply_chat_template, args.add_eos)
+    answer_tokenizer, collator = rows_for(
+        student, teacher, tokenizer, *settings, pad_to_multiple_of=args.pad_to_multiple_of
+    )
+    size = args.per_device_train_batch_size
+    if rows is None:
+        filler = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else 0
+        row: dict[str, Any] = {"example_id": "row", "answer_ids": [0]}
+        row["prompt_ids"] = [filler] * ((length or _WITHOUT_LIMIT) - 1)
+        batch = collator([{**row, TEACHER: row}] * size)
+        return f"{size} rows of max_length{_size(batch)}", batch, answer_tokenizer
+    features = answer_tokenizer.features(_longest_texts(rows, max(_CANDIDATES, size)))
+    features.sort(key=lambda row: len(row["prompt_ids"]) + len(row["answer_ids"]), reverse=True)
+    batch = collator((features * size)[:size])
+    return f"the {size} longest of {len(rows)} rows{_size(batch)}", batch, answer_tokenizer
+
+
+def _size(batch: Mapping[str, Any]) -> str:
+    rows, length = batch["input_ids"].shape
+    labels = batch["labels"]
+    supervised = int((labels != IGNORE_INDEX).sum()) if labels.ndim == 2 else len(labels)
+    return f", {rows} × {length} tokens, {supervised} supervised"
+
+
+def _longest_texts(rows: "Dataset", count: int) -> "list[dict[str, Any]]":
+    columns = [rows[name][:] for name in ("prompt", "completion")]
+    lengths = [len(str(prompt)) + len(str(answer)) for prompt, answer in zip(*columns, strict=True)]
+    longest = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)[:count]
+    return list(rows.select(longest).to_list())

@@ -1,0 +1,166 @@
+"""Runs the command line in children of one warm process, and kills them where a test says.
+
+A fresh Python needs ten seconds to import everything; a fork of one that has needs none, and dies as finally under
+SIGKILL. Reads one JSON request a line from stdin and answers with one a line on stdout:
+
+    {"argv": [...], "log": "file", "die": {"at": PLACE, "step": 3, "rank": 1} or null, "after": seconds or null,
+     "env": [{...}, ...]}   one child for each environment
+    {"codes": [...], "seconds": ...}   each child's exit code, minus the signal that killed it
+"""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PLACES = (
+    "training_step",
+    "weights",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "rotation",
+)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def halve(path: str) -> None:
+    """What a writer leaves that dies in the middle."""
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+
+
+def arm(at: str, step: int, signal_number: int = signal.SIGKILL) -> None:
+    """From now on this process dies at the step, at that place."""
+    import torch
+    import transformers.trainer as trainer_module
+    from transformers import TrainerState
+
+    from sinkd_llm.trainer import SinKDTrainer
+
+    def at_step(trainer: Any) -> bool:
+        return bool(trainer.state.global_step == step)
+
+    if at == "training_step":
+        train = SinKDTrainer.training_step
+
+        def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if at_step(self):
+                os.kill(os.getpid(), signal_number)
+            return train(self, *args, **kwargs)
+
+        SinKDTrainer.training_step = training_step
+    elif at == "weights":
+        save = SinKDTrainer._save
+
+        def _save(self: Any, output_dir: str | None = None, state_dict: Any = None) -> None:
+            save(self, output_dir, state_dict)
+            if at_step(self):
+                halve(next(str(file) for file in Path(str(output_dir)).glob("*.safetensors")))
+                die()
+
+        SinKDTrainer._save = _save
+    elif at == "trainer_state.json":
+        save_state = TrainerState.save_to_json
+
+        def save_to_json(self: Any, path: str) -> None:
+            save_state(self, path)
+            if self.global_step == step:
+                halve(path)
+                die()
+
+        TrainerState.save_to_json = save_to_json
+    elif at == "rotation":
+        rotate: Callable[..., None] = trainer_module.rotate_checkpoints
+
+        def rotate_checkpoints(output_dir: str, *args: Any, **kwargs: Any) -> None:
+            if (Path(output_dir) / f"checkpoint-{step}").exists():
+                die()
+            rotate(output_dir, *args, **kwargs)
+
+        trainer_module.rotate_checkpoints = rotate_checkpoints
+    else:
+        torch_save = torch.save
+
+        def save_file(content: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+            if str(path).endswith(f"checkpoint-{step}/{at}"):
+                buffer = io.BytesIO()
+                torch_save(content, buffer)
+                Path(path).write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+                die()
+            torch_save(content, path, *args, **kwargs)
+
+        torch.save = save_file
+
+
+def child(request: dict[str, Any], environment: dict[str, str]) -> None:
+    from sinkd_llm.cli import main
+
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(environment)
+    deadly = request.get("die")
+    if deadly and deadly.get("rank", 0) == int(environment.get("RANK", 0)):
+        arm(deadly["at"], deadly["step"], deadly.get("signal", signal.SIGKILL))
+    code = 1
+    try:
+        code = main(request["argv"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    import sinkd_llm.cli.distill
+    import sinkd_llm.cli.parsing
+    import sinkd_llm.evaluation
+    import sinkd_llm.runs.training
+    import sinkd_llm.trainer  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        started = time.monotonic()
+        pids = []
+        for environment in request.get("env") or [{}]:
+            pid = os.fork()
+            if pid == 0:
+                child(request, environment)
+            pids.append(pid)
+        if request.get("after") is not None:
+            time.sleep(request["after"])
+            os.kill(pids[0], signal.SIGKILL)
+        codes: dict[int, int] = {}
+        while len(codes) < len(pids):
+            if time.monotonic() - started > request.get("limit", 240):
+                for pid in set(pids) - set(codes):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in set(pids) - set(codes):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+                    # A stopped process is no concern of the launcher's here: only its partners' end counts.
+                    if request.get("first_end_only"):
+                        for other in set(pids) - set(codes):
+                            os.kill(other, signal.SIGKILL)
+            time.sleep(0.005)
+        answer = {"codes": [codes[pid] for pid in pids], "seconds": time.monotonic() - started}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
