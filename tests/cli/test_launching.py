@@ -1,9 +1,12 @@
 """`--accelerate_config`: what is launched, what is refused, and one real launch of two processes."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     monkeypatch.setattr(accelerate_launch, "launch_command", seen.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    for name in ("ACCELERATE_USE_CPU", "TORCHELASTIC_SIGNALS_TO_HANDLE", "OMP_NUM_THREADS"):
+    for name in ("ACCELERATE_USE_CPU", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # whatever the launch sets is undone
         monkeypatch.delenv(name)
     return seen
@@ -241,3 +244,43 @@ def test_two_processes_leave_one_run(tmp_path: Path, tiny_causal_lm: Any, tiny_t
     from transformers import AutoModelForCausalLM
 
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 2
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_ctrl_c_saves_in_every_process_and_the_run_goes_on(
+    tmp_path: Path, tiny_causal_lm: Any, tiny_tokenizer: Any
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    tiny_causal_lm().save_pretrained(model)
+    tiny_tokenizer.save_pretrained(model)
+    words = ["finetune", "--accelerate_config", "cpu", "--num_processes", "2", "--output_dir", str(out)]
+    words += ["--task", "quickstart", "--model_name_or_path", str(model), "--max_train_samples", "32"]
+    words += ["--max_eval_samples", "4", "--per_device_train_batch_size", "2", "--logging_steps", "1"]
+    words += ["--save_strategy", "no", "--max_length", "64"]
+    command = [sys.executable, "-m", "sinkd_llm", *words]
+    options: dict[str, Any] = {"cwd": REPOSITORY, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+    # A terminal sends Ctrl-C to the launcher and to all that it started.
+    running = subprocess.Popen(
+        [*command, "--max_steps", "100000"], stderr=subprocess.PIPE, start_new_session=True, **options
+    )
+    try:
+        deadline = time.monotonic() + 400
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+            assert running.poll() is None, running.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.killpg(running.pid, signal.SIGINT)
+        said = running.communicate(timeout=120)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 130, said
+    assert said.count("Ctrl-C: finishing this step") == 1
+    assert said.count("To go on from there:\n  sinkd finetune --accelerate_config cpu --num_processes 2") == 1
+    (checkpoint,) = out.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    resumed = [*command, "--max_steps", str(step + 1), "--resume_from_checkpoint", "true"]
+    done = subprocess.run(resumed, capture_output=True, timeout=400, **options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "results.json").read_text())["training"]["resumed_at"] == step
