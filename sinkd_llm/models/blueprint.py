@@ -41,7 +41,7 @@ def blueprint(
 
     source = fetch_adapter(resolve_model_source(name_or_path, revision))
     if source.kind == "adapter":
-        base, base_revision, _ = adapter_base(source)
+        base, base_revision = adapter_base(source)[:2]
         return blueprint(
             base,
             revision=base_revision,
