@@ -32,7 +32,8 @@ def explained(output_dir: Path, resume_command: str) -> Iterator[None]:
         raise InputError(
             "a file of the checkpoint holds something else than tensors and numbers"
             + (f" ({found.group(0).strip()})" if found else "")
-            + ", which could run code when it is opened, so it was not; resume from a checkpoint that your own run wrote."
+            + ", which could run code when it is opened, so it was not; resume from a checkpoint that your own run "
+            "wrote."
         ) from error
     except Exception as error:
         reason = write_failure(error)
