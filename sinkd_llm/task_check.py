@@ -127,7 +127,10 @@ def check_task(
         if ranked:
             _check_labels(task, check, list(rows["label"]))
     if shared := len(prompts.get("train", set()) & prompts.get("validation", set())):
-        check.warnings.append(f"{shared} prompts of the validation split are also in the train split.")
+        prompt = (
+            "1 prompt of the validation split is" if shared == 1 else f"{shared} prompts of the validation split are"
+        )
+        check.warnings.append(f"{prompt} also in the train split.")
     return check
 
 
@@ -196,8 +199,8 @@ def _check_labels(task: Task, check: TaskCheck, labels: list[int]) -> None:
     if len(gold) == 1 and task.choices:
         answer = task.choices[gold.pop()].strip()
         check.warnings.append(
-            f"Every row of the {split} split has the answer {answer!r}: nothing can be learnt from it, and its "
-            f"{' and '.join(task.metric_names)} mean nothing."
+            f"Every row of the {split} split has the answer {answer!r}: nothing can be learnt from it, and its scores "
+            f"({', '.join(task.metric_names)}) mean nothing."
         )
     elif task.choices and split == "train" and 0 < len(gold) < len(task.choices):
         absent = [choice.strip() for index, choice in enumerate(task.choices) if index not in gold]

@@ -120,6 +120,26 @@ def test_acc_norm_counts_every_right_answer(tiny_causal_lm: Any, tiny_tokenizer:
     assert first.metrics["acc_norm"] == np.mean(np.equal(chosen, golds)) < several.metrics["acc_norm"] == 1.0
 
 
+@pytest.mark.parametrize(("metrics", "warned"), [(("mcc",), True), (("acc",), False)])
+def test_a_split_with_one_answer_is_pointed_out(
+    metrics: tuple[str, ...], warned: bool, tiny_causal_lm: Any, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sinkd_llm import load_task
+
+    task = load_task("sst2")
+    task.metric_names = metrics
+    row = {
+        "id": "0",
+        "prompt": "good film\nSentiment:",
+        "choices": [" bad", " good"],
+        "label": 1,
+        "completion": " good",
+    }
+    with caplog.at_level("WARNING", logger="sinkd_llm"):
+        evaluate_task(tiny_causal_lm("llama"), tiny_tokenizer, task, Dataset.from_list([row, row]))
+    assert ("All 2 scored rows have the same answer, for which mcc is undefined" in caplog.text) is warned
+
+
 SIMILARITIES = (0.3, 4.9, 2.0, 3.3, 1.1, 0.0)
 
 

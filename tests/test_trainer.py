@@ -310,11 +310,11 @@ def test_a_broken_teacher_is_named_by_example(train: Any, tiny_causal_lm: Any) -
         train(teacher_model=teacher).train()
 
 
-def test_a_student_from_the_teachers_own_layers(train: Any, tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+def test_a_student_from_the_teachers_own_layers(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Any) -> None:
     teacher = tiny_causal_lm(seed=2, layers=4)
     trainer = SinKDTrainer(
         teacher_model=teacher,
-        args=SinKDConfig("unused", student_layers=2, use_cpu=True),
+        args=SinKDConfig(str(tmp_path), student_layers=2, use_cpu=True),
         train_dataset=rows(),
         processing_class=tiny_tokenizer,
     )

@@ -113,7 +113,7 @@ def test_training_with_windows_takes_the_last_and_smaller_one_and_scores_as_alwa
     trainers = [
         train(
             **settings,
-            num_train_epochs=2,
+            num_train_epochs=1,
             train_dataset=opinions(20),  # ten micro-batches: windows of four, four and two
             eval_dataset=Dataset.from_list(opinions(5).to_list()),  # without choices: the loss itself is scored
             eval_strategy="steps",
@@ -126,9 +126,9 @@ def test_training_with_windows_takes_the_last_and_smaller_one_and_scores_as_alwa
     losses = []
     for trainer in trainers:
         trainer.train()
-        assert trainer.state.global_step == 6
+        assert trainer.state.global_step == 3
         losses.append([record["eval_loss"] for record in trainer.state.log_history if "eval_loss" in record])
-    assert len(losses[0]) == 3
+    assert len(losses[0]) == 1
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     records = [[record for record in t.state.log_history if "loss" in record] for t in trainers]
     for plain, window in zip(*records, strict=True):

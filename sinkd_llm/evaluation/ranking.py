@@ -151,7 +151,7 @@ def rank_choices(
         [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
     ):
         batch = on_device(collator([features[i] for i in chosen]), device or model.device)
-        scores = score_choices(architecture, model, batch, share_prompts=not share)
+        scores = score_choices(architecture, model, batch, share_prompts=not _spread(share))
         numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
         rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
         for i, (sums, lengths, number) in zip(chosen, rows, strict=True):

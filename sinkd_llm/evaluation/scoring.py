@@ -1,5 +1,6 @@
 """`evaluate_task`: how well a model does a task."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sinkd_llm.data import tokenize_dataset
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation.generation import check_can_generate, generate_answers, reference_log_likelihoods
 from sinkd_llm.evaluation.ranking import on_scale_of, rank_choices
-from sinkd_llm.metrics import perplexity, right_rows
+from sinkd_llm.metrics import UNDEFINED_FOR_ONE_CLASS, perplexity, right_rows
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.row_tokenizers import row_tokenizer
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sinkd_llm.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,6 +125,13 @@ def evaluate_task(
     finally:
         model.train(was_training)
     labels = list(features["label"])
+    if len({*labels}) == 1 and (undefined := [name for name in task.metric_names if name in UNDEFINED_FOR_ONE_CLASS]):
+        logger.warning(
+            "All %d scored rows have the same answer, for which %s is undefined and given as 0; score rows with other "
+            "answers too.",
+            len(labels),
+            " and ".join(undefined),
+        )
     predictions = [int(np.argmax(row)) for row in ranking.log_likelihoods]
     normalised = [int(np.argmax(row)) for row in ranking.means]
     more: dict[str, Any] = {}

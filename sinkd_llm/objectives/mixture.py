@@ -50,7 +50,8 @@ class DistillationObjective:
     Without a teacher it is the plain cross-entropy, `sum CE / num_items`, whatever `alpha` says. With a
     teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
     computed. CE and the divergence are sums over tokens; the SinKD term is one transport problem (or several,
-    see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16.
+    see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16, unless the calls share the
+    problem of [`spanning_problem`].
 
     A regression (one output, labels that are floating-point numbers in [0, 1]) has squared errors to the label and to
     the teacher's prediction in place of CE and the divergence, without temperature, and SinKD's cost is the

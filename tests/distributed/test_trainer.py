@@ -23,6 +23,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HALF, QUARTER = {}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SAVES = {"save_strategy": "steps", "save_steps": 2}
 NF4 = {"teacher_load_in_4bit": True}
+# One transport problem over the rows of both processes, and of both micro-batches.
+SINKD = {"sinkhorn_weight": 0.8, "sinkhorn_temperature": 0.5}
+WINDOW = {**SINKD, **QUARTER, "transport_accumulation": True}
 
 # name -> (ds_configs file, the run in one process, what is changed)
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -45,14 +48,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fsdp2-lora-of-teacher-layers": ("fsdp2", "cut", {"student_layers": 2}),
     "fsdp2-saves": ("fsdp2", "full", SAVES),
     "fsdp2-resumed": ("fsdp2", "full", SAVES),
+    "zero2-sinkhorn": ("zero2", "sinkhorn", WINDOW),
+    "zero3-sinkhorn": ("zero3", "sinkhorn", SINKD),
+    "zero3-sinkhorn-window": ("zero3", "sinkhorn", WINDOW),
+    "zero3-sinkhorn-replicated-teacher": ("zero3", "sinkhorn", {**SINKD, "teacher_deepspeed": "replicate"}),
+    "fsdp2-sinkhorn": ("fsdp2", "sinkhorn", WINDOW),
 }
-# Runs without a like in one process: other precision, or a transport problem per process.
+# Runs without a like in one process: other precision.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "zero3-lora-bf16": (
         "zero3",
         {"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}, "teacher_model_init_kwargs": {"dtype": "bfloat16"}},
     ),
-    "zero3-sinkhorn": ("zero3", {"sinkhorn_weight": 0.8}),
 }
 
 
@@ -111,7 +118,7 @@ def alone(tmp_path_factory: Any, models: Path) -> Any:
     def run(reference: str) -> tuple[dict[str, Any], Path]:
         if reference not in done:
             settings: dict[str, Any] = {"per_device_train_batch_size": 8}
-            settings |= NF4 if reference == "nf4" else {}
+            settings |= NF4 if reference == "nf4" else SINKD if reference == "sinkhorn" else {}
             settings |= {"student_layers": 2} if reference == "cut" else {}
             case = {"models": str(models), "settings": settings, "lora": reference in ("lora", "cut")}
             case["family"] = "t5-" if reference == "t5" else ""

@@ -9,7 +9,7 @@ import re
 import string
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
@@ -171,6 +171,8 @@ CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
 }
 REGRESSION: dict[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}
 QUESTION_ANSWERING: dict[str, Callable[[Values, Values, Rows], float]] = {"em": exact_match, "token_f1": token_f1}
+# 0 by convention where all gold answers are one.
+UNDEFINED_FOR_ONE_CLASS = ("mcc", *REGRESSION)
 CHOICE_METRICS = (*CLASSIFICATION, *REGRESSION, *QUESTION_ANSWERING)
 # Of generated texts. `perplexity` is of the reference texts and needs a model: see `perplexity`.
 TEXT_METRICS = ("rouge_l", "perplexity")
@@ -341,76 +343,3 @@ def _check_classes(predictions: list, references: list) -> None:
             f"{unlabelled} of {len(references)} references are unlabelled (negative), as the test splits "
             "of GLUE and SuperGLUE are; score a labelled split such as validation."
         )
-
-
-# The official metrics of each task of a benchmark, as (name of a result, metric): MNLI's two validation sets count as
-# one task, as on the leaderboard.
-GLUE: dict[str, tuple[tuple[str, str], ...]] = {
-    "cola": (("cola", "mcc"),),
-    "sst2": (("sst2", "acc"),),
-    "mrpc": (("mrpc", "acc"), ("mrpc", "f1")),
-    "stsb": (("stsb", "pearson"), ("stsb", "spearman")),
-    "qqp": (("qqp", "acc"), ("qqp", "f1")),
-    "mnli": (("mnli", "acc"), ("mnli_mismatched", "acc")),
-    "qnli": (("qnli", "acc"),),
-    "rte": (("rte", "acc"),),
-    "wnli": (("wnli", "acc"),),
-}
-SUPERGLUE: dict[str, tuple[tuple[str, str], ...]] = {
-    "boolq": (("boolq", "acc"),),
-    "cb": (("cb", "acc"), ("cb", "f1_macro")),
-    "copa": (("copa", "acc"),),
-    "multirc": (("multirc", "f1"), ("multirc", "em")),
-    "record": (("record", "em"), ("record", "token_f1")),
-    "sglue_rte": (("sglue_rte", "acc"),),
-    "wic": (("wic", "acc"),),
-    "wsc": (("wsc", "acc"),),
-}
-
-
-def glue_score(results: Mapping[str, Mapping[str, float]], partial: bool = False) -> float:
-    """
-    GLUE's average (Wang et al. 2018): the mean over its nine tasks of the mean over a task's metrics.
-
-    Args:
-        results (`Mapping[str, Mapping[str, float]]`): task name, such as `"sst2"`, to metric name to score. More tasks
-            and more metrics than needed are ignored.
-        partial (`bool`, *optional*, defaults to `False`): average over the tasks that are there. Such a number
-            compares only with one over the same tasks.
-
-    Returns:
-        `float`: the average in the unit of the scores; the leaderboard shows 100 times it.
-
-    Raises:
-        InputError: if a task is missing (with `partial`: if all are), or a metric of a given task is.
-    """
-    return _average("GLUE", GLUE, results, partial)
-
-
-def superglue_score(results: Mapping[str, Mapping[str, float]], partial: bool = False) -> float:
-    """SuperGLUE's average (Wang et al. 2019) over its eight tasks; arguments and errors as in [`glue_score`]."""
-    return _average("SuperGLUE", SUPERGLUE, results, partial)
-
-
-def _average(
-    name: str,
-    benchmark: dict[str, tuple[tuple[str, str], ...]],
-    results: Mapping[str, Mapping[str, float]],
-    partial: bool,
-) -> float:
-    missing = sorted({task for parts in benchmark.values() for task, _ in parts if task not in results})
-    complete = {key: parts for key, parts in benchmark.items() if all(task in results for task, _ in parts)}
-    if not complete or (missing and not partial):
-        raise InputError(
-            f"The {name} score needs results of every task, but there are none of {', '.join(missing)}; score them, "
-            "or pass partial=True for the mean over those that are there."
-        )
-    means = []
-    for parts in complete.values():
-        for task, metric in parts:
-            if metric not in results[task]:
-                raise InputError(
-                    f"The {name} score needs {metric} of {task}, but its results are {', '.join(results[task])}."
-                )
-        means.append(sum(results[task][metric] for task, metric in parts) / len(parts))
-    return sum(means) / len(means)
