@@ -44,7 +44,8 @@ class Plan:
             `"4bit"`.
         optimizer (`float`): bytes of its states for a trained parameter, see [`optimizer_bytes`].
         accumulation (`int`): micro-batches of an update.
-        teacher_place (`str` or `None`): where the run has its teacher under DeepSpeed, or `"cache"`; `None`: its default.
+        teacher_place (`str` or `None`): where the run has its teacher under DeepSpeed, or `"cache"`; `None`: the
+            default.
     """
 
     command: str
