@@ -57,6 +57,12 @@ class SinKDConfig(TrainingArguments):
             Load the teacher in 4-bit NF4 (bitsandbytes).
         teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher in 8 bit (bitsandbytes).
+        teacher_cache (`str`, *optional*):
+            Folder that `sinkd cache` wrote: the teacher's signal comes from there, and no teacher is loaded, unless
+            the student is cut from it.
+        cache_tolerance (`float`, *optional*, defaults to `0.05`):
+            Warn before training if a top-k cache knows the transport cost (0 to 2) less well than this, as a
+            mean over pairs of rows.
         teacher_deepspeed (`str`, *optional*, defaults to `"auto"`):
             Where the teacher's weights lie when several processes train: `"replicate"` (whole in each),
             `"shard"` (spread over their devices: ZeRO-3, or FSDP where the student has it), `"offload"` (spread
@@ -187,6 +193,14 @@ class SinKDConfig(TrainingArguments):
         default=False, metadata={"help": "Load the teacher in 4-bit NF4 (bitsandbytes)."}
     )
     teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bit (bitsandbytes)."})
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that 'sinkd cache' wrote, in place of a teacher in memory."},
+    )
+    cache_tolerance: float = field(
+        default=0.05,
+        metadata={"help": "Warn if a top-k cache knows the transport cost (0 to 2) less well than this."},
+    )
     teacher_deepspeed: str = field(
         default="auto",
         metadata={
@@ -311,6 +325,8 @@ class SinKDConfig(TrainingArguments):
                 f"max_length is {self.max_length}, but a prompt and an answer need at least 2 "
                 "tokens; raise it, or give null for the model's own context."
             )
+        if not self.cache_tolerance > 0:
+            raise InputError(f"cache_tolerance is {self.cache_tolerance}; give a positive number, 2 to never warn.")
         if self.student_layers is not None and self.student_layers < 1:
             raise InputError(f"student_layers is {self.student_layers}; a student has at least one layer.")
         if self.student_decoder_layers is not None and self.student_layers is None:

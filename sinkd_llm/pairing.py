@@ -16,7 +16,7 @@ from sinkd_llm.models.loading import build_quantization_config, load_model
 from sinkd_llm.models.partitioning import is_partitioned, whole_weights
 from sinkd_llm.models.pruning import select_layers
 from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
-from sinkd_llm.teachers import resolve_placement
+from sinkd_llm.teachers import CachedTeacher, resolve_placement
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,31 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig, cut: 
     sharded = resolve_placement(args.teacher_deepspeed, stage, bool(args.fsdp), quantised) != "replicate"
     with contextlib.nullcontext() if sharded and not cut else whole_weights():
         return load_model(teacher, **arguments)
+
+
+def open_cache(args: SinKDConfig, model: Any, teacher: Any) -> CachedTeacher | None:
+    """The cache that `args` names, of the teacher that is named beside it, if one is; or `None`."""
+    if args.teacher_cache is None:
+        return None
+    if teacher is not None and model is not None:
+        raise InputError(
+            "A teacher was given both as `teacher_model` and as `args.teacher_cache`; give one. Beside a cache a "
+            "teacher is needed only where no `model` is given and the student is cut from it."
+        )
+    cache = CachedTeacher(args.teacher_cache)
+    name = teacher if isinstance(teacher, str) else args.teacher_model_name_or_path
+    cache.check_teacher(name, args.teacher_model_revision)
+    return cache
+
+
+def check_cache(cache: CachedTeacher, args: SinKDConfig, student: Any, tokenizer: Any) -> None:
+    """[`check_pair`] for a teacher of which there is only its cache."""
+    cache.check_run(
+        {name: getattr(args, name) for name in ("max_length", "apply_chat_template", "add_eos")},
+        tokenizer,
+        get_architecture(student).model_kind,
+        output_size(student),
+    )
 
 
 def load_student(

@@ -19,7 +19,16 @@ from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_d
 from sinkd_llm.models.saving import base_by_name, save_student
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
-from sinkd_llm.pairing import add_adapter, check_fsdp, check_pair, default_tokenizer, load_student, load_teacher
+from sinkd_llm.pairing import (
+    add_adapter,
+    check_cache,
+    check_fsdp,
+    check_pair,
+    default_tokenizer,
+    load_student,
+    load_teacher,
+    open_cache,
+)
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.term_log import TermLog
 from sinkd_llm.transport import TransportSpan
@@ -72,6 +81,7 @@ class SinKDTrainer(Trainer):
             from the teacher's own layers.
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             The teacher, a name or a model; or see `args.teacher_model_name_or_path`. It is frozen in place.
+            With `args.teacher_cache` none is needed.
         args ([`SinKDConfig`], *optional*):
             The settings. Default: those of `SinKDConfig` with the output folder `<model>-SinKD`.
         data_collator ([`~transformers.DataCollator`], *optional*):
@@ -130,10 +140,18 @@ class SinKDTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
-        teacher = load_teacher(teacher_model, args, cut=model is None)
+        self.teacher_cache = cache = open_cache(args, model, teacher_model)
+        # With a cache the teacher is here only for the student to be cut from it.
+        teacher = load_teacher(teacher_model, args, cut=model is None) if cache is None or model is None else None
         if processing_class is None:
             processing_class = default_tokenizer(model, teacher, args)
-        student = load_student(model, teacher, args, quantization_config, class_names(train_dataset))
+        # As beside a teacher that scores words (`load_student`).
+        scores_words = cache is not None and not cache.manifest.teacher.scores_classes
+        classes = None if scores_words else class_names(train_dataset)
+        student = load_student(model, teacher, args, quantization_config, classes)
+        if cache is not None:
+            teacher = None
+            check_cache(cache, args, student, processing_class)
         if teacher is not None:
             name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
             check_pair(teacher, name, student, processing_class, args.trust_remote_code)
@@ -155,6 +173,8 @@ class SinKDTrainer(Trainer):
         self.objective: DistillationObjective = args.objective()
         self.teacher = LocalTeacher(teacher) if teacher is not None else None
         lengths = [context_length(m) for m in (student, teacher) if m is not None]
+        if cache is not None:
+            lengths.append(cache.manifest.rows.cut_at)
         answer_tokenizer, collator = rows_for(
             student,
             teacher,
@@ -165,8 +185,10 @@ class SinKDTrainer(Trainer):
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
         self.verbalizer_ids: Tensor | None = None
-        if self.teacher and args.vocabulary == "verbalizers" and train_dataset is not None:
+        if (self.teacher or cache) and args.vocabulary == "verbalizers" and train_dataset is not None:
             self.verbalizer_ids = verbalizer_ids(train_dataset, answer_tokenizer).to(args.device)
+        if cache is not None:
+            cache.check_objective(self.objective, self.verbalizer_ids, args.cache_tolerance)
 
         def tokenized(dataset: Any, ranking: bool) -> Any:
             if dataset is None:
@@ -201,6 +223,8 @@ class SinKDTrainer(Trainer):
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
         self._answer_tokenizer = answer_tokenizer
+        if cache is not None and self.train_dataset is not None:
+            cache.check_rows(self.train_dataset)
         if self.teacher:
             self.teacher.model = place_teacher(self.teacher.model, self.accelerator, args.teacher_deepspeed)
             self._teacher_is_sharded = is_partitioned(self.teacher.model)
@@ -210,7 +234,7 @@ class SinKDTrainer(Trainer):
                 "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
                 "all ranks would count its rows several times; set transport_across_devices to false."
             )
-        self.transport = TransportSpan(self.architecture, self.teacher, ranks, args.transport_accumulation)
+        self.transport = TransportSpan(self.architecture, cache or self.teacher, ranks, args.transport_accumulation)
 
     # ---- training
 
@@ -236,12 +260,12 @@ class SinKDTrainer(Trainer):
                 over all processes (of this one, without `average_tokens_across_devices`).
         """
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
-        student, teacher_NV, transport = self.transport.rows(
+        student, teacher, transport = self.transport.rows(
             model, inputs, self.objective, self.verbalizer_ids, None if averaged else num_items_in_batch
         )
         output = self.objective(
             student.logits_NV,
-            teacher_NV,
+            teacher,
             student.labels_N,
             example_N=student.example_N,
             position_N=student.position_N,
@@ -290,8 +314,8 @@ class SinKDTrainer(Trainer):
 
         Returns:
             `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token; for rows without
-            choices the training loss), the task's metrics, and `eval_teacher_agreement`, the share of rows
-            where student and teacher choose the same answer.
+            choices the training loss, but with a teacher cache the cross-entropy), the task's metrics, and, with a
+            teacher model, `eval_teacher_agreement`, the share of rows where both choose the same answer.
         """
         # Trainer itself passes the name of one of several evaluation sets.
         if eval_dataset is not None and hasattr(eval_dataset, "column_names"):

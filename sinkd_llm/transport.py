@@ -12,12 +12,21 @@ from torch import Tensor, nn
 
 from sinkd_llm.distributed import Ranks, RowLayout
 from sinkd_llm.models.architectures import Architecture, SupervisedLogits
-from sinkd_llm.objectives import DistillationObjective, SpanningProblem
+from sinkd_llm.objectives import DistillationObjective, SpanningProblem, TopKSignal
 from sinkd_llm.pair_inputs import TEACHER
-from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.teachers import CachedTeacher, LocalTeacher
 
 # A problem, and which of its micro-batches: what the objective takes.
 Transport = tuple[SpanningProblem, int]
+
+
+@dataclass(frozen=True)
+class _TeacherRows:
+    """The teacher's signal of a micro-batch, each row's place in its answer, and the hidden states it came from."""
+
+    signal: Tensor | TopKSignal
+    position_N: Tensor
+    hidden_NH: Tensor | None = None
 
 
 @dataclass
@@ -27,7 +36,7 @@ class _Window:
     batches: Sequence[Mapping[str, Any]]
     next: int = 0
     problem: SpanningProblem | None = None
-    teachers: list[SupervisedLogits | None] = field(default_factory=list)
+    teachers: list[_TeacherRows | None] = field(default_factory=list)
     random_states: list[list[Tensor]] = field(default_factory=list)
 
 
@@ -37,7 +46,7 @@ class TransportSpan:
 
     Of other ranks' rows only what is small travels: of the teacher its hidden states, out of which every rank makes
     the logits (the logits themselves where the head is sharded, or where the model changes what the head gives),
-    or its logits of the verbalizers; of the student nothing but the costs.
+    or its logits of the verbalizers, or what a cache kept of its logits; of the student nothing but the costs.
 
     A window is solved in two passes, as GradCache does for contrastive losses (arXiv:2101.06983): the first runs
     every micro-batch without gradient, for the costs; the second is the usual one, with the same dropout masks,
@@ -46,7 +55,7 @@ class TransportSpan:
 
     Args:
         architecture ([`Architecture`]): the student's.
-        teacher ([`LocalTeacher`], *optional*): without one there is no transport.
+        teacher ([`LocalTeacher`] or [`CachedTeacher`], *optional*): without one there is no transport.
         ranks ([`Ranks`], *optional*): those that share a problem. Default: every rank has its own.
         accumulate (`bool`, *optional*, defaults to `False`): whether a window is one problem.
     """
@@ -54,7 +63,7 @@ class TransportSpan:
     def __init__(
         self,
         architecture: Architecture,
-        teacher: LocalTeacher | None,
+        teacher: LocalTeacher | CachedTeacher | None,
         ranks: Ranks | None = None,
         accumulate: bool = False,
     ) -> None:
@@ -76,25 +85,28 @@ class TransportSpan:
         objective: DistillationObjective,
         verbalizer_ids: Tensor | None,
         num_items: Tensor | int | None,
-    ) -> tuple[SupervisedLogits, Tensor | None, Transport | None]:
-        """The student's rows of a micro-batch, the teacher's `[N, V]`, and the problem that they are part of.
+    ) -> tuple[SupervisedLogits, Tensor | TopKSignal | None, Transport | None]:
+        """The student's rows of a micro-batch, the teacher's signal, and the problem that they are part of.
 
         Args:
             num_items (`Tensor` or `int`, *optional*): what this rank's loss is divided by, if its gradients are then
                 averaged over ranks as they are. Default: the same number on all ranks.
         """
-        if self.teacher is None or not objective.uses_teacher:
+        # A cache holds the training rows, and rows for evaluation may go by the same ids.
+        absent = self.teacher is None or (isinstance(self.teacher, CachedTeacher) and not model.training)
+        if absent or not objective.uses_teacher:
             return self.architecture.supervised_logits(model, inputs), None, None
         if not (model.training and objective.spans):
             student = self.architecture.supervised_logits(model, inputs)
-            return student, self._teacher_rows(inputs, objective).logits_NV, None
+            return student, self._teacher_rows(inputs, objective).signal, None
         if self._window is not None:
             return self._second_pass(model, inputs, objective, verbalizer_ids, num_items)
         student = self.architecture.supervised_logits(model, inputs)
         teacher = self._teacher_rows(inputs, objective)
         if self.ranks is None:
-            return student, teacher.logits_NV, None
-        return student, teacher.logits_NV, (self._problem([teacher], objective, verbalizer_ids, num_items), 0)
+            return student, teacher.signal, None
+        problem = self._problem([inputs], [teacher], objective, verbalizer_ids, num_items)
+        return student, teacher.signal, (problem, 0)
 
     def _second_pass(
         self,
@@ -103,7 +115,7 @@ class TransportSpan:
         objective: DistillationObjective,
         verbalizer_ids: Tensor | None,
         num_items: Tensor | int | None,
-    ) -> tuple[SupervisedLogits, Tensor | None, Transport | None]:
+    ) -> tuple[SupervisedLogits, Tensor | TopKSignal | None, Transport | None]:
         window = self._window
         assert window is not None
         if window.problem is None:
@@ -117,8 +129,9 @@ class TransportSpan:
         assert teacher is not None
         _set_random_state(window.random_states[part])
         student = self.architecture.supervised_logits(model, inputs)
-        assert torch.equal(student.labels_N, teacher.labels_N), "micro-batches came in another order than announced"
-        return student, teacher.logits_NV, (window.problem, part)
+        announced = window.batches[part]["labels"]
+        assert torch.equal(inputs["labels"], announced), "micro-batches came in another order than announced"
+        return student, teacher.signal, (window.problem, part)
 
     @torch.no_grad()
     def _first_pass(
@@ -130,10 +143,10 @@ class TransportSpan:
         num_items: Tensor | int | None,
     ) -> SpanningProblem:
         teachers = [self._teacher_rows(batch, objective) for batch in window.batches]
-        problem = self._problem(teachers, objective, verbalizer_ids, num_items)
+        problem = self._problem(window.batches, teachers, objective, verbalizer_ids, num_items)
         costs = []
         for part, batch in enumerate(window.batches):
-            window.random_states.append(_random_state(teachers[part].logits_NV.device))
+            window.random_states.append(_random_state(teachers[part].position_N.device))
             student = self.architecture.supervised_logits(model, batch)
             costs.append(problem.cost(student.logits_NV, part))
         problem.solve(costs)
@@ -143,14 +156,15 @@ class TransportSpan:
 
     def _problem(
         self,
-        teachers: Sequence[SupervisedLogits],
+        batches: Sequence[Mapping[str, Any]],
+        teachers: Sequence[_TeacherRows],
         objective: DistillationObjective,
         verbalizer_ids: Tensor | None,
         num_items: Tensor | int | None,
     ) -> SpanningProblem:
-        device = teachers[0].logits_NV.device
+        device = teachers[0].position_N.device
         small = all(rows.hidden_NH is not None for rows in teachers)
-        layout = RowLayout.of([len(rows.labels_N) for rows in teachers], self.ranks, device, agree=small)
+        layout = RowLayout.of([len(rows.position_N) for rows in teachers], self.ranks, device, agree=small)
         factor: float | Tensor = 1.0
         if self.ranks is not None and num_items is not None:
             # The rows are divided by their rank's number, but they count alike: by the mean of all ranks' numbers.
@@ -158,27 +172,30 @@ class TransportSpan:
             factor = own * self.ranks.count / self.ranks.sum(own).clamp(min=1)
         return objective.spanning_problem(
             layout,
-            [rows.logits_NV for rows in teachers],
+            [rows.signal for rows in teachers],
             [rows.position_N for rows in teachers],
             verbalizer_ids=verbalizer_ids,
-            regression=teachers[0].labels_N.is_floating_point(),
+            regression=batches[0]["labels"].is_floating_point(),
             teacher_MV=self._logits_of_hidden_states(teachers, layout),
             factor=factor,
         )
 
-    def _teacher_rows(self, batch: Mapping[str, Any], objective: DistillationObjective) -> SupervisedLogits:
+    def _teacher_rows(self, batch: Mapping[str, Any], objective: DistillationObjective) -> _TeacherRows:
+        if isinstance(self.teacher, CachedTeacher):
+            return _TeacherRows(*self.teacher.signal(batch["example_id"], batch["labels"].device))
         assert self.teacher is not None
         with_hidden = self.ranks is not None and objective.spans and objective.vocabulary == "full"
-        return self.teacher.supervised_logits(batch.get(TEACHER, batch), with_hidden=with_hidden)
+        rows = self.teacher.supervised_logits(batch.get(TEACHER, batch), with_hidden=with_hidden)
+        return _TeacherRows(rows.logits_NV, rows.position_N, rows.hidden_NH)
 
-    def _logits_of_hidden_states(self, teachers: Sequence[SupervisedLogits], layout: RowLayout) -> Tensor | None:
+    def _logits_of_hidden_states(self, teachers: Sequence[_TeacherRows], layout: RowLayout) -> Tensor | None:
         """The teacher's logits of all ranks `[M, V]`, if on all of them they follow from hidden states."""
         if layout.ranks is None or not layout.agreed:
             return None
-        assert self.teacher is not None
+        assert isinstance(self.teacher, LocalTeacher)
         hidden_MH = layout.gather([rows.hidden_NH for rows in teachers if rows.hidden_NH is not None])
         own = layout.ranks.own_rows(layout.counts)
-        own_logits = [rows.logits_NV for rows in teachers]
+        own_logits = [rows.signal for rows in teachers if isinstance(rows.signal, Tensor)]
         before, behind = self.teacher.logits(hidden_MH[: own.start]), self.teacher.logits(hidden_MH[own.stop :])
         return torch.cat([before, *own_logits, behind])
 

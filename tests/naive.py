@@ -122,3 +122,34 @@ def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """Gradient of a scalar function by automatic differentiation, in fp64."""
     at = at.detach().double().requires_grad_()
     return torch.autograd.grad(function(at), at)[0]
+
+
+def merged(logits: Tensor, ids: Sequence[int], temperature: float) -> Tensor:
+    """One row's probabilities of `ids`, and as the last entry that of everything else."""
+    p = softmax(logits, temperature)
+    others = [v for v in range(len(p)) if v not in set(ids)]
+    return torch.cat([p[list(ids)], p[others].sum()[None]])
+
+
+def merged_divergence(name: str, student: Tensor, teacher: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """`divergence` of each pair of rows, over the teacher row's ids and the rest in one."""
+    values = []
+    for s, t, row in zip(student, teacher, ids.tolist(), strict=True):
+        q, p = merged(s, row, temperature), merged(t, row, temperature)
+        values.append(divergence(name, q.log()[None], p.log()[None], 1.0)[0])
+    return torch.stack(values)
+
+
+def merged_cost(student: Tensor, teacher: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """`cost` between logits, entry by entry: both rows over the ids of the teacher's, and the rest in one."""
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    (merged(s, row, temperature) - merged(t, row, temperature)).abs().sum()
+                    for t, row in zip(teacher, ids.tolist(), strict=True)
+                ]
+            )
+            for s in student
+        ]
+    )

@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": set(),
     "tasks": {"metrics"},
     "models": set(),
-    "teachers": {"models"},
+    "teachers": {"models", "objectives"},
     "data": {"models"},
     "row_tokenizers": {"data", "models"},
     "collator": {"data", "models", "row_tokenizers"},

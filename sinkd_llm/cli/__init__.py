@@ -19,6 +19,7 @@ from sinkd_llm.terminal import drop_known_noise, is_main_process, say, show_warn
 COMMANDS = {
     "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
     "finetune": "train a model on a task with cross-entropy: how teachers are made",
+    "cache": "run a teacher once over a recipe's rows, to train without it in memory",
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "evaluate": "score a model on a task by ranking the answers",
     "tasks": "list the tasks, show their rendered rows, or check one of your own",

@@ -174,17 +174,23 @@ def read_config(path: str) -> dict[str, Any]:
 
 def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, SinKDConfig, ModelConfig]:
     """The arguments of `sinkd finetune` and `sinkd distill`."""
+    task_args, training_args, model_args, _ = parse_recipe(command, argv, LaunchArguments, "several processes")
+    return task_args, training_args, model_args
+
+
+def parse_recipe(command: str, argv: Sequence[str], own: type, title: str) -> tuple[Any, ...]:
+    """The arguments of a command that takes training recipes; the flags of `own` stand under `title` in its help."""
     parser = SinKDParser(
-        (TaskArguments, SinKDConfig, ModelConfig, LaunchArguments),
+        (TaskArguments, SinKDConfig, ModelConfig, own),
         prog=f"sinkd {command}",
         usage=f"sinkd {command} [--config FILE.yaml] [--flag VALUE ...]",
         epilog="Every flag may stand in the --config file without its dashes; flags win.",
     )
     parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
-    _arrange_help(parser, every_flag="--help_all" in argv)
-    task_args, training_args, model_args, _ = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
-    _check_trackers(training_args)
-    return task_args, training_args, model_args
+    _arrange_help(parser, {title: own}, every_flag="--help_all" in argv)
+    arguments = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+    _check_trackers(arguments[1])
+    return arguments
 
 
 def _check_trackers(training_args: SinKDConfig) -> None:
@@ -199,14 +205,14 @@ def _check_trackers(training_args: SinKDConfig) -> None:
             )
 
 
-def _arrange_help(parser: SinKDParser, every_flag: bool) -> None:
+def _arrange_help(parser: SinKDParser, special: dict[str, Any], every_flag: bool) -> None:
     """Sort the flags into titled groups, and leave those out that few runs need."""
     shared = {field.name for field in dataclasses.fields(TrainingArguments)}
     groups = {
         "task and data": TaskArguments,
         "model (as in trl.ModelConfig)": ModelConfig,
         "distillation (SinKDConfig)": SinKDConfig,
-        "several processes": LaunchArguments,
+        **special,
         "training (as in transformers.TrainingArguments)": TrainingArguments,
     }
     optional = parser._optionals._group_actions

@@ -13,6 +13,7 @@ from sinkd_llm.objectives.divergences import (
 from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
 from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
+from sinkd_llm.objectives.top_k import TopKSignal
 
 __all__ = [
     "DIVERGENCES",
@@ -23,6 +24,7 @@ __all__ = [
     "ObjectiveOutput",
     "SinKDTerm",
     "SpanningProblem",
+    "TopKSignal",
     "cross_entropy",
     "forward_kl",
     "jensen_shannon",

@@ -14,6 +14,7 @@ from sinkd_llm.distributed import RowLayout
 from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, squared_error, temperature_factor
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, sinkd_term
 from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
+from sinkd_llm.objectives.top_k import TopKSignal, student_bucket_logits
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.optimal_transport.precision import full_precision
 
@@ -138,7 +139,7 @@ class DistillationObjective:
     def __call__(
         self,
         student_NV: Tensor,
-        teacher_NV: Tensor | None,
+        teacher: Tensor | TopKSignal | None,
         labels_N: Tensor,
         *,
         example_N: Tensor,
@@ -153,9 +154,10 @@ class DistillationObjective:
         Args:
             student_NV (`Tensor`):
                 Logits `[N, V]`, one row per supervised token. With N = 0 the loss is 0 with a zero gradient.
-            teacher_NV (`Tensor`, *optional*):
-                Logits of the same rows. The two are compared over the ids that both have; CE is over all of
-                the student's. Never receives a gradient.
+            teacher (`Tensor` or [`TopKSignal`], *optional*):
+                Logits of the same rows, or those of some ids of each row. The two are compared over the ids that both
+                have; CE is over all of the student's. Never receives a gradient. With a [`TopKSignal`] the divergence
+                and SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
                 Token ids `[N]`; the true values of a regression.
             example_N, position_N (`Tensor`):
@@ -170,20 +172,21 @@ class DistillationObjective:
             with_diagnostics (`bool`, *optional*, defaults to `False`):
                 Fill `diagnostics`: `sinkhorn/row_error`, `sinkhorn/diagonal_mass`, `sinkhorn/plan_entropy`,
                 `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have; not of
-                a regression).
+                a regression). A [`TopKSignal`] has no `teacher_entropy`; it has `sinkhorn/cost_width`,
+                see [`SinKDTerm`].
 
         Returns:
             [`ObjectiveOutput`]
 
         Raises:
-            `ValueError`: if the rows do not match, verbalizers are wanted and not given, or there is one output
-                without true values, or several with them.
+            `ValueError`: if the rows do not match, verbalizers are wanted and not given, there is one output
+                without true values, or several with them, or a [`TopKSignal`] does not know what is asked of it.
         """
         N = len(student_NV)
-        if labels_N.shape != (N,) or (teacher_NV is not None and len(teacher_NV) != N):
+        if labels_N.shape != (N,) or (teacher is not None and len(teacher) != N):
             raise ValueError(
-                f"labels_N and teacher_NV must have one row for each of the student's {N}, got shapes "
-                f"{tuple(labels_N.shape)} and {None if teacher_NV is None else tuple(teacher_NV.shape)}."
+                f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
+                f"labels and {0 if teacher is None else len(teacher)} rows of the teacher."
             )
         regression = labels_N.is_floating_point()
         if regression != (student_NV.shape[-1] == 1):
@@ -196,16 +199,17 @@ class DistillationObjective:
         weights: dict[str, float] = {}
         diagnostics: dict[str, Tensor] = {}
 
-        weights[ce_name] = 1.0 if teacher_NV is None else 1 - self.alpha
+        weights[ce_name] = 1.0 if teacher is None else 1 - self.alpha
         if weights[ce_name] > 0:
             sums[ce_name] = (squared_error if regression else cross_entropy)(student_NV, labels_N).sum()
-        if teacher_NV is not None:
-            student_NV, teacher_NV = _shared_ids(student_NV, teacher_NV.detach())
+        if teacher is not None:
+            student_NV, teacher = _shared_ids(student_NV, teacher)
             if self.divergence != "none" and self.alpha > 0:
                 if regression:
-                    total = squared_error(student_NV, teacher_NV).sum()
+                    assert isinstance(teacher, Tensor)
+                    total = squared_error(student_NV, teacher).sum()
                 else:
-                    divergence_N = DIVERGENCES[self.divergence](student_NV, teacher_NV, self.temperature)
+                    divergence_N = self._divergence(student_NV, teacher)
                     total = divergence_N.sum() * temperature_factor(self.divergence, self.temperature)
                 sums[divergence_name] = total
                 weights[divergence_name] = self.alpha
@@ -213,7 +217,7 @@ class DistillationObjective:
                 ids = None if regression else verbalizer_ids
                 if transport is None:
                     settings = self._sinkd_settings(ids, regression)
-                    term = sinkd_term(student_NV, teacher_NV, example_N=example_N, position_N=position_N, **settings)
+                    term = sinkd_term(student_NV, teacher, example_N=example_N, position_N=position_N, **settings)
                 else:
                     term = transport[0].term(student_NV, transport[1])
                 sums["sinkhorn"] = term.value
@@ -222,8 +226,10 @@ class DistillationObjective:
                     diagnostics["sinkhorn/row_error"] = term.row_error
                     diagnostics["sinkhorn/diagonal_mass"] = term.diagonal_mass
                     diagnostics["sinkhorn/plan_entropy"] = term.plan_entropy
-            if with_diagnostics and not regression:
-                diagnostics["teacher_entropy"] = _mean_entropy(teacher_NV)
+                    if term.cost_width is not None:
+                        diagnostics["sinkhorn/cost_width"] = term.cost_width
+            if with_diagnostics and not regression and isinstance(teacher, Tensor):
+                diagnostics["teacher_entropy"] = _mean_entropy(teacher)
         if with_diagnostics and not regression:
             diagnostics["student_entropy"] = _mean_entropy(student_NV)
 
@@ -235,6 +241,13 @@ class DistillationObjective:
         terms = {name: total.detach() / max(N, 1) for name, total in sums.items()}
         return ObjectiveOutput(loss, terms, diagnostics)
 
+    def _divergence(self, student_NV: Tensor, teacher: Tensor | TopKSignal) -> Tensor:
+        divergence = DIVERGENCES[self.divergence]
+        if isinstance(teacher, Tensor):
+            return divergence(student_NV, teacher, self.temperature)
+        student_NB = student_bucket_logits(student_NV, teacher.ids_NK, self.temperature)
+        return divergence(student_NB, teacher.bucket_logits(self.temperature), 1.0)
+
     @property
     def spans(self) -> bool:
         """Whether there are transport problems that could reach beyond a micro-batch of one device."""
@@ -243,7 +256,7 @@ class DistillationObjective:
     def spanning_problem(
         self,
         layout: RowLayout,
-        teacher: Sequence[Tensor],
+        teacher: Sequence[Tensor | TopKSignal],
         position: Sequence[Tensor],
         *,
         verbalizer_ids: Tensor | Sequence[int] | None = None,
@@ -281,12 +294,20 @@ class DistillationObjective:
         }
 
 
-def _shared_ids(student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
+def _shared_ids(student_NV: Tensor, teacher: Tensor | TopKSignal) -> tuple[Tensor, Tensor | TopKSignal]:
     """Both over the ids that both have: families pad one vocabulary to different widths."""
-    shared = min(student_NV.shape[-1], teacher_NV.shape[-1])
+    width = teacher.vocabulary_size if isinstance(teacher, TopKSignal) else teacher.shape[-1]
+    shared = min(student_NV.shape[-1], width)
+    if isinstance(teacher, Tensor):
+        teacher = teacher.detach()[:, :shared]
+    elif width > shared:
+        raise ValueError(
+            f"The teacher signal counts the mass of {width} ids and the student has {shared}; cache the teacher over "
+            f"{shared} ids."
+        )
     if student_NV.shape[-1] > shared:  # a slice of everything would copy the gradient for nothing
         student_NV = student_NV[:, :shared]
-    return student_NV, teacher_NV[:, :shared]
+    return student_NV, teacher
 
 
 @torch.no_grad()

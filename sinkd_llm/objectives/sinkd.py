@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, sinkhorn
+from sinkd_llm.objectives.top_k import TopKSignal
+from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, pairwise_top_k_cost, sinkhorn
 from sinkd_llm.optimal_transport.precision import full_precision
 
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
+
+# The teacher's rows as the cost takes them: their distributions `[M, V]`; or, of a top-k signal, kept ids `[M, K]`,
+# their probabilities `[M, K]` and the probability of the others `[M]`.
+TeacherSide = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,9 @@ class SinKDTerm:
             Their solutions, problems of similar size together: `plan` is `[P, R, R]`.
         sizes (`list[Tensor]`):
             For each of `plans`, the number of tokens of its problems, `[P]`.
+        width_N (`Tensor`, *optional*):
+            Of a top-k signal: how far the dense cost may lie above the one that was used, a row's mean over its
+            problem.
     """
 
     value: Tensor
@@ -42,6 +50,7 @@ class SinKDTerm:
     num_problems: int
     plans: list[TransportPlan]
     sizes: list[Tensor]
+    width_N: Tensor | None = None
 
     @cached_property
     def transport_cost(self) -> Tensor:
@@ -76,6 +85,14 @@ class SinKDTerm:
             spreads.append(((entropy - log_n) / log_n).clamp(0, 1).where(size > 1, 0))
         return self._mean(spreads)
 
+    @cached_property
+    def cost_width(self) -> Tensor | None:
+        """Mean width of the cost, in [0, 2]: the dense one is so much larger at most, and never smaller.
+
+        `None` for a dense signal.
+        """
+        return None if self.width_N is None else self.width_N.sum() / max(len(self.width_N), 1)
+
     def _mean(self, values: list[Tensor]) -> Tensor:
         """Mean over the tokens of all problems of a quantity that each problem has."""
         total = torch.zeros_like(self.value.detach())
@@ -86,7 +103,7 @@ class SinKDTerm:
 
 def sinkd_term(
     student_NV: Tensor,
-    teacher_NV: Tensor,
+    teacher: Tensor | TopKSignal,
     *,
     example_N: Tensor,
     position_N: Tensor,
@@ -109,8 +126,10 @@ def sinkd_term(
     Args:
         student_NV (`Tensor`):
             Logits `[N, V]`, one row per supervised token, any floating dtype; N may be 0.
-        teacher_NV (`Tensor`):
-            Logits `[N, V]` over the same ids; never receives a gradient.
+        teacher (`Tensor` or [`TopKSignal`]):
+            Logits `[N, V]` over the same ids, which never receive a gradient; or the logits of some ids of each row.
+            Then the cost is the L1 distance over those ids and one bucket for the rest, a lower bound of the dense
+            one, see [`~sinkd_llm.optimal_transport.pairwise_top_k_cost`].
         example_N (`Tensor`):
             Integer `[N]`: which example each row belongs to.
         position_N (`Tensor`):
@@ -136,14 +155,14 @@ def sinkd_term(
 
     Raises:
         `ValueError`: for shapes that do not match, a temperature <= 0, an unknown scope, fewer than two
-        vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn` and
-        `pairwise_cost` refuse.
+        vocabulary ids, repeated ones or ones outside the vocabulary, and whatever `sinkhorn`, `pairwise_cost` and
+        [`TopKSignal`] refuse.
     """
-    _check(student_NV, teacher_NV, example_N, position_N, temperature, scope, regression)
-    teacher_NV = teacher_NV.detach()
+    _check(student_NV, teacher, example_N, position_N, temperature, scope, regression)
     if vocabulary_ids is not None:
-        ids_K = checked_ids(vocabulary_ids, student_NV)
-        student_NV, teacher_NV = student_NV.index_select(1, ids_K), teacher_NV.index_select(1, ids_K)
+        ids_K = checked_ids(vocabulary_ids, student_NV.shape[1], student_NV.device)
+        student_NV, teacher = student_NV.index_select(1, ids_K), teacher_at(teacher, ids_K)
+    side = teacher_side(teacher, temperature, regression, cost_norm)
     N = len(student_NV)
     if scope == "batch":
         blocks = [(1, N)] if N else []
@@ -151,22 +170,23 @@ def sinkd_term(
         order_N, blocks = sort_by_problem(position_N if scope == "position" else example_N)
         order_N = order_N.to(student_NV.device)
         student_NV = student_NV.index_select(0, order_N)
-        teacher_NV = teacher_NV.index_select(0, order_N)
+        side = tuple(rows.index_select(0, order_N) for rows in side)
     student_NV = distributions(student_NV, temperature, regression)
-    teacher_NV = distributions(teacher_NV, temperature, regression)
 
     # One cost call for the problems of one size: nothing is computed between rows of different problems.
-    costs = [
-        pairwise_cost(student.view(P, R, -1), teacher.view(P, R, -1), norm=cost_norm)
-        for (P, R), student, teacher in zip(
-            blocks, split_by_problem(student_NV, blocks), split_by_problem(teacher_NV, blocks), strict=True
-        )
-    ]
+    costs, widths = [], []
+    parts = (split_by_problem(rows, blocks) for rows in (student_NV, *side))
+    for (P, R), *rows in zip(blocks, *parts, strict=True):
+        student_PRV, *teacher_PR = (part.view(P, R, *part.shape[1:]) for part in rows)
+        cost_PRR, width_PR = cost_to(student_PRV, tuple(teacher_PR), cost_norm)
+        costs.append(cost_PRR)
+        widths += [] if width_PR is None else [width_PR.flatten()]
     plans, sizes = solve_problems(costs, epsilon, iterations, threshold, gradient)
     value = student_NV.new_zeros(()) if N else student_NV.sum()  # 0, but part of the graph
     for plan, size_P in zip(plans, sizes, strict=True):
         value = value + (plan.value * size_P).sum()
-    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes)
+    width_N = torch.cat(widths) if widths else None
+    return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes, width_N)
 
 
 def distributions(logits_NV: Tensor, temperature: float, regression: bool) -> Tensor:
@@ -175,6 +195,38 @@ def distributions(logits_NV: Tensor, temperature: float, regression: bool) -> Te
     if regression:
         return torch.cat([logits_NV, 1 - logits_NV], dim=-1)
     return torch.softmax(logits_NV / temperature, dim=-1)
+
+
+def teacher_at(teacher: Tensor | TopKSignal, ids_K: Tensor) -> Tensor:
+    """The teacher's logits of some ids, over which alone every signal is dense: `[M, K]`."""
+    return teacher.logits_at(ids_K) if isinstance(teacher, TopKSignal) else teacher.index_select(1, ids_K)
+
+
+def teacher_side(teacher: Tensor | TopKSignal, temperature: float, regression: bool, cost_norm: str) -> TeacherSide:
+    """What `cost_to` takes of the teacher's rows, without gradient.
+
+    Raises:
+        `ValueError`: for a top-k signal with a norm for which it certifies nothing, or of a regression.
+    """
+    if isinstance(teacher, Tensor):
+        return (distributions(teacher.detach(), temperature, regression),)
+    if regression:
+        raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
+    if cost_norm != "l1":
+        raise ValueError(
+            f"cost_norm={cost_norm!r} needs the teacher's whole rows: merging ids into one bucket shortens an L1 "
+            "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or cache "
+            "full rows."
+        )
+    return teacher.ids_NK, *teacher.probabilities(temperature)
+
+
+def cost_to(student_PNV: Tensor, side: TeacherSide, norm: str) -> tuple[Tensor, Tensor | None]:
+    """The cost `[P, N, M]` of P problems, and of a top-k signal each student row's mean width, `[P, N]`."""
+    if len(side) == 1:
+        return pairwise_cost(student_PNV, side[0], norm=norm), None
+    cost_PNM, width_PNM = pairwise_top_k_cost(student_PNV, *side)
+    return cost_PNM, width_PNM.mean(dim=-1)
 
 
 def solve_problems(
@@ -223,17 +275,18 @@ def _pad(costs: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
 
 def _check(
     student_NV: Tensor,
-    teacher_NV: Tensor,
+    teacher: Tensor | TopKSignal,
     example_N: Tensor,
     position_N: Tensor,
     temperature: float,
     scope: str,
     regression: bool,
 ) -> None:
-    if student_NV.ndim != 2 or student_NV.shape != teacher_NV.shape:
+    shape = (len(teacher), teacher.vocabulary_size) if isinstance(teacher, TopKSignal) else tuple(teacher.shape)
+    if student_NV.ndim != 2 or student_NV.shape != shape:
         raise ValueError(
-            "student_NV and teacher_NV must be logits [N, V] of the same shape, got "
-            f"{tuple(student_NV.shape)} and {tuple(teacher_NV.shape)}."
+            "The student's and the teacher's logits must be [N, V] of the same shape, got "
+            f"{tuple(student_NV.shape)} and {shape}."
         )
     if example_N.shape != student_NV.shape[:1] or position_N.shape != student_NV.shape[:1]:
         raise ValueError(
@@ -250,9 +303,9 @@ def _check(
         raise ValueError(f"scope must be one of {', '.join(TRANSPORT_SCOPES)}, got {scope!r}.")
 
 
-def checked_ids(vocabulary_ids: Tensor | Sequence[int], student_NV: Tensor) -> Tensor:
-    ids_K = torch.as_tensor(vocabulary_ids, device=student_NV.device).flatten()
-    distinct, V = ids_K.unique(), student_NV.shape[1]
+def checked_ids(vocabulary_ids: Tensor | Sequence[int], V: int, device: torch.device) -> Tensor:
+    ids_K = torch.as_tensor(vocabulary_ids, device=device).flatten()
+    distinct = ids_K.unique()
     if len(distinct) < 2:
         raise ValueError(
             f"SinKD needs at least two vocabulary ids, got {ids_K.tolist()}: over a single one every "

@@ -20,6 +20,7 @@ gradient is that of `sum_ij G_ij C_ij` with G fixed: the gradients add up to dL.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +29,18 @@ from torch.nn.functional import pad
 from sinkd_llm.distributed import RowLayout
 from sinkd_llm.objectives.sinkd import (
     SinKDTerm,
+    TeacherSide,
     checked_ids,
+    cost_to,
     distributions,
     solve_problems,
     sort_by_problem,
     split_by_problem,
+    teacher_at,
+    teacher_side,
 )
-from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost
+from sinkd_llm.objectives.top_k import TopKSignal
+from sinkd_llm.optimal_transport import TransportPlan
 
 # In the scope "sequence" a problem lies within one micro-batch.
 SPANNING_SCOPES = ("batch", "position")
@@ -56,7 +62,8 @@ class SpanningProblem:
 
     Args:
         layout ([`~sinkd_llm.distributed.RowLayout`]): where the rows of this rank's micro-batches stand.
-        teacher (sequence of `Tensor`): the teacher's logits `[N, V]` of each of them.
+        teacher (sequence of `Tensor` or [`TopKSignal`]): the teacher's logits `[N, V]` of each of them, or those of
+            some ids of each row.
         position (sequence of `Tensor`): integers `[N]`, each row's place in its answer.
         scope (`str`): `"batch"` or `"position"`.
         teacher_MV (`Tensor`, *optional*): the teacher's logits of all rows, where they are known already. By default
@@ -67,7 +74,7 @@ class SpanningProblem:
     def __init__(
         self,
         layout: RowLayout,
-        teacher: Sequence[Tensor],
+        teacher: Sequence[Tensor | TopKSignal],
         position: Sequence[Tensor],
         *,
         temperature: float,
@@ -89,12 +96,13 @@ class SpanningProblem:
         self._temperature, self._regression, self._norm = temperature, regression, cost_norm
         self._solver = (epsilon, iterations, threshold, gradient)
         self._ids = vocabulary_ids
+        self._device = position[0].device
+        self._vocabulary = 0
         if teacher_MV is None:
-            teacher_MV = layout.gather([self._kept(rows) for rows in teacher])
+            self._teacher_logits: Tensor | TopKSignal | None = self._gathered([self._kept(rows) for rows in teacher])
         else:
-            teacher_MV = self._kept(teacher_MV)
-        self._teacher_logits_MV: Tensor | None = teacher_MV.detach()
-        self._teacher_MV: Tensor | None = None
+            self._teacher_logits = self._kept(teacher_MV).detach()
+        self._side_M: TeacherSide = ()
         self._key_M = layout.gather(position) if scope == "position" else position[0].new_zeros(layout.total)
         self._order_M, self._blocks = sort_by_problem(self._key_M)
         self._width = max((R for _, R in self._blocks), default=0)
@@ -106,29 +114,39 @@ class SpanningProblem:
         Args:
             student_NV (`Tensor`): logits of micro-batch `part`, over the same ids as the teacher's or more.
         """
+        return self._cost(student_NV, part)[0]
+
+    def _cost(self, student_NV: Tensor, part: int) -> tuple[Tensor, Tensor | None]:
+        """`cost`, and of a top-k signal each row's mean width, `[N]`."""
         student_NV = self._kept(student_NV)
-        teacher_MV = self._teacher(student_NV.shape[-1])
-        student_NV = distributions(student_NV[:, : teacher_MV.shape[-1]], self._temperature, self._regression)
+        side_M = self._teacher(student_NV.shape[-1])
+        student_NV = distributions(student_NV[:, : self._vocabulary], self._temperature, self._regression)
         if len(self._blocks) == 1 and self._blocks[0][0] == 1:  # one problem
-            return pairwise_cost(student_NV, teacher_MV, norm=self._norm)
+            cost_1NM, width_1N = cost_to(student_NV[None], tuple(rows[None] for rows in side_M), self._norm)
+            return cost_1NM[0], None if width_1N is None else width_1N[0]
         if not len(student_NV):
-            return student_NV[:, :1].expand(-1, self._width)  # of the graph
+            return student_NV[:, :1].expand(-1, self._width), None  # of the graph
         keys_P, problem_M, count_P = self._key_M.unique(return_inverse=True, return_counts=True)
         problem_N = problem_M[self.layout.parts[part]]
         order_N, order_M = problem_N.argsort(stable=True), problem_M.argsort(stable=True)
         mine_P = problem_N.bincount(minlength=len(keys_P)).tolist()
         students = student_NV.index_select(0, order_N).split(mine_P)
-        teachers = teacher_MV.index_select(0, order_M).split(count_P.tolist())
+        teachers = [rows.index_select(0, order_M).split(count_P.tolist()) for rows in side_M]
         # One cost call for the problems of one shape.
         present = [p for p in range(len(keys_P)) if mine_P[p]]
-        shape = {p: (mine_P[p], len(teachers[p])) for p in present}
+        shape = {p: (mine_P[p], len(teachers[0][p])) for p in present}
         cost_of: dict[int, Tensor] = {}
+        width_of: dict[int, Tensor] = {}
         for _, same in groupby(sorted(present, key=shape.__getitem__), key=shape.__getitem__):
             block = list(same)
-            student_PNV, teacher_PRV = (torch.stack([rows[p] for p in block]) for rows in (students, teachers))
-            cost_of.update(zip(block, pairwise_cost(student_PNV, teacher_PRV, norm=self._norm), strict=True))
+            student_PNV, *side_PR = (torch.stack([rows[p] for p in block]) for rows in (students, *teachers))
+            cost_PNR, width_PN = cost_to(student_PNV, tuple(side_PR), self._norm)
+            cost_of.update(zip(block, cost_PNR, strict=True))
+            width_of.update({} if width_PN is None else zip(block, width_PN, strict=True))
         rows = torch.cat([pad(cost_of[p], (0, self._width - shape[p][1])) for p in present])
-        return rows.index_select(0, order_N.argsort())
+        back_N = order_N.argsort()
+        width_N = torch.cat([width_of[p] for p in present]).index_select(0, back_N) if width_of else None
+        return rows.index_select(0, back_N), width_N
 
     @torch.enable_grad()
     def solve(self, costs: Sequence[Tensor]) -> None:
@@ -156,9 +174,9 @@ class SpanningProblem:
         """The part of the term that the rows of micro-batch `part` contribute.
 
         Its `value` is the transport cost of these rows, with their part of the gradient; its diagnostics are those of
-        the whole problem.
+        the whole problem, but for the width of these rows' costs.
         """
-        cost_NW = self.cost(student_NV, part)
+        cost_NW, width_N = self._cost(student_NV, part)
         if self._solution is None:
             self.solve([cost_NW])
         solution = self._solution
@@ -166,19 +184,32 @@ class SpanningProblem:
         rows = self.layout.parts[part]
         surrogate = (solution.grad_MW[rows] * cost_NW).sum()
         value = self._factor * (solution.value_M[rows].sum() + surrogate - surrogate.detach())
-        return SinKDTerm(value, len(cost_NW), sum(P for P, _ in self._blocks), solution.plans, solution.sizes)
+        problems = sum(P for P, _ in self._blocks)
+        return SinKDTerm(value, len(cost_NW), problems, solution.plans, solution.sizes, width_N)
 
-    def _kept(self, logits_NV: Tensor) -> Tensor:
+    def _gathered(self, teacher: Sequence[Tensor | TopKSignal]) -> Tensor | TopKSignal:
+        """The teacher's rows of all micro-batches of all ranks."""
+        signals = [rows for rows in teacher if isinstance(rows, TopKSignal)]
+        if signals:
+            return TopKSignal.joined(signals, self.layout.gather)
+        return self.layout.gather([rows for rows in teacher if isinstance(rows, Tensor)])
+
+    def _kept(self, rows: Any) -> Any:
+        """Logits or a signal of only the ids that count."""
         if self._ids is None or self._regression:
-            return logits_NV
-        ids_K = checked_ids(self._ids, logits_NV)
-        return logits_NV.index_select(1, ids_K)
+            return rows
+        width = rows.vocabulary_size if isinstance(rows, TopKSignal) else rows.shape[1]
+        return teacher_at(rows, checked_ids(self._ids, width, self._device))
 
-    def _teacher(self, student_width: int) -> Tensor:
-        """The teacher's distributions over the ids that both have."""
-        if self._teacher_MV is None:
-            assert self._teacher_logits_MV is not None
-            shared_MV = self._teacher_logits_MV[:, :student_width]
-            self._teacher_MV = distributions(shared_MV, self._temperature, self._regression)
-            self._teacher_logits_MV = None
-        return self._teacher_MV
+    def _teacher(self, student_width: int) -> TeacherSide:
+        """The teacher's rows over the ids that both have."""
+        if self._teacher_logits is not None:
+            rows = self._teacher_logits
+            if isinstance(rows, Tensor):
+                rows = rows[:, :student_width]
+                self._vocabulary = rows.shape[-1]
+            else:
+                self._vocabulary = rows.vocabulary_size
+            self._side_M = teacher_side(rows, self._temperature, self._regression, self._norm)
+            self._teacher_logits = None
+        return self._side_M

@@ -2,5 +2,6 @@
 
 from sinkd_llm.optimal_transport.cost import COST_NORMS, pairwise_cost
 from sinkd_llm.optimal_transport.sinkhorn import GRADIENTS, TransportPlan, sinkhorn
+from sinkd_llm.optimal_transport.top_k_cost import pairwise_top_k_cost
 
-__all__ = ["COST_NORMS", "GRADIENTS", "TransportPlan", "pairwise_cost", "sinkhorn"]
+__all__ = ["COST_NORMS", "GRADIENTS", "TransportPlan", "pairwise_cost", "pairwise_top_k_cost", "sinkhorn"]

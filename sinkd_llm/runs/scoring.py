@@ -1,6 +1,8 @@
 """Scoring models on a task, for `sinkd evaluate` and before and after training."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,11 @@ from sinkd_llm.runs.folder import weights_size_bytes
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sinkd_llm.config import SinKDConfig
     from sinkd_llm.evaluation import TaskScore
+    from sinkd_llm.tasks import Task
     from sinkd_llm.trainer import SinKDTrainer
 
 
@@ -98,6 +104,49 @@ def source_size_bytes(name_or_path: str) -> int | None:
     return weights_size_bytes(Path(source.path) / (source.gguf_file or ""))
 
 
+def score_task(
+    name: str, model: Any, tokenizer: Any, task: "Task", rows: "Dataset", args: "SinKDConfig"
+) -> "TaskScore":
+    """A model's score on a task's rows, as a training run takes it; `name` is what the progress line calls it."""
+    from sinkd_llm.evaluation import evaluate_task
+    from sinkd_llm.models.partitioning import on_device
+
+    with progress(f"Scoring {len(rows)} rows: {name}") as on_progress, on_device(model, args.device):
+        return evaluate_task(
+            model,
+            tokenizer,
+            task,
+            rows,
+            batch_size=args.per_device_eval_batch_size,
+            max_length=args.max_length,
+            apply_chat_template=args.apply_chat_template,
+            add_eos=args.add_eos,
+            on_progress=on_progress,
+            device=args.device,
+            share=True,
+        )
+
+
+def score_record(row: ResultRow, data: RunData) -> dict[str, Any]:
+    """What a teacher cache keeps of the teacher's score."""
+    return {"rows": _rows_hash(data), **asdict(row)}
+
+
+def recorded_score(record: dict[str, Any] | None, data: RunData) -> ResultRow | None:
+    """The teacher's row of the results table, if it was scored on these very rows."""
+    if record is None or data.evaluation is None or record["rows"] != _rows_hash(data):
+        return None
+    return ResultRow(**{name: value for name, value in record.items() if name != "rows"})
+
+
+def _rows_hash(data: RunData) -> str:
+    digest = hashlib.blake2b(data.name.encode(), digest_size=16)
+    columns = [c for c in ("id", "prompt", "completion") if c in data.evaluation.column_names]  # type: ignore[union-attr]
+    for row in data.evaluation.select_columns(columns):  # type: ignore[union-attr]
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 class Scorer:
     """Scores models on the evaluation rows: as their task asks, or else what the trainer reports."""
 
@@ -121,24 +170,7 @@ class Scorer:
                 row.metrics = {k: v for k, v in kept.items() if k not in timing}
                 row.num_examples, row.seconds = len(rows), metrics.get("eval_runtime", 0.0)
             return row
-        from sinkd_llm.evaluation import evaluate_task
-        from sinkd_llm.models.partitioning import on_device
-
-        args = self.trainer.args
-        with progress(f"Scoring {len(rows)} rows: {name}") as on_progress, on_device(model, args.device):
-            score = evaluate_task(
-                model,
-                self.trainer.processing_class,  # type: ignore[arg-type]
-                self.data.task,
-                rows,
-                batch_size=args.per_device_eval_batch_size,
-                max_length=args.max_length,
-                apply_chat_template=args.apply_chat_template,
-                add_eos=args.add_eos,
-                on_progress=on_progress,
-                device=args.device,
-                share=True,
-            )
+        score = score_task(name, model, self.trainer.processing_class, self.data.task, rows, self.trainer.args)
         row.metrics = dict(score.metrics)
         row.num_examples, row.seconds = score.num_examples, score.seconds
         if self.data.task.output_type == "generate_until":

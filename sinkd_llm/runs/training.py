@@ -13,7 +13,7 @@ from sinkd_llm.runs.data import TaskArguments, load_run_data
 from sinkd_llm.runs.failures import explained
 from sinkd_llm.runs.folder import prepare_output_dir, weights_size_bytes
 from sinkd_llm.runs.record import write_results
-from sinkd_llm.runs.scoring import Scorer, source_size_bytes
+from sinkd_llm.runs.scoring import Scorer, recorded_score, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def run_distill(
     """
     Train a student to follow a teacher; score the teacher, and the student before and after.
 
-    Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` is
-    required, and `model_args.model_name_or_path` or `training_args.student_layers`.
+    Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` or
+    `training_args.teacher_cache` is required, and `model_args.model_name_or_path` or `training_args.student_layers`.
     """
     check_distill(training_args, model_args)
     return _train("distill", task_args, training_args, model_args, argv)
@@ -77,7 +77,7 @@ def run_distill(
 
 def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
     """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
-    if training_args.teacher_model_name_or_path is not None:
+    if training_args.teacher_model_name_or_path is not None or training_args.teacher_cache is not None:
         raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
     if model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model to fine-tune.")
@@ -86,9 +86,17 @@ def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> N
 
 def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
     """Refuses what [`run_distill`] cannot do, before anything is loaded."""
-    if training_args.teacher_model_name_or_path is None:
-        raise InputError("--teacher_model_name_or_path is missing: the model to learn from.")
+    if training_args.teacher_model_name_or_path is None and training_args.teacher_cache is None:
+        raise InputError(
+            "--teacher_model_name_or_path is missing: the model to learn from; or give the --teacher_cache that "
+            "'sinkd cache' wrote."
+        )
     if model_args.model_name_or_path is None:
+        if training_args.teacher_model_name_or_path is None:
+            raise InputError(
+                "there is no student: give --model_name_or_path, or the --teacher_model_name_or_path to cut it from "
+                "beside the cache."
+            )
         if training_args.student_layers is None:
             raise InputError(
                 "there is no student: give --model_name_or_path, or --student_layers to build one from "
@@ -142,7 +150,9 @@ def _train(
     interrupt = InterruptCallback(resume)
     bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
-    say(f"Loading {' and '.join(filter(None, (teacher_name, model_args.model_name_or_path)))} …")
+    cached = training_args.teacher_cache is not None
+    needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
+    say(f"Loading {' and '.join(filter(None, needed))} …")
     trainer = SinKDTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -155,9 +165,12 @@ def _train(
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    names = (BEFORE, AFTER) if trainer.teacher is not None else ("before", "after")
+    names = (BEFORE, AFTER) if command == "distill" else ("before", "after")
     scorer = Scorer(trainer, data)
     rows = []
+    if trainer.teacher_cache is not None:
+        teacher_row = recorded_score(trainer.teacher_cache.manifest.teacher_score, data)
+        rows += [teacher_row] if teacher_row is not None else []
     if trainer.teacher is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
     rows.append(scorer.row(names[0], trainer.model))

@@ -186,9 +186,9 @@ def test_threshold_is_passed_on() -> None:
         ({"vocabulary_ids": [3, 6]}, "must lie in"),
         ({"temperature": 0.0}, "temperature must be a positive number"),
         ({"scope": "token"}, "scope must be one of batch, position, sequence"),
-        ({"teacher_NV": torch.rand(4, 7)}, "same shape"),
+        ({"teacher": torch.rand(4, 7)}, "same shape"),
         ({"example_N": torch.zeros(3).long()}, "one entry for each of the 4 rows"),
-        ({"student_NV": torch.rand(4, 1), "teacher_NV": torch.rand(4, 1)}, "one id"),
+        ({"student_NV": torch.rand(4, 1), "teacher": torch.rand(4, 1)}, "one id"),
         ({"cost_norm": "l2"}, "norm must be one of"),
         ({"gradient": "exact"}, "gradient must be one of"),
     ],
@@ -196,7 +196,7 @@ def test_threshold_is_passed_on() -> None:
 def test_refusals(change: dict[str, object], message: str) -> None:
     arguments = {
         "student_NV": torch.rand(4, 6),
-        "teacher_NV": torch.rand(4, 6),
+        "teacher": torch.rand(4, 6),
         **places([4]),
         **change,
     }

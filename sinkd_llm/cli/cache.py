@@ -1,0 +1,51 @@
+"""`sinkd cache`: run a teacher once over a recipe's training rows."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sinkd_llm.runs.caching import CacheResult
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse `argv`, write the cache, print what it holds."""
+    from sinkd_llm.cli.parsing import parse_recipe
+    from sinkd_llm.runs.caching import CacheArguments, run_cache
+
+    task_args, training_args, model_args, cache_args = parse_recipe("cache", argv, CacheArguments, "teacher cache")
+    _show(run_cache(task_args, training_args, model_args, cache_args))
+    return 0
+
+
+def _show(result: "CacheResult") -> None:
+    from sinkd_llm.report import format_bytes
+    from sinkd_llm.terminal import show
+
+    manifest, layout = result.manifest, result.manifest.layout
+    each = manifest.bytes / max(manifest.tokens, 1)
+    kept = {
+        "topk": f"the {layout.k} largest of {layout.vocabulary_size} logits",
+        "verbalizers": f"the logits of {layout.k} answer tokens",
+        "full": f"all {layout.vocabulary_size} logits",
+    }[layout.content]
+    show("")
+    show(
+        f"{manifest.tokens} supervised tokens of {manifest.rows.examples} examples: {kept} ({layout.encoding}), "
+        f"{format_bytes(manifest.bytes)}, {each:.0f} bytes a token"
+    )
+    if result.cached_before == manifest.rows.examples:
+        show("Everything was there already.")
+    else:
+        new = manifest.rows.examples - result.cached_before
+        show(f"{result.seconds:.1f} s for {new} examples ({new / max(result.seconds, 1e-9):.1f} examples/s)")
+    for temperature in layout.temperatures:
+        show(
+            f"temperature {temperature:g}: {manifest.mean_tail(temperature):.2%} of the teacher's mass is in the "
+            f"tail, so the L1 cost (0 to 2) is known to within {manifest.cost_width(temperature):.3f}"
+        )
+    if result.warning is not None:
+        show(f"Coarse: {result.warning}")
+    if manifest.teacher_score is not None:
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in manifest.teacher_score["metrics"].items())
+        show(f"The teacher scores {metrics} on {manifest.teacher_score['num_examples']} rows")
+    show(f"The cache is in {result.folder}; train with --teacher_cache {result.folder}")

@@ -1,0 +1,146 @@
+"""A teacher signal that names only some ids of each row, and the loss terms' view of both sides through it.
+
+Shape suffixes: N supervised tokens, V vocabulary, K kept ids of a row, W wanted ids.
+
+What a row does not name is one bucket, the *tail*. Over K ids and the tail, teacher and student are distributions
+again, so that every divergence is the dense one on `[N, K + 1]` logits; merging ids can only lower KL, reverse KL,
+JS and TVD (data-processing inequality), and changes nothing at K = V.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sinkd_llm.optimal_transport.precision import full_precision
+
+
+@dataclass(frozen=True, eq=False)
+class TopKSignal:
+    """The teacher's logits at some ids of each supervised token, and how much the others weigh.
+
+    `log_sum_exp(T)` is over the whole vocabulary: the probability of a kept id at temperature T is exact. The tail is
+    kept as a logarithm of its own, for a difference of two large numbers would not give a tail of 1e-9, which
+    reverse KL needs.
+
+    Args:
+        ids_NK (`Tensor`): integers `[N, K]`, distinct within a row.
+        logits_NK (`Tensor`): their logits, up to a constant per row, which the tail shares. Any floating dtype;
+            computed in fp32, or fp64 if given fp64.
+        tail_log_sum_exp (`dict[float, Tensor]`): for every temperature T at which the signal can be used,
+            `log sum exp(logit / T)` over the ids that are not kept, `[N]`; -inf where none is left.
+        vocabulary_size (`int`): V of the logits that the signal was taken from.
+    """
+
+    ids_NK: Tensor
+    logits_NK: Tensor
+    tail_log_sum_exp: dict[float, Tensor]
+    vocabulary_size: int
+
+    @classmethod
+    def from_logits(cls, teacher_NV: Tensor, ids_NK: Tensor, temperatures: Sequence[float]) -> "TopKSignal":
+        """The signal of dense logits `[N, V]` at the given ids."""
+        logits_NV = full_precision(teacher_NV.detach())
+        rest_NV = logits_NV.scatter(-1, ids_NK, float("-inf"))
+        tails = {float(T): torch.logsumexp(rest_NV / T, dim=-1) for T in temperatures}
+        return cls(ids_NK, logits_NV.gather(-1, ids_NK), tails, teacher_NV.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self.ids_NK)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TopKSignal":
+        """`function` of every tensor, each of which has the N rows first: to move, select or gather rows."""
+        tails = {temperature: function(tail_N) for temperature, tail_N in self.tail_log_sum_exp.items()}
+        return TopKSignal(function(self.ids_NK), function(self.logits_NK), tails, self.vocabulary_size)
+
+    @classmethod
+    def joined(cls, signals: "Sequence[TopKSignal]", join: Callable[[list[Tensor]], Tensor]) -> "TopKSignal":
+        """One signal of several of one kind; `join` makes one tensor of theirs."""
+        first = signals[0]
+        tails = {T: join([signal.tail_log_sum_exp[T] for signal in signals]) for T in first.tail_log_sum_exp}
+        ids_NK, logits_NK = join([s.ids_NK for s in signals]), join([s.logits_NK for s in signals])
+        return cls(ids_NK, logits_NK, tails, first.vocabulary_size)
+
+    def log_sum_exp(self, temperature: float) -> Tensor:
+        """`log sum exp(logit / temperature)` over the whole vocabulary, `[N]`."""
+        kept_N = torch.logsumexp(full_precision(self.logits_NK) / temperature, dim=-1)
+        return torch.logaddexp(kept_N, self._tail(temperature))
+
+    def bucket_logits(self, temperature: float) -> Tensor:
+        """Logits, at temperature 1, of the distribution over the kept ids and the tail: `[N, K + 1]`."""
+        kept_NK = full_precision(self.logits_NK) / temperature
+        return torch.cat([kept_NK, self._tail(temperature)[:, None]], dim=-1)
+
+    def probabilities(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """The probabilities of the kept ids `[N, K]` and of the tail `[N]`."""
+        buckets = torch.softmax(self.bucket_logits(temperature), dim=-1)
+        return buckets[:, :-1], buckets[:, -1]
+
+    def logits_at(self, ids_W: Tensor) -> Tensor:
+        """Logits of ids that every row has kept, `[N, W]`.
+
+        Raises:
+            `ValueError`: if a row has not kept one of them.
+        """
+        match_NKW = self.ids_NK[:, :, None] == ids_W
+        if not match_NKW.any(dim=1).all():
+            lost = ids_W[~match_NKW.any(dim=1).all(dim=0)].tolist()
+            raise ValueError(
+                f"The teacher signal has no logits of the ids {lost} in some rows; cache it with these ids (a recipe "
+                "with vocabulary='verbalizers' does), or use vocabulary='full'."
+            )
+        return self.logits_NK.gather(1, match_NKW.to(torch.uint8).argmax(dim=1))
+
+    def _tail(self, temperature: float) -> Tensor:
+        if temperature not in self.tail_log_sum_exp:
+            known = ", ".join(f"{t:g}" for t in sorted(self.tail_log_sum_exp))
+            raise ValueError(
+                f"The teacher signal has its tail mass at the temperatures {known}, but not at {temperature:g}; train "
+                "at one of them, or cache the teacher with this one."
+            )
+        tail_N = self.tail_log_sum_exp[temperature]
+        return tail_N.to(torch.promote_types(full_precision(self.logits_NK).dtype, tail_N.dtype))
+
+
+def student_bucket_logits(student_NV: Tensor, ids_NK: Tensor, temperature: float) -> Tensor:
+    """The student's side of [`TopKSignal.bucket_logits`]: `[N, K + 1]`, differentiable once.
+
+    The tail is the log-sum-exp over the ids that are not kept, and not `log(1 - kept mass)`, which cancels where the
+    student, too, is sure of the kept ids.
+
+    Args:
+        student_NV (`Tensor`): logits `[N, V]` of any floating dtype; computed in fp32, or fp64 if given fp64.
+        ids_NK (`Tensor`): integers `[N, K]`, distinct within a row.
+        temperature (`float`): divides the logits.
+    """
+    buckets: Tensor = _Buckets.apply(student_NV, ids_NK, temperature)
+    return buckets
+
+
+class _Buckets(torch.autograd.Function):
+    """With z = logits / T: (z at the kept ids, LSE of the others). The only [N, V] buffer is that of the others."""
+
+    @staticmethod
+    def forward(ctx: Any, student_NV: Tensor, ids_NK: Tensor, temperature: float) -> Tensor:
+        scaled_NV = full_precision(student_NV) / temperature
+        kept_NK = scaled_NV.gather(-1, ids_NK)
+        rest_NV = scaled_NV.scatter_(-1, ids_NK, float("-inf"))
+        tail_N = torch.logsumexp(rest_NV, dim=-1)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(rest_NV, ids_NK, tail_N)
+        ctx.temperature, ctx.dtype = temperature, student_NV.dtype
+        return torch.cat([kept_NK, tail_N[:, None]], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NB: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        rest_NV, ids_NK, tail_N = ctx.saved_tensors
+        finite_N = tail_N.where(tail_N.isfinite(), 0)  # -inf: nothing is left, and exp(-inf) gives it nothing
+        grad_NV = (rest_NV - finite_N[:, None]).exp_().mul_(grad_NB[:, -1:])
+        grad_NV.scatter_(-1, ids_NK, grad_NB[:, :-1])
+        return grad_NV.div_(ctx.temperature).to(ctx.dtype), None, None

@@ -1,0 +1,227 @@
+"""Writing a cache: shard by shard, so that a killed run goes on where its last whole shard ends.
+
+Shape suffixes: N supervised tokens of a batch, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.cache_files import problem_of_file, write_arrays
+from sinkd_llm.teachers.cache_identity import row_prints
+from sinkd_llm.teachers.cache_layout import Arrays
+from sinkd_llm.teachers.cache_manifest import MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+INDEX = "index.safetensors"
+SHARD_BYTES = 32 * 2**20
+SHARD_EXAMPLES = 8192
+# Rows of a batch whose whole distribution is sorted, to say what another K would keep.
+_SAMPLED_ROWS = 4
+
+
+class RowPlan:
+    """The rows of a cache in caching order: longest first, so that what does not fit into memory fails at once.
+
+    Attributes:
+        order (`np.ndarray`): the data set's row numbers in caching order.
+        hash (`str`): of the rows in the data set's order.
+    """
+
+    def __init__(self, features: "Dataset") -> None:
+        parts = list(row_prints(features))
+        digest = hashlib.blake2b(digest_size=16)
+        for part in parts:
+            digest.update(part.keys.tobytes() + part.prints.tobytes())
+        self.hash = digest.hexdigest()
+        self.keys, self.prints, self.counts = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "prints", "counts")
+        )
+        self.order = np.argsort(-np.concatenate([part.lengths for part in parts]), kind="stable")
+        self._refuse_repeated(features)
+
+    def index(self) -> Arrays:
+        """Where each example's rows are, sorted by the example's key."""
+        first = np.zeros(len(self.order), np.uint64)
+        first[self.order] = np.concatenate([[0], np.cumsum(self.counts[self.order])[:-1]])
+        by_key = np.argsort(self.keys)
+        small = int(self.counts.sum()) < 2**32
+        return {
+            "key": self.keys[by_key],
+            "print": self.prints[by_key],
+            "first": first[by_key].astype(np.uint32 if small else np.uint64),
+            "count": self.counts[by_key].astype(np.uint32 if self.counts.max(initial=0) >= 2**16 else np.uint16),
+        }
+
+    def _refuse_repeated(self, features: "Dataset") -> None:
+        distinct, times = np.unique(self.keys, return_counts=True)
+        if len(distinct) == len(self.keys):
+            return
+        rows = np.flatnonzero(self.keys == distinct[times > 1][0])[:2].tolist()
+        raise InputError(
+            f"Rows {rows[0]} and {rows[1]} have the same id {features[rows[0]]['example_id']!r}, and a cache finds a "
+            "row by its id; give every row an id of its own, or leave the ids out."
+        )
+
+
+class CacheWriter:
+    """
+    Writes one cache; a context that holds its folder's lock.
+
+    Args:
+        folder (`Path`): new, empty, or with an unfinished cache of the same identity, which is continued.
+        manifest ([`Manifest`]): the identity; its shards are those of the folder, if there are any.
+        plan ([`RowPlan`]): the rows.
+        shard_bytes (`int`): a shard is closed at this size.
+
+    Raises:
+        InputError: if the folder holds another cache or other files, or another process writes to it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, plan: RowPlan, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.manifest, self.plan, self.shard_bytes = folder, manifest, plan, shard_bytes
+        self._buffer: list[Arrays] = []
+        self._examples = self._bytes = 0
+        self._sums = self._new_sums()
+
+    def __enter__(self) -> "CacheWriter":
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"Another process is writing to {self.folder}; wait, or give another folder.") from None
+        try:
+            self._continue()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @property
+    def done(self) -> int:
+        """Examples that are in whole shards, in caching order."""
+        return int(self.manifest.shards[-1]["stop"]) if self.manifest.shards else 0
+
+    @property
+    def added(self) -> int:
+        """Examples that are in shards or on their way there."""
+        return self.done + self._examples
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """The data set's row numbers of each batch that is still to be added."""
+        for start in range(self.done, len(self.plan.order), size):
+            yield self.plan.order[start : start + size].tolist()
+
+    def add(self, rows: list[int], logits_NV: Tensor, example_N: Tensor) -> None:
+        """The teacher's logits of the next batch, in the order of `rows` and of each row's answer."""
+        counts = torch.bincount(example_N.cpu(), minlength=len(rows)).numpy()
+        expected = self.plan.counts[rows]
+        if not (example_N.diff() >= 0).all() or not np.array_equal(counts, expected):
+            raise RuntimeError(f"the teacher gave {counts.tolist()} rows for answers of {expected.tolist()} tokens")
+        arrays = self.manifest.layout.encode(logits_NV)
+        self._buffer.append(arrays)
+        self._examples += len(rows)
+        self._bytes += sum(array.nbytes for array in arrays.values())
+        self._add_sums(logits_NV, arrays)
+        if self._bytes >= self.shard_bytes or self._examples >= SHARD_EXAMPLES:
+            self._close_shard()
+
+    def finish(self, teacher_score: dict[str, Any] | None = None) -> Manifest:
+        """The last shard and the index; from here on the cache can be read."""
+        self._close_shard()
+        if self.done != len(self.plan.order):
+            raise RuntimeError(f"{self.done} of {len(self.plan.order)} examples were added")
+        index = write_arrays(self.folder / INDEX, self.plan.index())
+        self.manifest.teacher_score = teacher_score
+        self.manifest.index = index
+        self.manifest.save(self.folder)
+        return self.manifest
+
+    def _continue(self) -> None:
+        if not (self.folder / MANIFEST).exists():
+            strange = [f.name for f in self.folder.iterdir() if f.name != ".lock" and not f.name.endswith(".part")]
+            if strange:
+                raise InputError(
+                    f"{self.folder} holds {sorted(strange)[0]} but no teacher cache; give a new or empty folder."
+                )
+            self.manifest.save(self.folder)
+            return
+        found = Manifest.load(self.folder)
+        if differences := self.manifest.differences(found):
+            raise InputError(
+                f"{self.folder} holds a cache of something else ({'; '.join(differences)}); give another --output, or "
+                "--overwrite to replace it."
+            )
+        whole = 0
+        while whole < len(found.shards) and problem_of_file(self.folder, found.shards[whole]) is None:
+            whole += 1
+        if found.index and whole == len(found.shards) and problem_of_file(self.folder, found.index) is None:
+            self.manifest = found
+            return
+        found.shards, found.index = found.shards[:whole], None
+        self.manifest = found
+        self.manifest.save(self.folder)
+
+    def _close_shard(self) -> None:
+        if not self._buffer:
+            return
+        arrays = {name: np.concatenate([part[name] for part in self._buffer]) for name in self._buffer[0]}
+        name = f"shard-{len(self.manifest.shards):05d}.safetensors"
+        # First the file, then its record: a file without a record is written again, over the old one.
+        record = write_arrays(self.folder / name, arrays)
+        stop = self.done + self._examples
+        tokens = len(arrays["logits"])
+        self.manifest.shards.append({**record, "start": self.done, "stop": stop, "tokens": tokens, **self._sums})
+        self.manifest.save(self.folder)
+        self._buffer, self._examples, self._bytes, self._sums = [], 0, 0, self._new_sums()
+
+    def _new_sums(self) -> dict[str, Any]:
+        temperatures = self.manifest.layout.temperatures
+        return {
+            "tail_sums": [0.0 for _ in temperatures],
+            "sampled_tokens": 0,
+            "sampled_tail_sums": [[0.0] * len(self.manifest.tail_at) for _ in temperatures],
+        }
+
+    def _add_sums(self, logits_NV: Tensor, arrays: Arrays) -> None:
+        """Tail masses: of what is kept, over all rows; of other K, over some rows of each batch."""
+        layout = self.manifest.layout
+        if not layout.temperatures:
+            return
+        signal = layout.decode(arrays, "cpu")
+        assert not isinstance(signal, Tensor)
+        sampled_NV = logits_NV[:: max(1, len(logits_NV) // _SAMPLED_ROWS), : layout.vocabulary_size].float()
+        sampled_NV = sampled_NV.sort(dim=-1, descending=True).values
+        at = torch.tensor(self.manifest.tail_at, device=sampled_NV.device) - 1
+        self._sums["sampled_tokens"] += len(sampled_NV)
+        for i, temperature in enumerate(layout.temperatures):
+            self._sums["tail_sums"][i] += signal.probabilities(temperature)[1].double().sum().item()
+            heads = torch.softmax(sampled_NV / temperature, dim=-1).cumsum(dim=-1)[:, at]
+            tails = (1 - heads).clamp(min=0).double().sum(dim=0).tolist()
+            old = self._sums["sampled_tail_sums"][i]
+            self._sums["sampled_tail_sums"][i] = [a + b for a, b in zip(old, tails, strict=True)]
+
+
+def remove_cache(folder: Path) -> None:
+    """Delete the cache in `folder`, its manifest first; other files stay."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for pattern in ("shard-*.safetensors", INDEX, "*.part"):
+        for file in folder.glob(pattern):
+            file.unlink()
