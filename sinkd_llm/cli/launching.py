@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
@@ -142,10 +143,10 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
     if os.environ.get("SINKD_DEBUG", "") in ("", "0"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a process that failed has said why
     arguments = launch_command_parser().parse_args([*options, "--module", "sinkd_llm", *words])
-    # Ctrl-C reaches every process from the terminal, and each saves; torch's launcher must not end them before.
+    # On Ctrl-C every process saves; torch's launcher must not end them before.
     arguments.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"
     try:
-        with _interrupts_left_to_the_processes():
+        with _interrupts_passed_on():
             launch_command(arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
@@ -160,9 +161,16 @@ def _gpus() -> int:
 
 
 @contextlib.contextmanager
-def _interrupts_left_to_the_processes() -> Iterator[None]:
-    # A handler that does nothing, rather than SIG_IGN, which the processes would inherit.
-    previous = signal.signal(signal.SIGINT, lambda signum, frame: None)
+def _interrupts_passed_on() -> Iterator[None]:
+    """Torch starts each process in a session of its own, where Ctrl-C of the terminal does not come."""
+    import psutil
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
+
+    previous = signal.signal(signal.SIGINT, pass_on)
     try:
         yield
     finally:

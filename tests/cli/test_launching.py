@@ -260,7 +260,7 @@ def test_ctrl_c_saves_in_every_process_and_the_run_goes_on(
     words += ["--save_strategy", "no", "--max_length", "64"]
     command = [sys.executable, "-m", "sinkd_llm", *words]
     options: dict[str, Any] = {"cwd": REPOSITORY, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
-    # A terminal sends Ctrl-C to the launcher and to all that it started.
+    # A terminal sends Ctrl-C to the processes of the launcher's own session.
     running = subprocess.Popen(
         [*command, "--max_steps", "100000"], stderr=subprocess.PIPE, start_new_session=True, **options
     )
