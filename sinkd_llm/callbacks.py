@@ -181,7 +181,7 @@ class MetricsFileCallback(TrainerCallback):
 
 
 def _any_process(flag: bool, device: Any) -> bool:
-    """Whether `flag` is set in one of the processes: they stop after the same step, or wait for each other for ever."""
+    """Whether `flag` is set in one of the processes: they stop after the same step, or wait for each other forever."""
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -1,8 +1,10 @@
 """`SinKDConfig`: `transformers.TrainingArguments` plus what distillation needs."""
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainingArguments
 
 from sinkd_llm.errors import InputError
@@ -307,7 +309,15 @@ class SinKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        launched = int(os.environ.get("WORLD_SIZE") or 1)
+        if launched > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise accelerate takes each process of the launch for the only one
         super().__post_init__()
+        if launched > 1 and self.world_size == 1:
+            raise InputError(
+                f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
+                "other, so each would train by itself; add --use_cpu true, or start one process."
+            )
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
         if self.max_length is not None and self.max_length < 2:

@@ -81,7 +81,7 @@ def check_task(
     task: Task,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
-    skeleton: Callable[[Sequence[str] | None], Any] | None = None,
+    model_of: Callable[[Sequence[str] | None], Any] | None = None,
     data_dir: str | Path | None = None,
     splits: Sequence[str] | None = None,
 ) -> TaskCheck:
@@ -92,9 +92,9 @@ def check_task(
         task ([`Task`]): the task.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): of the model to train. Without one, tokens
             are not counted and answers that collide are not found.
-        skeleton (`Callable`, *optional*): gives the model to train, of which the weights are not looked at, from the
-            classes that the rows have: see [`~sinkd_llm.models.load_skeleton`]. Its family reads the rows; default:
-            a decoder.
+        model_of (`Callable`, *optional*): gives the model to train, whose weights are not looked at, from the classes
+            that the rows have: see [`~sinkd_llm.models.blueprint.blueprint`]. Its family reads the rows; default: a
+            decoder.
         data_dir (`str` or `Path`, *optional*): as for [`Task.load`].
         splits (`Sequence[str]`, *optional*): which ones. By default train and validation, so far as the task has them.
 
@@ -110,7 +110,7 @@ def check_task(
         rows = task.load(split, data_dir)
         prompts[split] = set(rows["prompt"])
         if tokenizer is not None and answer_tokenizer is None:
-            answer_tokenizer = _answer_tokenizer(tokenizer, skeleton, rows)
+            answer_tokenizer = _answer_tokenizer(tokenizer, model_of, rows)
         tokens = _token_counts(rows, answer_tokenizer, check) if answer_tokenizer is not None else ([], [])
         ranked = "choices" in rows.column_names
         check.splits.append(
@@ -136,7 +136,7 @@ def check_task(
 
 def _answer_tokenizer(
     tokenizer: "PreTrainedTokenizerBase",
-    skeleton: Callable[[Sequence[str] | None], Any] | None,
+    model_of: Callable[[Sequence[str] | None], Any] | None,
     rows: "datasets.Dataset",
 ) -> "AnswerTokenizer":
     # Imported here: listing and rendering tasks does without torch.
@@ -144,9 +144,9 @@ def _answer_tokenizer(
     from sinkd_llm.models.architectures import context_length
     from sinkd_llm.row_tokenizers import row_tokenizer
 
-    if skeleton is None:
+    if model_of is None:
         return AnswerTokenizer(tokenizer)
-    model = skeleton(class_names(rows))
+    model = model_of(class_names(rows))
     return row_tokenizer(model, tokenizer, context_length(model))
 
 

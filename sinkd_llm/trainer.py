@@ -320,7 +320,7 @@ class SinKDTrainer(Trainer):
             self.is_deepspeed_enabled, self.is_fsdp_enabled = flags
             # Accelerate must not take the student for one that is prepared to train.
             self.accelerator._models.clear()
-            self.model._is_accelerate_prepared = False
+            self.model._is_accelerate_prepared = False  # type: ignore[union-attr]
 
     def prediction_step(
         self,

@@ -6,6 +6,7 @@ import signal
 import threading
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sinkd_llm.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback, describe_logs
@@ -119,6 +120,19 @@ def test_second_ctrl_c_stops_at_once_and_gives_the_handler_back(args):
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("other_process_asked", [False, True])
+def test_processes_stop_after_the_same_step(args, monkeypatch, other_process_asked):
+    def all_reduce(flags, op):
+        flags |= int(other_process_asked)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    callback = InterruptCallback("", write=lambda text: None)
+    control = callback.on_step_end(args, at(2), TrainerControl())
+    assert control.should_save is other_process_asked
+    assert callback.interrupted is other_process_asked
 
 
 def test_ctrl_c_in_the_last_step_lets_the_run_finish(args):

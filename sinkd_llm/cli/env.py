@@ -84,7 +84,9 @@ def _devices() -> dict[str, str]:
     import torch
 
     found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"}
-    for index in range(torch.cuda.device_count()):
+    count = torch.cuda.device_count()
+    found["gpus"] = f"{count}, CUDA {torch.version.cuda}" if count else "none that this PyTorch can use"
+    for index in range(count):
         memory = torch.cuda.get_device_properties(index).total_memory
         found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {format_bytes(memory)}"
     if torch.backends.mps.is_available():

@@ -138,12 +138,12 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
         options += ["--main_process_port", "0"]  # any that is free: two runs on one machine do not meet
     if getattr(settings, "use_cpu", False):
         os.environ["ACCELERATE_USE_CPU"] = "true"  # accelerate's own launcher reads it from the file and drops it
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    # Ctrl-C reaches every process from the terminal, and each saves; the launcher must not end them before.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGHUP,SIGQUIT")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))  # torchrun's is 1
     if os.environ.get("SINKD_DEBUG", "") in ("", "0"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a process that failed has said why
     arguments = launch_command_parser().parse_args([*options, "--module", "sinkd_llm", *words])
+    # Ctrl-C reaches every process from the terminal, and each saves; torch's launcher must not end them before.
+    arguments.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"
     try:
         with _interrupts_left_to_the_processes():
             launch_command(arguments)

@@ -104,7 +104,7 @@ def _show_row(row: dict[str, Any]) -> None:
 
 
 def _check(name: str, data_dir: str | None, split: str | None, model: str | None, kind: str | None) -> int:
-    from sinkd_llm.models import load_skeleton
+    from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.task_check import check_task
     from sinkd_llm.tasks import load_task
     from sinkd_llm.terminal import say, show
@@ -115,7 +115,7 @@ def _check(name: str, data_dir: str | None, split: str | None, model: str | None
     check = check_task(
         task,
         tokenizer,
-        skeleton=lambda classes: load_skeleton(str(model), kind=kind, labels=classes),
+        model_of=lambda classes: blueprint(str(model), kind=kind, labels=classes),
         data_dir=data_dir,
         splits=[split] if split else None,
     )

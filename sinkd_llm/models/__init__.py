@@ -10,7 +10,6 @@ _LAZY = {
     "load_tokenizer": "tokenization",
     "check_same_tokenizer": "tokenization",
     "load_model": "loading",
-    "load_skeleton": "skeleton",
     "build_quantization_config": "loading",
     "count_parameters": "loading",
     "select_layers": "pruning",
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from sinkd_llm.models.loading import build_quantization_config, count_parameters, load_model
     from sinkd_llm.models.pruning import select_layers
     from sinkd_llm.models.saving import save_student
-    from sinkd_llm.models.skeleton import load_skeleton
     from sinkd_llm.models.sources import ModelSource, folder_size_bytes, resolve_model_source
     from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
 

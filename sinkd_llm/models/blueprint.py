@@ -10,7 +10,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.gguf import quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
 from sinkd_llm.models.loading import adapter_base, dtype_name, new_modules
-from sinkd_llm.models.sources import ModelSource, fetch_adapter, hub_error, resolve_model_source
+from sinkd_llm.models.sources import ModelSource, fetch_adapter, hub_error, resolve_model_source, what_was_said
 
 
 def blueprint(
@@ -41,7 +41,7 @@ def blueprint(
 
     source = fetch_adapter(resolve_model_source(name_or_path, revision))
     if source.kind == "adapter":
-        base, base_revision, _ = adapter_base(source)
+        base, base_revision = adapter_base(source)[:2]
         return blueprint(
             base,
             revision=base_revision,
@@ -84,5 +84,4 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> Any:
     except (OSError, ValueError, KeyError) as error:
         if source.kind == "hub":
             raise hub_error(source, error) from error
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise InputError(f"The configuration in {source.path} cannot be read: {said}") from error
+        raise InputError(f"The configuration in {source.path} cannot be read: {what_was_said(error)}") from error

@@ -23,6 +23,7 @@ from sinkd_llm.models.sources import (
     hub_error,
     read_json,
     resolve_model_source,
+    what_was_said,
 )
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
             raise
         if source.kind == "hub":
             raise hub_error(source, error) from error
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise InputError(f"The model in {path} cannot be loaded: {said}") from error
+        raise InputError(f"The model in {path} cannot be loaded: {what_was_said(error)}") from error
     model, info = loaded
     new = {
         weight

@@ -127,11 +127,19 @@ def fetch_adapter(source: ModelSource) -> ModelSource:
 
 def hub_error(source: ModelSource, error: Exception) -> InputError:
     """The error for a hub id that could not be read, from what Transformers said."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    said = what_was_said(error)
     said = said if len(said) <= 300 else said[:300].rstrip() + " …"
     return InputError(
         f"{source.name!r} is no local folder and could not be loaded from the model hub: {said} {_WHAT_CAN_BE_GIVEN}"
     )
+
+
+def what_was_said(error: Exception) -> str:
+    """The first line of what another library said, and the flag it asks for where it would run foreign code."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    if "trust_remote_code" in str(error):
+        return f"it comes with code of its own, which runs only with --trust_remote_code ({said})"
+    return said
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -158,14 +158,15 @@ def device_memory(
         devices (`int`): n, the devices that data-parallel training runs on.
         student, teacher ([`ModelSize`]): the two models; no teacher for fine-tuning.
         step ([`StepMemory`]): of one micro-batch.
-        teacher_place (`str`, *optional*): one of `TEACHER_PLACES`. Default: as the student's weights are.
+        teacher_place (`str`, *optional*): one of `TEACHER_PLACES`. Default: that of `teacher_deepspeed: auto`, which
+            shards beside a sharded student and replicates otherwise.
         optimizer (`float`, *optional*, defaults to `8`): see [`optimizer_bytes`].
         accumulation (`int`, *optional*, defaults to `1`): micro-batches of an update; above 1 the gradients of the
             earlier ones are there while the next one runs.
     """
     n, trained = devices, student.trained
     gradient = student.trained_weights
-    place = teacher_place or {"zero3": "shard", "zero3_offload": "offload"}.get(setup, "replicate")
+    place = teacher_place or ("shard" if setup in ("zero3", "zero3_offload") else "replicate")
     deepspeed = setup != "none"
     # Twice: with `overlap_comm` one fills while the other is on its way.
     bucket = 2 * _share(gradient, trained, student.width**2) if deepspeed and n > 1 else 0

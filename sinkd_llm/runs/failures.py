@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +28,12 @@ def explained(output_dir: Path, resume_command: str) -> Iterator[None]:
     except NotSavedError as error:
         raise NotSavedError(error.path, error.reason, resume_command) from error
     except pickle.UnpicklingError as error:
+        found = re.search(r"Unsupported [^.\n]*", str(error))
         raise InputError(
-            "a file of the checkpoint holds something else than tensors and numbers, which could run code when it is "
-            "opened, so it was not: "
-            + " ".join(str(error).split("\n\n")[0].split())[:200]
-            + ". Resume from a checkpoint that your own run wrote."
+            "a file of the checkpoint holds something else than tensors and numbers"
+            + (f" ({found.group(0).strip()})" if found else "")
+            + ", which could run code when it is opened, so it was not; resume from a checkpoint that your own run "
+            "wrote."
         ) from error
     except Exception as error:
         reason = write_failure(error)

@@ -44,6 +44,7 @@ class Plan:
             `"4bit"`.
         optimizer (`float`): bytes of its states for a trained parameter, see [`optimizer_bytes`].
         accumulation (`int`): micro-batches of an update.
+        teacher_place (`str` or `None`): where the run asks for the teacher under DeepSpeed; `None`: nowhere.
     """
 
     command: str
@@ -55,6 +56,7 @@ class Plan:
     teacher_sizes: dict[str, ModelSize]
     optimizer: float
     accumulation: int
+    teacher_place: str | None
 
     def device(
         self,
@@ -72,7 +74,7 @@ class Plan:
             self.student,
             teacher or self.teacher,
             self.steps[checkpointing],
-            teacher_place=place,
+            teacher_place=place or (self.teacher_place if setup != "none" else None),
             optimizer=self.optimizer,
             accumulation=self.accumulation,
         )
@@ -150,7 +152,14 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
         teacher_sizes=sizes,
         optimizer=optimizer_bytes(str(getattr(training_args.optim, "value", training_args.optim))),
         accumulation=training_args.gradient_accumulation_steps,
+        teacher_place=_teacher_place(training_args, packed),
     )
+
+
+def _teacher_place(training_args: "SinKDConfig", packed: str) -> str | None:
+    if packed != "none":
+        return "replicate"  # packed weights cannot be partitioned
+    return None if training_args.teacher_deepspeed == "auto" else training_args.teacher_deepspeed
 
 
 def _quantisation(model_args: "ModelConfig") -> str:

@@ -93,7 +93,7 @@ def place_teacher(model: Any, accelerator: "Accelerator", placement: str) -> Any
         `nn.Module`: the model itself on the device, or a DeepSpeed engine, or the model sharded in place by FSDP.
         A sharded one must be called by all processes at once.
     """
-    deepspeed_plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    deepspeed_plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     fsdp_plugin = getattr(accelerator.state, "fsdp_plugin", None)
     quantised = getattr(model, "quantization_method", None) is not None
     stage = deepspeed_plugin.zero_stage if deepspeed_plugin is not None else None
@@ -126,4 +126,5 @@ def _fully_shard(model: nn.Module, accelerator: "Accelerator", plugin: Any) -> n
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for module in [m for m in model.modules() if type(m).__name__ in layers]:
         fully_shard(module, reshard_after_forward=True, **options)
-    return fully_shard(model, **options)
+    fully_shard(model, **options)
+    return model

@@ -84,7 +84,6 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         "alpha": 0.5,
         "sinkhorn_weight": 0.0,
         "teacher_model_name_or_path": str(models / f"{family}teacher"),
-        "use_cpu": True,
         "dataloader_pin_memory": False,
         **case.get("settings", {}),
     }

@@ -1,7 +1,7 @@
 """The same run in one process and in two: DDP, DeepSpeed's stages, FSDP2, over gloo on CPUs.
 
-All cases run in one launch (`worker.py`), for DeepSpeed takes long to start. Their batches are half as large as those of
-the run in one process that they are compared with.
+All cases run in one launch (`worker.py`), for DeepSpeed takes long to start. Their batches are half as large as those
+of the run in one process that they are compared with.
 """
 
 import json

@@ -2,14 +2,15 @@
 
     torchrun --nproc_per_node 2 -m tests.distributed.worker CASES.json OUT
 
-Starting DeepSpeed takes most of the time, so that one launch serves all cases. Each takes its environment from a file in
-`ds_configs/`, through accelerate's own code.
+Starting DeepSpeed takes most of the time, so that one launch serves all cases. Each takes its environment from a file
+in `ds_configs/`, through accelerate's own code.
 """
 
 import json
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,9 @@ def run(case: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def main(cases_file: str, out: str) -> int:
-    import deepspeed.comm.torch
-
-    # The collectives in shared memory take minutes to compile, and gloo does the same.
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    # DeepSpeed's collectives in shared memory take minutes to compile, and gloo does the same. (As an attribute of its
+    # package, this module is hidden by torch itself.)
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     fsdp_without_gpus()
     rank = int(os.environ["RANK"])
     for case in json.loads(Path(cases_file).read_text(encoding="utf-8")):

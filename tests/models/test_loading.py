@@ -466,6 +466,18 @@ def test_a_gguf_file_becomes_an_ordinary_model(
     with_adapter(model)
 
 
+def test_whichever_process_of_a_launch_comes_first_converts(gguf_file: tuple[Path, Any]) -> None:
+    """Transformers saves in process 0 alone, and would leave an empty folder behind for all the others."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    file, original = gguf_file
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        assert same_weights(load_model(file), original)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_gguf_file_is_converted_once_a_version_and_dtype(
     gguf_file: tuple[Path, Any], tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def test_each_stage_takes_less_than_the_one_before_where_the_model_is_large():
 
 
 def test_offloading_moves_the_states_to_the_host():
-    device = device_memory("zero3_offload", 4, SMALL, TEACHER, STEP)
+    device = device_memory("zero3_offload", 4, SMALL, TEACHER, STEP, teacher_place="offload")
     assert device.optimizer == 0
     assert device.host == SMALL.weights + SMALL.trained_weights + 12 * SMALL.trained + TEACHER.weights
 

@@ -36,11 +36,10 @@ def test_the_trap_works(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
 def test_a_checkpoint_with_a_poisoned_file_is_refused(stopped, distill_argv, tmp_path, capsys, name):
     folder, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(stopped, folder)
-    assert (folder / "checkpoint-2" / name).is_file()
     torch.save({"state": Evil(marker)}, folder / "checkpoint-2" / name)
     argv = distill_argv(folder, "--max_steps", "4", "--save_strategy", "no", "--resume_from_checkpoint", "true")
     assert main(argv) == 2
@@ -50,7 +49,7 @@ def test_a_checkpoint_with_a_poisoned_file_is_refused(stopped, distill_argv, tmp
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["training_args.bin", "pytorch_model.bin", "adapter_model.bin", "extra.pkl"])
+@pytest.mark.parametrize("name", ["training_args.bin", "adapter_model.bin", "extra.pkl"])
 def test_poisoned_files_that_nobody_needs_are_not_opened(stopped, distill_argv, tmp_path, name):
     folder, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(stopped, folder)
@@ -97,20 +96,19 @@ def test_safetensors_that_are_a_pickle_in_disguise(teacher, tmp_path, capsys):
 
 @pytest.fixture
 def custom_code(teacher, tmp_path, monkeypatch):
-    """A folder whose configuration and tokenizer name classes in its own Python files, which touch a marker."""
+    """A folder whose configuration names classes in a Python file of its own, which touches a marker."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder, marker = tmp_path / "custom", tmp_path / "marker"
     shutil.copytree(teacher, folder)
     touch = f"open({str(marker)!r}, 'w').write('x')\n"
     (folder / "custom.py").write_text(
-        f"{touch}from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
-        "class CustomConfig(LlamaConfig):\n    model_type = 'sinkd-custom'\n"
-        "class CustomModel(LlamaForCausalLM):\n    config_class = CustomConfig\n"
-        "class CustomTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+        f"{touch}import transformers\n"
+        "class CustomConfig(transformers.LlamaConfig):\n    model_type = 'sinkd-custom'\n"
+        "class LlamaForCausalLM(transformers.LlamaForCausalLM):\n    config_class = CustomConfig\n"
     )
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "sinkd-custom"
-    config["auto_map"] = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.CustomModel"}
+    config["auto_map"] = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.LlamaForCausalLM"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder, marker
 
@@ -130,7 +128,7 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(custom_code, tmp_path
     assert main(argv) == 2
     captured = capsys.readouterr().err
     assert "Traceback" not in captured
-    assert "trust_remote_code" in captured
+    assert "it comes with code of its own, which runs only with --trust_remote_code" in captured.splitlines()[-1]
     assert not marker.exists()
 
 
