@@ -2,9 +2,12 @@
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from sinkd_llm.errors import InputError
@@ -337,6 +340,15 @@ class SinKDConfig(TrainingArguments):
             raise
         except ValueError as error:
             raise InputError(str(error)) from error
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE") or 1) > 1 and not torch.distributed.is_initialized():
+            # On CPUs Transformers does not pass `ddp_timeout` on, and a process that hangs would never be missed. A
+            # process group that stands already it takes as it is.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
+        device: torch.device = super()._setup_devices
+        return device
 
     def objective(self) -> "DistillationObjective":
         """The loss that these settings describe."""

@@ -1,6 +1,7 @@
 """Flags and YAML to dataclasses: precedence, types, and errors that say what to do."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -156,21 +157,25 @@ def test_no_flag_is_defined_twice():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_parses(path):
+def test_every_recipe_parses_as_its_own_command_says(path):
     command = "finetune" if "teacher" in path.stem else "distill"
-    task, training, model = parse_training(command, ["--config", str(path), "--output_dir", "out"])
+    lines = [
+        line.lstrip("# ").removeprefix("Also: ")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    line = next(line for line in lines if line.startswith(f"sinkd {command} --config") and path.name in line)
+    words = shlex.split(line)[2:]
+    words[1] = str(path)
+    task, training, model = parse_training(command, [*words, "--output_dir", "out"])
     assert task.task is not None
-    assert model.use_peft
-    assert training.max_steps > 0
-    assert task.data_dir is None  # where the data is, is the user's to say
+    assert training.max_steps > 0 or training.num_train_epochs <= 5
+    assert "data_dir" not in read_config(str(path))  # where the data is, is the user's to say
     assert (model.model_name_or_path is None) == (training.student_layers is not None)
-    text = path.read_text(encoding="utf-8")
-    assert f"sinkd {command} --config" in text
 
 
 def test_the_sst2_students_differ_in_the_objective_alone():
-    names = [p for p in RECIPES if p.stem.startswith("sst2_student_")]
-    assert len(names) == 3
+    names = [REPOSITORY / "recipes" / f"sst2_student_{objective}.yaml" for objective in ("ce", "kl", "sinkd")]
     objective = {"alpha", "divergence", "sinkhorn_weight", "output_dir"}
     budgets = [{k: v for k, v in read_config(str(p)).items() if k not in objective} for p in names]
     assert budgets[0] == budgets[1] == budgets[2]

@@ -10,7 +10,6 @@ def ranks(count=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not --use_cpu: with it Transformers gives the processes torch's 30 minutes, whatever ddp_timeout says.
     shared = {
         "CUDA_VISIBLE_DEVICES": "",
         "WORLD_SIZE": str(count),
@@ -27,7 +26,7 @@ def test_the_other_process_stops(zygote, distill_argv, tmp_path, how):
     saving = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "200", "--ddp_backend", "gloo")
     number = signal.SIGKILL if how == "dies" else signal.SIGSTOP
     answer = zygote(
-        distill_argv(folder, *saving, "--ddp_timeout", "20", "--use_cpu", "false"),
+        distill_argv(folder, *saving, "--ddp_timeout", "20"),
         log,
         env=ranks(),
         die={"at": "training_step", "step": 3, "rank": 1, "signal": number},
