@@ -398,6 +398,9 @@ def test_the_trajectory_is_the_committed_one(train: Any, tiny_causal_lm: Any) ->
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # one that accelerate cannot use
+    monkeypatch.setattr(SinKDConfig, "world_size", property(lambda self: 1))
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="started 2 processes, but"):
         SinKDConfig(output_dir=str(tmp_path))
