@@ -5,6 +5,7 @@ COPA two of several tokens after short prompts, ReCoRD some ten names of several
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -110,7 +111,7 @@ def data_side() -> tuple[float, float, float]:
     train = load_task("sst2").load("train", os.environ["SINKD_DATA_DIR"], limit=512)
     trainer = SinKDTrainer(
         model=load_model("smollm2-135m"),
-        args=SinKDConfig("unused", per_device_train_batch_size=BATCH, bf16=False),
+        args=SinKDConfig(tempfile.mkdtemp(), per_device_train_batch_size=BATCH, bf16=False),
         train_dataset=train,
         processing_class=load_tokenizer("smollm2-135m"),
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),

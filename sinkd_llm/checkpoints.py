@@ -150,10 +150,9 @@ def write_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror if error.errno in _DISK_ERRORS else None
     text = str(error)
-    # Neither library has an error of its own for it: the system's number, and the place in torch's zip writer.
-    if type(error).__name__ == "SafetensorError":
-        number = re.search(r"os error (\d+)", text)
-        return os.strerror(int(number.group(1))) if number else None
+    # Libraries in Rust (safetensors, tokenizers) give the system's number, and torch the place in its zip writer.
+    if (number := re.search(r"os error (\d+)", text)) is not None:
+        return os.strerror(int(number.group(1))) if int(number.group(1)) in _DISK_ERRORS else None
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
         return "the disk is full, or the file too large"
     return None

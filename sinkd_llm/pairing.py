@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -19,6 +20,48 @@ from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
 from sinkd_llm.teachers import CachedTeacher, resolve_placement
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher of a run, or the teacher's cache, and their tokenizer."""
+
+    student: Any
+    teacher: Any
+    cache: CachedTeacher | None
+    tokenizer: Any
+
+
+def load_pair(
+    model: Any,
+    teacher_model: Any,
+    args: SinKDConfig,
+    tokenizer: Any,
+    quantization_config: Any,
+    classes: Sequence[str] | None,
+) -> Pair:
+    """
+    What a trainer was given, loaded and checked to fit together.
+
+    Args:
+        model, teacher_model, args, tokenizer, quantization_config: those of the trainer.
+        classes (`Sequence[str]`, *optional*): what a new classification head of the student would learn.
+    """
+    cache = open_cache(args, model, teacher_model)
+    # With a cache the teacher is loaded only for the student to be cut from it.
+    teacher = load_teacher(teacher_model, args, cut=model is None) if cache is None or model is None else None
+    if tokenizer is None:
+        tokenizer = default_tokenizer(model, teacher, args)
+    if cache is not None and not cache.manifest.teacher.scores_classes:
+        classes = None  # as beside a teacher that scores words
+    student = load_student(model, teacher, args, quantization_config, classes)
+    if cache is not None:
+        check_cache(cache, args, student, tokenizer)
+        return Pair(student, None, cache, tokenizer)
+    if teacher is not None:
+        name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
+        check_pair(teacher, name, student, tokenizer, args.trust_remote_code)
+    return Pair(student, teacher, None, tokenizer)
 
 
 def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig, cut: bool = False) -> Any:

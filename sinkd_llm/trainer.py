@@ -19,16 +19,7 @@ from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_d
 from sinkd_llm.models.saving import base_by_name, save_student
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
-from sinkd_llm.pairing import (
-    add_adapter,
-    check_cache,
-    check_fsdp,
-    check_pair,
-    default_tokenizer,
-    load_student,
-    load_teacher,
-    open_cache,
-)
+from sinkd_llm.pairing import add_adapter, check_fsdp, load_pair
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.term_log import TermLog
 from sinkd_llm.transport import TransportSpan
@@ -140,21 +131,9 @@ class SinKDTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
                 "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
-        self.teacher_cache = cache = open_cache(args, model, teacher_model)
-        # With a cache the teacher is here only for the student to be cut from it.
-        teacher = load_teacher(teacher_model, args, cut=model is None) if cache is None or model is None else None
-        if processing_class is None:
-            processing_class = default_tokenizer(model, teacher, args)
-        # As beside a teacher that scores words (`load_student`).
-        scores_words = cache is not None and not cache.manifest.teacher.scores_classes
-        classes = None if scores_words else class_names(train_dataset)
-        student = load_student(model, teacher, args, quantization_config, classes)
-        if cache is not None:
-            teacher = None
-            check_cache(cache, args, student, processing_class)
-        if teacher is not None:
-            name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
-            check_pair(teacher, name, student, processing_class, args.trust_remote_code)
+        pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
+        student, teacher, cache, processing_class = pair.student, pair.teacher, pair.cache, pair.tokenizer
+        self.teacher_cache = cache
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         student = add_adapter(student, peft_config, stage)
         if args.disable_dropout:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sinkd_llm import SinKDConfig, SinKDTrainer
+from sinkd_llm import SinKDConfig, SinKDTrainer, pairing
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
 from sinkd_llm.runs.caching import CacheArguments, CacheResult, write_cache
@@ -212,9 +212,7 @@ def test_a_student_cut_from_the_teacher_leaves_no_teacher_behind(setup: Any) -> 
 def test_no_teacher_is_loaded_where_the_student_has_a_name(setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own, data = setup(), rows(12)
     result = own.cache(data)
-    from sinkd_llm import trainer as module
-
-    monkeypatch.setattr(module, "load_teacher", lambda *_: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(pairing, "load_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
     own.trainer(data, teacher_cache=str(result.folder), teacher_model_name_or_path=own.teacher).train()
 
 

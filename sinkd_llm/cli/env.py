@@ -56,9 +56,8 @@ def _plan(recipe: str, memory: str | None, devices: int | None, overrides: Seque
 
     if devices is not None and devices < 1:
         raise InputError(f"--num_devices is {devices}; give 1 or more.")
-    has_teacher = "teacher_model_name_or_path" in read_config(recipe) or any(
-        word.split("=")[0].replace("-", "_") == "__teacher_model_name_or_path" for word in overrides
-    )
+    given = {*read_config(recipe), *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides)}
+    has_teacher = bool(given & {"teacher_model_name_or_path", "teacher_cache"})
     arguments = parse_training("distill" if has_teacher else "finetune", ["--config", recipe, *overrides])
     import torch
 

@@ -185,7 +185,9 @@ def sinkd_term(
     value = student_NV.new_zeros(()) if N else student_NV.sum()  # 0, but part of the graph
     for plan, size_P in zip(plans, sizes, strict=True):
         value = value + (plan.value * size_P).sum()
-    width_N = torch.cat(widths) if widths else None
+    width_N = None
+    if isinstance(teacher, TopKSignal):
+        width_N = torch.cat(widths) if widths else student_NV.new_zeros(0)
     return SinKDTerm(value, N, sum(P for P, _ in blocks), plans, sizes, width_N)
 
 

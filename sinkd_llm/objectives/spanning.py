@@ -125,7 +125,8 @@ class SpanningProblem:
             cost_1NM, width_1N = cost_to(student_NV[None], tuple(rows[None] for rows in side_M), self._norm)
             return cost_1NM[0], None if width_1N is None else width_1N[0]
         if not len(student_NV):
-            return student_NV[:, :1].expand(-1, self._width), None  # of the graph
+            # Of the graph; and with a width, for every rank logs the same things.
+            return student_NV[:, :1].expand(-1, self._width), student_NV.new_zeros(0) if len(side_M) > 1 else None
         keys_P, problem_M, count_P = self._key_M.unique(return_inverse=True, return_counts=True)
         problem_N = problem_M[self.layout.parts[part]]
         order_N, order_M = problem_N.argsort(stable=True), problem_M.argsort(stable=True)

@@ -44,7 +44,8 @@ class Plan:
             `"4bit"`.
         optimizer (`float`): bytes of its states for a trained parameter, see [`optimizer_bytes`].
         accumulation (`int`): micro-batches of an update.
-        teacher_place (`str` or `None`): where the run asks for the teacher under DeepSpeed; `None`: nowhere.
+        teacher_place (`str` or `None`): where the run has its teacher under DeepSpeed, or `"cache"`; `None`: the
+            default.
     """
 
     command: str
@@ -74,7 +75,7 @@ class Plan:
             self.student,
             teacher or self.teacher,
             self.steps[checkpointing],
-            teacher_place=place or (self.teacher_place if setup != "none" else None),
+            teacher_place=place or (self.teacher_place if setup != "none" or self.teacher_place == "cache" else None),
             optimizer=self.optimizer,
             accumulation=self.accumulation,
         )
@@ -99,7 +100,10 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
     from sinkd_llm.trainer import disable_dropout
 
     teacher_name = training_args.teacher_model_name_or_path
-    (check_finetune if teacher_name is None else check_distill)(training_args, model_args)
+    cached = training_args.teacher_cache is not None
+    (check_distill if teacher_name is not None or cached else check_finetune)(training_args, model_args)
+    if cached and teacher_name is None:
+        teacher_name = model_args.model_name_or_path  # stands for logits over the same vocabulary; it is not loaded
     apply_model_arguments(training_args, model_args)
     try:
         rows: Dataset | None = load_run_data(task_args, training_args.seed).train
@@ -157,6 +161,8 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
 
 
 def _teacher_place(training_args: "SinKDConfig", packed: str) -> str | None:
+    if training_args.teacher_cache is not None:
+        return "cache"
     if packed != "none":
         return "replicate"  # packed weights cannot be partitioned
     return None if training_args.teacher_deepspeed == "auto" else training_args.teacher_deepspeed

@@ -114,6 +114,17 @@ def test_an_adapter_folder_is_planned_as_its_base(recipe, teacher, tmp_path, cap
     assert "--teacher_load_in_4bit" in out
 
 
+def test_a_cached_teacher_takes_nothing(recipe, teacher, capsys):
+    code, out, err = plan(capsys, recipe, "--teacher_cache", "not-written-yet")
+    assert code == 0, err
+    assert re.search(r"^teacher's weights +– +–$", out, flags=re.MULTILINE), out
+    flags = ["--teacher_cache", "not-written-yet", "--model_name_or_path", teacher, "--student_layers", "2"]
+    recipe.write_text("".join(line for line in recipe.open() if "teacher" not in line))
+    code, out, err = plan(capsys, recipe, *flags)
+    assert code == 0, err
+    assert "sinkd distill, one micro-batch" in out
+
+
 def test_finetuning_has_no_teacher(teacher, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"model_name_or_path: {teacher}\ntask: quickstart\nmax_length: 64\nuse_cpu: true\n")

@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_those_of_one_rank(name: str, layout: str, terms: 
         alone = student.to(dtype).clone().requires_grad_()
         output = worker.case_objective(name)(
             alone,
-            teacher.to(dtype),
+            worker.case_signal(name, teacher.to(dtype)),
             labels if labels.dtype == torch.long else labels.to(dtype),
             example_N=example,
             position_N=position,

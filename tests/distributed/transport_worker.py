@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from sinkd_llm.distributed import Ranks, RowLayout
-from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.objectives import DistillationObjective, TopKSignal
 from sinkd_llm.optimal_transport import GRADIENTS
 
 V = 11
@@ -38,6 +38,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "verbalizers": {"vocabulary": "verbalizers"},
     "sql2": {"cost_norm": "sql2"},
     "regression": {"alpha": 0.5},
+    "top-k-batch": {},
+    "top-k-position": {"transport_scope": "position"},
 }
 
 
@@ -52,6 +54,13 @@ def case_rows(name: str, layout: str) -> tuple[Tensor, ...]:
         student, teacher = (3 * torch.randn(M, V, generator=generator, dtype=torch.float64) for _ in range(2))
         labels = torch.randint(V, (M,), generator=generator)
     return student, teacher, labels, torch.arange(M), torch.randint(3, (M,), generator=generator)
+
+
+def case_signal(name: str, teacher: Tensor) -> Tensor | TopKSignal:
+    """What the objective takes of the teacher's rows."""
+    if not name.startswith("top-k"):
+        return teacher
+    return TopKSignal.from_logits(teacher, teacher.topk(4, dim=-1).indices, (0.7, 2.0))
 
 
 def case_objective(name: str) -> DistillationObjective:
@@ -74,14 +83,15 @@ def terms(folder: Path) -> None:
         M = sum(map(sum, lengths))
         spread = RowLayout.of(lengths[ranks.index], ranks, torch.device("cpu"))
         settings = {"verbalizer_ids": IDS, "regression": name == "regression"}
-        problem = objective.spanning_problem(spread, teacher, rows[4], **settings)
+        signals = [case_signal(name, part) for part in teacher]
+        problem = objective.spanning_problem(spread, signals, rows[4], **settings)
         if len(student) > 1:
             with torch.no_grad():
                 problem.solve([problem.cost(part, i) for i, part in enumerate(student)])
         outputs = [
             objective(
                 student[i],
-                teacher[i],
+                signals[i],
                 labels[i],
                 example_N=rows[3][i],
                 position_N=rows[4][i],

@@ -1,0 +1,74 @@
+"""`sinkd cache` and what follows, as a user types them, on a tiny random model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sinkd_llm.cli import main
+
+ROWS = [
+    *("--task", "quickstart", "--max_train_samples", "24", "--max_eval_samples", "8", "--max_length", "64"),
+    *("--use_cpu", "true", "--seed", "1"),
+]
+TRAINING = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--save_strategy", "no"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, tiny_causal_lm: Any, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny_causal_lm(layers=4).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_cache_then_distill_without_the_teacher_in_memory(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "student"
+    argv = ["--teacher_model_name_or_path", str(teacher), *ROWS]
+    assert main(["cache", *argv, "--output", str(cache), "--top_k", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert "24 examples: the 16 largest of" in printed
+    assert "bytes a token" in printed
+    assert "temperature 2: " in printed
+    assert "would bring that to 0.05 or less" in printed
+    assert "The teacher scores acc" in printed
+    assert main(["cache", *argv, "--output", str(cache), "--top_k", "16"]) == 0
+    assert "Everything was there already." in capsys.readouterr().out
+
+    run = [*argv, *TRAINING, "--teacher_cache", str(cache), "--student_layers", "2", "--output_dir", str(out)]
+    assert main(["distill", *run]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["teacher", "student before", "student after"]
+    assert "agreement" not in results["rows"][2]["metrics"]
+    assert results["rows"][2]["share_of_teacher"] is not None
+    record = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["sinkhorn/cost_width"] > 0
+
+    # Other rows for evaluation: the recorded score is not theirs, so it is left out.
+    other = [*run, "--max_eval_samples", "4", "--overwrite_output_dir"]
+    assert main(["distill", *other]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["student before", "student after"]
+
+
+def test_mistakes_are_one_line_and_exit_code_2(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    argv = ["--teacher_model_name_or_path", str(teacher), *ROWS]
+    for more, message in (
+        ([], "--output is missing: the folder of the cache"),
+        (["--output", str(tmp_path / "c"), "--top_k", "0"], "top_k is 0"),
+        (["--output", str(teacher)], "but no teacher cache; give a new or empty folder"),
+        (["--output", str(tmp_path / "c"), "--content", "everything"], "--content"),
+        (["--output", str(tmp_path / "c"), "--vocabulary_size", "1000000"], "vocabulary_size is 1000000"),
+    ):
+        assert main(["cache", *argv, *more]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("sinkd: error: ")
+        assert message in error
+    run = [*ROWS, *TRAINING, "--teacher_cache", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
+    assert main(["distill", *run, "--model_name_or_path", str(teacher)]) == 2
+    assert "is no teacher cache" in capsys.readouterr().err
+    assert main(["distill", *run]) == 2
+    assert "there is no student" in capsys.readouterr().err
+    assert main(["finetune", *run, "--model_name_or_path", str(teacher)]) == 2
+    assert "finetune takes no teacher" in capsys.readouterr().err
