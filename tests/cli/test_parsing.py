@@ -179,3 +179,14 @@ def test_the_sst2_students_differ_in_the_objective_alone():
     objective = {"alpha", "divergence", "sinkhorn_weight", "output_dir"}
     budgets = [{k: v for k, v in read_config(str(p)).items() if k not in objective} for p in names]
     assert budgets[0] == budgets[1] == budgets[2]
+
+
+def test_the_zero3_recipe_is_the_sinkd_recipe_in_two_processes():
+    single, launched = (
+        read_config(str(next(p for p in RECIPES if p.stem == f"sst2_student_{name}"))) for name in ("sinkd", "zero3")
+    )
+    assert launched.pop("num_processes") * launched.pop("per_device_train_batch_size") == single.pop(
+        "per_device_train_batch_size"
+    )
+    launch = {"accelerate_config": "zero3", "teacher_deepspeed": "auto", "output_dir": "runs/sst2-student-zero3"}
+    assert launched == {**single, **launch}
