@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sinkd_llm.checkpoints import write_whole
+from sinkd_llm.files import write_whole
 from sinkd_llm.report import LOSS_TERMS, format_duration, read_records
 from sinkd_llm.terminal import say
 

@@ -182,13 +182,3 @@ def saving_checkpoint(folder: Path, *, writes_state: bool) -> Iterator[None]:
         if writes_state:
             shutil.rmtree(folder, ignore_errors=True)
         raise NotSavedError(folder, reason) from error
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write `text` so that the file holds either what it held before or all of it, whenever the process dies."""
-    temporary = file.with_name(f".{file.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

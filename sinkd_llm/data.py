@@ -5,7 +5,9 @@ prompt-completion rows, plain or conversational. It becomes token ids of its pro
 whichever family of model will read them; the collator (`collator.py`) lays them out for the family.
 """
 
+import inspect
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.bundled import cache_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+# Fewer rows are tokenised in a second.
+CACHED_FROM = 5_000
 
 
 @dataclass(frozen=True)
@@ -247,7 +253,13 @@ def tokenize_dataset(
         return {key: [row[key] for row in features] for key in features[0]}
 
     features = dataset.map(
-        tokenize, batched=True, with_indices=True, remove_columns=columns, num_proc=num_proc, desc="Tokenising"
+        tokenize,
+        batched=True,
+        with_indices=True,
+        remove_columns=columns,
+        num_proc=num_proc,
+        desc="Tokenising",
+        cache_file_name=_cache_file(dataset, answer_tokenizer, ranking),
     )
     cut = [count for count in features["num_cut"][:] if count]
     if cut:
@@ -262,6 +274,25 @@ def tokenize_dataset(
             max(cut),
         )
     return features.remove_columns("num_cut")
+
+
+def _cache_file(dataset: "Dataset", answer_tokenizer: AnswerTokenizer, ranking: bool) -> str | None:
+    """
+    Where the features of many rows are kept for the next run, under a name of everything that they depend on.
+
+    `datasets` caches by itself only what lies in files, and rows of a task lie in memory.
+    """
+    from datasets.fingerprint import Hasher
+
+    if len(dataset) < CACHED_FROM:
+        return None
+    # The classes are hashed by name, so their code goes in as well.
+    modules = {c.__module__ for c in type(answer_tokenizer).__mro__ if c.__module__.startswith("sinkd_llm")}
+    code = [inspect.getsource(sys.modules[name]) for name in sorted(modules)]
+    key = Hasher.hash([dataset._fingerprint, answer_tokenizer, ranking, code])
+    folder = cache_dir() / "tokenised"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{key}.arrow")
 
 
 def check_verbalizers(choice_sets: set[tuple[str, ...]], answer_tokenizer: AnswerTokenizer) -> None:

@@ -6,6 +6,7 @@ Shapes: N rows of this rank, M rows of all ranks in the order of the ranks, R ra
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,12 @@ class Ranks:
         dist.all_gather(received, sent, group=self.group)
         parts = [part.view(rows_N.dtype).view(most, *shape)[:n] for part, n in zip(received, counts, strict=True)]
         return torch.cat(parts)
+
+    def merged(self, own: dict[Any, Any]) -> dict[Any, Any]:
+        """The entries of all ranks' dictionaries; of equal keys one."""
+        parts: list[dict[Any, Any]] = [{} for _ in range(self.count)]
+        dist.all_gather_object(parts, own, group=self.group)
+        return {key: value for part in parts for key, value in part.items()}
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks of a scalar."""

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,15 +131,33 @@ def check_cache(cache: CachedTeacher, args: SinKDConfig, student: Any, tokenizer
 
 
 def load_student(
-    model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any, classes: Sequence[str] | None = None
+    model: Any,
+    teacher: Any,
+    args: SinKDConfig,
+    quantization_config: Any,
+    classes: Sequence[str] | None = None,
+    load: Callable[..., Any] = load_model,
 ) -> PreTrainedModel:
-    """The student that `model` and `args` describe; `classes` are those that a classification head would learn."""
+    """
+    The student that `model` and `args` describe.
+
+    Args:
+        model, teacher, args, quantization_config: those of the trainer.
+        classes (`Sequence[str]`, *optional*): what a new classification head would learn.
+        load (`Callable`, *optional*): what makes a model of a name; [`~sinkd_llm.models.blueprint.blueprint`] makes
+            one without weights.
+    """
     with whole_weights():
-        return _load_student(model, teacher, args, quantization_config, classes)
+        return _load_student(model, teacher, args, quantization_config, classes, load)
 
 
 def _load_student(
-    model: Any, teacher: Any, args: SinKDConfig, quantization_config: Any, classes: Sequence[str] | None
+    model: Any,
+    teacher: Any,
+    args: SinKDConfig,
+    quantization_config: Any,
+    classes: Sequence[str] | None,
+    load: Callable[..., Any],
 ) -> PreTrainedModel:
     if model is None:
         if teacher is None or args.student_layers is None:
@@ -163,7 +181,7 @@ def _load_student(
             "labels": classes if teacher is None or get_architecture(teacher).scores_classes else None,
             **(args.model_init_kwargs or {}),  # type: ignore[dict-item]
         }
-        student = load_model(model, quantization_config=quantization_config, **arguments)
+        student = load(model, quantization_config=quantization_config, **arguments)
         if args.student_layers is None:
             return student
         cut = select_layers(student, args.student_layers, args.student_decoder_layers)

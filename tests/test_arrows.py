@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "collator": {"data", "models", "row_tokenizers"},
     "pair_inputs": {"collator", "data", "models", "row_tokenizers"},
     "config": {"objectives"},
-    "evaluation": {"collator", "data", "metrics", "models", "row_tokenizers", "tasks"},
+    "evaluation": {"collator", "data", "distributed", "metrics", "models", "row_tokenizers", "tasks"},
     "pairing": {"config", "models", "teachers"},
     "transport": {"distributed", "models", "objectives", "pair_inputs", "teachers"},
     "term_log": {"objectives"},
@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"checkpoints", "report", "config"},
     "report": set(),
 }
-LEAVES = {"errors", "_version", "terminal"}
+LEAVES = {"errors", "files", "_version", "terminal"}
 
 
 def room(path: Path) -> str:

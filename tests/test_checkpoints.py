@@ -13,7 +13,6 @@ from sinkd_llm.checkpoints import (
     last_whole,
     saving_checkpoint,
     write_failure,
-    write_whole,
 )
 from sinkd_llm.errors import InputError
 
@@ -135,14 +134,3 @@ def test_other_errors_pass_as_they_are(tmp_path, error):
     assert write_failure(error) is None
     with pytest.raises(type(error)), saving_checkpoint(tmp_path / "checkpoint-1", writes_state=True):
         raise error
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "results.json"
-    write_whole(file, "first")
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-        with pytest.raises(OSError, match="full"):
-            write_whole(file, "second")
-    assert [f.name for f in tmp_path.iterdir()] == ["results.json"]
-    assert file.read_text() == "first"

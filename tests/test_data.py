@@ -1,6 +1,7 @@
 """Tokenisation, cutting, verbalizer checks and the collator."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,31 @@ def test_the_collator_pads_on_the_left_to_a_multiple() -> None:
     assert batch["labels"][1].tolist() == [-100] * 6 + [9, 10]
     assert batch["labels"][0, -1] == 8
     assert torch.equal(batch["input_ids"] != 0, batch["attention_mask"].bool())
+
+
+def test_many_rows_are_tokenised_once_for_all_runs(
+    tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("sinkd_llm.data.CACHED_FROM", 4)
+    calls: list[int] = []
+    original = AnswerTokenizer.features
+
+    def counted(self: Any, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(rows))
+        return original(self, rows, *args, **kwargs)
+
+    monkeypatch.setattr(AnswerTokenizer, "features", counted)
+    dataset = Dataset.from_list([example(label=i % 2, id=f"x-{i}") for i in range(6)])
+    first = tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer))
+    again = tokenize_dataset(Dataset.from_list(dataset.to_list()), AnswerTokenizer(tiny_tokenizer))
+    assert calls == [6]
+    assert again.to_list() == first.to_list()
+    # Everything that the features depend on is in the name of the file.
+    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer), ranking=True)
+    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer, max_length=9))
+    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer, add_eos=True))
+    tokenize_dataset(dataset.select([5, 4, 3, 2, 1]), AnswerTokenizer(tiny_tokenizer))
+    assert calls == [6, 6, 6, 6, 5]
+    tokenize_dataset(dataset.select(range(3)), AnswerTokenizer(tiny_tokenizer))
+    assert len(list((tmp_path / "tokenised").glob("*.arrow"))) == 5  # and few rows are not kept

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sinkd_llm.collator import AnswerCollator
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.models.architectures import (
     IGNORE_INDEX,
     Architecture,
@@ -146,12 +146,13 @@ def rank_choices(
 
     `device` and `share` are those of [`evaluate_task`].
     """
+    alone = not share or Ranks.of() is None  # otherwise the ranks have to make the same number of forwards
     found: dict[int, tuple[list[float], list[float], float | None]] = {}
     for chosen in batches_by_length(
         [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
     ):
         batch = on_device(collator([features[i] for i in chosen]), device or model.device)
-        scores = score_choices(architecture, model, batch, share_prompts=not _spread(share))
+        scores = score_choices(architecture, model, batch, share_prompts=alone)
         numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
         rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
         for i, (sums, lengths, number) in zip(chosen, rows, strict=True):
@@ -179,7 +180,8 @@ def batches_by_length(
     """
     order = np.argsort([-length for length in lengths], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if _spread(share) else (0, 1)
+    ranks = Ranks.of() if share else None
+    rank, processes = (ranks.index, ranks.count) if ranks else (0, 1)
     for first in range(0, len(starts), processes):
         start = starts[min(first + rank, len(starts) - 1)]
         yield order[start : start + batch_size]
@@ -189,15 +191,8 @@ def batches_by_length(
 
 def from_all(found: dict[int, Any], share: bool) -> dict[int, Any]:
     """What every process found for its rows, by row, if the rows were shared."""
-    if not _spread(share):
-        return found
-    parts: list[dict[int, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, found)
-    return {row: value for part in parts for row, value in part.items()}
-
-
-def _spread(share: bool) -> bool:
-    return share and dist.is_available() and dist.is_initialized()
+    ranks = Ranks.of() if share else None
+    return found if ranks is None else ranks.merged(found)
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

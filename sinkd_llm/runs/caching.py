@@ -132,6 +132,7 @@ def write_cache(
         training_args, cache_args: as for [`run_cache`].
     """
     from sinkd_llm.data import tokenize_dataset
+    from sinkd_llm.evaluation import shortest
     from sinkd_llm.models.architectures import context_length
     from sinkd_llm.pair_inputs import rows_for
     from sinkd_llm.teachers import LocalTeacher
@@ -140,8 +141,7 @@ def write_cache(
     from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan, remove_cache
 
     teacher = LocalTeacher(model)
-    lengths = [length for length in (training_args.max_length, context_length(model)) if length is not None]
-    cut_at = min(lengths, default=None)
+    cut_at = shortest(training_args.max_length, context_length(model))
     settings = (training_args.apply_chat_template, training_args.add_eos)
     answer_tokenizer, collator = rows_for(model, None, tokenizer, cut_at, *settings)
     features = tokenize_dataset(data.train, answer_tokenizer, num_proc=training_args.dataset_num_proc)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import IGNORE_INDEX, context_length, get_architecture
+from sinkd_llm.models.architectures import IGNORE_INDEX, context_length
 from sinkd_llm.planning import (
     DeviceMemory,
     ModelSize,
@@ -97,6 +97,7 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.pair_inputs import TEACHER
+    from sinkd_llm.pairing import add_adapter, load_student
     from sinkd_llm.trainer import disable_dropout
 
     teacher_name = training_args.teacher_model_name_or_path
@@ -116,7 +117,9 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
         options: dict[str, Any] = dict(training_args.teacher_model_init_kwargs or {})  # type: ignore[arg-type]
         defaults = {"revision": training_args.teacher_model_revision, "trust_remote_code": trust}
         teacher = blueprint(teacher_name, **{**defaults, **options})
-    student = _student(teacher, training_args, model_args, class_names(rows) if rows is not None else None)
+    classes = class_names(rows) if rows is not None else None
+    student = load_student(model_args.model_name_or_path, teacher, training_args, None, classes, load=blueprint)
+    student = add_adapter(student, adapter_config(model_args))
     if training_args.disable_dropout:
         disable_dropout(student)
     tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
@@ -170,32 +173,6 @@ def _teacher_place(training_args: "SinKDConfig", packed: str) -> str | None:
 
 def _quantisation(model_args: "ModelConfig") -> str:
     return "4bit" if model_args.load_in_4bit else "8bit" if model_args.load_in_8bit else "none"
-
-
-def _student(teacher: Any, training_args: "SinKDConfig", model_args: "ModelConfig", classes: Any) -> Any:
-    from sinkd_llm.models import select_layers
-    from sinkd_llm.models.blueprint import blueprint
-    from sinkd_llm.pairing import add_adapter, load_student
-
-    if model_args.model_name_or_path is None:
-        student = load_student(None, teacher, training_args, None)
-    else:
-        learns_classes = teacher is None or get_architecture(teacher).scores_classes
-        options: dict[str, Any] = dict(training_args.model_init_kwargs or {})  # type: ignore[arg-type]
-        student = blueprint(
-            model_args.model_name_or_path,
-            **{
-                "trust_remote_code": training_args.trust_remote_code,
-                "kind": training_args.model_kind,
-                "labels": classes if learns_classes else None,
-                **options,
-            },
-        )
-        if training_args.student_layers is not None:
-            new_modules = student.sinkd_new_modules
-            student = select_layers(student, training_args.student_layers, training_args.student_decoder_layers)
-            student.sinkd_new_modules = new_modules
-    return add_adapter(student, adapter_config(model_args))
 
 
 def _largest_batch(

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.checkpoints import write_whole
 from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
+from sinkd_llm.files import write_whole
 from sinkd_llm.report import RESULTS_FILE, TEACHER, ResultRow, find_row
 from sinkd_llm.runs.data import RunData, TaskArguments
 

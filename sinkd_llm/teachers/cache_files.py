@@ -7,7 +7,6 @@ an array to give one row of it; nothing is ever unpickled.
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,10 @@ from typing import Any
 import numpy as np
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.files import write_whole
 
 _DTYPES = {"F32": "<f4", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I64": "<i8"}
 _BLOCK = 2**20
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old content, or the new, and never a part of it."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power failure, where the system lets a folder be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> dict[str, Any]:

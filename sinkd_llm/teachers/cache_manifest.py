@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers.cache_files import write_whole
+from sinkd_llm.files import write_whole
 from sinkd_llm.teachers.cache_layout import CacheLayout
 
 MANIFEST = "manifest.json"
@@ -130,7 +130,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Replaces the manifest of `folder` as a whole."""
         content = {"format": FORMAT, "complete": self.complete, **asdict(self)}
-        write_whole(folder / MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(folder / MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n"))
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -169,8 +169,9 @@ def test_every_recipe_parses_as_its_own_command_says(path):
     words[1] = str(path)
     task, training, model = parse_training(command, [*words, "--output_dir", "out"])
     assert task.task is not None
-    assert training.max_steps > 0 or training.num_train_epochs <= 5
-    assert "data_dir" not in read_config(str(path))  # where the data is, is the user's to say
+    settings = read_config(str(path))
+    assert {"max_steps", "num_train_epochs"} & settings.keys()  # says itself how long it is
+    assert "data_dir" not in settings  # where the data is, is the user's to say
     assert (model.model_name_or_path is None) == (training.student_layers is not None)
 
 

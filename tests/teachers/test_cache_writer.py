@@ -12,8 +12,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from sinkd_llm import files
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers import cache_files
+from sinkd_llm.teachers.cache_files import map_arrays
 from sinkd_llm.teachers.cache_layout import CacheLayout
 from sinkd_llm.teachers.cache_manifest import MANIFEST, Manifest
 from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan, remove_cache
@@ -53,7 +54,7 @@ def test_a_crash_at_every_single_write_is_survived(
             raise Crash
         replace(source, target)
 
-    monkeypatch.setattr(cache_files.os, "replace", crashing)
+    monkeypatch.setattr(files.os, "replace", crashing)
     crashes = 0
     for at in range(1, 40):
         folder = tmp_path / str(at)
@@ -276,7 +277,7 @@ def test_safetensors_reads_the_shards_too(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     write(tmp_path, features())
-    ours = cache_files.map_arrays(tmp_path / "shard-00000.safetensors")
+    ours = map_arrays(tmp_path / "shard-00000.safetensors")
     theirs = load_file(tmp_path / "shard-00000.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
