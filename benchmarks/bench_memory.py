@@ -66,7 +66,7 @@ def measure(case: str, folder: Path) -> int:
     from sinkd_llm.trainer import SinKDTrainer
 
     task_args, training_args, model_args = arguments(case, folder)
-    train = load_run_data(task_args, training_args.seed).train
+    train = load_run_data(task_args, training_args.sample_seed).train
     apply_model_arguments(training_args, model_args)
     load_tokenizer(model_args.model_name_or_path or training_args.teacher_model_name_or_path)
     before = resident("VmRSS")

@@ -350,6 +350,11 @@ class SinKDConfig(TrainingArguments):
         device: torch.device = super()._setup_devices
         return device
 
+    @property
+    def sample_seed(self) -> int:
+        """What draws a sample of the training rows: `data_seed`, which orders them as well, or without one `seed`."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def objective(self) -> "DistillationObjective":
         """The loss that these settings describe."""
         from sinkd_llm.objectives import DistillationObjective

@@ -108,7 +108,7 @@ def run_cache(
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
     from sinkd_llm.pairing import default_tokenizer, load_teacher
 
-    data = load_run_data(task_args, training_args.seed)
+    data = load_run_data(task_args, training_args.sample_seed)
     apply_model_arguments(training_args, model_args)
     say(f"Loading {training_args.teacher_model_name_or_path} …")
     model = load_teacher(None, training_args)

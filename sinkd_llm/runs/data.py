@@ -35,7 +35,7 @@ class TaskArguments:
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split of `dataset_name` to evaluate on; left out if the data set has no such split.
         max_train_samples (`int`, *optional*):
-            Train on a sample of this many rows, drawn with `seed`.
+            Train on a sample of this many rows, drawn with `data_seed` (default: `seed`).
         max_eval_samples (`int`, *optional*):
             Evaluate on a sample of this many rows, the same for every seed.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
@@ -63,7 +63,7 @@ class TaskArguments:
         metadata={"help": "Split of dataset_name to evaluate on, if the data set has it."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on a sample of this many rows, drawn with seed."}
+        default=None, metadata={"help": "Train on a sample of this many rows, drawn with data_seed (default: seed)."}
     )
     max_eval_samples: int | None = field(
         default=None,

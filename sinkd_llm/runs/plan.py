@@ -107,7 +107,7 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
         teacher_name = model_args.model_name_or_path  # stands for logits over the same vocabulary; it is not loaded
     apply_model_arguments(training_args, model_args)
     try:
-        rows: Dataset | None = load_run_data(task_args, training_args.seed).train
+        rows: Dataset | None = load_run_data(task_args, training_args.sample_seed).train
     except InputError as error:
         rows, missing = None, str(error)
 

@@ -136,7 +136,7 @@ def _train(
     with training_args.main_process_first(local=False, desc="preparing the output folder"):
         if is_main_process():  # the others would find what it has begun
             prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
-    data = load_run_data(task_args, training_args.seed)
+    data = load_run_data(task_args, training_args.sample_seed)
     if data.evaluation is None and training_args.eval_strategy != "no":
         raise InputError(
             f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "

@@ -191,3 +191,12 @@ def test_the_zero3_recipe_is_the_sinkd_recipe_in_two_processes():
     )
     launch = {"accelerate_config": "zero3", "teacher_deepspeed": "auto", "output_dir": "runs/sst2-student-zero3"}
     assert launched == {**single, **launch}
+
+
+def test_the_cached_recipe_is_the_sinkd_recipe_with_a_cache():
+    plain, cached = (
+        read_config(str(next(p for p in RECIPES if p.stem == f"sst2_student_{name}"))) for name in ("sinkd", "cached")
+    )
+    # no row is cached that the run does not see
+    assert cached.pop("max_train_samples") == cached["max_steps"] * cached["per_device_train_batch_size"]
+    assert cached == {**plain, "teacher_cache": "runs/sst2-cache", "output_dir": "runs/sst2-student-cached"}

@@ -43,6 +43,23 @@ def make_models(folder: Path, build: Any, tokenizer: Any, t5: Any, t5_tokenizer:
         its_tokenizer.save_pretrained(folder / name)
 
 
+def cache_teacher(models: Path) -> None:
+    """Writes `cache`: what `teacher` says about the rows that are trained on, in full."""
+    from sinkd_llm import SinKDConfig, load_model, load_tokenizer
+    from sinkd_llm.runs.caching import CacheArguments, write_cache
+    from sinkd_llm.runs.data import RunData
+
+    name = str(models / "teacher")
+    write_cache(
+        models / "cache",
+        load_model(name),
+        load_tokenizer(name),
+        RunData("opinions", None, rows(40), None),
+        SinKDConfig(str(models / "unused"), teacher_model_name_or_path=name, use_cpu=True, report_to="none"),
+        CacheArguments(content="full"),
+    )
+
+
 def held(model: Any) -> int:
     """Numbers of a model's weights that lie in this process."""
     count = 0
@@ -84,6 +101,7 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         "alpha": 0.5,
         "sinkhorn_weight": 0.0,
         "teacher_model_name_or_path": str(models / f"{family}teacher"),
+        "teacher_cache": str(models / "cache") if case.get("cached") else None,
         "dataloader_pin_memory": False,
         **case.get("settings", {}),
     }
@@ -94,8 +112,14 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         eval_dataset=rows(12, 100),
         peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if case.get("lora") else None,
     )
-    teacher = trainer.teacher.model
-    teacher_held = held(teacher)
+    teacher = trainer.teacher.model if trainer.teacher is not None else None
+    about_teacher = {}
+    if teacher is not None:
+        about_teacher = {
+            "teacher_held": held(teacher),
+            "teacher_parameters": count_parameters(teacher)[0],
+            "teacher_is_frozen": not any(p.requires_grad for p in teacher.parameters()),
+        }
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=case.get("resume"))
     after = trainer.evaluate()
@@ -112,19 +136,18 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
                 device=trainer.args.device,
                 share=True,
             )
-            for model in (teacher, trainer.model)
+            for model in (trainer.model, teacher)
+            if model is not None
         ]
     trainer.save_model(str(out / "final"))
     kept = ("eval_loss", "eval_acc", "eval_teacher_agreement")
     return {
         "losses": [record["loss"] for record in trainer.state.log_history if "loss" in record],
         "norms": [float(record["grad_norm"]) for record in trainer.state.log_history if "grad_norm" in record],
-        "before": {name: before[name] for name in kept},
-        "after": {name: after[name] for name in kept},
+        "before": {name: before[name] for name in kept if name in before},
+        "after": {name: after[name] for name in kept if name in after},
         "scores": [score.log_likelihoods for score in scores],
-        "teacher_held": teacher_held,
-        "teacher_parameters": count_parameters(teacher)[0],
-        "teacher_is_frozen": not any(p.requires_grad for p in teacher.parameters()),
+        **about_teacher,
         "student_is_held_in_part": held(trainer.model)
         < sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()),
         "processes": trainer.accelerator.num_processes,

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sinkd_llm import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.data import load_run_data
@@ -39,14 +40,15 @@ def test_a_folder_with_both_splits(tmp_path):
 
 
 def test_samples_follow_the_seed_in_training_and_not_in_evaluation():
-    def ids(seed):
+    def ids(**seeds):
         arguments = TaskArguments(task="quickstart", max_train_samples=5, max_eval_samples=5)
-        data = load_run_data(arguments, seed)
+        data = load_run_data(arguments, SinKDConfig("unused", use_cpu=True, **seeds).sample_seed)
         return list(data.train["id"]), list(data.evaluation["id"])
 
-    assert ids(0) == ids(0)
-    assert ids(0)[0] != ids(1)[0]
-    assert ids(0)[1] == ids(1)[1]
+    first = ids(seed=0)
+    assert ids(seed=0) == first == ids(seed=1, data_seed=0)
+    assert ids(seed=1)[0] != first[0]
+    assert ids(seed=1)[1] == first[1]
 
 
 @pytest.mark.parametrize(
