@@ -92,8 +92,8 @@ def test_an_encoder_decoder(name: str, tiny_model: Callable[..., Any], task_toke
 def test_a_classification_head(name: str, tiny_model: Callable[..., Any], task_tokenizer: Any, tmp_path: Path) -> None:
     task, rows = rows_of(name, tmp_path)
     classes = 1 if name == "stsb" else len(task.choices)
-    # A fresh head predicts nearly one number for all rows. The correlation of nearly equal numbers magnifies the rounding
-    # of fp32, which differs with the batch and the machine.
+    # A fresh head predicts nearly one number for all rows. The correlation of nearly equal numbers magnifies the
+    # rounding of fp32, which differs with the batch and the machine.
     models = [tiny_model("bert", seed=s, vocab=len(task_tokenizer), num_labels=classes).double() for s in (1, 2)]
     trainer = two_steps(models, task_tokenizer, task, rows, tmp_path)
     record = next(record for record in trainer.state.log_history if "loss" in record)
