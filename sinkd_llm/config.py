@@ -351,6 +351,11 @@ class SinKDConfig(TrainingArguments):
         return device
 
     @property
+    def teacher_quantised(self) -> str | None:
+        """`"4bit"` or `"8bit"` where the teacher is loaded so, else `None`."""
+        return "4bit" if self.teacher_load_in_4bit else "8bit" if self.teacher_load_in_8bit else None
+
+    @property
     def sample_seed(self) -> int:
         """What draws a sample of the training rows: `data_seed`, which orders them as well, or without one `seed`."""
         return self.seed if self.data_seed is None else self.data_seed

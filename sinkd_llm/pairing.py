@@ -76,7 +76,7 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig, cut: 
             "A teacher was given both as `teacher_model` and as `args.teacher_model_name_or_path`; give one."
         )
     teacher = teacher if teacher is not None else args.teacher_model_name_or_path
-    quantised = args.teacher_load_in_4bit or args.teacher_load_in_8bit
+    quantised = args.teacher_quantised is not None
     if not isinstance(teacher, str):
         if args.teacher_model_init_kwargs or quantised:
             raise InputError(
@@ -116,7 +116,7 @@ def open_cache(args: SinKDConfig, model: Any, teacher: Any) -> CachedTeacher | N
         )
     cache = CachedTeacher(args.teacher_cache)
     name = teacher if isinstance(teacher, str) else args.teacher_model_name_or_path
-    cache.check_teacher(name, args.teacher_model_revision)
+    cache.check_teacher(name, args.teacher_model_revision, args.teacher_quantised)
     return cache
 
 

@@ -3,12 +3,16 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+# In a log there is no bar; often enough to see that something moves, and not so often that it is all there is.
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def is_main_process() -> bool:
@@ -36,10 +40,10 @@ def show(content: "str | Table") -> None:
 
 @contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Says `text`, and yields a callback `(done, total)` that draws a bar if stderr is a terminal."""
+    """Says `text`, and yields a callback `(done, total)`: it draws a bar on a terminal, and writes lines into a log."""
     if not sys.stderr.isatty() or not is_main_process():
         say(f"{text} …")
-        yield lambda done, total: None
+        yield _line_now_and_then(text)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -48,6 +52,19 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _line_now_and_then(text: str) -> Callable[[int, int], None]:
+    said = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES and done < total:
+            said = now
+            say(f"{text}: {done:,} done")
+
+    return line
 
 
 class _WarnOnce(logging.Handler):

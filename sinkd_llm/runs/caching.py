@@ -230,8 +230,8 @@ def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
     architecture = get_architecture(model)
     name, revision = str(args.teacher_model_name_or_path), args.teacher_model_revision
     loading = {"dtype": str(model.dtype)}
-    if args.teacher_load_in_4bit or args.teacher_load_in_8bit:
-        loading["quantised"] = "4bit" if args.teacher_load_in_4bit else "8bit"
+    if args.teacher_quantised is not None:
+        loading["quantised"] = args.teacher_quantised
     # On the hub a branch moves; the commit that was loaded does not.
     commit = getattr(unwrap(model).config, "_commit_hash", None)
     if commit is not None:

@@ -144,7 +144,7 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
         )
         for checkpointing in (False, True)
     }
-    packed = "4bit" if training_args.teacher_load_in_4bit else "8bit" if training_args.teacher_load_in_8bit else "none"
+    packed = training_args.teacher_quantised or "none"
     sizes = {}
     if teacher is not None:
         sizes = {"float32": model_size(teacher, bytes_each=4), "bfloat16": model_size(teacher, bytes_each=2)}

@@ -135,15 +135,28 @@ class CachedTeacher:
                 "the teacher again with this recipe."
             )
 
-    def check_teacher(self, name: str | None, revision: str) -> None:
+    def check_teacher(self, name: str | None, revision: str, quantised: str | None = None) -> None:
         """
         Makes sure that the teacher that a run names is the cached one; one that is not on this machine is
         compared by its name.
+
+        Args:
+            name (`str`, *optional*): of the teacher, if the run has one.
+            revision (`str`): of it.
+            quantised (`str`, *optional*): `"4bit"` or `"8bit"` if the run asks for such a teacher. A run that does
+                not may train from a cache of either, for it loads none.
 
         Raises:
             InputError: if it is another.
         """
         teacher = self.manifest.teacher
+        cached = teacher.loading.get("quantised")
+        if quantised is not None and quantised != cached:
+            raise InputError(
+                f"The run asks for a teacher in {quantised} (teacher_load_in_{quantised}), but the cache "
+                f"{self.folder} is of one {f'in {cached}' if cached else 'that was not quantised'}; drop the setting, "
+                "or cache the teacher again with this recipe."
+            )
         if name is None:
             return
         try:

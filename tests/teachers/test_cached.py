@@ -253,3 +253,13 @@ def test_the_teacher_that_a_run_names_must_be_the_cached_one(
     of_first.check_teacher(str(tmp_path / "first"), "main")  # moved, but the same files
     with pytest.raises(InputError, match=r"second and the cache .*that is the cache of elsewhere"):
         of_first.check_teacher(str(tmp_path / "second"), "main")
+
+
+def test_a_run_that_asks_for_a_quantised_teacher_gets_no_other(cache: CachedTeacher) -> None:
+    with pytest.raises(InputError, match=r"teacher in 4bit \(teacher_load_in_4bit\).* was not quantised; drop"):
+        cache.check_teacher("teacher", "main", "4bit")
+    cache.manifest.teacher = replace(cache.manifest.teacher, loading={"dtype": "torch.bfloat16", "quantised": "8bit"})
+    with pytest.raises(InputError, match=r"teacher in 4bit .* is of one in 8bit; drop"):
+        cache.check_teacher("teacher", "main", "4bit")
+    cache.check_teacher("teacher", "main", "8bit")
+    cache.check_teacher("teacher", "main")  # no teacher is loaded, so none need be said
