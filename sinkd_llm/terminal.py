@@ -40,7 +40,7 @@ def show(content: "str | Table") -> None:
 
 @contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Says `text`, and yields a callback `(done, total)`: it draws a bar on a terminal, and writes lines into a log."""
+    """Says `text`, and yields a callback `(done, total)`: it draws a bar on a terminal, and writes lines to a log."""
     if not sys.stderr.isatty() or not is_main_process():
         say(f"{text} …")
         yield _line_now_and_then(text)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,24 @@ def problem_of_file(folder: Path, record: Mapping[str, Any], *, read: bool = Tru
     return None
 
 
-def map_arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
-    """The arrays of a safetensors file, memory-mapped: indexing reads what is indexed.
+@dataclass(frozen=True)
+class MappedArrays:
+    """The arrays of a safetensors file, memory-mapped: indexing reads what is indexed."""
+
+    arrays: dict[str, "np.ndarray[Any, Any]"]
+    memory: "np.memmap[Any, Any]"
+
+    def release(self) -> None:
+        """
+        Give back the memory of what was read. The system would do so itself, but not before memory is scarce, and
+        until then a process would seem to hold all that it ever read.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.memory._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+def map_arrays(path: Path) -> MappedArrays:
+    """Map a safetensors file.
 
     Raises:
         InputError: if it is no such file.
@@ -80,7 +97,7 @@ def map_arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
             # A plain array over the map: memmap's own indexing costs a Python call for each result.
             octets = np.asarray(memory[start:stop])
             arrays[name] = octets.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        return arrays
+        return MappedArrays(arrays, memory)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no safetensors file of a teacher cache ({error}); write the cache again."

@@ -32,7 +32,8 @@ class CachedTeacher:
     """
     Gives the teacher's signal at the supervised tokens of a batch, by the ids of its examples.
 
-    Shards and index are memory-mapped: what is read is what a batch needs, and memory does not grow with the rows.
+    Shards and index are memory-mapped: what is read is what a batch needs, and its pages are given back. Memory does
+    not grow with the rows.
 
     Args:
         folder (`str` or `Path`): what `sinkd cache` wrote.
@@ -54,7 +55,7 @@ class CachedTeacher:
             # The index is always read: every look-up needs it.
             self._refuse(problem_of_file(self.folder, record, read=checks or record is self.manifest.index))
         self._unchecked = set() if checks else set(range(len(self.manifest.shards)))
-        self._index = map_arrays(self.folder / self.manifest.index["file"])
+        self._index = map_arrays(self.folder / self.manifest.index["file"]).arrays
         self._shards = [map_arrays(self.folder / shard["file"]) for shard in self.manifest.shards]
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
@@ -233,18 +234,13 @@ class CachedTeacher:
             if s in self._unchecked:
                 self._refuse(problem_of_file(self.folder, self.manifest.shards[s]))
                 self._unchecked.discard(s)
-        if not needed:  # no supervised token: empty rows of the right width
-            return {name: array[:0].copy() for name, array in self._shards[0].items()}
-        if len(needed) == 1:
-            return {name: array[rows - self._starts[needed[0]]] for name, array in self._shards[needed[0]].items()}
-        out = {
-            name: np.empty((len(rows), *array.shape[1:]), array.dtype)
-            for name, array in self._shards[needed[0]].items()
-        }
+        layout = self._shards[needed[0] if needed else 0].arrays  # no supervised token: empty rows of the right width
+        out = {name: np.empty((len(rows), *array.shape[1:]), array.dtype) for name, array in layout.items()}
         for s in needed:
             here = np.flatnonzero(shard_N == s)
-            for name, array in self._shards[s].items():
+            for name, array in self._shards[s].arrays.items():
                 out[name][here] = array[rows[here] - self._starts[s]]
+            self._shards[s].release()
         return out
 
     def _refuse_rows(self, names: Sequence[str], what: str) -> None:

@@ -277,7 +277,7 @@ def test_safetensors_reads_the_shards_too(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     write(tmp_path, features())
-    ours = map_arrays(tmp_path / "shard-00000.safetensors")
+    ours = map_arrays(tmp_path / "shard-00000.safetensors").arrays
     theirs = load_file(tmp_path / "shard-00000.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)

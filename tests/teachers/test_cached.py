@@ -153,15 +153,15 @@ class Watched:
 
 
 def test_a_batch_reads_its_own_rows_of_memory_mapped_files_and_no_others(cache: CachedTeacher) -> None:
-    for arrays in (*cache._shards, cache._index):
+    for arrays in (*(shard.arrays for shard in cache._shards), cache._index):
         for array in arrays.values():
             while array.base is not None and not isinstance(array, np.memmap):
                 array = array.base
             assert isinstance(array, np.memmap)
     seen: list[set[int]] = [set() for _ in cache._shards]
-    cache._shards = [  # type: ignore[misc]
-        {name: Watched(array, rows) for name, array in arrays.items()}  # type: ignore[misc]
-        for arrays, rows in zip(cache._shards, seen, strict=True)
+    cache._shards = [
+        replace(shard, arrays={name: Watched(array, rows) for name, array in shard.arrays.items()})  # type: ignore[misc]
+        for shard, rows in zip(cache._shards, seen, strict=True)
     ]
     order, counts = RowPlan(features()).order.tolist(), RowPlan(features()).counts
     rows = picked([order[1], order[9]])
@@ -170,6 +170,30 @@ def test_a_batch_reads_its_own_rows_of_memory_mapped_files_and_no_others(cache: 
     expected = {0: set(range(counts[order[0]], counts[order[0]] + counts[order[1]]))}
     expected[2] = set(range(start, start + counts[order[9]]))
     assert dict(enumerate(seen)) == {s: expected.get(s, set()) for s in range(len(seen))}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not say what is resident")
+def test_memory_does_not_grow_with_what_was_read(tmp_path: Path) -> None:
+    width, rows = 20_000, features(200, longest=1)
+    write(tmp_path / "wide", rows, replace(FULL, vocabulary_size=width, k=width), shard_bytes=2**22)
+    cache, entire = CachedTeacher(tmp_path / "wide"), 200 * width * 4
+
+    def resident() -> int:
+        """Bytes of the cache's files that this process holds."""
+        total, ours = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split()[0]:
+                ours = str(tmp_path / "wide" / "shard-") in line
+            elif ours and line.startswith("Rss:"):
+                total += 1024 * int(line.split()[1])
+        return total
+
+    most = 0
+    for start in range(0, 200, 4):
+        cache.signal(names(picked([*range(start, start + 4)], rows)), "cpu")
+        most = max(most, resident())
+    assert len(cache._shards) >= 4
+    assert most < entire / 50
 
 
 SETTINGS = {"max_length": 64, "apply_chat_template": False, "add_eos": None}

@@ -1,0 +1,103 @@
+"""How close `sinkd env --plan` comes to the memory of a process under ZeRO.
+
+Two processes on the CPU, started by `accelerate launch` with the files in `ds_configs/`; the runs are those of
+`bench_memory.py` (the measured ones there are of one process). The peak is counted from the beginning of the first
+step: before it every process loads the whole student for a moment.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_memory import CASES, EXACT_ALLOCATOR, arguments, in_fork, resident
+from common import write
+from transformers import TrainerCallback
+
+PROCESSES = 2
+REPOSITORY = Path(__file__).resolve().parents[1]
+WHOLE, LORA = "whole student of 10 layers", "LoRA student of 10 layers"
+RUNS = [(WHOLE, "zero1"), (WHOLE, "zero2"), (WHOLE, "zero3"), (LORA, "zero2"), (LORA, "zero3")]
+
+
+class PeakOfSteps(TrainerCallback):  # type: ignore[misc]
+    """Forgets the peak that came before the first step."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(case: str, folder: Path) -> None:
+    """One process of a run: writes how far the peak of its resident memory lies above the start's."""
+    from sinkd_llm.models import load_tokenizer
+    from sinkd_llm.runs.data import load_run_data
+    from sinkd_llm.runs.training import adapter_config, apply_model_arguments
+    from sinkd_llm.trainer import SinKDTrainer
+
+    rank = os.environ["RANK"]
+    (folder / rank).mkdir()
+    task_args, training_args, model_args = arguments(case, folder / rank)
+    train = load_run_data(task_args, training_args.sample_seed).train
+    apply_model_arguments(training_args, model_args)
+    load_tokenizer(training_args.teacher_model_name_or_path)
+    before = resident("VmRSS")
+    trainer = SinKDTrainer(
+        args=training_args,
+        train_dataset=train,
+        peft_config=adapter_config(model_args),
+        callbacks=[PeakOfSteps()],
+    )
+    trainer.train()
+    (folder / f"{rank}.json").write_text(json.dumps(resident("VmHWM") - before))
+
+
+def launch(case: str, setup: str) -> int:
+    """The measured bytes of the fuller process."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "ds_configs" / f"{setup}.yaml")]
+        words += ["--num_processes", str(PROCESSES), "--use_cpu", __file__, "measure", case, folder]
+        subprocess.run([sys.executable, *words], check=True, env={**os.environ, **EXACT_ALLOCATOR})
+        return max(int(file.read_text()) for file in Path(folder).glob("*.json"))
+
+
+def estimate(case: str, folder: Path) -> dict[str, tuple[int, str]]:
+    """The planned bytes of one device in every set-up, and the micro-batch in words."""
+    from sinkd_llm.runs.plan import plan_run
+
+    plan = plan_run(*arguments(case, folder))
+    batch = plan.batch.split(", ", 1)[1]
+    setups = {setup for _, setup in RUNS}
+    return {s: (plan.device(s, PROCESSES, checkpointing=plan.checkpointing).total, batch) for s in setups}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2], Path(sys.argv[3]))
+        return
+    import trl  # noqa: F401 - imported before the forks
+
+    import sinkd_llm.runs.plan  # noqa: F401
+
+    planned = {case: in_fork(estimate, case) for case in {case for case, _ in RUNS}}
+    rows = []
+    for case, setup in RUNS:
+        assert case in CASES
+        (plan, batch), found = planned[case][setup], launch(case, setup)
+        rows.append([case, setup, batch, f"{plan / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{plan / found:.2f}"])
+        print(rows[-1], file=sys.stderr, flush=True)
+    write(
+        "memory_zero",
+        "Planned and measured memory of a process under ZeRO, MB",
+        ["run", "set-up", "micro-batch", "planned", "measured", "planned / measured"],
+        rows,
+        f"{PROCESSES} processes over gloo on the CPU, fp32. Measured: peak resident memory of two training steps, "
+        "minus what the process held before it loaded a model; the fuller process, with "
+        "`MALLOC_MMAP_THRESHOLD_=65536`.",
+    )
+
+
+if __name__ == "__main__":
+    main()
