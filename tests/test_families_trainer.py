@@ -13,7 +13,7 @@ from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
 from tests.test_evaluation import Task
-from tests.test_trainer import gradients, microbatches, rows
+from tests.test_trainer import changed_trainer, gradients, microbatches, rows
 
 FAMILIES = [("t5", ""), ("bart", ""), ("bert", "SequenceClassification"), ("roberta", "MaskedLM")]
 Build = Callable[..., SinKDTrainer]
@@ -41,20 +41,7 @@ def build(tmp_path: Path, tiny_model: Callable[..., Any], marked_tokenizer: Call
             "train_dataset": rows(),
             "eval_dataset": rows(8, 100),
         }
-        for name in ("model", "processing_class", "train_dataset", "eval_dataset", "peft_config"):
-            if name in changes:
-                arguments[name] = changes.pop(name)
-        settings: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "max_steps": 2,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "use_cpu": True,
-        }
-        return SinKDTrainer(args=SinKDConfig(**{**settings, **changes}), **arguments)
+        return changed_trainer(tmp_path, arguments, changes)
 
     return make
 

@@ -40,6 +40,24 @@ def rows(count: int = 16, start: int = 0) -> Dataset:
     return Dataset.from_list(out)
 
 
+def changed_trainer(folder: Path, arguments: dict[str, Any], changes: dict[str, Any]) -> SinKDTrainer:
+    """A trainer of two short steps; `changes` are arguments of its own or settings."""
+    for name in ("model", "teacher_model", "processing_class", "train_dataset", "eval_dataset", "peft_config"):
+        if name in changes:
+            arguments[name] = changes.pop(name)
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    return SinKDTrainer(args=SinKDConfig(**{**settings, **changes}), **arguments)
+
+
 @pytest.fixture
 def train(tmp_path: Path, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., SinKDTrainer]:
     """Builds a trainer: a two-layer student, a four-layer teacher of another width."""
@@ -52,20 +70,7 @@ def train(tmp_path: Path, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: An
             "train_dataset": rows(),
             "eval_dataset": rows(8, 100),
         }
-        for name in ("teacher_model", "processing_class", "train_dataset", "eval_dataset", "peft_config"):
-            if name in changes:
-                arguments[name] = changes.pop(name)
-        settings: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "max_steps": 2,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "use_cpu": True,
-        }
-        return SinKDTrainer(args=SinKDConfig(**{**settings, **changes}), **arguments)
+        return changed_trainer(tmp_path, arguments, changes)
 
     return build
 
