@@ -262,4 +262,4 @@ def _score(teacher: "LocalTeacher", tokenizer: Any, data: RunData, args: "SinKDC
         score.num_examples,
         score.seconds,
     )
-    return score_record(row, data)
+    return score_record(row, data, score.predictions)

@@ -127,16 +127,15 @@ def score_task(
         )
 
 
-def score_record(row: ResultRow, data: RunData) -> dict[str, Any]:
-    """What a teacher cache keeps of the teacher's score."""
-    return {"rows": _rows_hash(data), **asdict(row)}
+def score_record(row: ResultRow, data: RunData, predictions: list[Any]) -> dict[str, Any]:
+    """What a teacher cache keeps of the teacher's score: see [`Scorer.recorded`]."""
+    choices = predictions if compares_answers(data.task) else None
+    return {"rows": _rows_hash(data), "predictions": choices, **asdict(row)}
 
 
-def recorded_score(record: dict[str, Any] | None, data: RunData) -> ResultRow | None:
-    """The teacher's row of the results table, if it was scored on these very rows."""
-    if record is None or data.evaluation is None or record["rows"] != _rows_hash(data):
-        return None
-    return ResultRow(**{name: value for name, value in record.items() if name != "rows"})
+def compares_answers(task: "Task | None") -> bool:
+    """Whether student and teacher choose from the same answers; two in free text are hardly ever the same."""
+    return task is not None and task.output_type != "generate_until"
 
 
 def _rows_hash(data: RunData) -> str:
@@ -153,6 +152,16 @@ class Scorer:
     def __init__(self, trainer: "SinKDTrainer", data: RunData) -> None:
         self.trainer, self.data = trainer, data
         self.teacher_predictions: list[Any] | None = None
+
+    def recorded(self, record: dict[str, Any] | None) -> ResultRow | None:
+        """
+        The teacher's row, if it was scored on these very rows when it was cached. The students that are scored after
+        it are compared with what it predicted then.
+        """
+        if record is None or self.data.evaluation is None or record["rows"] != _rows_hash(self.data):
+            return None
+        self.teacher_predictions = record.get("predictions")
+        return ResultRow(**{name: value for name, value in record.items() if name not in ("rows", "predictions")})
 
     def row(self, name: str, model: Any, size_bytes: int | None = None) -> ResultRow:
         from sinkd_llm.models import count_parameters
@@ -173,8 +182,8 @@ class Scorer:
         score = score_task(name, model, self.trainer.processing_class, self.data.task, rows, self.trainer.args)
         row.metrics = dict(score.metrics)
         row.num_examples, row.seconds = score.num_examples, score.seconds
-        if self.data.task.output_type == "generate_until":
-            return row  # two answers in free text are hardly ever the same, so agreement says nothing
+        if not compares_answers(self.data.task):
+            return row
         if name == TEACHER:
             self.teacher_predictions = score.predictions
         elif self.teacher_predictions is not None:

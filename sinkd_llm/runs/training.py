@@ -13,7 +13,7 @@ from sinkd_llm.runs.data import TaskArguments, load_run_data
 from sinkd_llm.runs.failures import explained
 from sinkd_llm.runs.folder import prepare_output_dir, weights_size_bytes
 from sinkd_llm.runs.record import write_results
-from sinkd_llm.runs.scoring import Scorer, recorded_score, source_size_bytes
+from sinkd_llm.runs.scoring import Scorer, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _train(
     scorer = Scorer(trainer, data)
     rows = []
     if trainer.teacher_cache is not None:
-        teacher_row = recorded_score(trainer.teacher_cache.manifest.teacher_score, data)
+        teacher_row = scorer.recorded(trainer.teacher_cache.manifest.teacher_score)
         rows += [teacher_row] if teacher_row is not None else []
     if trainer.teacher is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))

@@ -51,7 +51,7 @@ class Manifest:
             caching order, its tokens, and its sums of tail masses.
         index (`dict`, *optional*): the file that says where an example's rows are. Written last.
         tail_at (`list[int]`): the K at which tail masses are sampled.
-        teacher_score (`dict`, *optional*): the teacher's row of the results table.
+        teacher_score (`dict`, *optional*): the teacher's row of the results table, and what it predicted.
         versions (`dict`): of the libraries that wrote it.
     """
 
