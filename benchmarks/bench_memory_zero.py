@@ -58,7 +58,7 @@ def launch(case: str, setup: str) -> int:
     """The measured bytes of the fuller process."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "ds_configs" / f"{setup}.yaml")]
-        words += ["--num_processes", str(PROCESSES), "--use_cpu", __file__, "measure", case, folder]
+        words += ["--num_processes", str(PROCESSES), __file__, "measure", case, folder]
         subprocess.run([sys.executable, *words], check=True, env={**os.environ, **EXACT_ALLOCATOR})
         return max(int(file.read_text()) for file in Path(folder).glob("*.json"))
 
