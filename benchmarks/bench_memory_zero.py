@@ -23,6 +23,15 @@ WHOLE, LORA = "whole student of 10 layers", "LoRA student of 10 layers"
 RUNS = [(WHOLE, "zero1"), (WHOLE, "zero2"), (WHOLE, "zero3"), (LORA, "zero2"), (LORA, "zero3")]
 
 
+NOTES = f"""
+{PROCESSES} processes over gloo on the CPU, fp32. Measured: peak resident memory of two training steps, minus what the
+process held before it loaded a model; the fuller process, with `MALLOC_MMAP_THRESHOLD_=65536`.
+
+The target is 15 to 20 %. Stages 1 and 2 keep it. Stage 3 takes 340 to 390 MB more than planned, 14 and 19 % of what
+was measured: what DeepSpeed stages while it gathers parameters is not counted.
+"""
+
+
 class PeakOfSteps(TrainerCallback):  # type: ignore[misc]
     """Forgets the peak that came before the first step."""
 
@@ -60,7 +69,9 @@ def launch(case: str, setup: str) -> int:
         words = ["-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "ds_configs" / f"{setup}.yaml")]
         words += ["--num_processes", str(PROCESSES), __file__, "measure", case, folder]
         subprocess.run([sys.executable, *words], check=True, env={**os.environ, **EXACT_ALLOCATOR})
-        return max(int(file.read_text()) for file in Path(folder).glob("*.json"))
+        files = list(Path(folder).glob("*.json"))
+        assert len(files) == PROCESSES
+        return max(int(file.read_text()) for file in files)
 
 
 def estimate(case: str, folder: Path) -> dict[str, tuple[int, str]]:
@@ -93,9 +104,7 @@ def main() -> None:
         "Planned and measured memory of a process under ZeRO, MB",
         ["run", "set-up", "micro-batch", "planned", "measured", "planned / measured"],
         rows,
-        f"{PROCESSES} processes over gloo on the CPU, fp32. Measured: peak resident memory of two training steps, "
-        "minus what the process held before it loaded a model; the fuller process, with "
-        "`MALLOC_MMAP_THRESHOLD_=65536`.",
+        NOTES,
     )
 
 
