@@ -28,7 +28,7 @@ NOTES = f"""
 process held before it loaded a model; the fuller process, with `MALLOC_MMAP_THRESHOLD_=65536`.
 
 The target is 15 to 20 %. Stages 1 and 2 keep it. Stage 3 takes 340 to 390 MB more than planned, 14 and 19 % of what
-was measured: what DeepSpeed stages while it gathers parameters is not counted.
+was measured: what DeepSpeed and gloo stage while they gather parameters is not counted.
 """
 
 

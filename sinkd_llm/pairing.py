@@ -55,6 +55,8 @@ def load_pair(
     if cache is not None and not cache.manifest.teacher.scores_classes:
         classes = None  # as beside a teacher that scores words
     student = load_student(model, teacher, args, quantization_config, classes)
+    if cache is not None or teacher is not None:
+        warn_of_regression(student, args)
     if cache is not None:
         check_cache(cache, args, student, tokenizer)
         return Pair(student, None, cache, tokenizer)
@@ -62,6 +64,20 @@ def load_pair(
         name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
         check_pair(teacher, name, student, tokenizer, args.trust_remote_code)
     return Pair(student, teacher, None, tokenizer)
+
+
+def warn_of_regression(student: Any, args: SinKDConfig) -> None:
+    """
+    Warns where the transport term would drown the squared errors of a regression. On STS-B the default weight was
+    harmful, an eighth of it hardly (docs/log.md, 2026-11-24).
+    """
+    regression = get_architecture(student).scores_classes and output_size(student) == 1
+    if regression and args.sinkhorn_weight > 0.1 and args.cost_norm == "l1":
+        logger.warning(
+            "The student is a regression, and there sinkhorn_weight %g with an L1 cost outweighs the squared errors, "
+            "which alone know which row is which; try sinkhorn_weight 0.1 or 0, or cost_norm sql2 (docs/method.md).",
+            args.sinkhorn_weight,
+        )
 
 
 def load_teacher(teacher: str | PreTrainedModel | None, args: SinKDConfig, cut: bool = False) -> Any:

@@ -15,7 +15,7 @@ from sinkd_llm.models import load_model
 from sinkd_llm.runs.caching import CacheArguments, CacheResult, write_cache
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import CachedTeacher
-from tests.test_families_trainer import several_tokens
+from tests.test_families_trainer import regression_rows, several_tokens
 from tests.test_trainer import rows
 
 
@@ -93,14 +93,6 @@ def trajectory(trainer: SinKDTrainer) -> tuple[list[float], torch.Tensor]:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-
-
-def regression_rows(count: int = 12) -> Dataset:
-    """Rows whose answer is a number, as STS-B's."""
-    out = [
-        {**row, "choices": ["0", "5"], "completion": "5", "target": float(i % 6)} for i, row in enumerate(rows(count))
-    ]
-    return Dataset.from_list(out)
 
 
 FAMILIES = [

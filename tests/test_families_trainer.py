@@ -27,6 +27,14 @@ def several_tokens(count: int = 8) -> Dataset:
     )
 
 
+def regression_rows(count: int = 12) -> Dataset:
+    """Rows whose answer is a number, as STS-B's."""
+    out = [
+        {**row, "choices": ["0", "5"], "completion": "5", "target": float(i % 6)} for i, row in enumerate(rows(count))
+    ]
+    return Dataset.from_list(out)
+
+
 @pytest.fixture
 def build(tmp_path: Path, tiny_model: Callable[..., Any], marked_tokenizer: Callable[[str], Any]) -> Build:
     """A trainer: a two-layer student, a four-layer teacher of another width, without dropout."""
@@ -202,3 +210,20 @@ def test_models_of_one_kind_and_one_tokenizer_teach_each_other(
     trainer = build(family, head, teacher=teacher)
     assert np.isfinite(trainer.train().training_loss)
     assert 0 <= trainer.evaluate()["eval_teacher_agreement"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [({}, True), ({"sinkhorn_weight": 0.1}, False), ({"cost_norm": "sql2"}, False), ({"teacher": None}, False)],
+)
+def test_the_default_weight_is_warned_of_in_a_regression(
+    settings: dict[str, Any], warns: bool, build: Build, tiny_model: Any, caplog: Any
+) -> None:
+    teacher = None if "teacher" in settings else tiny_model("bert", seed=2, num_labels=1)
+    settings = {name: value for name, value in settings.items() if name != "teacher"}
+    numbers = {"train_dataset": regression_rows(), "eval_dataset": regression_rows(6)}
+    build("bert", model=tiny_model("bert", seed=1, num_labels=1), teacher=teacher, **numbers, **settings)
+    assert ("sinkhorn_weight 0.8 with an L1 cost outweighs the squared errors" in caplog.text) == warns
+    caplog.clear()
+    build("bert")
+    assert "outweighs" not in caplog.text
