@@ -58,7 +58,12 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
-def measure(case: str, folder: Path) -> int:
+def forget_peak() -> None:
+    """`VmHWM` counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(case: str, folder: Path, *callbacks: Any) -> int:
     """The peak of resident memory beyond the start's, in bytes; the second step has the optimizer's states."""
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.runs.data import load_run_data
@@ -75,8 +80,9 @@ def measure(case: str, folder: Path) -> int:
         args=training_args,
         train_dataset=train,
         peft_config=adapter_config(model_args),
+        callbacks=[*callbacks],
     )
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading is not training
+    forget_peak()  # loading is not training
     trainer.train()
     return resident("VmHWM") - before
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_memory import CASES, EXACT_ALLOCATOR, arguments, in_fork, resident
+from bench_memory import EXACT_ALLOCATOR, arguments, forget_peak, in_fork, measure
 from common import write
 from transformers import TrainerCallback
 
@@ -36,31 +36,14 @@ class PeakOfSteps(TrainerCallback):  # type: ignore[misc]
     """Forgets the peak that came before the first step."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
 
 
-def measure(case: str, folder: Path) -> None:
-    """One process of a run: writes how far the peak of its resident memory lies above the start's."""
-    from sinkd_llm.models import load_tokenizer
-    from sinkd_llm.runs.data import load_run_data
-    from sinkd_llm.runs.training import adapter_config, apply_model_arguments
-    from sinkd_llm.trainer import SinKDTrainer
-
+def measure_one(case: str, folder: Path) -> None:
+    """One process of a run."""
     rank = os.environ["RANK"]
     (folder / rank).mkdir()
-    task_args, training_args, model_args = arguments(case, folder / rank)
-    train = load_run_data(task_args, training_args.sample_seed).train
-    apply_model_arguments(training_args, model_args)
-    load_tokenizer(training_args.teacher_model_name_or_path)
-    before = resident("VmRSS")
-    trainer = SinKDTrainer(
-        args=training_args,
-        train_dataset=train,
-        peft_config=adapter_config(model_args),
-        callbacks=[PeakOfSteps()],
-    )
-    trainer.train()
-    (folder / f"{rank}.json").write_text(json.dumps(resident("VmHWM") - before))
+    (folder / f"{rank}.json").write_text(json.dumps(measure(case, folder / rank, PeakOfSteps())))
 
 
 def launch(case: str, setup: str) -> int:
@@ -86,7 +69,7 @@ def estimate(case: str, folder: Path) -> dict[str, tuple[int, str]]:
 
 def main() -> None:
     if sys.argv[1:2] == ["measure"]:
-        measure(sys.argv[2], Path(sys.argv[3]))
+        measure_one(sys.argv[2], Path(sys.argv[3]))
         return
     import trl  # noqa: F401 - imported before the forks
 
@@ -95,7 +78,6 @@ def main() -> None:
     planned = {case: in_fork(estimate, case) for case in {case for case, _ in RUNS}}
     rows = []
     for case, setup in RUNS:
-        assert case in CASES
         (plan, batch), found = planned[case][setup], launch(case, setup)
         rows.append([case, setup, batch, f"{plan / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{plan / found:.2f}"])
         print(rows[-1], file=sys.stderr, flush=True)

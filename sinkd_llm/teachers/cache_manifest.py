@@ -130,7 +130,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Replaces the manifest of `folder` as a whole."""
         content = {"format": FORMAT, "complete": self.complete, **asdict(self)}
-        write_whole(folder / MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n"))
+        write_whole(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -246,7 +246,8 @@ class CachedTeacher:
     def _refuse_rows(self, names: Sequence[str], what: str) -> None:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise InputError(
-            f"Rows {what} the teacher cache {self.folder}: {shown}. Train on the rows that were cached, or cache the "
+            f"Rows {what} the teacher cache {self.folder}: {shown}. Train on the rows that were cached (a "
+            "sample of --max_train_samples is drawn with --data_seed, or without one with --seed), or cache the "
             "teacher again with this recipe."
         )
 
