@@ -27,8 +27,8 @@ NOTES = f"""
 {PROCESSES} processes over gloo on the CPU, fp32. Measured: peak resident memory of two training steps, minus what the
 process held before it loaded a model; the fuller process, with `MALLOC_MMAP_THRESHOLD_=65536`.
 
-The target is 15 to 20 %. Stages 1 and 2 keep it. Stage 3 takes 340 to 390 MB more than planned, 14 and 19 % of what
-was measured: what DeepSpeed and gloo stage while they gather parameters is not counted.
+The target is 15 to 20 %. Stages 1 and 2 keep it. Stage 3 takes 400 to 440 MB more than planned, up to 20 % of what was
+measured (in another run 340 to 390 MB): what DeepSpeed and gloo stage while they gather parameters is not counted.
 """
 
 
