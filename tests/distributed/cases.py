@@ -118,6 +118,7 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
         about_teacher = {
             "teacher_held": held(teacher),
             "teacher_parameters": count_parameters(teacher)[0],
+            "teacher_is_quantised": any(p.dtype in (torch.uint8, torch.int8) for p in teacher.parameters()),
             "teacher_is_frozen": not any(p.requires_grad for p in teacher.parameters()),
         }
     before = trainer.evaluate()

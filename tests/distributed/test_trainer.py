@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 HALF, QUARTER = {}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SAVES = {"save_strategy": "steps", "save_steps": 2}
-NF4 = {"teacher_load_in_4bit": True}
+QUANTISED = {"nf4": {"teacher_load_in_4bit": True}, "int8": {"teacher_load_in_8bit": True}}
 # One transport problem over the rows of both processes, and of both micro-batches.
 SINKD = {"sinkhorn_weight": 0.8, "sinkhorn_temperature": 0.5}
 WINDOW = {**SINKD, **QUARTER, "transport_accumulation": True}
@@ -33,7 +33,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "zero1": ("zero1", "full", HALF),
     "zero1-sharded-teacher": ("zero1", "full", {"teacher_deepspeed": "shard"}),
     "zero2": ("zero2", "full", QUARTER),
-    "zero2-nf4-teacher": ("zero2", "nf4", NF4),
+    "zero2-nf4-teacher": ("zero2", "nf4", QUANTISED["nf4"]),
+    "zero2-int8-teacher": ("zero2", "int8", QUANTISED["int8"]),
+    "zero3-int8-teacher": ("zero3", "int8", QUANTISED["int8"]),
     "zero3": ("zero3", "full", HALF),
     "zero3-replicated-teacher": ("zero3", "full", {"teacher_deepspeed": "replicate"}),
     "zero3-offloaded-teacher": ("zero3", "full", {"teacher_deepspeed": "offload", **QUARTER}),
@@ -126,7 +128,7 @@ def alone(tmp_path_factory: Any, models: Path) -> Any:
     def run(reference: str) -> tuple[dict[str, Any], Path]:
         if reference not in done:
             settings: dict[str, Any] = {"per_device_train_batch_size": 8}
-            settings |= NF4 if reference == "nf4" else SINKD if reference == "sinkhorn" else {}
+            settings |= QUANTISED.get(reference, SINKD if reference == "sinkhorn" else {})
             settings |= {"student_layers": 2} if reference == "cut" else {}
             case = {"models": str(models), "settings": settings, "lora": reference in ("lora", "cut")}
             case["family"] = "t5-" if reference == "t5" else ""
@@ -194,8 +196,10 @@ def test_the_teacher_lies_where_it_should(name: str, launched: Path) -> None:
     if "cached" in name:
         assert "teacher_held" not in found
         return
-    sharded = "sharded" in name or "offloaded" in name or (config in ("zero3", "fsdp2") and "replicated" not in name)
+    whole = "replicated" in name or "int8" in name  # packed weights cannot be partitioned
+    sharded = "sharded" in name or "offloaded" in name or (config in ("zero3", "fsdp2") and not whole)
     assert found["teacher_is_frozen"]
+    assert found["teacher_is_quantised"] == ("nf4" in name or "int8" in name)
     share = found["teacher_held"] / found["teacher_parameters"]
     if sharded:
         assert 0.5 <= share < 0.52  # padding to equal parts
