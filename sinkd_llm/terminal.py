@@ -2,11 +2,14 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any
+
+from sinkd_llm.secrets import masked_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,22 +23,118 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
+# What acts on a terminal, or makes text read otherwise than it is: the control characters but newline and tab, marks
+# that reverse the writing direction, other line ends, and halves of characters, which no encoding takes.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+# For terminals that cannot show them.
+_PLAIN = {
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "─": "-",
+    "→": ">",
+    "✓": "+",
+    "✗": "-",
+    "·": ".",
+    "±": "+-",
+    "×": "x",
+    "≤": "<=",
+}
+
+
+def printable(text: object) -> str:
+    """`text` with what would act on a terminal written out: ESC as `\\x1b`. Newlines and tabs stay."""
+    return _UNPRINTABLE.sub(lambda found: _written_out(found.group()), str(text))
+
+
+def _written_out(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def encodable(text: str, stream: IO[str] | None) -> str:
+    """`text` as `stream` can take it: where its encoding lacks a character, a plainer one or its number stands."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        characters = [c if _fits(c, encoding) else _PLAIN.get(c, c) for c in text]
+        return "".join(characters).encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:  # a stream of the user's own, with an encoding that Python does not know
+        return text
+
+
+def _fits(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def say(text: str = "") -> None:
     """A line on what is happening, to stderr (the current one: a progress bar may redirect it)."""
     if is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        _write(sys.stderr, masked_text(printable(text)) + "\n")
 
 
 def show(content: "str | Table") -> None:
-    """A result, to stdout."""
-    if not is_main_process():
+    """A result, to stdout. A reader that went away (`| head`) does not stop the command."""
+    if not is_main_process() or sys.stdout is None:
+        return
+    if isinstance(content, str):
+        _write(sys.stdout, printable(content) + "\n")
         return
     from rich.console import Console
 
     # A pipe or a log has no width of its own, and rich would fold a table at 80 columns there.
     width = None if sys.stdout.isatty() else 120
-    console = Console(width=width, highlight=False, soft_wrap=isinstance(content, str))
-    console.print(content, markup=False)
+    # Text of tables is text: `[bold]` and `:smile:` in a file name mean nothing.
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    _make_printable(content)
+    # Where the terminal is narrower than the table, its lines are folded by the terminal: nothing is left out.
+    anything = console.options.update(max_width=100_000)
+    console.width = max(console.width, console.measure(content, options=anything).minimum)
+    with console.capture() as captured:
+        console.print(content)
+    _write(sys.stdout, captured.get())
+
+
+def _make_printable(table: "Table") -> None:
+    """Write out what would act on a terminal; and give columns that may not be folded their whole width."""
+    from rich.cells import cell_len
+
+    for column in table.columns:
+        column.header = printable(column.header) if isinstance(column.header, str) else column.header
+        # rich has no public way to change a cell.
+        column._cells[:] = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
+        if column.no_wrap:
+            texts = [cell for cell in (column.header, *column._cells) if isinstance(cell, str)]
+            lengths = [cell_len(line) for text in texts for line in text.splitlines()]
+            column.min_width = max([column.min_width or 0, *lengths])
+
+
+def _write(stream: IO[str] | None, text: str) -> None:
+    """Write and flush. What a closed pipe no longer takes is dropped, with all that comes after it."""
+    if stream is None:  # closed by whoever started the command (`>&-`)
+        return
+    try:
+        stream.write(encodable(text, stream))
+        stream.flush()
+    except BrokenPipeError:
+        drop_output(stream)
+
+
+def drop_output(stream: IO[str]) -> None:
+    """Let a stream whose reader is gone write to nowhere, so that Python does not fail at closing it."""
+    with suppress(OSError, ValueError):  # not a file of the system, as in tests and notebooks
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
@@ -48,9 +147,9 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
+    columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)]
     with Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(text, total=None)
+        task = bar.add_task(encodable(printable(text), sys.stderr), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
