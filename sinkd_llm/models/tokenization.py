@@ -20,6 +20,11 @@ from sinkd_llm.models.sources import (
 
 logger = logging.getLogger(__name__)
 
+
+class NoTokenizerError(InputError):
+    """There is no tokenizer where one was looked for. One that is there and cannot be read is another `InputError`."""
+
+
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -47,7 +52,8 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
         token. Padding is masked, so the choice changes no result.
 
     Raises:
-        InputError: if the source is wrong (see [`resolve_model_source`]) or holds no tokenizer.
+        NoTokenizerError: if the source holds no tokenizer at all.
+        InputError: if the source is wrong (see [`resolve_model_source`]), or its tokenizer cannot be read or used.
     """
     from transformers import AutoTokenizer
 
@@ -104,7 +110,7 @@ def _with_tokenizer(source: ModelSource) -> ModelSource:
         if base := config.get("base_model_name_or_path"):
             revision = config.get("revision") or "main"
             return _with_tokenizer(fetch_adapter(resolve_model_source(base, revision)))
-    raise InputError(
+    raise NoTokenizerError(
         f"{folder} holds a model but no tokenizer. Copy the tokenizer's files there "
         "(tokenizer.json and tokenizer_config.json), or save it with its save_pretrained."
     )
