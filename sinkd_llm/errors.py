@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(InputError):
+    """Raised where a number of a run is NaN or infinite: nothing that was computed from it can be trusted."""
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """` Did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     from difflib import get_close_matches

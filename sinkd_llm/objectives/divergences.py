@@ -65,7 +65,7 @@ def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0)
 
     Exactly 0, with a gradient of exactly 0, where the two agree. No factor for the temperature is
     applied here, see [`temperature_factor`]. A logit of -inf on both sides takes no part; one that only the
-    student has costs a large finite amount.
+    student has costs a large finite amount. A row with a logit of NaN or +inf, or with none above -inf, is NaN.
 
     Args:
         student_NV (`Tensor`):
@@ -124,7 +124,11 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor, temperature: float, kernel: _Kernel) -> Tensor:
         log_q = torch.log_softmax(full_precision(student_NV) / temperature, dim=-1)
         log_p = torch.log_softmax(full_precision(teacher_NV) / temperature, dim=-1)
+        # A NaN or an infinite logit makes the whole row of its log-softmax NaN, so one column tells; the kernels
+        # overwrite their inputs, and take any NaN of theirs for a logit of -inf on both sides.
+        broken_N = log_q[:, 0].isnan() | log_p[:, 0].isnan()
         value_N, grad_NV = kernel(log_q, log_p)
+        value_N.masked_fill_(broken_N, float("nan"))
         ctx.save_for_backward(grad_NV.div_(temperature) if ctx.needs_input_grad[0] else None)
         ctx.dtype = student_NV.dtype
         return value_N.clamp_(min=0)  # what is below 0 is rounding

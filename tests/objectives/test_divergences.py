@@ -134,6 +134,40 @@ def test_a_token_that_neither_allows_takes_no_part(name: str) -> None:
         assert student.grad.isfinite().all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    temperature=st.sampled_from([0.5, 2.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    broken=st.sampled_from([math.nan, math.inf]),
+    of_student=st.booleans(),
+    column=st.integers(0, 8),
+    absent=st.sampled_from([None, 0, 4, 8]),
+)
+def test_a_row_that_is_not_a_number_is_nan_and_the_others_are_as_before(
+    name: str, temperature: float, dtype: torch.dtype, broken: float, of_student: bool, column: int, absent: int | None
+) -> None:
+    s, t = logits(4, 9).to(dtype), logits(4, 9, seed=1).to(dtype)
+    if absent is not None:  # takes no part on either side, which must not hide the row that is broken
+        s[:, absent] = t[:, absent] = -math.inf
+    whole = DIVERGENCES[name](s, t, temperature)
+    (s if of_student else t)[2, column] = broken
+    value = DIVERGENCES[name](s, t, temperature)
+    assert value[2].isnan()
+    kept = [0, 1, 3]
+    assert torch.equal(value[kept], whole[kept])
+    assert whole.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_without_any_probability_is_nan(name: str) -> None:
+    s, t = logits(2, 5).float(), logits(2, 5, seed=1).float()
+    s[1] = -math.inf
+    value = DIVERGENCES[name](s, t, 2.0)
+    assert value[0].isfinite()
+    assert value[1].isnan()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rows(name: str) -> None:
     student = torch.rand(0, 6).requires_grad_()
