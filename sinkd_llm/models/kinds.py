@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.models.architectures import is_encoder
+from sinkd_llm.models.architectures import (
+    AUTO_CLASSES,
+    can_be_loaded_as,
+    check_classes_exclude_each_other,
+    is_encoder,
+    kinds_of_class,
+    other_head,
+)
 
-# kind -> the class of Transformers that loads it
-AUTO_CLASSES = {
-    "causal-lm": "AutoModelForCausalLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "masked-lm": "AutoModelForMaskedLM",
-}
 MODEL_KINDS = (*AUTO_CLASSES,)
 
 
@@ -29,19 +29,20 @@ def choose_kind(name: str, config: Any, kind: str | None, new_head: bool) -> str
         new_head (`bool`): a classification head may be put on.
 
     Raises:
-        InputError: if the kind is unknown, or the checkpoint's family cannot be loaded as it.
+        InputError: if the kind is unknown, the checkpoint's family cannot be loaded as it, or the checkpoint has a
+            head that is of none of these kinds or would be dropped.
     """
-    if kind is not None and kind not in AUTO_CLASSES:
+    if kind is not None and not (isinstance(kind, str) and kind in AUTO_CLASSES):
         raise InputError(
-            f"There is no model kind {kind!r}; give one of {', '.join(AUTO_CLASSES)}.{nearest(kind, MODEL_KINDS)}"
+            f"There is no model kind {kind!r}; give one of {', '.join(AUTO_CLASSES)}.{nearest(str(kind), MODEL_KINDS)}"
         )
+    saved = saved_class(config)
     if getattr(config, "is_encoder_decoder", False):
         possible: tuple[str, ...] = ("seq2seq-lm",)
         family = "an encoder-decoder"
     elif is_encoder(config):
-        saved = next(iter(getattr(config, "architectures", None) or ()), "")
         possible, family = ("sequence-classification", "masked-lm"), "an encoder"
-        if saved.endswith("ForMaskedLM") and not new_head:
+        if saved.endswith(("ForMaskedLM", "ForPreTraining")) and not new_head:
             possible = possible[::-1]
     else:
         possible, family = ("causal-lm",), "a decoder"
@@ -51,7 +52,48 @@ def choose_kind(name: str, config: Any, kind: str | None, new_head: bool) -> str
             f"{name!r} is {family} ({config.model_type}), which cannot be loaded as {kind}; give "
             f"{' or '.join(possible)}, or another model."
         )
-    return kind or possible[0]
+    chosen = kind or possible[0]
+    if not can_be_loaded_as(config, chosen):
+        raise InputError(
+            f"{name!r} is of the type {config.model_type!r}{f', saved as {saved}' if saved else ''}, which is no "
+            "language model and no encoder of text that Transformers loads as such; models that read images or sound "
+            "are not supported. Give a …ForCausalLM, a …ForConditionalGeneration of text, or an encoder."
+        )
+    _check_saved_head(name, saved, kinds_of_class(saved, config), family, chosen)
+    if chosen == "sequence-classification" and saved.endswith("ForSequenceClassification"):
+        check_classes_exclude_each_other(repr(name), config)
+    return chosen
+
+
+def saved_class(config: Any) -> str:
+    """The class that a checkpoint was saved from, by `architectures` of its configuration; empty if it says none."""
+    return str(next(iter(getattr(config, "architectures", None) or ()), ""))
+
+
+def _check_saved_head(name: str, saved: str, kinds: frozenset[str], family: str, chosen: str) -> None:
+    """
+    Refuses a checkpoint with another head than the one it would be loaded with, which would be dropped in silence.
+
+    A base model without a head passes: where its output is tied to its embeddings it is whole (bart-base is saved so),
+    and otherwise its head is missing, which is noticed. An encoder's language-model head may give way to a new one.
+    """
+    head = None if kinds else other_head(saved)
+    if head is None and (not kinds or chosen in kinds):
+        if not kinds and saved.endswith("ForSequenceClassification") and chosen != "sequence-classification":
+            head = "SequenceClassification"  # of a class of the user's own
+        else:
+            return
+    if chosen == "sequence-classification" and kinds & {"masked-lm", "causal-lm"}:
+        return
+    use = {
+        "a decoder": "decoders are taken as language models, saved as …ForCausalLM",
+        "an encoder-decoder": "encoder-decoders are taken as language models, saved as …ForConditionalGeneration",
+        "an encoder": "encoders are taken with the head of …ForSequenceClassification or …ForMaskedLM",
+    }[family]
+    raise InputError(
+        f"{name!r} was saved as {saved}, so loading it as {chosen} would drop its head: {use}. Give such a checkpoint"
+        + (", or this one without its head, saved from its base model." if family == "an encoder" else ".")
+    )
 
 
 def head_options(kind: str, labels: Sequence[str] | None) -> dict[str, Any]:

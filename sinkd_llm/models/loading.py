@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.models.completeness import check_complete
+from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
 from sinkd_llm.models.partitioning import whole_weights
@@ -138,30 +140,8 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
             raise hub_error(source, error) from error
         raise InputError(f"The model in {path} cannot be loaded: {what_was_said(error)}") from error
     model, info = loaded
-    new = {
-        weight
-        for weight in (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))
-        if labels is not None and is_head(kind, model, weight)
-    }
-    if mismatched := sorted(key for key in info["mismatched_keys"] if key[0] not in new):
-        weight, stored, expected = mismatched[0]
-        raise InputError(
-            f"The weights of {source.name!r} do not fit its config.json: {weight} is stored as {tuple(stored)}, but "
-            f"the configuration asks for {tuple(expected)}. Copy both from the same save."
-        )
-    if missing := sorted(info["missing_keys"] - new):
-        # Transformers would fill them with random numbers and only warn.
-        head = all(is_head(kind, model, weight) for weight in missing)
-        raise InputError(
-            f"{source.name!r} lacks {len(missing)} of the weights that {type(model).__name__} needs, "
-            f"e.g. {missing[0]}: "
-            + (
-                "it has no classification head yet. Fine-tune it on the task first."
-                if head
-                else "it was saved from "
-                f"another architecture or is not complete. Give a checkpoint that is one of a {kind} model."
-            )
-        )
+    new = check_complete(source.name, kind, model, info, labels)
+    check_finite_weights(model, source.name)
     model.sinkd_source = source
     # The converted copy's place in the cache is no name that anyone should see or store.
     bundled = source.kind == "bundled" or source.gguf_file is not None

@@ -64,9 +64,11 @@ class Architecture(Protocol):
 
 
 def unwrap(model: Any) -> Any:
-    """The Transformers model inside DDP, DeepSpeed and PEFT wrappers."""
+    """The Transformers model inside DDP, DeepSpeed, PEFT and `torch.compile` wrappers."""
     while True:
-        if hasattr(model, "get_base_model"):  # PEFT
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
         elif isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
             model = model.module
@@ -75,8 +77,12 @@ def unwrap(model: Any) -> Any:
 
 
 def forward_parameters(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that the innermost model's `forward` takes (PEFT and DDP pass them on)."""
-    return frozenset(inspect.signature(unwrap(model).forward).parameters)
+    """
+    Names of the arguments that the innermost model's `forward` takes (PEFT, DDP and `torch.compile` pass them on).
+
+    Its class is asked: accelerate and others put functions of `(*args, **kwargs)` in place of an object's forward.
+    """
+    return frozenset(inspect.signature(type(unwrap(model)).forward).parameters) - {"self"}
 
 
 def accepted(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
