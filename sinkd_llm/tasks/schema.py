@@ -7,9 +7,8 @@ only this project reads stands under `metadata`, which it leaves free.
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.yaml_files import read_yaml_mapping
 
 REQUIRED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target")
 OUTPUT_TYPES = ("multiple_choice", "generate_until")
@@ -82,17 +81,6 @@ METADATA_LOCAL: dict[str, tuple[type, ...]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that says why `!function` is refused."""
-
-
-def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    raise InputError(f"Line {node.start_mark.line + 1} of {node.start_mark.name} uses !function, but {_CODE}.")
-
-
-_Loader.add_constructor("!function", _refuse_function)
-
-
 def read_task_file(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     """
     The checked keys of a task file, merged over those of the files that it includes.
@@ -126,7 +114,7 @@ def _merge(path: Path, seen: set[Path]) -> tuple[dict[str, Any], dict[str, Path]
     if path in seen:  # lm-evaluation-harness refuses a second inclusion too
         raise InputError(f"The task file {path} is included twice or includes itself; drop one include.")
     seen.add(path)
-    own = _read_yaml(path)
+    own = _read_keys(path)
     includes = own.pop("include", None) or []
     config: dict[str, Any] = {}
     origins: dict[str, Path] = {}
@@ -140,24 +128,8 @@ def _merge(path: Path, seen: set[Path]) -> tuple[dict[str, Any], dict[str, Path]
     return config | own, origins | dict.fromkeys(own, path)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"There is no task file {path}; check the path.")
-    try:
-        with path.open(encoding="utf-8") as file:
-            config = yaml.load(file, Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise InputError(f"The task file {path} is not UTF-8 text; save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise InputError(f"The task file {path} is not valid YAML{line}: {problem}.") from error
-    if not isinstance(config, dict):
-        raise InputError(
-            f"The task file {path} should hold keys such as task and doc_to_text, but it "
-            f"{'is empty' if config is None else f'holds a {type(config).__name__}'}."
-        )
+def _read_keys(path: Path) -> dict[str, Any]:
+    config = read_yaml_mapping(path, "task file", {"!function": _CODE})
     for key, value in config.items():
         _check_key(key, value, path)
     return config
