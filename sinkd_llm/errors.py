@@ -1,5 +1,8 @@
 """The one exception that means: the input was wrong, and here is what to do."""
 
+# More of a value does not help to find it, and may be a whole file that was pasted.
+LONGEST_SHOWN = 120
+
 
 class InputError(ValueError):
     """Raised for a mistake in what the user gave: a name, a file, a row, a combination of settings.
@@ -10,13 +13,49 @@ class InputError(ValueError):
     """
 
 
+class SettingError(InputError):
+    """
+    A setting that cannot be used. The message begins with its name, as Python and recipes write it.
+
+    Args:
+        setting (`str`): the name.
+        problem (`str`): the rest of the sentence: `"is -1; give a whole number from 0 to 4,294,967,295."`
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting} {problem}")
+        self.setting, self.problem = setting, problem
+
+    def said_as(self, name: str) -> InputError:
+        """The same error with the setting named as the user wrote it: `--seed`, `recipe.yaml: seed`."""
+        return InputError(f"{name} {self.problem}")
+
+
 class NonFiniteError(InputError):
     """Raised where a number of a run is NaN or infinite: nothing that was computed from it can be trusted."""
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """` Did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+def shown(value: object) -> str:
+    """A value as it stands in a message: as Python writes it, and not longer than a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out integers of more than 4,300 digits
+        return f"a whole number of {int(value.bit_length() * 0.30103):,} digits"  # type: ignore[attr-defined]
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[:LONGEST_SHOWN]}… ({len(text):,} characters)"
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...], cutoff: float = 0.5) -> str:
+    """
+    ` Did you mean 'x'?` for the known name closest to `name`, or an empty string.
+
+    Args:
+        name (`str`): what was given.
+        known (`list[str]`): what there is.
+        cutoff (`float`, *optional*, defaults to `0.5`): the least similarity, in [0, 1], that is worth a question.
+    """
     from difflib import get_close_matches
 
-    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    matches = get_close_matches(name[:LONGEST_SHOWN], list(known), n=1, cutoff=cutoff)
     return f" Did you mean {matches[0]!r}?" if matches else ""
