@@ -6,27 +6,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel
 
-from sinkd_llm.checkpoints import saving_checkpoint
+from sinkd_llm.checkpoints import last_whole, saving_checkpoint
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import accuracy, choice_log_likelihoods, score_choices, shortest
+from sinkd_llm.evaluation import accuracy, shortest
 from sinkd_llm.models.architectures import context_length, get_architecture
-from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
+from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
 from sinkd_llm.models.saving import base_by_name, save_student
 from sinkd_llm.objectives import DistillationObjective
-from sinkd_llm.pair_inputs import TEACHER, rows_for
+from sinkd_llm.pair_inputs import rows_for
 from sinkd_llm.pairing import add_adapter, check_fsdp, load_pair
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.term_log import TermLog
+from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
+from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
+from sinkd_llm.training.evaluation import EvaluationMetrics, TeacherChoices
+from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
+from sinkd_llm.training.given import check_arguments
 from sinkd_llm.transport import TransportSpan
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
+    from torch.utils.data import DataLoader
     from transformers import (
         BitsAndBytesConfig,
         DataCollator,
@@ -45,7 +51,7 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-class SinKDTrainer(Trainer):
+class SinKDTrainer(EvaluatingTrainer):
     """
     Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
 
@@ -126,11 +132,7 @@ class SinKDTrainer(Trainer):
             source = model if model is not None else teacher_model
             name = source if isinstance(source, str) else getattr(source, "name_or_path", "model")
             args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
-                "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
-            )
+        check_arguments(args, train_dataset, eval_dataset, compute_metrics)
         pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
         student, teacher, cache, processing_class = pair.student, pair.teacher, pair.cache, pair.tokenizer
         self.teacher_cache = cache
@@ -174,18 +176,13 @@ class SinKDTrainer(Trainer):
                 return None
             if isinstance(dataset, dict):
                 return {name: tokenized(part, ranking) for name, part in dataset.items()}
-            if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
-                raise InputError(
-                    f"A data set is a datasets.Dataset, but a {type(dataset).__name__} was given; build one "
-                    "with `datasets.Dataset.from_list(rows)` or `load_task(name).load(split)`."
-                )
             with args.main_process_first(desc="tokenising"):
                 return tokenize_dataset(dataset, answer_tokenizer, ranking=ranking, num_proc=args.dataset_num_proc)
 
-        self._user_compute_metrics = compute_metrics or accuracy
-        # The teacher is frozen, so it ranks each evaluation example once: id -> index of its choice.
-        self._teacher_choices: dict[str, int] = {}
+        self._teacher_choices = TeacherChoices()
         self._term_log = TermLog()
+        self._gate = FiniteGate(scaled=args.fp16)
+        self._last_batch: Mapping[str, Any] | None = None
         super().__init__(
             model=student,
             args=args,
@@ -193,7 +190,7 @@ class SinKDTrainer(Trainer):
             train_dataset=tokenized(train_dataset, ranking=False),
             eval_dataset=tokenized(eval_dataset, ranking=True),
             processing_class=processing_class,
-            compute_metrics=self._compute_ranking_metrics,
+            compute_metrics=EvaluationMetrics(compute_metrics or accuracy, self.teacher is not None),
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -216,6 +213,23 @@ class SinKDTrainer(Trainer):
         self.transport = TransportSpan(self.architecture, cache or self.teacher, ranks, args.transport_accumulation)
 
     # ---- training
+
+    def get_train_dataloader(self) -> "DataLoader[Any]":
+        """As Transformers', but no row comes twice in an epoch where several processes train: see `blank_rows.py`."""
+        if self.train_dataset is None:
+            raise InputError("There is nothing to train on: give train_dataset to the trainer.")
+        rows, collator, processes = self.train_dataset, self.data_collator, self.args.world_size
+        if processes > 1:
+            # Transformers makes the loader of these two attributes.
+            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(collator)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = rows, collator
+        if processes > 1:
+            loader = spread_without_repeats(loader, rows)
+        check_not_empty(loader, len(rows), self.args.per_device_train_batch_size, processes)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -256,6 +270,8 @@ class SinKDTrainer(Trainer):
         # The count is over all processes, and their gradients are averaged, not summed.
         scale = self.accelerator.num_processes if averaged else 1
         if model.training:
+            self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs))
+            self._last_batch = inputs
             N = len(student.labels_N)
             divisor = torch.as_tensor(
                 N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
@@ -268,6 +284,16 @@ class SinKDTrainer(Trainer):
         """Diagnostics cost a little, so they are computed only where the logger shows them."""
         return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, looked at together with the terms of the update: the last moment to stop it."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._gate.look(self.state.global_step + 1, norm, self.model, self._way_on)
+        return norm
+
+    def _way_on(self) -> str:
+        whole = last_whole(self.args.output_dir or ".")
+        return f"{whole.name} is whole: go on from it." if whole else "No checkpoint was written before."
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms, whose weighted sum is the loss, and the means of the diagnostics since the last record."""
         if "loss" in logs and (values := self._term_log.take()):
@@ -276,108 +302,21 @@ class SinKDTrainer(Trainer):
             logs.update(zip(values, means.tolist(), strict=True))
         super().log(logs, start_time)
 
-    # ---- evaluation
-
-    def evaluate(
-        self,
-        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Scores the student; rows with choices by rank classification.
-
-        Args:
-            eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): rows to score instead of the ones given
-                at construction.
-
-        Returns:
-            `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token; for rows without
-            choices the training loss, but with a teacher cache the cross-entropy), the task's metrics, and, with a
-            teacher model, `eval_teacher_agreement`, the share of rows where both choose the same answer.
-        """
-        # Trainer itself passes the name of one of several evaluation sets.
-        if eval_dataset is not None and hasattr(eval_dataset, "column_names"):
-            eval_dataset = tokenize_dataset(eval_dataset, self._answer_tokenizer, ranking=True)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """
-        As Transformers', also before training.
-
-        There it would prepare the student as one that never trains: DeepSpeed's engine would have no optimizer, and
-        under DDP the gradients of the processes would stay apart, without a word.
-        """
-        prepared = self.is_in_train or self.model_wrapped is not self.model or is_partitioned(self.model)
-        if prepared or self.args.world_size == 1:
-            return super().evaluation_loop(*args, **kwargs)
-        flags = self.is_deepspeed_enabled, self.is_fsdp_enabled
-        self.is_deepspeed_enabled = self.is_fsdp_enabled = False
-        try:
-            with on_device(self.model, self.args.device):
-                return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.is_deepspeed_enabled, self.is_fsdp_enabled = flags
-            # Accelerate must not take the student for one that is prepared to train.
-            self.accelerator._models.clear()
-            self.model._is_accelerate_prepared = False  # type: ignore[union-attr]
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, `(log-probabilities of the choices [B, C], the teacher's choice [B])` and gold `[B]`.
-
-        A regression head's predictions `[B]` come third.
-        """
-        if "choice_ids" not in inputs:
-            return super().prediction_step(model, inputs, True, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            # The ranks of a sharded model have to make the same number of forwards.
-            scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
-        scores_BC, length_BC = scores.log_likelihood_BC, scores.length_BC
-        gold_B1 = inputs["label"][:, None]
-        loss = -scores_BC.gather(1, gold_B1).sum() / length_BC.gather(1, gold_B1).sum()
-        # Batches with fewer choices are padded with -100 when they are put together, which no
-        # log-probability of a *best* choice can be, while a sum over tokens could.
-        predictions = (scores_BC.log_softmax(dim=-1), self._teacher_choice(inputs))
-        return loss, predictions if scores.number_B is None else (*predictions, scores.number_B), inputs["label"]
-
-    def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
-        if self.teacher is None:
-            return torch.full_like(inputs["label"], -1)
-        names = [inputs["example_id"][s] for s in inputs["choice_sequence"][:, 0].tolist()]
-        unknown = not all(name in self._teacher_choices for name in names)
-        if self._teacher_is_sharded:  # then all processes call it, or none
-            flag = torch.tensor([float(unknown)], device=self.args.device)
-            unknown = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        if unknown:
-            theirs = inputs.get(TEACHER, inputs)
-            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(theirs), theirs)
-            chosen = scores_BC.argmax(dim=-1).tolist()
-            self._teacher_choices.update(zip(names, chosen, strict=True))
-        return torch.tensor([self._teacher_choices[n] for n in names], device=inputs["label"].device)
-
-    def _compute_ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predictions: Any = prediction.predictions  # what `prediction_step` returns, gathered
-        scores, teacher_choice, *numbers = predictions
-        given = EvalPrediction((scores, *numbers) if numbers else scores, prediction.label_ids)
-        metrics = dict(self._user_compute_metrics(given))
-        if self.teacher is not None:
-            metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
-        return metrics
-
     # ---- saving
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        self._check_sound()
         with saving_checkpoint(folder, writes_state=self.args.should_save):
             super()._save_checkpoint(model, trial)
+
+    def _check_sound(self) -> None:
+        """Nothing is saved whose weights or outputs are not finite; all processes have to call this."""
+
+        def together(number: Tensor) -> Tensor:
+            return torch.as_tensor(self.accelerator.reduce(number, reduction="sum"))
+
+        check_sound(self.model_wrapped, self.architecture, self._last_batch, together)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -389,6 +328,7 @@ class SinKDTrainer(Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
+        self._check_sound()
         student = self.accelerator.unwrap_model(self.model)
         weights = gathered_weights(student, trainable_only=base_by_name(student))
         if self.args.should_save:

@@ -1,0 +1,196 @@
+"""What a checkpoint says of the run that wrote it, and what another run that goes on from it has otherwise."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sinkd_llm.models.architectures import unwrap
+
+if TYPE_CHECKING:
+    from sinkd_llm.trainer import SinKDTrainer
+
+# Numbers of each parameter that stand for it: a sum over all would read gigabytes at every start.
+_SAMPLED = 64
+_ROWS_AT_ONCE = 1000
+# What the optimizer's state brings along, so that another value in the settings would do nothing.
+_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+# What decides which rows a step gets.
+_ORDER = (
+    *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
+    *("train_sampling_strategy",),
+)
+# What may change between two parts of a run. The objective's own settings are added.
+_FREE = ("max_steps", "num_train_epochs", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16")
+
+
+def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
+    """
+    What must be, or should be, the same when a run goes on; to be asked before training changes the weights.
+
+    Args:
+        trainer ([`SinKDTrainer`]): of the run.
+
+    Returns:
+        `dict`: what JSON can hold, by group: `student`, `adapter`, `optimizer`, `rows`, `order`, `free`.
+    """
+    args = trainer.args
+    given = trainer.optimizer
+    objective = vars(trainer.objective)
+    # Alone they are what the code calls them, but a scheduler's type is an enumeration.
+    free = {name: _plain(getattr(args, name, None)) for name in _FREE}
+    free |= {name: value for name, value in objective.items() if isinstance(value, (str, int, float, type(None)))}
+    return {
+        "student": _student(trainer.model),
+        "adapter": _adapter(trainer.model),
+        "optimizer": {
+            "optim": type(given).__name__ if given is not None else _plain(args.optim),
+            **{name: _plain(getattr(args, name, None)) for name in _OPTIMIZER},
+        },
+        "rows": _rows(trainer.train_dataset),
+        "order": {**{name: _plain(getattr(args, name, None)) for name in _ORDER}, "processes": args.world_size},
+        "free": free,
+    }
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """
+    What a run has otherwise than the run of a checkpoint, in words: what it cannot go on with, and what it can.
+
+    Args:
+        stored, now: two results of [`run_facts`]; facts that one of them lacks are not compared.
+    """
+    refused = []
+    student, ours = stored.get("student") or {}, now["student"]
+    for name, words in (("class", ""), ("layers", " layers"), ("parameters", " parameters"), ("dtype", "")):
+        if name in student and student[name] != ours[name]:
+            refused.append(f"the student ({name}): {student[name]}{words} in the checkpoint, {ours[name]}{words} now")
+            break
+    else:
+        for name, words in (("shapes", "its weights have other names or shapes"), ("weights", "its weights differ")):
+            if student.get(name) is not None and ours[name] is not None and student[name] != ours[name]:
+                there, here = student.get("name") or "it", ours["name"] or "it"
+                refused.append(f"the student: {words} ({there} in the checkpoint, {here} now)")
+                break
+    refused += _adapter_differences(stored["adapter"], now["adapter"]) if "adapter" in stored else []
+    refused += _changes(stored.get("optimizer"), now["optimizer"])
+    rows = stored.get("rows")
+    if rows is not None and now["rows"] is not None and rows != now["rows"]:
+        counts = f"{rows.get('count')} rows in the checkpoint, {now['rows']['count']} now"
+        same = rows.get("count") == now["rows"]["count"]
+        refused.append(f"the training rows: {'other tokens or another order of the rows' if same else counts}")
+    refused += _changes(stored.get("order"), now["order"])
+    return refused, _changes(stored.get("free"), now["free"])
+
+
+def _changes(stored: Any, now: Mapping[str, Any]) -> list[str]:
+    if not isinstance(stored, Mapping):
+        return []
+    return [
+        f"{name}: {stored[name]} in the checkpoint, {now[name]} now"
+        for name in stored
+        if name in now and stored[name] != now[name]
+    ]
+
+
+def _adapter_differences(stored: Any, now: Any) -> list[str]:
+    if stored is None and now is None:
+        return []
+    if stored is None:
+        return ["use_peft: the checkpoint holds a whole student, and this run trains an adapter"]
+    if now is None:
+        return [f"use_peft: the checkpoint holds a {stored.get('type', 'PEFT')} adapter, and this run trains none"]
+    return [
+        f"lora_{name}: {stored[name]} in the checkpoint, {now[name]} now"
+        for name in stored
+        if name in now and stored[name] != now[name]
+    ]
+
+
+def _student(model: nn.Module) -> dict[str, Any]:
+    base = unwrap(model)
+    config = getattr(base, "config", None)
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None) if hasattr(model, "peft_config") else None
+    parameters = sorted(_own_parameters(base, prefix))
+    shapes, weights = hashlib.sha256(), hashlib.sha256()
+    count, readable = 0, _base_stays(model) or bool(getattr(base, "name_or_path", None))
+    new = tuple(getattr(base, "sinkd_new_modules", ()) or ())
+    for name, parameter in parameters:
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        shapes.update(f"{name} {shape}\n".encode())
+        count += int(getattr(parameter, "ds_numel", parameter.numel()))
+        if any(part in new for part in name.split(".")):
+            continue  # it starts at random
+        if hasattr(parameter, "ds_shape") or hasattr(parameter, "device_mesh") or parameter.is_meta:
+            readable = False
+            continue
+        flat = parameter.detach().reshape(-1)
+        weights.update(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes())
+    layers = getattr(config, "num_hidden_layers", None)
+    return {
+        "class": type(base).__name__,
+        "layers": layers if isinstance(layers, int) else None,
+        "parameters": count,
+        "dtype": str(parameters[0][1].dtype).removeprefix("torch.") if parameters else None,
+        "name": getattr(base, "name_or_path", None) or None,
+        "shapes": shapes.hexdigest(),
+        "weights": weights.hexdigest() if readable else None,
+    }
+
+
+def _own_parameters(base: nn.Module, prefix: str | None) -> Iterator[tuple[str, Any]]:
+    """Those of the student without its adapter, under the names that they have without one."""
+    for name, parameter in base.named_parameters():
+        if (prefix and f".{prefix}" in f".{name}") or ".modules_to_save." in name:
+            continue
+        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
+
+
+def _base_stays(model: nn.Module) -> bool:
+    """Whether a base is frozen under an adapter that leaves it as it was loaded."""
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return False
+    kept = (True, False, None, "gaussian")
+    return all(getattr(config, "init_lora_weights", True) in kept for config in configs.values())
+
+
+def _adapter(model: nn.Module) -> dict[str, Any] | None:
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return None
+    return adapter_facts(next(iter(configs.values())).to_dict())
+
+
+def adapter_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same of two adapters, of a PEFT configuration as a mapping or as its file."""
+    names = {"r": "r", "lora_alpha": "alpha", "use_dora": "dora", "use_rslora": "rslora", "bias": "bias"}
+    facts = {ours: _plain(config[theirs]) for theirs, ours in names.items() if theirs in config}
+    facts["type"] = str(_plain(config.get("peft_type")))
+    for name in ("target_modules", "modules_to_save"):
+        value = config.get(name)
+        facts[name] = sorted(map(str, value)) if isinstance(value, (list, tuple, set)) else value
+    return facts
+
+
+def _rows(dataset: Any) -> dict[str, Any] | None:
+    """The number of tokenised rows, and a hash of all they hold, in their order."""
+    if dataset is None or not hasattr(dataset, "with_format"):
+        return None
+    import pyarrow as pa
+
+    digest = hashlib.sha256()
+    for batch in dataset.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        table = pa.table(batch).combine_chunks().replace_schema_metadata(None)
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(memoryview(stream.getvalue()))
+    return {"count": len(dataset), "hash": digest.hexdigest()}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back."""
+    value = getattr(value, "value", value)
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)

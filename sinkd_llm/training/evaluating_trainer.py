@@ -1,0 +1,200 @@
+"""The part of the trainer that evaluates: rows are ranked or read once, and every number is one of a row.
+
+Nothing here depends on how the rows were batched, in which order they came, or on how many processes there are.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from sinkd_llm.config import SinKDConfig
+from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.errors import InputError
+from sinkd_llm.evaluation import choice_log_likelihoods, score_choices
+from sinkd_llm.models.architectures import Architecture
+from sinkd_llm.models.partitioning import is_partitioned, on_device
+from sinkd_llm.pair_inputs import TEACHER
+from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.training.evaluation import (
+    TeacherChoices,
+    answer_losses,
+    gold_losses,
+    public_predictions,
+    refuse_non_finite,
+    row_keys,
+    row_names,
+)
+from sinkd_llm.training.finite import names_of
+from sinkd_llm.training.given import check_dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+
+class EvaluatingTrainer(Trainer):
+    """
+    `transformers.Trainer` whose evaluation is this project's; [`SinKDTrainer`] is the one to use.
+
+    Attributes:
+        architecture ([`Architecture`]): the student's.
+        teacher ([`LocalTeacher`], *optional*): whose choices are compared with the student's.
+    """
+
+    args: SinKDConfig
+    architecture: Architecture
+    teacher: LocalTeacher | None
+    _answer_tokenizer: AnswerTokenizer
+    _teacher_choices: TeacherChoices
+    _teacher_is_sharded: bool
+
+    def evaluate(
+        self,
+        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Scores the student; rows with choices by rank classification.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): rows to score instead of the ones given
+                at construction.
+
+        Returns:
+            `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token, over all rows together; of a
+            regression head the mean squared error), the task's metrics, and, with a teacher model,
+            `eval_teacher_agreement`, the share of rows where both choose the same answer.
+
+        Raises:
+            InputError: if there are no rows to score, or they are none.
+            NonFiniteError: if the student's numbers are NaN or infinite.
+        """
+        # Trainer itself passes the name of one of several evaluation sets.
+        known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        if not (isinstance(eval_dataset, str) and eval_dataset in known):
+            check_dataset(self.eval_dataset if eval_dataset is None else eval_dataset, "eval_dataset", needed=True)
+            if not isinstance(eval_dataset, dict | None):
+                eval_dataset = tokenize_dataset(eval_dataset, self._answer_tokenizer, ranking=True)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """
+        As [`evaluate`], with the numbers of each row.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`]): rows as at construction.
+
+        Returns:
+            [`~transformers.trainer_utils.PredictionOutput`]: of rows with choices, `predictions` are their
+            log-probabilities `[n, C]`, the teacher's choices `[n]` (-1 without a teacher) and, of a regression head,
+            its predictions `[n]`; `label_ids` the gold choices. Of rows without choices, only metrics.
+        """
+        check_dataset(test_dataset, "test_dataset", needed=True, named=False)
+        rows = tokenize_dataset(test_dataset, self._answer_tokenizer, ranking=True)
+        return super().predict(rows, ignore_keys, metric_key_prefix)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
+        """As Transformers', but with all rows: `dataloader_drop_last` is about training."""
+        with self._no_row_dropped():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> "DataLoader[Any]":
+        """As [`get_eval_dataloader`]."""
+        with self._no_row_dropped():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _no_row_dropped(self) -> Iterator[None]:
+        given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = given
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        As Transformers', also before training.
+
+        There it would prepare the student as one that never trains: DeepSpeed's engine would have no optimizer, and
+        under DDP the gradients of the processes would stay apart, without a word.
+        """
+        output = self._evaluation_loop(*args, **kwargs)
+        shown = public_predictions(output.predictions)
+        return output._replace(predictions=shown, label_ids=None if shown is None else output.label_ids)
+
+    def _evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = self.is_in_train or self.model_wrapped is not self.model or is_partitioned(self.model)
+        if prepared or self.args.world_size == 1:
+            return super().evaluation_loop(*args, **kwargs)
+        flags = self.is_deepspeed_enabled, self.is_fsdp_enabled
+        self.is_deepspeed_enabled = self.is_fsdp_enabled = False
+        try:
+            with on_device(self.model, self.args.device):
+                return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled, self.is_fsdp_enabled = flags
+            # Accelerate must not take the student for one that is prepared to train.
+            self.accelerator._models.clear()
+            self.model._is_accelerate_prepared = False  # type: ignore[union-attr]
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Numbers of each row, and something for Transformers to call gold; no loss, which is over all rows.
+
+        Of rows with choices: log-probabilities of the choices `[B, C]`, the teacher's choice `[B]`, loss and tokens of
+        the gold answer `[B]`, and a regression head's predictions `[B]`. Of others: loss and tokens `[B]`.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if "choice_ids" not in inputs:
+                losses = answer_losses(self.architecture.supervised_logits(model, inputs), names_of(inputs))
+                return None, losses, losses[1]
+            # The ranks of a sharded model have to make the same number of forwards.
+            scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
+        scores_BC = scores.log_likelihood_BC
+        finite_B = (scores_BC.isfinite() | (inputs["choice_sequence"] < 0)).all(dim=-1)
+        refuse_non_finite(finite_B, row_names(inputs), "what the student thinks of an answer")
+        # Batches with fewer choices are padded with -100 when they are put together, which no
+        # log-probability of a *best* choice can be, while a sum over tokens could.
+        predictions = (
+            scores_BC.log_softmax(dim=-1),
+            self._teacher_choice(inputs),
+            *gold_losses(scores, inputs["label"]),
+        )
+        return None, predictions if scores.number_B is None else (*predictions, scores.number_B), inputs["label"]
+
+    def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
+        if self.teacher is None:
+            return torch.full_like(inputs["label"], -1)
+        theirs = inputs.get(TEACHER, inputs)
+        keys = row_keys(theirs)
+        unknown = self._teacher_choices.missing(keys)
+        if self._teacher_is_sharded:  # then all processes call it, or none
+            flag = torch.tensor([float(unknown)], device=self.args.device)
+            unknown = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        if unknown:
+            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(theirs), theirs)
+            self._teacher_choices.add(keys, scores_BC.argmax(dim=-1).tolist())
+        return torch.tensor(self._teacher_choices.of(keys), device=inputs["label"].device)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = self.args.metric_for_best_model
+        name = wanted if wanted is None or wanted.startswith("eval_") else f"eval_{wanted}"
+        if name is not None and name not in metrics:
+            timing = ("_runtime", "_per_second", "_time")
+            known = [key for key in metrics if key.startswith("eval_") and not key.endswith(timing)]
+            raise InputError(
+                f"metric_for_best_model is {wanted!r}, but an evaluation reports {', '.join(known)}; give one of them."
+            )
+        return bool(super()._determine_best_metric(metrics, trial))

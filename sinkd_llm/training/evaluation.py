@@ -1,0 +1,180 @@
+"""What the trainer makes of an evaluation batch, and of all of them: numbers a row, whatever the batches were.
+
+Shapes: B rows of a batch, S sequences, C choices, N supervised tokens.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import EvalPrediction
+
+from sinkd_llm.errors import InputError, NonFiniteError
+from sinkd_llm.evaluation import ChoiceScores
+from sinkd_llm.models.architectures import SupervisedLogits
+from sinkd_llm.objectives import cross_entropy, squared_error
+from sinkd_llm.training.finite import shown
+
+# What `prediction_step` gives for rows without choices: their losses and their numbers of tokens.
+_LOSSES_ONLY = 2
+
+
+def answer_losses(supervised: SupervisedLogits, examples: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """
+    Cross-entropy of each row's answer, summed over its tokens, and its number of tokens: `[B]` each.
+
+    Args:
+        supervised ([`SupervisedLogits`]): of a batch without choices.
+        examples (sequence of `str`): the names of its B rows.
+
+    Raises:
+        NonFiniteError: naming the rows whose loss is NaN or infinite.
+    """
+    loss = squared_error if supervised.labels_N.is_floating_point() else cross_entropy
+    loss_N = loss(supervised.logits_NV, supervised.labels_N)
+    loss_B = loss_N.new_zeros(len(examples)).index_add(0, supervised.example_N, loss_N)
+    tokens_B = torch.zeros_like(loss_B).index_add(0, supervised.example_N, torch.ones_like(loss_N))
+    refuse_non_finite(loss_B.isfinite(), examples, "the student's loss")
+    return loss_B, tokens_B
+
+
+def gold_losses(scores: ChoiceScores, gold_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of rows with choices: minus the log-likelihood of the gold choice, and its number of tokens."""
+    gold_B1 = gold_B[:, None]
+    return (
+        -scores.log_likelihood_BC.gather(1, gold_B1).squeeze(1),
+        scores.length_BC.gather(1, gold_B1).squeeze(1).float(),
+    )
+
+
+def row_names(inputs: Mapping[str, Any]) -> list[str]:
+    """Names of the B rows of a ranking batch, whose `example_id` names its S sequences."""
+    first_B = inputs["choice_sequence"].max(dim=1).values.tolist()
+    return [str(inputs["example_id"][s]) for s in first_B]
+
+
+def refuse_non_finite(finite_B: Tensor, examples: Sequence[str], what: str) -> None:
+    """
+    Raises:
+        NonFiniteError: naming the rows where `finite_B` is false; `what` says of which number.
+    """
+    if finite_B.all():
+        return
+    broken = [name for name, good in zip(examples, finite_B.tolist(), strict=True) if not good]
+    raise NonFiniteError(
+        f"{what[0].upper()}{what[1:]} is NaN or infinite for {shown(broken)}, and a model that gives no numbers has "
+        "no score. Check its weights (a broken save, a learning_rate that was too large), or load it in float32 or "
+        "bfloat16 if it runs in float16."
+    )
+
+
+class TeacherChoices:
+    """
+    What the frozen teacher chose, so that it ranks each evaluation row once.
+
+    Rows are known by what the teacher reads, not by their names: two evaluation sets may use the same names, or none.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: dict[bytes, int] = {}
+
+    def missing(self, keys: Sequence[bytes]) -> bool:
+        """Whether one of the rows is not known yet."""
+        return any(key not in self._chosen for key in keys)
+
+    def add(self, keys: Sequence[bytes], chosen: Sequence[int]) -> None:
+        """Keeps the index of the chosen answer of each row."""
+        self._chosen.update(zip(keys, chosen, strict=True))
+
+    def of(self, keys: Sequence[bytes]) -> list[int]:
+        """The indices of the chosen answers of known rows."""
+        return [self._chosen[key] for key in keys]
+
+
+def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
+    """
+    What the rows of a ranking batch say, each as a key of 16 bytes, however the batch is padded.
+
+    Args:
+        batch (`Mapping`): of the collator of any family: the prompt's tokens, and those of all choices.
+    """
+    ids, masks, choices, sequences = (
+        batch[name].cpu().numpy() for name in ("input_ids", "attention_mask", "choice_ids", "choice_sequence")
+    )
+    prompts = batch["prompt_of_answer"].cpu().numpy() if "prompt_of_answer" in batch else None
+    more = [batch[name].cpu().numpy() for name in ("token_type_ids",) if name in batch]
+    keys = []
+    for b, row in enumerate(sequences):
+        digest = hashlib.blake2b(digest_size=16)
+        for s in sorted({int(s) for s in row if s >= 0}):
+            at = s if prompts is None else int(prompts[s])
+            present = masks[at].astype(bool)
+            for tokens in (ids, *more):
+                digest.update(tokens[at][present].astype(np.int64).tobytes() + b"|")
+        for choice in choices[b][row >= 0]:
+            digest.update(choice[choice >= 0].astype(np.int64).tobytes() + b"/")
+        if "choice_values" in batch:
+            digest.update(batch["choice_values"][b].cpu().numpy()[row >= 0].tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
+class EvaluationMetrics:
+    """
+    The `compute_metrics` that Transformers gets: the loss a token over all rows, the user's metrics, the agreement.
+
+    Args:
+        user (`Callable`): gets the log-probabilities of the choices, and what a regression head predicts.
+        has_teacher (`bool`): whether there are choices of a teacher to agree with.
+    """
+
+    def __init__(self, user: Callable[[EvalPrediction], Any], has_teacher: bool) -> None:
+        self.user, self.has_teacher = user, has_teacher
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """
+        Raises:
+            InputError: if the user's function gives something else than numbers by name.
+        """
+        parts: Any = prediction.predictions  # what `prediction_step` returns, gathered
+        if len(parts) == _LOSSES_ONLY:
+            return {"loss": _mean_loss(*parts)}
+        scores, teacher_choice, losses, tokens, *numbers = parts
+        given = EvalPrediction((scores, *numbers) if numbers else scores, prediction.label_ids)
+        metrics = {"loss": _mean_loss(losses, tokens), **_checked(self.user(given))}
+        if self.has_teacher:
+            metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
+        return metrics
+
+
+def public_predictions(predictions: Any) -> Any:
+    """What `trainer.predict` shows of what `prediction_step` gives: no losses."""
+    if not isinstance(predictions, tuple):
+        return predictions
+    return None if len(predictions) == _LOSSES_ONLY else (*predictions[:2], *predictions[4:])
+
+
+def _mean_loss(losses: Any, tokens: Any) -> float:
+    return float(np.sum(losses, dtype=np.float64) / max(np.sum(tokens, dtype=np.float64), 1))
+
+
+def _checked(metrics: Any) -> dict[str, Any]:
+    if not isinstance(metrics, Mapping):
+        raise InputError(
+            f"compute_metrics returned a {type(metrics).__name__}; it has to return a dictionary of names and "
+            'numbers, such as {"acc": 0.9}.'
+        )
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            raise InputError(f"compute_metrics returned the name {name!r}; names are texts.")
+        plain = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+        if isinstance(plain, float) and not math.isfinite(plain):
+            raise InputError(
+                f"compute_metrics returned {plain} for {name!r}, which ranks no model above another; return a finite "
+                "number, such as 0 where the metric is undefined."
+            )
+    return dict(metrics)

@@ -1,0 +1,154 @@
+"""The gate for numbers: a run ends at the first loss term or gradient norm that is NaN or infinite.
+
+It stands in front of the optimizer, so that the weights are still those of the step before.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkd_llm.errors import InputError, NonFiniteError
+from sinkd_llm.models.architectures import Architecture
+from sinkd_llm.models.finite import check_finite_weights
+
+# Updates in a row that a loss scaler may skip. Each halves the scale, which starts at 2^16: after so many it is not
+# the scale that overflows.
+SKIPPED_AT_MOST = 40
+_SHOWN = 5
+
+
+class FiniteGate:
+    """
+    Collects the terms of an update's micro-batches on their device, and looks at all of them once.
+
+    Args:
+        scaled (`bool`): whether a loss scaler (float16) skips the updates whose gradients overflow. Their norms may
+            then be infinite, but the terms may not: they are not scaled.
+    """
+
+    def __init__(self, scaled: bool = False) -> None:
+        self.scaled = scaled
+        self._terms: list[tuple[str, Tensor, Sequence[str]]] = []
+        self._skipped = 0
+
+    def add(self, terms: Mapping[str, Tensor], examples: Sequence[str]) -> None:
+        """
+        Takes the terms of a micro-batch.
+
+        Args:
+            terms (`Mapping[str, Tensor]`): scalars by their names.
+            examples (sequence of `str`): names of the rows that they were computed from.
+        """
+        self._terms += [(name, value.detach(), examples) for name, value in terms.items()]
+
+    def look(self, step: int, grad_norm: Tensor | float | None, student: nn.Module, advice: Callable[[], str]) -> None:
+        """
+        Looks at the terms since the last look, and at the norm of their gradient. One wait for the device.
+
+        Args:
+            step (`int`): number of the update that is about to be made, from 1.
+            grad_norm (`Tensor` or `float`, *optional*): `None` where it is not known.
+            student (`nn.Module`): in which the reason is looked for if there is one to be found.
+            advice (`Callable`): says how the run can go on, in a sentence.
+
+        Raises:
+            NonFiniteError: naming the step, the term and the examples.
+        """
+        terms, self._terms = self._terms, []
+        values = [value for _, value, _ in terms]
+        if grad_norm is not None:
+            norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+            device = values[0].device if values else None
+            values.append(torch.as_tensor(norm, dtype=torch.float32, device=device).detach())
+        if not values:
+            return
+        numbers = torch.stack([value.float() for value in values])
+        if numbers.isfinite().all():
+            self._skipped = 0
+            return
+        given = numbers.tolist()
+        finite = numbers.isfinite().tolist()
+        for (name, _, examples), number, good in zip(terms, given, finite, strict=False):
+            if not good:
+                self._refuse(step, f"the term {name!r} of the loss is {number}", examples, student, advice)
+        if self.scaled:  # the scaler skips this update, and lowers the scale for the next
+            self._skipped += 1
+            if self._skipped <= SKIPPED_AT_MOST:
+                return
+        examples = [name for _, _, names in terms for name in names]
+        self._refuse(step, f"the norm of the gradient is {given[-1]}", examples, student, advice)
+
+    def _refuse(
+        self, step: int, what: str, examples: Sequence[str], student: nn.Module, advice: Callable[[], str]
+    ) -> None:
+        raise NonFiniteError(
+            f"Training stopped before update {step}: {what}, over the examples {shown(examples)}. "
+            f"{_reason(student)} {advice()}"
+        )
+
+
+def check_sound(
+    student: nn.Module,
+    architecture: Architecture,
+    batch: Mapping[str, Any] | None,
+    together: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """
+    Refuses a student that must not be saved: with a weight that is not finite, or finite weights so large that its
+    outputs are not. The first is also what the last update of a run leaves behind, which no later step would find.
+
+    Args:
+        student (`nn.Module`): as it is trained, perhaps wrapped.
+        architecture ([`Architecture`]): of it.
+        batch (`Mapping`, *optional*): a training batch, for one forward without gradient and without dropout.
+        together (`Callable`, *optional*): makes one answer of those of all processes: the sum of a number.
+
+    Raises:
+        NonFiniteError: naming the weight, or the examples of the batch.
+    """
+    try:
+        check_finite_weights(student, "student")
+    except InputError as error:
+        raise NonFiniteError(f"The student was not saved. {error}") from error
+    if batch is None:
+        return
+    was_training = student.training
+    student.eval()
+    try:
+        with torch.no_grad():
+            logits_NV = architecture.supervised_logits(student, batch).logits_NV
+    finally:
+        student.train(was_training)
+    broken = (~logits_NV.isfinite().all()).float()
+    if (broken if together is None else together(broken)) > 0:
+        raise NonFiniteError(
+            "The student was not saved: its weights are finite, but its outputs are NaN or infinite for the examples "
+            f"{shown(names_of(batch))}. The last updates were too large; lower learning_rate, and go on from an "
+            "earlier checkpoint."
+        )
+
+
+def names_of(batch: Mapping[str, Any]) -> list[str]:
+    """The names of a batch's examples, or their numbers in the batch where the collator gives none."""
+    names = batch.get("example_id")
+    return [str(name) for name in names] if names is not None else [f"row {i}" for i in range(len(batch["labels"]))]
+
+
+def shown(examples: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    more = f" and {len(examples) - _SHOWN} more" if len(examples) > _SHOWN else ""
+    return (", ".join(examples[:_SHOWN]) or "of another process") + more
+
+
+def _reason(student: nn.Module) -> str:
+    """What in the student is at fault, in a sentence."""
+    for name, parameter in student.named_parameters():
+        values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if values.is_floating_point() and not values.isfinite().all():
+            return f"The student's weight {name} is not finite."
+    return (
+        "The student's weights are finite: they have grown too large (lower learning_rate), these examples overflow "
+        "(in float16: train in bfloat16 or float32), or a temperature or sinkhorn_epsilon is out of all proportion."
+    )

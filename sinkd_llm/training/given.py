@@ -1,0 +1,76 @@
+"""What a Python user gives to the trainer, looked at before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sinkd_llm.config import SinKDConfig
+from sinkd_llm.errors import InputError
+
+
+def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any, compute_metrics: Any) -> None:
+    """
+    Refuses arguments of [`SinKDTrainer`] that are of another kind than it takes.
+
+    Raises:
+        InputError: naming the argument and what to give.
+    """
+    if not isinstance(args, SinKDConfig):
+        raise InputError(
+            f"args is a {type(args).__name__}, but distillation has settings of its own; give a SinKDConfig, which "
+            "takes everything that TrainingArguments takes: SinKDConfig(output_dir=…, alpha=…)."
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
+            "transport problem; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+    if compute_metrics is not None and not callable(compute_metrics):
+        raise InputError(
+            f"compute_metrics is a {type(compute_metrics).__name__}; give a function that takes an EvalPrediction, "
+            "such as ranking_metrics(task)."
+        )
+    check_dataset(train_dataset, "train_dataset", named=False)
+    check_dataset(eval_dataset, "eval_dataset")
+    if eval_dataset is None and str(args.eval_strategy).rsplit(".", 1)[-1].lower() != "no":
+        raise InputError(
+            f"eval_strategy is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but there is no "
+            "eval_dataset; give one, or set eval_strategy to 'no'."
+        )
+
+
+def check_dataset(dataset: Any, argument: str, *, needed: bool = False, named: bool = True) -> None:
+    """
+    Refuses what is no `datasets.Dataset`, with the way to one.
+
+    Args:
+        dataset: what was given; `None` is none, unless it is `needed`.
+        argument (`str`): its name.
+        needed (`bool`, *optional*, defaults to `False`): whether there has to be one.
+        named (`bool`, *optional*, defaults to `True`): whether several are taken, as a dictionary by name.
+
+    Raises:
+        InputError: naming the argument and the type.
+    """
+    if dataset is None:
+        if needed:
+            raise InputError(f"There are no rows: give {argument} to the trainer or to this call.")
+        return
+    if isinstance(dataset, Mapping):
+        names = ", ".join(map(str, dataset))
+        if not named:
+            raise InputError(
+                f"{argument} is a {type(dataset).__name__} with the splits {names or '(none)'}; give one of them, "
+                f"such as {argument}=data[{next(iter(dataset), 'train')!r}]."
+            )
+        if not dataset:
+            raise InputError(f"{argument} is an empty {type(dataset).__name__}; give at least one data set, or None.")
+        for name, part in dataset.items():
+            check_dataset(part, f"{argument}[{name!r}]", needed=True, named=False)
+        return
+    if not isinstance(getattr(dataset, "column_names", None), list) or not hasattr(dataset, "__len__"):
+        streamed = " A stream has no length: collect its rows first." if hasattr(dataset, "__iter__") else ""
+        raise InputError(
+            f"{argument} is a {type(dataset).__name__}, and a data set is a datasets.Dataset; build one with "
+            f"`datasets.Dataset.from_list(rows)` or `load_task(name).load(split)`."
+            + (streamed if "Iterable" in type(dataset).__name__ else "")
+        )
