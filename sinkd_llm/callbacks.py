@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sinkd_llm.files import write_whole
+from sinkd_llm.interrupts import INTERRUPTED_CODE, TERMINATED_CODE, Interrupted
 from sinkd_llm.report import LOSS_TERMS, format_duration, read_records
 from sinkd_llm.terminal import say
 
@@ -180,71 +181,112 @@ class MetricsFileCallback(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def _any_process(flag: bool, device: Any) -> bool:
-    """Whether `flag` is set in one of the processes: they stop after the same step, or wait for each other forever."""
+def _any_process(code: int, device: Any) -> int:
+    """The largest `code` of all processes: they stop after the same step, or wait for each other forever."""
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    flags = torch.tensor([int(flag)], device=device)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return bool(flags)
+        return code
+    codes = torch.tensor([code], device=device)
+    torch.distributed.all_reduce(codes, op=torch.distributed.ReduceOp.MAX)
+    return int(codes)
 
 
 class InterruptCallback(TrainerCallback):
     """
-    Makes Ctrl-C save before it stops.
+    Makes Ctrl-C, and SIGTERM, which schedulers send before they kill, save before they stop.
 
-    The first Ctrl-C lets the running step finish, saves a checkpoint, stops training and prints
-    `resume_command`; the second stops at once. The handler that was there before comes back when
-    training ends. Outside the main thread, where Python allows no handler, it does nothing.
+    The first one lets the running step finish, saves a checkpoint, stops training and prints `resume_command`. An
+    evaluation that is due is left out, and one that is running ends where it is, unless several processes share it.
+    A second Ctrl-C stops at once; a second SIGTERM does not: a launcher and its scheduler may both send it. The
+    handlers that were there before come back when training ends. Outside the main thread, where Python allows no
+    handler, it does nothing.
 
     Args:
         resume_command (`str`): the command line that goes on from the checkpoint.
         write (`Callable[[str], None]`, *optional*): where messages go. Default: stderr.
+        save (`Callable[[], None]`, *optional*): writes a checkpoint of the current step, for an evaluation that is
+            stopped.
 
     Attributes:
         interrupted (`bool`): whether training was stopped this way.
+        exit_code (`int`): what the command should end with then: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    def __init__(self, resume_command: str, write: Write = say) -> None:
+    def __init__(self, resume_command: str, write: Write = say, save: Callable[[], None] | None = None) -> None:
         self.resume_command = resume_command
         self.write = write
+        self.save = save
         self.interrupted = False
-        self._requested = False
-        self._previous: Any = None
-        self._installed = False
+        self.exit_code = INTERRUPTED_CODE
+        self._requested = 0  # the exit code of what was asked for
+        self._previous: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-            self._installed = True
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGTERM:
+            if not self._requested:
+                self._requested = TERMINATED_CODE
+                self.write("SIGTERM: finishing this step, then saving.")
+            return
         if self._requested:
             self.restore()
             raise KeyboardInterrupt("stopped at once, without saving")
-        self._requested = True
+        self._requested = INTERRUPTED_CODE
         self.write("Ctrl-C: finishing this step, then saving. Press it again to stop at once.")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # The last step needs no stopping: training is over, and the model is saved right after it.
-        if _any_process(self._requested, args.device) and state.global_step < state.max_steps:
-            self.interrupted = True
+        if state.global_step < state.max_steps and self._is_asked(args):
+            control.should_save = True
+            control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        training = 0 < state.global_step < state.max_steps and bool(self._previous)
+        if training and self._is_asked(args):  # while it was running
             control.should_save = True
             control.should_training_stop = True
         return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        alone = args.world_size == 1 and self.save is not None
+        if not (alone and self._requested and self._previous and 0 < state.global_step < state.max_steps):
+            return
+        self.interrupted, self.exit_code = True, self._requested
+        assert self.save is not None
+        self.save()
+        self._say_where(args, state)
+        self.restore()
+        raise Interrupted("training was stopped; nothing is lost", self.exit_code)
+
+    def _is_asked(self, args: TrainingArguments) -> bool:
+        code = _any_process(self._requested, args.device)
+        if code:
+            self.interrupted = True
+            self.exit_code = TERMINATED_CODE if code == TERMINATED_CODE else INTERRUPTED_CODE
+        return bool(code)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.restore()
-        if not self.interrupted or not state.is_world_process_zero:
-            return
+        if self.interrupted and state.is_world_process_zero:
+            self._say_where(args, state)
+
+    def _say_where(self, args: TrainingArguments, state: TrainerState) -> None:
         saved = f"Saved {args.output_dir}/checkpoint-{state.global_step}"
         if args.save_only_model:
             self.write(f"{saved} (model only: save_only_model is on, so it cannot be resumed).")
@@ -252,7 +294,7 @@ class InterruptCallback(TrainerCallback):
             self.write(f"{saved}. To go on from there:\n  {self.resume_command}")
 
     def restore(self) -> None:
-        """Put the previous handler back; called at the end of training and after an exception."""
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
-            self._installed = False
+        """Put the previous handlers back; called at the end of training and after an exception."""
+        for signum, previous in self._previous.items():
+            signal.signal(signum, previous)
+        self._previous = {}

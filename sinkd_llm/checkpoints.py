@@ -9,8 +9,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.integrity import MANIFEST_FILE, check_manifest, write_manifest
 from sinkd_llm.terminal import say
 
 # Written last, when every process has written its part: a folder without it is half written.
@@ -18,6 +20,21 @@ STATE = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _YES = ("true", "yes", "last", "1")
 _NO = ("false", "no", "none", "0", "")
+
+# Of the fields of trainer_state.json: what training reckons with.
+_STATE_COUNTS = ("global_step", "max_steps")
+_STATE_TYPES: dict[str, Any] = {
+    "epoch": (int, float, type(None)),
+    "total_flos": (int, float),
+    "num_train_epochs": (int, float),
+    "train_batch_size": (int, type(None)),
+    "log_history": list,
+    "stateful_callbacks": (dict, type(None)),
+    "best_metric": (int, float, type(None)),
+    "best_model_checkpoint": (str, type(None)),
+    "trial_name": (str, type(None)),
+    "trial_params": (dict, type(None)),
+}
 
 # The disk's own errors. Others (a missing file, a permission) are about one path and say so themselves.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -90,20 +107,86 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
     state = checkpoint / STATE
     if not state.is_file():
         return f"it is half written ({state.name} is missing)"
+    problem = _state_problem(state) or _pickle_problem(checkpoint) or _parts_problem(checkpoint)
+    if problem is not None:
+        return problem
     try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        check_manifest(checkpoint)
+    except InputError as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def _state_problem(state: Path) -> str | None:
+    """What is wrong with `trainer_state.json`: Transformers takes whatever stands in it."""
+    try:
+        content = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return f"{state.name} is damaged"
+    if not isinstance(content, dict):
+        return f"{state.name} is damaged (it holds no mapping)"
+    if "global_step" not in content:
+        return f"{state.name} is damaged (it names no global_step)"
+    for name, value in content.items():
+        if name in _STATE_TYPES and not isinstance(value, _STATE_TYPES[name]):
+            return f"{state.name} is damaged ({name} is {str(value)[:40]!r})"
+        if name in _STATE_COUNTS and (type(value) is not int or value < 0):
+            return f"{state.name} is damaged ({name} is {str(value)[:40]!r})"
+    number = CHECKPOINT.fullmatch(state.parent.name)
+    if number is not None and int(number.group(1)) != content["global_step"]:
+        return f"{state.name} is damaged (global_step is {content['global_step']} in {state.parent.name})"
+    callbacks = (content.get("stateful_callbacks") or {}).values()
+    for each in [one for value in callbacks for one in (value if isinstance(value, list) else [value])]:
+        if not (isinstance(each, dict) and all(isinstance(each.get(k, {}), dict) for k in ("args", "attributes"))):
+            return f"{state.name} is damaged (stateful_callbacks)"
+    if not all(isinstance(record, dict) for record in content.get("log_history", ())):
+        return f"{state.name} is damaged (log_history)"
+    return None
+
+
+def _pickle_problem(checkpoint: Path) -> str | None:
+    """A file that would run code; looked at without opening it, and only where its bytes are not those written."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    names = _changed_files(checkpoint)
+    for name in [name for name in names if name.endswith((".pt", ".pth"))]:
+        try:
+            strange = get_unsafe_globals_in_checkpoint(checkpoint / name)
+        except Exception:  # a damaged one, which is said below
+            continue
+        if strange:
+            return (
+                f"{name} holds something else than tensors and numbers ({strange[0]}), which could run code when it "
+                "is opened, so it was not"
+            )
+    return None
+
+
+def _changed_files(checkpoint: Path) -> list[str]:
+    """Names in the manifest, if it does not agree with the files."""
+    try:
+        check_manifest(checkpoint)
+    except InputError:
+        return sorted(file.name for file in checkpoint.iterdir() if file.is_file())
+    return []
+
+
+def _parts_problem(checkpoint: Path) -> str | None:
+    random_states = sorted(file.name for file in checkpoint.glob("rng_state*.pth"))
+    if not random_states:
+        return "rng_state.pth is missing (half written, or saved with save_only_model)"
+    for name in random_states:
+        if not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is damaged or half written"
     if any(checkpoint.glob("global_step*")) or any(checkpoint.glob("*_fsdp*")):
-        return None  # DeepSpeed and FSDP keep their own layout and check it themselves
+        return None  # DeepSpeed and FSDP keep their own layout; the manifest has the sums of their files
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
         return "it is half written (it holds no *.safetensors file)"
-    for file in weights:
-        if not _is_whole_safetensors(file):
-            return f"{file.name} is damaged or half written"
-    random_states = sorted(file.name for file in checkpoint.glob("rng_state*.pth"))
-    for name in ("optimizer.pt", "scheduler.pt", *random_states):
+    for weight in weights:
+        if not _is_whole_safetensors(weight):
+            return f"{weight.name} is damaged or half written"
+    for name in ("optimizer.pt", "scheduler.pt"):
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing (half written, or saved with save_only_model)"
@@ -153,28 +236,34 @@ def write_failure(error: BaseException) -> str | None:
     # Libraries in Rust (safetensors, tokenizers) give the system's number, and torch the place in its zip writer.
     if (number := re.search(r"os error (\d+)", text)) is not None:
         return os.strerror(int(number.group(1))) if int(number.group(1)) in _DISK_ERRORS else None
+    if "PytorchStreamReader" in text:
+        return None  # a file that cannot be read comes from the same place of torch
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
         return "the disk is full, or the file too large"
     return None
 
 
 @contextmanager
-def saving_checkpoint(folder: Path, *, writes_state: bool) -> Iterator[None]:
+def saving_checkpoint(folder: Path, *, writes_state: bool, facts: dict[str, Any] | None = None) -> Iterator[None]:
     """
     Around the writing of a checkpoint: it ends up whole, or counts as half written at any moment before.
 
     Args:
         folder (`Path`): the checkpoint.
-        writes_state (`bool`): whether this process is the one that writes `trainer_state.json`.
+        writes_state (`bool`): whether this process is the one that writes `trainer_state.json`, and the manifest.
+        facts (`dict`, *optional*): what the manifest says of the run.
 
     Raises:
         NotSavedError: if the disk takes no more. What was written of the checkpoint is removed: it is of no use,
             and takes the space.
     """
     if writes_state:  # of a checkpoint of the same step, which is about to be written over
-        (folder / STATE).unlink(missing_ok=True)
+        for name in (STATE, MANIFEST_FILE):
+            (folder / name).unlink(missing_ok=True)
     try:
         yield
+        if writes_state:
+            write_manifest(folder, facts)
     except Exception as error:
         reason = write_failure(error)
         if reason is None:

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all."""
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -8,20 +10,39 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     Write a file so that it holds either what it held before or all of `content`, whenever the process or machine dies.
 
+    The file keeps its permissions, and a symbolic link stays one: what it points to is written. A device or a pipe,
+    which has nothing to lose, is written to as it is.
+
     Args:
-        path (`Path`): the file.
+        path (`Path`): the file; its folder exists.
         content (`str` or `bytes`): what it shall hold; text as UTF-8.
+
+    Raises:
+        OSError: naming `path`, if it is a folder or cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    target = Path(os.path.realpath(path))
+    mode = target.stat().st_mode if target.exists() else None
+    if mode is not None and not stat.S_ISREG(mode):
+        with target.open("wb") as stream:  # raises IsADirectoryError for a folder
+            stream.write(data)
+        return
+    part = target.with_name(f".{target.name}.part")
     try:
         with part.open("wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+            stream.write(data)
             stream.flush()
+            if mode is not None:
+                part.chmod(stat.S_IMODE(mode))
             os.fsync(stream.fileno())
-        os.replace(part, path)
+        os.replace(part, target)
+    except OSError as error:
+        # The part file's name would tell the user nothing.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:

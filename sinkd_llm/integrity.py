@@ -15,7 +15,9 @@ MANIFEST_FILE = "sinkd_manifest.json"
 FORMAT = 1
 
 # What goes on changing in a run folder, or that a reader may edit: it says nothing about the model.
-_CHANGING = {MANIFEST_FILE, "results.json", "metrics.jsonl", "report.html", "README.md"}
+_CHANGING = {MANIFEST_FILE, "results.json", "metrics.jsonl", "report.html"}
+_EDITED = "README.md"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _OTHER_FOLDERS = re.compile(r"checkpoint-\d+|runs|\..*")
 
 
@@ -23,8 +25,8 @@ def write_manifest(folder: Path, facts: dict[str, Any] | None = None) -> None:
     """
     Record size and sha256 of the files of a model or checkpoint, as the last thing that is written of it.
 
-    Left out are hidden files, the records of a run (results, metrics, report), README.md, and the folders of
-    checkpoints and of tensorboard, none of which belongs to the model beside it.
+    Left out are hidden files, the records of a run (results, metrics, report), the README.md of a model, and the
+    folders of checkpoints and of tensorboard, none of which belongs to the model beside it.
 
     Args:
         folder (`Path`): of the model or the checkpoint; sub-folders (`base/`, `global_step…/`) are recorded too.
@@ -38,6 +40,7 @@ def write_manifest(folder: Path, facts: dict[str, Any] | None = None) -> None:
         for file in sorted(_recorded_files(folder))
     }
     content = {"format": FORMAT, "facts": facts or {}, "files": files}
+    content["sha256"] = _own_sum(content)
     write_whole(folder / MANIFEST_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -94,11 +97,18 @@ def _read(path: Path) -> dict[str, Any]:
         for record in content["files"].values():
             if not (type(record["bytes"]) is int and isinstance(record["sha256"], str)):
                 raise ValueError("a file's size or sum is missing")
+        if content["sha256"] != _own_sum(content):
+            raise ValueError("it does not agree with its own sum")
         return dict(content)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}). {_ADVICE}") from error
+
+
+def _own_sum(content: dict[str, Any]) -> str:
+    text = json.dumps([content["facts"], content["files"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_inside(name: str) -> bool:
@@ -107,7 +117,10 @@ def _is_inside(name: str) -> bool:
 
 
 def _recorded_files(folder: Path) -> Iterator[Path]:
+    of_checkpoint = _CHECKPOINT.fullmatch(folder.name) is not None
     for entry in folder.iterdir():
+        if entry.name == _EDITED and not of_checkpoint:
+            continue
         if entry.is_dir():
             if not _OTHER_FOLDERS.fullmatch(entry.name):
                 yield from _recorded_files(entry)

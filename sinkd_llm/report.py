@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,10 +181,11 @@ def format_duration(seconds: float) -> str:
 
 
 def describe_training(training: Mapping[str, float]) -> str:
-    """`200 steps in 4 min 2 s`; of a resumed run, the time of its last part."""
+    """`200 steps in 4 min 2 s`; of a resumed run, the time of its last part, and of the loss too, where it is so."""
     steps, resumed_at = int(training["steps"]), int(training["resumed_at"])
     part = f", the last {steps - resumed_at}" if resumed_at else ""
-    return f"{steps} steps{part} in {format_duration(training['seconds'])}"
+    loss = "; the training loss is of these alone" if resumed_at and training.get("loss_from_step") else ""
+    return f"{steps} steps{part} in {format_duration(training['seconds'])}{loss}"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -208,7 +210,7 @@ def write_report(folder: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no readable {RESULTS_FILE}, so it is no finished run.") from error
     path = folder / REPORT_FILE
-    path.write_text(render_report(results, read_records(folder / METRICS_FILE)), encoding="utf-8")
+    write_whole(path, render_report(results, read_records(folder / METRICS_FILE)))
     return path
 
 

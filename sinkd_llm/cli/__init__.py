@@ -42,7 +42,7 @@ QUIET_ENVIRONMENT = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sinkd` with `argv` (default: the process's own) and return its exit code.
 
-    0: done; 2: the input was wrong, one line on stderr says what to do; 130: interrupted. Anything
+    0: done; 2: the input was wrong, one line on stderr says what to do; 130: interrupted; 143: SIGTERM. Anything
     else is a bug of this library and keeps its traceback, as everything does under `SINKD_DEBUG=1`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         say(f"\nsinkd: {str(error) or 'interrupted'}")
-        return 130
+        return getattr(error, "exit_code", 130)
 
 
 def _dispatch(arguments: list[str]) -> int:

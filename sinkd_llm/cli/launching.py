@@ -143,8 +143,8 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
     if os.environ.get("SINKD_DEBUG", "") in ("", "0"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a process that failed has said why
     arguments = launch_command_parser().parse_args([*options, "--module", "sinkd_llm", *words])
-    # On Ctrl-C every process saves; torch's launcher must not end them before.
-    arguments.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"
+    # On Ctrl-C and SIGTERM every process saves; torch's launcher must not end them before.
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"
     try:
         with _interrupts_passed_on():
             launch_command(arguments)
@@ -170,8 +170,10 @@ def _interrupts_passed_on() -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signum)
 
-    previous = signal.signal(signal.SIGINT, pass_on)
+    # SIGTERM comes to this process alone: schedulers send it before they kill.
+    previous = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

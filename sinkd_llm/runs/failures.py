@@ -15,9 +15,15 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wai
 
 
 @contextmanager
-def explained(output_dir: Path, resume_command: str) -> Iterator[None]:
+def explained(output_dir: Path, resume_command: str, *, saving: bool = False) -> Iterator[None]:
     """
     Turns what the machine does to a run into an error that names the last whole checkpoint and how to go on.
+
+    Args:
+        output_dir (`Path`): the run's folder.
+        resume_command (`str`): the command line that goes on from its last checkpoint.
+        saving (`bool`, *optional*, defaults to `False`): whether the finished model is being saved, so that a refusal
+            names what is whole, too.
 
     Raises:
         InputError: if the disk took no more, another process of the launch is gone, or a file of the checkpoint that
@@ -27,6 +33,11 @@ def explained(output_dir: Path, resume_command: str) -> Iterator[None]:
         yield
     except NotSavedError as error:
         raise NotSavedError(error.path, error.reason, resume_command) from error
+    except InputError as error:
+        whole = last_whole(output_dir) if saving else None
+        if whole is None:
+            raise
+        raise InputError(f"{error} {whole} is whole: once that is mended, go on with: {resume_command}") from error
     except pickle.UnpicklingError as error:
         found = re.search(r"Unsupported [^.\n]*", str(error))
         raise InputError(

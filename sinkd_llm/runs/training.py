@@ -2,16 +2,19 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.checkpoints import find_checkpoint
 from sinkd_llm.errors import InputError
+from sinkd_llm.interrupts import Interrupted, termination_raises
 from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
-from sinkd_llm.runs.data import TaskArguments, load_run_data
+from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
 from sinkd_llm.runs.failures import explained
-from sinkd_llm.runs.folder import prepare_output_dir, weights_size_bytes
+from sinkd_llm.runs.folder import RunFolder, check_output_dir, is_in, no_empty_folder, run_folder, weights_size_bytes
+from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scoring import Scorer, source_size_bytes
 from sinkd_llm.terminal import is_main_process, say
@@ -20,10 +23,11 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from sinkd_llm.config import SinKDConfig
+    from sinkd_llm.trainer import SinKDTrainer
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C after its checkpoint was saved."""
+class TrainingInterrupted(Interrupted):
+    """Training was stopped by Ctrl-C or SIGTERM after its checkpoint was saved."""
 
 
 @dataclass
@@ -53,7 +57,7 @@ def run_finetune(
 
     Raises:
         InputError: for settings that contradict each other, and whatever the rooms below refuse.
-        TrainingInterrupted: after Ctrl-C, when the checkpoint is saved.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the checkpoint is saved.
     """
     check_finetune(training_args, model_args)
     return _train("finetune", task_args, training_args, model_args, argv)
@@ -116,6 +120,63 @@ def _check_quantised(model_args: "ModelConfig") -> None:
         raise InputError("quantised weights cannot be trained themselves; add --use_peft.")
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """
+    What a training run will do, checked as far as that goes without a model in memory.
+
+    Attributes:
+        command (`str`): `"finetune"` or `"distill"`.
+        output_dir (`Path`): a folder that the run may have.
+        checkpoint (`Path`, *optional*): a whole one, to go on from.
+        data ([`RunData`]): the rows.
+        resume (`str`): the command line that goes on from the run's last checkpoint.
+    """
+
+    command: str
+    output_dir: Path
+    checkpoint: Path | None
+    data: RunData
+    resume: str
+
+    @property
+    def continuing(self) -> bool:
+        """Whether the run goes on from a checkpoint of its own folder."""
+        return is_in(self.checkpoint, self.output_dir)
+
+
+def plan_training(
+    command: str,
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    argv: Sequence[str] | None = None,
+) -> TrainingPlan:
+    """
+    Resolve and check paths, checkpoint, models' folders and rows of a run. Nothing is written or deleted.
+
+    Arguments are those of [`run_finetune`].
+
+    Raises:
+        InputError: for the first thing that is wrong.
+    """
+    if not str(training_args.output_dir or "").strip():
+        raise InputError("--output_dir is empty; give the folder that the model is to be written to.")
+    output_dir = Path(str(training_args.output_dir))
+    checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
+    if is_main_process():  # the others would find what it has begun
+        elsewhere = None if is_in(checkpoint, output_dir) else checkpoint
+        inputs = run_inputs(task_args, training_args, model_args, checkpoint=elsewhere, argv=argv)
+        check_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, checkpoint=checkpoint, inputs=inputs)
+    data = load_run_data(task_args, training_args.sample_seed)
+    if data.evaluation is None and training_args.eval_strategy != "no":
+        raise InputError(
+            f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
+            f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no."
+        )
+    return TrainingPlan(command, output_dir, checkpoint, data, resume_command(command, argv))
+
+
 def _train(
     command: str,
     task_args: TaskArguments,
@@ -123,49 +184,69 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
+    with termination_raises():
+        plan = plan_training(command, task_args, training_args, model_args, argv)
+        with no_empty_folder(plan.output_dir) if is_main_process() else nullcontext():
+            trainer = _load_trainer(plan, training_args, model_args)
+        overwrite = task_args.overwrite_output_dir
+        # One process holds the folder for all of a launch; the others wait until it is theirs.
+        holds = run_folder(plan.output_dir, overwrite=overwrite, continuing=plan.continuing)
+        with holds if is_main_process() else nullcontext() as folder:
+            trainer.accelerator.wait_for_everyone()
+            return _act(plan, trainer, folder, (task_args, training_args, model_args), argv)
+
+
+def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
+    """Models, tokenizer and rows, loaded and checked to fit each other and the checkpoint."""
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from sinkd_llm.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback
     from sinkd_llm.evaluation import ranking_metrics
     from sinkd_llm.models import build_quantization_config
     from sinkd_llm.trainer import SinKDTrainer
 
-    output_dir = Path(str(training_args.output_dir))
-    checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
-    with training_args.main_process_first(local=False, desc="preparing the output folder"):
-        if is_main_process():  # the others would find what it has begun
-            prepare_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, resuming=checkpoint is not None)
-    data = load_run_data(task_args, training_args.sample_seed)
-    if data.evaluation is None and training_args.eval_strategy != "no":
-        raise InputError(
-            f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
-            f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no."
-        )
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
     set_seed(training_args.seed)  # before the adapter: its matrices start at random
     apply_model_arguments(training_args, model_args)
-    resume = resume_command(command, argv)
-    interrupt = InterruptCallback(resume)
-    bar = RichProgressCallback()
     teacher_name = training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
     needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
     say(f"Loading {' and '.join(filter(None, needed))} …")
+    data = plan.data
     trainer = SinKDTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
-        callbacks=[bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt],
         quantization_config=build_quantization_config(model_args),
         peft_config=adapter_config(model_args),
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    names = (BEFORE, AFTER) if command == "distill" else ("before", "after")
+    if plan.checkpoint is not None:
+        trainer.check_checkpoint(plan.checkpoint)
+    return trainer
+
+
+def _act(
+    plan: TrainingPlan,
+    trainer: "SinKDTrainer",
+    folder: RunFolder | None,
+    arguments: "tuple[TaskArguments, SinKDConfig, ModelConfig]",
+    argv: Sequence[str] | None,
+) -> RunResult:
+    """Score, train, save, score again, and write the records."""
+    from sinkd_llm.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback
+
+    output_dir, checkpoint, data = plan.output_dir, plan.checkpoint, plan.data
+    interrupt = InterruptCallback(plan.resume, save=lambda: trainer._save_checkpoint(trainer.model, None))
+    bar = RichProgressCallback()
+    for callback in (bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt):
+        trainer.add_callback(callback)
+    teacher_name = arguments[1].teacher_model_name_or_path
+    names = (BEFORE, AFTER) if plan.command == "distill" else ("before", "after")
     scorer = Scorer(trainer, data)
     rows = []
     if trainer.teacher_cache is not None:
@@ -181,29 +262,31 @@ def _train(
         + " (Ctrl-C saves and stops) …"
     )
     try:
-        with explained(output_dir, resume):
+        with explained(output_dir, plan.resume):
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
         interrupt.restore()
     if interrupt.interrupted:
         trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
-        raise TrainingInterrupted("training was stopped; nothing is lost")
-    with explained(output_dir, resume):
+        raise TrainingInterrupted("training was stopped; nothing is lost", interrupt.exit_code)
+    with explained(output_dir, plan.resume, saving=True):
         trainer.save_model(str(output_dir))
+    if folder is not None:
+        folder.model_is_whole = True
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
     training = {
         "steps": output.global_step,
-        "resumed_at": int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0,
+        "resumed_at": int(trainer.resumed_at),
         "seconds": output.metrics.get("train_runtime", 0.0),
         "loss": output.training_loss,
+        "loss_from_step": int(trainer.loss_from_step),
     }
     if is_main_process():
-        arguments = (task_args, training_args, model_args)
-        with explained(output_dir, resume):
-            write_results(output_dir, command, argv, data, rows, training, arguments)
+        with explained(output_dir, plan.resume):
+            write_results(output_dir, plan.command, argv, data, rows, training, arguments)
             write_report(output_dir)
-    return RunResult(command, output_dir, rows, training)
+    return RunResult(plan.command, output_dir, rows, training)
 
 
 def resume_command(command: str, argv: Sequence[str] | None) -> str:
