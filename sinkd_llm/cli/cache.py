@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.runs.caching import CacheArguments, run_cache
 
     task_args, training_args, model_args, cache_args = parse_recipe("cache", argv, CacheArguments, "teacher cache")
-    _show(run_cache(task_args, training_args, model_args, cache_args))
+    _show(run_cache(task_args, training_args, model_args, cache_args, argv=argv))
     return 0
 
 

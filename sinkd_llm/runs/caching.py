@@ -2,14 +2,19 @@
 
 import os
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
+from sinkd_llm.interrupts import termination_raises
+from sinkd_llm.locks import refuse_if_locked
 from sinkd_llm.report import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
+from sinkd_llm.runs.folder import no_empty_folder
+from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs
 from sinkd_llm.runs.scoring import score_record, score_task, source_size_bytes
 from sinkd_llm.runs.training import apply_model_arguments
 from sinkd_llm.terminal import progress, say
@@ -88,7 +93,11 @@ class CacheResult:
 
 
 def run_cache(
-    task_args: TaskArguments, training_args: "SinKDConfig", model_args: "ModelConfig", cache_args: CacheArguments
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    cache_args: CacheArguments,
+    argv: Sequence[str] | None = None,
 ) -> CacheResult:
     """
     Run the teacher of a recipe over its training rows, or over those that an interrupted run has left.
@@ -96,10 +105,11 @@ def run_cache(
     Args:
         task_args, training_args, model_args: the recipe, as for [`run_distill`].
         cache_args ([`CacheArguments`]): what is kept, and where.
+        argv (`Sequence[str]`, *optional*): the flags this came from; they name the recipe's file.
 
     Raises:
-        InputError: for settings that contradict each other, a folder that holds something else, rows for which the
-            teacher gives NaN or infinite logits, and whatever the rooms below refuse.
+        InputError: for settings that contradict each other, a folder that holds something else or that is read, rows
+            for which the teacher gives NaN or infinite logits, and whatever the rooms below refuse.
     """
     folder = _folder(training_args, cache_args)
     if training_args.teacher_model_name_or_path is None:
@@ -108,14 +118,27 @@ def run_cache(
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
     from sinkd_llm.pairing import default_tokenizer, load_teacher
 
-    data = load_run_data(task_args, training_args.sample_seed)
-    apply_model_arguments(training_args, model_args)
-    say(f"Loading {training_args.teacher_model_name_or_path} …")
-    model = load_teacher(None, training_args)
-    if getattr(model, "quantization_method", None) is None:
-        model.to(training_args.device)
-    tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
-    return write_cache(folder, model, tokenizer, data, training_args, cache_args)
+    with termination_raises():
+        _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
+        data = load_run_data(task_args, training_args.sample_seed)
+        apply_model_arguments(training_args, model_args)
+        say(f"Loading {training_args.teacher_model_name_or_path} …")
+        model = load_teacher(None, training_args)
+        if getattr(model, "quantization_method", None) is None:
+            model.to(training_args.device)
+        tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
+        with no_empty_folder(folder):
+            return write_cache(folder, model, tokenizer, data, training_args, cache_args)
+
+
+def _check_folder(folder: Path, inputs: Iterable[Input]) -> None:
+    """Before anything is loaded: may a cache be written there?"""
+    from sinkd_llm.teachers.cache_writer import refuse_other_files
+
+    refuse_other_files(folder)
+    # The cache that the recipe names may be the one to write.
+    refuse_inputs("--output", folder, [given for given in inputs if given.what != "the teacher cache"])
+    refuse_if_locked(folder, "wait, or give another folder")
 
 
 def write_cache(
@@ -138,7 +161,7 @@ def write_cache(
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.teachers.cache_identity import tokenizer_hash
     from sinkd_llm.teachers.cache_manifest import Manifest, RowsIdentity
-    from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan, remove_cache
+    from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan
 
     teacher = LocalTeacher(model)
     cut_at = shortest(training_args.max_length, context_length(model))
@@ -153,9 +176,7 @@ def write_cache(
         data.name, plan.hash, len(features), tokenizer_hash(tokenizer), training_args.max_length, cut_at, *settings
     )
     manifest = Manifest(_identity(model, training_args), rows, layout, tail_at=tail_at, versions=versions())
-    if cache_args.overwrite:
-        remove_cache(folder)
-    with CacheWriter(folder, manifest, plan) as writer:
+    with CacheWriter(folder, manifest, plan, overwrite=cache_args.overwrite) as writer:
         before, started = writer.done, time.perf_counter()
         if not writer.manifest.complete:
             if before:
@@ -189,7 +210,10 @@ def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:
     name = cache_args.output or training_args.teacher_cache
     if name is None:
         raise InputError("--output is missing: the folder of the cache (or 'teacher_cache: folder' in the recipe).")
+    if not name.strip():
+        raise InputError("--output is empty; give the folder of the cache.")
     folder = Path(name).expanduser()
+    check_path(f"--output {folder}", folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; give a folder.")
     return folder

@@ -84,6 +84,8 @@ def map_arrays(path: Path) -> MappedArrays:
             if not 2 <= length <= size - 8:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no mapping")
         memory = np.memmap(path, np.uint8, mode="r")
         if hasattr(mmap, "MADV_RANDOM"):  # a batch's rows lie anywhere; reading ahead would read the whole file
             memory._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
@@ -98,7 +100,7 @@ def map_arrays(path: Path) -> MappedArrays:
             octets = np.asarray(memory[start:stop])
             arrays[name] = octets.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return MappedArrays(arrays, memory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is no safetensors file of a teacher cache ({error}); write the cache again."
         ) from error

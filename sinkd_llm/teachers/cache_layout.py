@@ -63,6 +63,18 @@ class CacheLayout:
         ids = self.k * self._id_bytes if self.content == "topk" else 0
         return logits + ids + 4 * len(self.temperatures)
 
+    @property
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Of each array its type, as numpy writes it, and the shape of a row."""
+        arrays: dict[str, tuple[str, tuple[int, ...]]] = {"logits": ("f4", (self.k,))}
+        if self.encoding == "fixed16":
+            arrays = {"logits": ("u2", (self.k,)), "step": ("f4", ())}
+        if self.content == "topk":
+            arrays["ids"] = ("u1", (self.k * self._id_bytes,))
+        if self.temperatures and self.content != "full":
+            arrays["tail"] = ("f4", (len(self.temperatures),))
+        return arrays
+
     def encode(self, logits_NV: Tensor) -> Arrays:
         """The arrays of rows of logits, one entry per row."""
         logits_NV = logits_NV.detach()[:, : self.vocabulary_size].float()

@@ -1,6 +1,7 @@
 """`manifest.json`: what a cache holds, of which teacher, over which rows, and how much lies outside of it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
-from sinkd_llm.teachers.cache_layout import CacheLayout
+from sinkd_llm.teachers.cache_layout import CONTENTS, ENCODINGS, CacheLayout
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -152,6 +153,7 @@ class Manifest:
                 raise InputError(
                     f"{path} is of format {content['format']} and this version reads {FORMAT}; write the cache again."
                 )
+            _check(content)
             layout: Mapping[str, Any] = content["layout"]
             return cls(
                 TeacherIdentity(**content["teacher"]),
@@ -161,9 +163,103 @@ class Manifest:
                 ),
                 *(content[key] for key in ("shards", "index", "tail_at", "teacher_score", "versions")),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
+        except InputError as error:
+            if str(path) in str(error):
                 raise
+            raise InputError(f"{path} is damaged ({error}); write the cache again with --overwrite.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path} is damaged ({type(error).__name__}: {error}); write the cache again with --overwrite."
             ) from error
+
+
+# Of each part of the file, its keys and what stands behind them.
+_NUMBER = (int, float)
+_FIELDS: dict[str, dict[str, Any]] = {
+    "teacher": {
+        **dict.fromkeys(("name", "revision", "model_kind"), str),
+        **{"weights": (str, type(None)), "outputs": int, "scores_classes": bool, "loading": dict},
+    },
+    "rows": {
+        **dict.fromkeys(("task", "hash", "tokenizer"), str),
+        **{"examples": int, "max_length": (int, type(None)), "cut_at": (int, type(None))},
+        **{"apply_chat_template": bool, "add_eos": (bool, type(None))},
+    },
+    "layout": {
+        **{"content": str, "vocabulary_size": int, "k": int, "temperatures": list, "encoding": str, "always": list},
+    },
+    "shard": {
+        **{"file": str, "bytes": int, "checksum": str, "start": int, "stop": int, "tokens": int},
+        **{"tail_sums": list, "sampled_tokens": int, "sampled_tail_sums": list},
+    },
+    "index": {"file": str, "bytes": int, "checksum": str},
+    "teacher_score": {"rows": str, "predictions": (list, type(None)), "name": str, "metrics": dict},
+}
+
+
+def _check(content: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for the first value of a manifest that is of another kind than this version writes."""
+    for part in ("teacher", "rows", "layout"):
+        _check_fields(part, content[part])
+    layout, temperatures = content["layout"], content["layout"]["temperatures"]
+    _check_list("layout.temperatures", temperatures, _NUMBER)
+    _check_list("layout.always", layout["always"], int)
+    for name, known in (("content", CONTENTS), ("encoding", ENCODINGS)):
+        if layout[name] not in known:
+            raise ValueError(f"layout.{name} is {layout[name]!r}")
+    _check_list("tail_at", content["tail_at"], int)
+    _check_list("shards", content["shards"], dict)
+    stop = 0
+    for number, shard in enumerate(content["shards"]):
+        _check_fields("shard", shard)
+        if shard["start"] != stop or not stop <= shard["stop"] <= content["rows"]["examples"]:
+            raise ValueError(f"shard {number} holds the examples {shard['start']} to {shard['stop']}")
+        stop = shard["stop"]
+        _check_list("tail_sums", shard["tail_sums"], _NUMBER, len(temperatures))
+        _check_list("sampled_tail_sums", shard["sampled_tail_sums"], list, len(temperatures))
+        for sums in shard["sampled_tail_sums"]:
+            _check_list("sampled_tail_sums", sums, _NUMBER, len(content["tail_at"]))
+    if content["index"] is not None:
+        _check_fields("index", content["index"])
+        if stop != content["rows"]["examples"]:
+            raise ValueError(f"its shards end at example {stop} of {content['rows']['examples']}")
+    if not isinstance(content["versions"], dict):
+        raise ValueError("versions is no mapping")
+    score = content["teacher_score"]
+    if score is not None:
+        _check_fields("teacher_score", score)
+        for name, value in score["metrics"].items():
+            if not _is(value, _NUMBER):
+                raise ValueError(f"teacher_score.metrics.{name} is {value!r}")
+        for name in ("parameters", "trainable_parameters", "num_examples", "seconds"):
+            if not _is(score.get(name, 0), _NUMBER):
+                raise ValueError(f"teacher_score.{name} is {score[name]!r}")
+
+
+def _check_fields(part: str, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{part} is {str(values)[:40]!r}")
+    for name, kind in _FIELDS[part].items():
+        if not _is(values[name], kind):
+            raise ValueError(f"{part}.{name} is {str(values[name])[:40]!r}")
+        if kind is int and values[name] < 0:
+            raise ValueError(f"{part}.{name} is {values[name]}")
+        if name == "file" and (Path(values[name]).name != values[name] or not values[name]):
+            raise ValueError(f"{part}.file is {values[name]!r}, no name of a file beside it")
+
+
+def _check_list(name: str, values: Any, kind: Any, length: int | None = None) -> None:
+    if not isinstance(values, list) or not all(_is(value, kind) for value in values):
+        raise ValueError(f"{name} is {str(values)[:40]!r}")
+    if length is not None and len(values) != length:
+        raise ValueError(f"{name} has {len(values)} entries instead of {length}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """As `isinstance`, but a boolean is no number, and NaN neither."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, kinds)

@@ -4,7 +4,11 @@ Shape suffixes: N supervised tokens of a batch, V vocabulary.
 """
 
 import hashlib
+import json
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.locks import LOCK_FILES, folder_lock
 from sinkd_llm.teachers.cache_files import problem_of_file, write_arrays
 from sinkd_llm.teachers.cache_identity import row_prints
 from sinkd_llm.teachers.cache_layout import Arrays
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 INDEX = "index.safetensors"
+# Where the successor of a cache is written, inside its folder, until it is whole.
+NEW = ".new"
 SHARD_BYTES = 32 * 2**20
 SHARD_EXAMPLES = 8192
 # Rows of a batch whose whole distribution is sorted, to say what another K would keep.
@@ -82,37 +89,61 @@ class CacheWriter:
         manifest ([`Manifest`]): the identity; its shards are those of the folder, if there are any.
         plan ([`RowPlan`]): the rows.
         shard_bytes (`int`): a shard is closed at this size.
+        overwrite (`bool`, *optional*, defaults to `False`): whether to replace the cache that is in `folder`. It
+            stays until the new one is whole.
 
     Raises:
         InputError: if the folder holds another cache or other files, or another process writes to it.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, plan: RowPlan, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        plan: RowPlan,
+        shard_bytes: int = SHARD_BYTES,
+        overwrite: bool = False,
+    ) -> None:
         self.folder, self.manifest, self.plan, self.shard_bytes = folder, manifest, plan, shard_bytes
+        self.overwrite = overwrite
+        self._final = folder
+        self._began = False
         self._buffer: list[Arrays] = []
         self._examples = self._bytes = 0
         self._sums = self._new_sums()
 
     def __enter__(self) -> "CacheWriter":
-        from filelock import FileLock, Timeout
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"Another process is writing to {self.folder}; wait, or give another folder.") from None
-        try:
+        refuse_other_files(self._final)
+        with ExitStack() as held:
+            held.enter_context(folder_lock(self._final, "wait, or give another folder"))
+            _finish_replacing(self._final, self.manifest)
+            if self.overwrite and (self._final / MANIFEST).exists():
+                self.folder = self._final / NEW
+                self._drop_another_successor()
+                self.folder.mkdir(exist_ok=True)
             self._continue()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        if isinstance(error, Exception) and self._began and not self.done:
+            # Nothing was cached, so that nothing is left, neither.
+            with suppress(OSError):
+                (self.folder / MANIFEST).unlink(missing_ok=True)
+                if self.folder != self._final:
+                    self.folder.rmdir()
+        self._held.close()
+
+    def _drop_another_successor(self) -> None:
+        """Of what was begun to replace the cache, go on with the same; another is of no use."""
+        try:
+            same = not self.manifest.differences(Manifest.load(self.folder))
+        except InputError:
+            same = False
+        if not same and self.folder.exists():
+            shutil.rmtree(self.folder)
 
     @property
     def done(self) -> int:
@@ -152,16 +183,15 @@ class CacheWriter:
         self.manifest.teacher_score = teacher_score
         self.manifest.index = index
         self.manifest.save(self.folder)
+        if self.folder != self._final:
+            _replace(self._final, self.manifest)
+            self.folder = self._final
         return self.manifest
 
     def _continue(self) -> None:
         if not (self.folder / MANIFEST).exists():
-            strange = [f.name for f in self.folder.iterdir() if f.name != ".lock" and not f.name.endswith(".part")]
-            if strange:
-                raise InputError(
-                    f"{self.folder} holds {sorted(strange)[0]} but no teacher cache; give a new or empty folder."
-                )
             self.manifest.save(self.folder)
+            self._began = True
             return
         found = Manifest.load(self.folder)
         if differences := self.manifest.differences(found):
@@ -219,9 +249,66 @@ class CacheWriter:
             self._sums["sampled_tail_sums"][i] = [a + b for a, b in zip(old, tails, strict=True)]
 
 
+def refuse_other_files(folder: Path) -> None:
+    """
+    Refuse a folder that holds something, but no cache. Nothing is written.
+
+    Raises:
+        InputError: naming what it holds.
+    """
+    if not folder.is_dir() or _is_cache(folder):
+        return
+    ours = (*LOCK_FILES, NEW)
+    strange = [f.name for f in folder.iterdir() if f.name not in ours and not f.name.endswith(".part")]
+    if strange:
+        raise InputError(f"{folder} holds {sorted(strange)[0]} but no teacher cache; give a new or empty folder.")
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether a folder has a manifest of a cache; one that is damaged counts where shards are beside it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict) and content:
+        return {"layout", "shards"} & content.keys() != set()
+    return (folder / "shard-00000.safetensors").is_file()
+
+
 def remove_cache(folder: Path) -> None:
-    """Delete the cache in `folder`, its manifest first; other files stay."""
+    """Delete the cache in `folder`, its manifest first, and what was begun to replace it; other files stay."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for pattern in ("shard-*.safetensors", INDEX, "*.part"):
         for file in folder.glob(pattern):
             file.unlink()
+    shutil.rmtree(folder / NEW, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Manifest) -> None:
+    """Put the whole cache in `NEW` in the place of the one beside it; called again, it goes on after a kill."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    assert new.index is not None
+    names = [record["file"] for record in (*new.shards, new.index)]
+    for name in names:
+        if (folder / NEW / name).exists():
+            os.replace(folder / NEW / name, folder / name)
+    for file in [*folder.glob("shard-*.safetensors"), *folder.glob("*.part")]:
+        if file.name not in names:
+            file.unlink()
+    os.replace(folder / NEW / MANIFEST, folder / MANIFEST)
+    shutil.rmtree(folder / NEW, ignore_errors=True)
+
+
+def _finish_replacing(folder: Path, wanted: Manifest) -> None:
+    """A process that was killed while it put a whole new cache in the place of the old one has left both in parts."""
+    if not (folder / NEW / MANIFEST).exists():
+        return
+    try:
+        new = Manifest.load(folder / NEW)
+    except InputError:
+        return
+    if new.complete and (not (folder / MANIFEST).exists() or not wanted.differences(new)):
+        _replace(folder, new)

@@ -57,8 +57,26 @@ class CachedTeacher:
         self._unchecked = set() if checks else set(range(len(self.manifest.shards)))
         self._index = map_arrays(self.folder / self.manifest.index["file"]).arrays
         self._shards = [map_arrays(self.folder / shard["file"]) for shard in self.manifest.shards]
+        self._check_arrays()
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
+
+    def _check_arrays(self) -> None:
+        """Refuses arrays that are not what the manifest says: they could be read, and rows would be other rows."""
+        index, examples, total = self._index, self.manifest.rows.examples, self.manifest.tokens
+        for name in ("key", "print", "first", "count"):
+            array = index.get(name)
+            if array is None or array.shape != (examples,) or array.dtype.kind != "u":
+                self._refuse(f"the index has no {name} of {examples} examples")
+        ends = index["first"].astype(np.int64) + index["count"].astype(np.int64)
+        if len(ends) and (ends.max() > total or (index["key"][1:] < index["key"][:-1]).any()):
+            self._refuse("the index names rows that are not there")
+        expected = self.manifest.layout.shapes
+        for shard, mapped in zip(self.manifest.shards, self._shards, strict=True):
+            found = {name: (array.dtype.str.lstrip("<|=>"), array.shape[1:]) for name, array in mapped.arrays.items()}
+            rows = {len(array) for array in mapped.arrays.values()}
+            if found != expected or rows != {shard["tokens"]}:
+                self._refuse(f"{shard['file']} does not hold {shard['tokens']} rows of this layout")
 
     def signal(self, example_ids: Sequence[str], device: torch.device | str) -> "tuple[Tensor | TopKSignal, Tensor]":
         """
