@@ -6,23 +6,23 @@ from typing import Any
 
 import torch
 
-from sinkd_llm.errors import InputError
-from sinkd_llm.models.gguf import quiet_transformers
+from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
-from sinkd_llm.models.loading import adapter_base, dtype_name, new_modules
-from sinkd_llm.models.sources import ModelSource, fetch_adapter, hub_error, resolve_model_source, what_was_said
+from sinkd_llm.models.loading import adapter_base, new_modules
+from sinkd_llm.models.loading_options import dtype_from, dtype_name
+from sinkd_llm.models.sources import ModelSource, fetch_adapter, resolve_model_source
 
 
 def blueprint(
     name_or_path: str | Path,
     *,
     revision: str = "main",
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
     kind: str | None = None,
     labels: Sequence[str] | None = None,
     attn_implementation: str | None = None,
-    **_: Any,
+    **other: Any,
 ) -> Any:
     """
     What [`load_model`] would give, on the meta device: every parameter has its shape and dtype, and no memory.
@@ -39,13 +39,15 @@ def blueprint(
     """
     import transformers
 
-    source = fetch_adapter(resolve_model_source(name_or_path, revision))
+    placing = ("quantization_config", "device_map", "merge_adapter", "probe")
+    wanted = dtype_from(dtype, {name: value for name, value in other.items() if name not in placing})
+    source = fetch_adapter(resolve_model_source(name_or_path, revision or "main"))
     if source.kind == "adapter":
         base, base_revision = adapter_base(source)[:2]
         return blueprint(
             base,
             revision=base_revision,
-            dtype=dtype,
+            dtype=wanted,
             trust_remote_code=trust_remote_code,
             kind=kind,
             attn_implementation=attn_implementation,
@@ -54,12 +56,11 @@ def blueprint(
     kind = choose_kind(source.name, config, kind, labels is not None)
     for name, value in head_options(kind, labels).items():
         setattr(config, name, value)
-    wanted = dtype_name(dtype)
     saved = getattr(config, "dtype", None)
     if wanted == "auto":
         wanted = dtype_name(saved) if saved is not None and not source.gguf_file else "float32"
     auto: Any = getattr(transformers, AUTO_CLASSES[kind])
-    with quiet_transformers(), torch.device("meta"):
+    with reading(source, "The model"), torch.device("meta"):
         model = auto.from_config(
             config,
             dtype=getattr(torch, wanted),
@@ -78,10 +79,5 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {"revision": source.revision}
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
-        if source.kind == "hub":
-            raise hub_error(source, error) from error
-        raise InputError(f"The configuration in {source.path} cannot be read: {what_was_said(error)}") from error
+    with reading(source, "The configuration"):
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.errors import InputError
 from sinkd_llm.models.completeness import check_complete
 from sinkd_llm.models.finite import check_finite_weights
+from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
+from sinkd_llm.models.loading_options import dtype_from
 from sinkd_llm.models.partitioning import whole_weights
+from sinkd_llm.models.probes import check_reading
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -22,11 +26,11 @@ from sinkd_llm.models.sources import (
     BASE_REFERENCE,
     ModelSource,
     fetch_adapter,
-    hub_error,
     read_json,
     resolve_model_source,
     what_was_said,
 )
+from sinkd_llm.models.student_record import check_unchanged, warn_of_quantisation
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -34,14 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-
 
 def load_model(
     name_or_path: str | Path,
     *,
     revision: str = "main",
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     quantization_config: Any = None,
     attn_implementation: str | None = None,
     device_map: Any = None,
@@ -49,6 +51,8 @@ def load_model(
     merge_adapter: bool = True,
     kind: str | None = None,
     labels: Sequence[str] | None = None,
+    probe: bool = True,
+    **other: Any,
 ) -> Any:
     """
     Loads a language model or an encoder as an ordinary Transformers model, in eval mode.
@@ -61,8 +65,8 @@ def load_model(
         name_or_path (`str` or `Path`): a bundled name, a `*.gguf` file, a folder with a model or a PEFT
             adapter, or a hub id; see [`resolve_model_source`].
         revision (`str`, *optional*, defaults to `"main"`): branch, tag or commit of a hub repository.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): `"float32"`, `"bfloat16"`,
-            `"float16"`, or `"auto"` for the one it was saved in (fp32 for GGUF).
+        dtype (`str` or `torch.dtype`, *optional*): `"float32"` (the default), `"bfloat16"`, `"float16"`, or
+            `"auto"` for the one it was saved in (fp32 for GGUF).
         quantization_config (`BitsAndBytesConfig`, *optional*): see [`build_quantization_config`].
         attn_implementation (`str`, *optional*): as in Transformers, e.g. `"sdpa"`.
         device_map (`str` or `dict`, *optional*): as in Transformers, e.g. `"auto"` to shard a teacher.
@@ -76,18 +80,27 @@ def load_model(
         labels (`Sequence[str]`, *optional*): the classes to learn. A classification head that the checkpoint
             lacks, or has for another number of classes, is put on with random weights; without `labels` such a
             checkpoint is refused.
+        probe (`bool`, *optional*, defaults to `True`): run the model on two short texts, to see that neither
+            padding nor later tokens change what it says of a text ([`check_reading`]). `False` saves two short
+            forwards, which count for a very large model on a CPU.
+        other: `torch_dtype`, the older word for `dtype`. Anything else is refused by name.
 
     Returns:
         `PreTrainedModel`, or `PeftModel` as said under `merge_adapter`. Its attribute `sinkd_source`
         is the [`ModelSource`] that gives exactly these base weights again, or `None` if no name does.
 
     Raises:
-        InputError: if the source is wrong or not complete, the dtype or the kind is unknown, the kind is not
-            one of the architecture, or weights are missing that Transformers would make up.
+        InputError: if the source is wrong, not complete or changed since it was saved, the dtype, the kind or an
+            argument is unknown, the kind is not one of the architecture, weights are missing that Transformers
+            would make up, or left over that it would drop, a weight is not finite, or the model depends on padding
+            or on later tokens.
     """
-    source = fetch_adapter(resolve_model_source(name_or_path, revision))
+    wanted = dtype_from(dtype, other)
+    source = fetch_adapter(resolve_model_source(name_or_path, revision or "main"))
+    check_unchanged(source)
+    warn_of_quantisation(source, quantization_config)
     options = {
-        "dtype": dtype_name(dtype),
+        "dtype": wanted,
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
         "device_map": device_map,
@@ -95,16 +108,11 @@ def load_model(
     }
     if source.kind == "adapter":
         with whole_weights():  # it is folded in
-            return _load_adapted(source, merge_adapter, kind, options)
-    return _load_whole(source, kind, labels, options)
-
-
-def dtype_name(dtype: str | torch.dtype) -> str:
-    """`dtype` as one of [`DTYPES`]."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(f"There is no dtype {name!r}; give one of {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
-    return name
+            return _load_adapted(source, merge_adapter, kind, {**options, "probe": probe})
+    model = _load_whole(source, kind, labels, options)
+    if probe:
+        check_reading(model, source.name)
+    return model
 
 
 def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | None, options: dict[str, Any]) -> Any:
@@ -114,31 +122,23 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     if source.gguf_file:
         unpacked = "float32" if options["dtype"] == "auto" else options["dtype"]
         path = str(converted_model(source, unpacked))
-    try:
-        with quiet_transformers():
-            config = transformers.AutoConfig.from_pretrained(
-                path, revision=source.revision, trust_remote_code=options["trust_remote_code"]
-            )
-            kind = choose_kind(source.name, config, kind, labels is not None)
-            if options["quantization_config"] is not None and kind == "sequence-classification":
-                options = {**options, "quantization_config": _spare_head(options["quantization_config"], config)}
-            loaded: Any = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
-                path,
-                revision=source.revision,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # collected below, where the message can name them
-                **head_options(kind, labels),
-                **{name: value for name, value in options.items() if value is not None},
-            )
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if "out of memory" in str(error):
-            raise
-        if source.kind == "hub":
-            raise hub_error(source, error) from error
-        raise InputError(f"The model in {path} cannot be loaded: {what_was_said(error)}") from error
+    with reading(source, "The configuration"):
+        config = transformers.AutoConfig.from_pretrained(
+            path, revision=source.revision, trust_remote_code=options["trust_remote_code"]
+        )
+    kind = choose_kind(source.name, config, kind, labels is not None)
+    with reading(source, "The model"):
+        if options["quantization_config"] is not None and kind == "sequence-classification":
+            options = {**options, "quantization_config": _spare_head(options["quantization_config"], config)}
+        loaded: Any = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
+            path,
+            revision=source.revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # collected below, where the message can name them
+            **head_options(kind, labels),
+            **{name: value for name, value in options.items() if value is not None},
+        )
     model, info = loaded
     new = check_complete(source.name, kind, model, info, labels)
     check_finite_weights(model, source.name)
@@ -195,9 +195,6 @@ def adapter_base(source: ModelSource) -> tuple[str, str, bool]:
 
 def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: dict[str, Any]) -> Any:
     """The base model of the adapter in the folder `source.path`, with the adapter on or in it."""
-    from peft import PeftModel
-
-    folder = Path(source.path)
     base_name, revision, has_base = adapter_base(source)
     try:
         base = load_model(base_name, revision=revision, kind=kind, **options)
@@ -206,17 +203,51 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
     if has_base:
         base.sinkd_source = None  # it lives inside this folder only, so it must go where the student goes
         base.name_or_path = base.config._name_or_path = ""
-    try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=not merge)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise InputError(f"{folder / ADAPTER_WEIGHTS} does not fit its base model {base_name!r}: {said}") from error
+    model = _with_adapter(base, source, base_name, trainable=not merge)
+    check_finite_weights(model, source.name)
     if not merge or getattr(base, "is_quantized", False):
         return model
     merged = model.merge_and_unload()
     merged.sinkd_source = None
     merged.name_or_path = merged.config._name_or_path = ""
     return merged.eval()
+
+
+def _with_adapter(base: Any, source: ModelSource, base_name: str, trainable: bool) -> Any:
+    """
+    The adapter in `source.path` on its base, all of its weights in their place.
+
+    PEFT only warns of weights that the adapter lacks, and says nothing of those that it has no place for.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    weights = Path(source.path) / ADAPTER_WEIGHTS
+    try:
+        with warnings.catch_warnings(record=True) as caught, quiet_transformers():
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(base, source.path, is_trainable=trainable)
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        raise InputError(f"{weights} does not fit its base model {base_name!r}: {what_was_said(error)}") from error
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    made_up = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
+    if made_up:
+        lacking = sorted(expected - stored)
+        raise InputError(
+            f"{weights} lacks {len(lacking) or 'some'} of the weights that its {ADAPTER_CONFIG} describes for "
+            f"{base_name!r}, e.g. {lacking[0] if lacking else made_up[0]}: it is not complete, or of another base."
+        )
+    # Where names are converted while they are read, all are others; what PEFT missed was said above.
+    if expected <= stored and (left_out := sorted(stored - expected - set(model.state_dict()))):
+        raise InputError(
+            f"{weights} holds {len(left_out)} weights that {base_name!r} with its {ADAPTER_CONFIG} has no place for, "
+            f"e.g. {left_out[0]}: it was trained on another base model, or with another configuration."
+        )
+    return model
 
 
 def build_quantization_config(model_args: "ModelConfig") -> "BitsAndBytesConfig | None":

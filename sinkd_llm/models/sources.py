@@ -1,20 +1,22 @@
 """What a model name means: a bundled model, a GGUF file, a LoRA adapter, a folder or a hub id."""
 
-import json
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import BUNDLED, bundled_file
+from sinkd_llm.models.stored_config import CONFIG, check_adapter_config, check_config, read_json, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+# What a save of a student says of it beside its files: how its base was loaded, and which files belong to it.
+STUDENT_RECORD = "sinkd_student.json"
 
 # An adapter whose base has no name of its own keeps that base in this folder beside it (saving.py).
 BASE_FOLDER = "base"
@@ -135,30 +137,15 @@ def hub_error(source: ModelSource, error: Exception) -> InputError:
 
 
 def what_was_said(error: Exception) -> str:
-    """The first line of what another library said, and the flag it asks for where it would run foreign code."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    """What another library said, in a line, and the flag it asks for where it would run foreign code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    # "Validation error for field 'x':" says what is wrong in the next line.
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, (KeyError, AttributeError, IndexError, ZeroDivisionError, TypeError)):
+        said = f"{type(error).__name__}: {said}"  # "'x'" alone says nothing
     if "trust_remote_code" in str(error):
         return f"it comes with code of its own, which runs only with --trust_remote_code ({said})"
     return said
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`.
-
-    Raises:
-        InputError: if the file is missing, cut short or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file.parent} has no {file.name}.") from None
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{file} is not readable JSON ({error}): the folder is half written. Save the model again."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no JSON object: it was not written by Transformers.")
-    return content
 
 
 def check_model_folder(folder: Path) -> None:
@@ -177,28 +164,44 @@ def check_model_folder(folder: Path) -> None:
         elif checkpoints:
             hint = f" It holds training checkpoints; one of them is {folder / checkpoints[-1]}"
         raise InputError(f"{folder} is no model folder: it has no {CONFIG}.{hint}")
-    if "model_type" not in read_json(folder / CONFIG):
-        raise InputError(f"{folder / CONFIG} names no 'model_type': it is no Transformers model.")
+    check_config(folder / CONFIG, 0)  # a configuration that is none is said before its weights are missed
     if (folder / WEIGHTS).is_file():
-        _check_safetensors(folder / WEIGHTS)
+        largest = _check_safetensors(folder / WEIGHTS)
     elif (folder / WEIGHTS_INDEX).is_file():
-        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map", {})
-        for shard in sorted(set(shards.values())):
-            _check_safetensors(folder / shard)
+        largest = max(_check_safetensors(folder / shard) for shard in weight_files(folder / WEIGHTS_INDEX))
     else:
         raise InputError(f"{folder} has a {CONFIG} but no {WEIGHTS}{_pickle_hint(folder)}")
+    check_config(folder / CONFIG, largest)
+    if (folder / GENERATION_CONFIG).is_file():
+        read_json(folder / GENERATION_CONFIG)
 
 
 def _check_adapter(folder: Path) -> None:
-    read_json(folder / ADAPTER_CONFIG)
+    seen = [folder]
+    while (base := _local_base(seen[-1])) is not None:
+        if base in seen:
+            raise InputError(
+                f"The adapter in {seen[-1]} names {'its own folder' if base == seen[-1] else base} as its base model"
+                + (", which is an adapter of it in turn." if base != seen[-1] else ".")
+            )
+        seen.append(base)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_pickle_hint(folder)}")
-    _check_safetensors(folder / ADAPTER_WEIGHTS)
+    check_adapter_config(folder / ADAPTER_CONFIG, _check_safetensors(folder / ADAPTER_WEIGHTS))
     if not (folder / BASE_FOLDER).is_dir() and ((folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()):
         raise InputError(
             f"{folder} holds both a full model and an adapter, so it is not clear which is meant. "
             f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own."
         )
+
+
+def _local_base(folder: Path) -> Path | None:
+    """The folder that an adapter names as its base, if that is an adapter as well."""
+    name = check_adapter_config(folder / ADAPTER_CONFIG, 0).get("base_model_name_or_path")
+    if (folder / BASE_FOLDER).is_dir() or not name or name in BUNDLED:
+        return None
+    base = Path(name).expanduser()
+    return base.resolve() if (base / ADAPTER_CONFIG).is_file() else None
 
 
 def _pickle_hint(folder: Path) -> str:
@@ -212,7 +215,8 @@ def _pickle_hint(folder: Path) -> str:
     )
 
 
-def _check_safetensors(file: Path) -> None:
+def _check_safetensors(file: Path) -> int:
+    """The largest dimension of any weight in a file that is whole."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -221,8 +225,9 @@ def _check_safetensors(file: Path) -> None:
             "interrupted. Save or copy the folder again."
         )
     try:
-        with safe_open(file, framework="pt"):
-            pass
+        with safe_open(file, framework="pt") as stored:
+            names = list(stored.keys())
+            return max((n for name in names for n in stored.get_slice(name).get_shape()), default=0)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{file} is damaged or cut short ({error}): the save or copy was interrupted. Save or copy it again."

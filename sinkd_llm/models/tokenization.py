@@ -16,7 +16,9 @@ from sinkd_llm.models.sources import (
     hub_error,
     read_json,
     resolve_model_source,
+    what_was_said,
 )
+from sinkd_llm.models.stored_config import CONFIG, check_tokenizer_files
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
 
     source = _with_tokenizer(fetch_adapter(resolve_model_source(name_or_path, revision)))
     path = str(converted_tokenizer(source)) if source.gguf_file else source.path
+    if source.kind != "hub":
+        check_tokenizer_files(Path(path))
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -67,11 +71,15 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
                 trust_remote_code=trust_remote_code,
                 padding_side="left",
             )
-    except (OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers package raises no type of its own
         if source.kind == "hub":
+            if not _has_tokenizer_on_hub(source):
+                raise NoTokenizerError(f"{source.name!r} on the model hub holds a model but no tokenizer.") from error
             raise hub_error(source, error) from error
         raise InputError(
-            f"The tokenizer in {path} cannot be read ({_first_line(error)}). Save it there again "
+            f"The tokenizer in {path} cannot be read ({what_was_said(error)}). Save it there again "
             "with the tokenizer's save_pretrained."
         ) from error
     if tokenizer.pad_token is None:
@@ -94,8 +102,19 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _has_tokenizer_on_hub(source: ModelSource) -> bool:
+    """Whether a repository that can be read has any of a tokenizer's files; true where that cannot be told."""
+    from transformers.utils import cached_file
+
+    try:
+        if cached_file(source.path, CONFIG, revision=source.revision) is None:
+            return True
+        return any(
+            cached_file(source.path, name, revision=source.revision, _raise_exceptions_for_missing_entries=False)
+            for name in _TOKENIZER_FILES
+        )
+    except (OSError, ValueError):
+        return True
 
 
 def _with_tokenizer(source: ModelSource) -> ModelSource:

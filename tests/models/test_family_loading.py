@@ -152,7 +152,7 @@ def test_a_saved_student_scores_the_same(
     import transformers
     from peft import LoraConfig
 
-    from sinkd_llm.pairing import add_adapter
+    from sinkd_llm.models.adapters import add_adapter
 
     tiny_model(family, head or "Seq2SeqLM").base_model.save_pretrained(tmp_path / "base")
     if head == "SequenceClassification":

@@ -32,14 +32,15 @@ class SequenceClassification:
     def supervised_logits(
         self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False
     ) -> SupervisedLogits:
-        """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`.
+        """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`, -100
+        where a text is not supervised.
 
         There is no `hidden_NH`: the classes are fewer than the features that they are made of.
         """
         labels_S = batch["labels"]
         logits_SV = model(**_inputs(model, batch)).logits
-        every_S = torch.arange(len(labels_S), device=labels_S.device)
-        return SupervisedLogits(logits_SV, labels_S, every_S, torch.zeros_like(every_S))
+        example_N = (labels_S != IGNORE_INDEX).nonzero().squeeze(1)
+        return SupervisedLogits(logits_SV[example_N], labels_S[example_N], example_N, torch.zeros_like(example_N))
 
 
 class MaskedLanguageModel:

@@ -1,0 +1,156 @@
+"""Does a model read a text as its family does here? It is asked, for no list of names would know them all.
+
+Two short texts tell: padding must not change what a model says of a text (recurrent and state-space models may read it
+into their state), and a later token must not change what a decoder says of earlier ones (XLNet and other bidirectional
+models would see the answer that they are to predict).
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.architectures import IGNORE_INDEX, Architecture, get_architecture, unwrap
+from sinkd_llm.models.partitioning import is_partitioned
+
+logger = logging.getLogger(__name__)
+
+_LENGTH, _PADDING, _CHANGED_FROM = 8, 8, 5
+# A difference counts from this share of the spread of a row's logits: far above the rounding of a batch of another
+# shape (1e-5 in float32, some 5e-2 in bfloat16), far below what a token more in the state or in sight does.
+_SHARE = {torch.float32: 2e-3, torch.float64: 2e-3}
+_SHARE_OF_HALF = 0.2
+_SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "decoder_start_token_id", "sep_token_id")
+
+
+def check_reading(model: Any, name: str) -> None:
+    """
+    Refuses a model whose outputs depend on padding, or a decoder whose outputs depend on later tokens.
+
+    Two forwards of short texts, without gradient and in eval mode. Models whose weights are not all here (spread
+    over processes, offloaded, on the meta device) and quantised ones (whose forward may repack their weights for good)
+    are not run; of those that keep a state, a warning is given.
+
+    Args:
+        model (`PreTrainedModel`): possibly wrapped.
+        name (`str`): of the model, for the message.
+
+    Raises:
+        InputError: with what changed the outputs.
+    """
+    inner = unwrap(model)
+    architecture = get_architecture(model)
+    if _cannot_run(inner):
+        if getattr(inner, "_is_stateful", False):
+            logger.warning(
+                "%s (%s) keeps a state of what it has read, and was not run to see whether padding gets into it; "
+                "load it once whole and unquantised, which checks that.",
+                name,
+                type(inner).__name__,
+            )
+        return
+    training = inner.training
+    inner.eval()
+    try:
+        with torch.no_grad():
+            found = _fault_of(inner, architecture)
+    except InputError:
+        raise
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        NotImplementedError,
+        ImportError,
+    ) as error:
+        # A kernel that is only on a GPU, a family that needs texts of a certain length: training says it again.
+        logger.info("%s (%s) could not be run on a short text: %s", name, type(inner).__name__, error)
+        return
+    finally:
+        inner.train(training)
+    if found is not None:
+        raise InputError(f"{name!r} ({type(inner).__name__}) {found}")
+
+
+def _cannot_run(model: Any) -> bool:
+    return (
+        is_partitioned(model)
+        or getattr(model, "quantization_method", None) is not None
+        or any(parameter.is_meta for parameter in model.parameters())
+        or {"cpu", "disk"} & {str(place) for place in (getattr(model, "hf_device_map", None) or {"": "here"}).values()}
+        != set()
+    )
+
+
+def _fault_of(model: Any, architecture: Architecture) -> str | None:
+    kind = architecture.model_kind
+    ids_L = _plain_ids(model)
+    texts_SL = ids_L[None]
+    if kind == "causal-lm":  # beside a text that ends in another way
+        texts_SL = torch.stack([ids_L, torch.cat([ids_L[:_CHANGED_FROM], ids_L[: _LENGTH - _CHANGED_FROM]])])
+    pad = int(getattr(model.config, "pad_token_id", None) or 0)
+    alone = architecture.supervised_logits(model, _batch(kind, texts_SL, pad, 0))
+    logits_NV = alone.logits_NV[alone.example_N == 0].float()
+    spread_N = (logits_NV - logits_NV.mean(dim=-1, keepdim=True)).abs().amax(dim=-1).clamp_min(1e-30)
+    share = _SHARE.get(next(model.parameters()).dtype, _SHARE_OF_HALF)
+
+    def differs(other_NV: Tensor) -> Tensor:
+        return (other_NV.float() - logits_NV).abs().amax(dim=-1) / spread_N > share
+
+    if kind == "causal-lm":
+        # Row i is of token i + 1, which is predicted from the tokens before it.
+        changed_N = differs(alone.logits_NV[alone.example_N == 1])
+        if bool(changed_N[: _CHANGED_FROM - 1].any()):
+            return (
+                "sees later tokens: changing the end of a text changes its logits at the beginning, so it would read "
+                "the answers that it is to predict. Give a decoder that reads from left to right."
+            )
+    padded_N = differs(architecture.supervised_logits(model, _batch(kind, ids_L[None], pad, _PADDING)).logits_NV)
+    # Half of the rows: in a mixture of experts rounding may send single tokens elsewhere.
+    if float(padded_N.float().mean()) >= 0.5:
+        return (
+            "depends on padding: beside a longer text it gives other logits for the same text, because it reads "
+            "padding into a state or counts it as positions, so scores and gradients would depend on what else is in "
+            "a batch. Give a model that masks padding, as most with attention alone do."
+        )
+    return None
+
+
+def _plain_ids(model: Any) -> Tensor:
+    """A few token ids that are no special ones: `[L]`."""
+    config = model.config
+    special = {value for name in _SPECIAL if isinstance(value := getattr(config, name, None), int)}
+    if isinstance(ends := getattr(config, "eos_token_id", None), list):
+        special |= set(ends)
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Spread over the vocabulary, apart from its first rows, where special tokens stand.
+    candidates = (5 + (7 * i * max(1, rows // 97)) % max(1, rows - 5) for i in range(4 * _LENGTH + len(special)))
+    ids = list(dict.fromkeys(token for token in candidates if token < rows and token not in special))[:_LENGTH]
+    if len(set(ids)) < _LENGTH:
+        raise ValueError(f"a vocabulary of {rows} tokens")
+    return torch.tensor(ids, device=model.get_input_embeddings().weight.device)
+
+
+def _batch(kind: str, ids_SL: Tensor, pad: int, padding: int) -> dict[str, Tensor]:
+    """Texts as their family's collator lays them out beside one that is `padding` tokens longer."""
+    more = ids_SL.new_full((len(ids_SL), padding), pad)
+    ones, zeros = torch.ones_like(ids_SL), torch.zeros_like(more)
+    none = torch.full_like(more, IGNORE_INDEX)
+    if kind == "causal-lm":
+        first = torch.full_like(ids_SL[:, :1], IGNORE_INDEX)
+        return {
+            "input_ids": torch.cat([more, ids_SL], dim=1),
+            "attention_mask": torch.cat([zeros, ones], dim=1),
+            "labels": torch.cat([none, first, ids_SL[:, 1:]], dim=1),
+        }
+    batch = {"input_ids": torch.cat([ids_SL, more], dim=1), "attention_mask": torch.cat([ones, zeros], dim=1)}
+    if kind == "sequence-classification":
+        return {**batch, "labels": ids_SL.new_zeros(len(ids_SL))}
+    if kind == "seq2seq-lm":
+        answer = torch.cat([ids_SL.flip(1), none], dim=1)
+        return {**batch, "targets": answer, "labels": answer}
+    return {**batch, "labels": torch.cat([ids_SL, none], dim=1)}

@@ -1,0 +1,252 @@
+"""The JSON files of a model folder: the values that loading relies on are of the right type and of a possible size.
+
+Transformers and PEFT end in whatever a wrong value leads to: an error of another file, or an attempt to make room for
+10**12 rows. So the values that say how much is built are compared with the weights beside them, before anything is.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.errors import InputError
+
+CONFIG = "config.json"
+
+# What says how wide a model is. No stored weight is narrower by more than packing eight numbers into one makes it.
+_WIDTHS = {
+    *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "embedding_size"),
+    *("n_embd", "n_inner", "d_model", "d_ff", "d_kv", "dim", "hidden_dim", "word_embed_proj_dim"),
+    *("ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "head_dim", "num_attention_heads", "num_key_value_heads"),
+    *("n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"),
+}
+_PACKED = 8
+# What says how deep it is. The deepest published models have a few hundred layers.
+_DEPTHS = {
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"),
+    *("decoder_layers", "encoder_layers"),
+}
+_DEEPEST = 1000
+_MOST_POSITIONS = 2**31
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "model_type": (str,),
+    "architectures": (list,),
+    "auto_map": (dict,),
+    "quantization_config": (dict,),
+    "text_config": (dict,),
+    "id2label": (dict,),
+    "label2id": (dict,),
+    "problem_type": (str,),
+    "layer_types": (list,),
+    "rope_scaling": (dict,),
+    "rope_parameters": (dict,),
+    "tie_word_embeddings": (bool,),
+    "is_encoder_decoder": (bool,),
+    "is_decoder": (bool,),
+    "use_cache": (bool,),
+    "torch_dtype": (str,),
+}
+_TOKENIZER_TYPES: dict[str, tuple[type, ...]] = {
+    "tokenizer_class": (str,),
+    "chat_template": (str, list, dict),
+    "added_tokens_decoder": (dict,),
+    "auto_map": (dict, list),
+    "model_max_length": (int, float),
+    "padding_side": (str,),
+    "truncation_side": (str,),
+    **dict.fromkeys((f"{token}_token" for token in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), (str, dict)),
+}
+_ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
+    "peft_type": (str,),
+    "task_type": (str,),
+    "base_model_name_or_path": (str,),
+    "revision": (str,),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "modules_to_save": (list,),
+    "rank_pattern": (dict,),
+    "alpha_pattern": (dict,),
+    "lora_alpha": (int, float),
+    "lora_dropout": (int, float),
+    "bias": (str,),
+    "use_dora": (bool,),
+    "use_rslora": (bool,),
+    "inference_mode": (bool,),
+    "fan_in_fan_out": (bool,),
+}
+_IN_WORDS = {
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
+
+    Raises:
+        InputError: if the file is missing, cut short or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file.parent} has no {file.name}.") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(
+            f"{file} is not readable JSON ({error}): the folder is half written. Save the model again."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file} holds no JSON object but {_shown(content)}: it was not written by Transformers. Copy the file "
+            "from the model's own folder again."
+        )
+    return content
+
+
+def check_config(file: Path, largest: int) -> dict[str, Any]:
+    """
+    The content of a model's `config.json`, if it fits the weights beside it as far as names and sizes go.
+
+    Args:
+        file (`Path`): the `config.json`.
+        largest (`int`): the largest dimension of any stored weight; 0 where that is not known.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    config = read_json(file)
+    if "model_type" not in config:
+        raise InputError(f"{file} names no 'model_type': it is no Transformers model.")
+    for path, part in _parts(config):
+        _check_types(file, path, part, _TYPES)
+        for key, value in part.items():
+            if key in _WIDTHS or key in _DEPTHS or key in ("max_position_embeddings", "n_positions"):
+                _check_size(file, path + key, key, value, largest)
+    names = config.get("architectures") or []
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(_wrong(file, "architectures", names, "a list of class names"))
+    if config["model_type"] is None:
+        raise InputError(_wrong(file, "model_type", None, "a text"))
+    return config
+
+
+def check_adapter_config(file: Path, largest: int) -> dict[str, Any]:
+    """
+    The content of an `adapter_config.json`, if its ranks are none that the weights beside it cannot have.
+
+    Args:
+        file (`Path`): the `adapter_config.json`.
+        largest (`int`): the largest dimension of any of the adapter's weights; 0 where that is not known.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    from peft import PeftType
+
+    config = read_json(file)
+    _check_types(file, "", config, _ADAPTER_TYPES)
+    known = [str(kind.value) for kind in PeftType]
+    if config.get("peft_type") not in known:
+        raise InputError(_wrong(file, "peft_type", config.get("peft_type"), f"one of {', '.join(known)}"))
+    ranks = {"r": config.get("r")}
+    ranks |= {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
+    for key, value in ranks.items():
+        if value is None:
+            continue
+        if not _is_whole(value) or value < 1:
+            raise InputError(_wrong(file, key, value, "a whole number from 1"))
+        if largest and value > largest:
+            raise InputError(
+                _wrong(file, key, value, f"at most {largest}, the largest dimension of the adapter's weights")
+            )
+    return config
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """
+    Makes sure that a tokenizer's JSON files hold what they should, before a library reads them.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        _check_types(file, "", read_json(file), _TOKENIZER_TYPES)
+
+
+def weight_files(index: Path) -> list[str]:
+    """
+    The files that an index of weights names, each a path inside of its folder.
+
+    Raises:
+        InputError: naming the file and what is wrong in it.
+    """
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping or not all(isinstance(name, str) for name in mapping.values()):
+        raise InputError(_wrong(index, "weight_map", mapping, "an object that names a file for each weight"))
+    for name in mapping.values():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(_wrong(index, "weight_map", name, "names of files inside of the folder"))
+    return sorted(set(mapping.values()))
+
+
+def _parts(config: Mapping[str, Any], path: str = "", deep: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The configuration and those inside of it (`text_config`, `encoder`, `decoder`), each with its path."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, dict) and deep < 3 and (key.endswith("_config") or key in ("encoder", "decoder")):
+            yield from _parts(value, f"{path}{key}.", deep + 1)
+
+
+def _check_types(file: Path, path: str, content: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
+    for key, allowed in types.items():
+        value = content.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise InputError(_wrong(file, path + key, value, " or ".join(_IN_WORDS[kind] for kind in allowed)))
+
+
+def _check_size(file: Path, path: str, key: str, value: Any, largest: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, list) and all(_is_whole(number) and number >= 0 for number in value):
+        value = max(value, default=1)  # one a layer; a layer without experts or heads has 0
+    elif not _is_whole(value) or value < (0 if key == "encoder_layers" else 1):
+        raise InputError(_wrong(file, path, value, "a whole number from 1"))
+    if key in _WIDTHS:
+        most = largest * _PACKED
+        if largest and value > most:
+            raise InputError(
+                _wrong(file, path, value, f"of the size of its weights, whose largest dimension is {largest}")
+            )
+    elif value > (_DEEPEST if key in _DEPTHS else _MOST_POSITIONS):
+        raise InputError(
+            _wrong(file, path, value, f"at most {_DEEPEST if key in _DEPTHS else _MOST_POSITIONS}, as in any model")
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong(file: Path, key: str, value: Any, wanted: str) -> str:
+    return (
+        f"{file}: {key} is {_shown(value)}, but must be {wanted}. Correct it, or copy the file from the save that "
+        "its weights are of."
+    )
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except ValueError:  # a number of thousands of digits
+        text = type(value).__name__
+    return text if len(text) <= 80 else text[:80] + " …"
