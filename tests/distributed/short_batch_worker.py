@@ -1,0 +1,115 @@
+"""One of the ranks that tests/distributed/test_short_batches.py starts: trains and scores on few rows.
+
+torchrun --nproc_per_node 2 -m tests.distributed.short_batch_worker FOLDER
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+
+WORDS = ["good", "bad", "great", "awful", "film", "food", "plot"]
+# What a rank gets when two share a batch of 16: how many rows a micro-batch, and how many micro-batches an update.
+WINDOWS = {"batch": (8, 1), "accumulation": (4, 2), "window": (4, 2)}
+ROWS = (45, 49, 3, 1)
+# name -> (family, rows, window, settings)
+RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
+    **{f"{count}-{window}": ("causal", count, window, {}) for count in ROWS for window in WINDOWS},
+    "49-classifier": ("classifier", 49, "batch", {}),
+    "49-regression": ("regression", 49, "batch", {"sinkhorn_weight": 0.1, "learning_rate": 0.01}),
+    "49-t5": ("t5", 49, "batch", {}),
+    "49-position": ("causal", 49, "batch", {"transport_scope": "position"}),
+    "49-each-device": ("causal", 49, "batch", {"sinkhorn_weight": 0.0, "transport_across_devices": False}),
+    "49-dropped": ("causal", 49, "batch", {"dataloader_drop_last": True}),
+    "49-cached": ("causal", 49, "accumulation", {}),
+}
+
+
+def opinions(count: int, start: int = 0, target: bool = False) -> Dataset:
+    """Rows whose prompts and answers differ in length, with choices."""
+    out = []
+    for i in range(start, start + count):
+        choices = ["0", "0.5", "1"] if target else [" bad", " very good film"[: 5 + 5 * (i % 3)]]
+        gold = i % len(choices)
+        row = {
+            "id": f"opinion-{i}",
+            "prompt": f"Review: {WORDS[i % 4]} {WORDS[4 + i % 3]}{' is a film' * (i % 3)}\nSentiment:",
+            "choices": choices,
+            "label": gold,
+            "completion": choices[gold],
+        }
+        out.append({**row, "target": float(choices[gold])} if target else row)
+    return Dataset.from_list(out)
+
+
+def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
+    """Weights and records of two epochs, and scores before and after, by `world_size` processes."""
+    import transformers
+
+    from sinkd_llm import SinKDConfig, SinKDTrainer
+
+    family, count, window, settings = RUNS[name]
+    per_device, accumulation = WINDOWS[window]
+    cached = name.endswith("cached")
+    args = SinKDConfig(
+        str(folder / "out"),
+        per_device_train_batch_size=per_device * 2 // world_size,
+        gradient_accumulation_steps=accumulation,
+        transport_accumulation=window == "window",
+        per_device_eval_batch_size=3,
+        num_train_epochs=2,
+        max_grad_norm=0.0,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        disable_tqdm=True,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        seed=3,
+        teacher_cache=str(folder / "cache") if cached else None,
+        **{"sinkhorn_temperature": 0.3, "learning_rate": 0.3, **settings},
+    )
+    regression = family == "regression"
+    rows = opinions(count, target=regression)
+    if family == "classifier":
+        rows = rows.map(lambda row: {"choices": [" bad", " good"], "completion": [" bad", " good"][row["label"]]})
+    heads = {"causal": "CausalLM", "t5": "Seq2SeqLM"}
+    cls = getattr(transformers, f"AutoModelFor{heads.get(family, 'SequenceClassification')}")
+    trainer = SinKDTrainer(
+        model=cls.from_pretrained(folder / family / "student"),
+        teacher_model=None if cached else cls.from_pretrained(folder / family / "teacher"),
+        args=args,
+        train_dataset=rows,
+        eval_dataset=opinions(7, 100, target=regression) if family == "causal" else rows.select(range(min(7, count))),
+        processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / family / "tokenizer"),
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    predicted = trainer.predict(trainer.eval_dataset)
+    records = [record for record in trainer.state.log_history if "loss" in record]
+    weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    kept = ("eval_loss", "eval_acc", "eval_teacher_agreement")
+    return {
+        "weights": weights,
+        "records": records,
+        "before": {key: before[key] for key in kept if key in before},
+        "after": {key: after[key] for key in kept if key in after},
+        "predicted": len(predicted.label_ids),
+    }
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    results = {name: run(folder, name, 2) for name in RUNS}
+    torch.save(results, folder / f"short-{os.environ['RANK']}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

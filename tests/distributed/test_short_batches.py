@@ -1,0 +1,104 @@
+"""Two ranks train what one trains also where the rows do not fill the last batch: no row counts twice.
+
+Two processes over gloo run all cases in one launch (short_batch_worker.py); the tests compare what they wrote.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from tests.distributed import short_batch_worker as worker
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def cache_teacher(folder: Path) -> None:
+    """Writes what the decoder-only teacher says about the rows of the cached run."""
+    from sinkd_llm import SinKDConfig, load_model, load_tokenizer
+    from sinkd_llm.runs.caching import CacheArguments, write_cache
+    from sinkd_llm.runs.data import RunData
+
+    name = str(folder / "causal" / "teacher")
+    write_cache(
+        folder / "cache",
+        load_model(name),
+        load_tokenizer(name),
+        RunData("opinions", None, worker.opinions(49), None),
+        SinKDConfig(str(folder / "unused"), teacher_model_name_or_path=name, use_cpu=True, report_to="none"),
+        CacheArguments(content="full"),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: Any,
+    tiny_causal_lm: Callable[..., Any],
+    tiny_model: Callable[..., Any],
+    marked_tokenizer: Callable[[str], Any],
+) -> Path:
+    """A student and a teacher of each family, and what two ranks made of them."""
+    folder = tmp_path_factory.mktemp("short")
+    for model, seed in (("student", 1), ("teacher", 2)):
+        built = {
+            "causal": tiny_causal_lm(seed=seed),
+            "t5": tiny_model("t5", seed=seed),
+            "classifier": tiny_model("bert", seed=seed, num_labels=2, id2label={0: "bad", 1: "good"}),
+            "regression": tiny_model("bert", seed=seed, num_labels=1, id2label={0: "value"}),
+        }
+        for family, made in built.items():
+            if model == "teacher" and family != "regression":  # a random one is as good as uniform: nothing to teach
+                head = made.lm_head if hasattr(made, "lm_head") else made.classifier
+                head.weight.data *= 20
+            made.save_pretrained(folder / family / model)
+            marked = {"t5": "t5", "classifier": "bert", "regression": "bert"}.get(family)
+            tokenizer = marked_tokenizer(marked) if marked else tiny_tokenizer
+            tokenizer.save_pretrained(folder / family / "tokenizer")
+            tokenizer.save_pretrained(folder / family / model)
+    cache_teacher(folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, "-m", "tests.distributed.short_batch_worker", str(folder)],
+        env=environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, dict[str, Any]]]:
+    return [torch.load(folder / f"short-{rank}.pt") for rank in (0, 1)]
+
+
+def records_of(result: dict[str, Any], names: list[str]) -> torch.Tensor:
+    return torch.tensor([[record[name] for name in names] for record in result["records"]])
+
+
+@pytest.mark.parametrize("name", worker.RUNS)
+def test_two_ranks_train_and_score_what_one_does(name: str, ranks: Any, folder: Path) -> None:
+    first, second = (rank[name] for rank in ranks)
+    alone = worker.run(folder, name, 1)
+    assert torch.equal(first["weights"], second["weights"])
+    assert (first["weights"] - alone["weights"]).abs().max() < 1e-5
+    logged = [key for key in ("loss", "grad_norm", "sinkhorn", "ce", "kl", "mse") if key in alone["records"][0]]
+    assert len(logged) > 3
+    torch.testing.assert_close(records_of(first, logged), records_of(alone, logged), rtol=1e-4, atol=2e-4)
+    for when in ("before", "after"):
+        assert first[when] == pytest.approx(alone[when], rel=1e-4)
+    assert first["predicted"] == alone["predicted"]
+    count = worker.RUNS[name][1]
+    updates = count // 16 if name.endswith("dropped") else -(-count // 16)
+    assert len(alone["records"]) == 2 * updates
