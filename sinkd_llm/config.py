@@ -1,5 +1,6 @@
 """`SinKDConfig`: `transformers.TrainingArguments` plus what distillation needs."""
 
+import copy
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +12,10 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.library_errors import naming_settings
+from sinkd_llm.secrets import is_secret_name
+from sinkd_llm.setting_checks import check_settings
+from sinkd_llm.setting_combinations import check_optimizer, check_together
 
 if TYPE_CHECKING:
     from sinkd_llm.objectives import DistillationObjective
@@ -171,6 +176,10 @@ class SinKDConfig(TrainingArguments):
         default=None,
         metadata={"help": "Decoder layers of an encoder-decoder student. Default: student_layers."},
     )
+    check_saved: bool = field(
+        default=True,
+        metadata={"help": "Load the saved student and compare its outputs with those of the trained one."},
+    )
     model_kind: str | None = field(
         default=None,
         metadata={
@@ -312,10 +321,13 @@ class SinKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_settings(self)
         launched = int(os.environ.get("WORLD_SIZE") or 1)
         if launched > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise accelerate takes each process of the launch for the only one
-        super().__post_init__()
+        check_together(self)
+        with naming_settings(self):
+            super().__post_init__()
         if launched > 1 and self.world_size == 1:
             raise InputError(
                 f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
@@ -323,23 +335,25 @@ class SinKDConfig(TrainingArguments):
             )
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(
-                f"max_length is {self.max_length}, but a prompt and an answer need at least 2 "
-                "tokens; raise it, or give null for the model's own context."
-            )
-        if not self.cache_tolerance > 0:
-            raise InputError(f"cache_tolerance is {self.cache_tolerance}; give a positive number, 2 to never warn.")
-        if self.student_layers is not None and self.student_layers < 1:
-            raise InputError(f"student_layers is {self.student_layers}; a student has at least one layer.")
         if self.student_decoder_layers is not None and self.student_layers is None:
             raise InputError("student_decoder_layers is set without student_layers; give both.")
+        check_optimizer(self)
         try:
             self.objective()
         except InputError:
             raise
         except ValueError as error:
             raise InputError(str(error)) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `training_args.bin` and copies for other processes are pickled: a secret does not go along.
+        return {name: None if is_secret_name(name) else value for name, value in self.__dict__.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SinKDConfig":
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @cached_property
     def _setup_devices(self) -> torch.device:

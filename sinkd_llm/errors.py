@@ -1,5 +1,8 @@
 """The one exception that means: the input was wrong, and here is what to do."""
 
+from enum import Enum
+from typing import Any
+
 # More of a value does not help to find it, and may be a whole file that was pasted.
 LONGEST_SHOWN = 120
 
@@ -44,6 +47,11 @@ def shown(value: object) -> str:
     if len(text) <= LONGEST_SHOWN:
         return text
     return f"{text[:LONGEST_SHOWN]}… ({len(text):,} characters)"
+
+
+def plain(value: Any) -> Any:
+    """A choice as it is written: the value of an `Enum`, and everything else as it is."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...], cutoff: float = 0.5) -> str:
