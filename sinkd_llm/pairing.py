@@ -1,10 +1,10 @@
-"""Student and teacher of a run: loaded, checked to speak the same tokens, the student given its adapter."""
+"""Student and teacher of a run: loaded, and checked to be two models that speak the same tokens."""
 
 import contextlib
-import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ from sinkd_llm.models.kinds import class_words
 from sinkd_llm.models.loading import build_quantization_config, load_model
 from sinkd_llm.models.partitioning import is_partitioned, whole_weights
 from sinkd_llm.models.pruning import select_layers
-from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
+from sinkd_llm.models.tokenization import NoTokenizerError, check_same_tokenizer, load_tokenizer
 from sinkd_llm.teachers import CachedTeacher, resolve_placement
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,41 @@ def load_pair(
     if teacher is not None:
         name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
         check_pair(teacher, name, student, tokenizer, args.trust_remote_code)
+        check_apart(teacher, student)
     return Pair(student, teacher, None, tokenizer)
+
+
+def check_apart(teacher: Any, student: Any) -> None:
+    """
+    Refuses a student that holds weights of its teacher: training would change both, or freezing the teacher stop it.
+
+    Args:
+        teacher (`PreTrainedModel` or `PeftModel`): the teacher.
+        student (`PreTrainedModel` or `PeftModel`): the student, before an adapter is put on.
+
+    Raises:
+        InputError: naming the first weight that is in both.
+    """
+    theirs = {place for _, place in _places(teacher)}
+    shared = next((name for name, place in _places(student) if place in theirs), None)
+    if shared is None:
+        return
+    if unwrap(teacher) is unwrap(student):
+        raise InputError(
+            "Teacher and student are the same model, so training the one would change the other; pass a copy as the "
+            "student (copy.deepcopy(model)), or name both and each is loaded for itself."
+        )
+    raise InputError(
+        f"The student's weight {shared} is the teacher's own, so training the one would change the other; build the "
+        "student from a copy (copy.deepcopy(teacher)), or let `student_layers` cut it."
+    )
+
+
+def _places(model: Any) -> Iterator[tuple[str, tuple[Any, int]]]:
+    """Name of every weight, and where its numbers lie."""
+    for name, weight in unwrap(model).named_parameters():
+        if weight.numel() and not weight.is_meta:
+            yield name, (weight.device, weight.untyped_storage().data_ptr())
 
 
 def warn_of_regression(student: Any, args: SinKDConfig) -> None:
@@ -267,10 +301,7 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
             )
     name = teacher_name or unwrap(teacher).config._name_or_path
     if name:
-        try:
-            teacher_tokenizer = load_tokenizer(name, trust_remote_code=trust)
-        except InputError:
-            teacher_tokenizer = None  # a teacher that came without one; its width is checked below
+        teacher_tokenizer = _teacher_tokenizer(name, teacher_name is not None, trust)
         if teacher_tokenizer is not None:
             check_same_tokenizer(teacher_tokenizer, tokenizer)
             return
@@ -281,6 +312,20 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
             f"The teacher knows {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could "
             "not be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
         )
+
+
+def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:
+    """The teacher's tokenizer, or `None` if it came without one; then its width is all that can be checked."""
+    try:
+        return load_tokenizer(name, trust_remote_code=trust)
+    except NoTokenizerError:
+        return None
+    except InputError as error:
+        if not is_named and not Path(name).exists():
+            return None  # a model in memory, whose folder is gone or was never on this machine
+        raise InputError(
+            f"The teacher's tokenizer cannot be read, so nobody can say whether its tokens are the student's: {error}"
+        ) from error
 
 
 def check_fsdp(plugin: Any, student: Any) -> None:
@@ -307,54 +352,3 @@ def check_fsdp(plugin: Any, student: Any) -> None:
             f"FSDP2 cannot shard the embedding that the encoder, decoder and head of {type(unwrap(student)).__name__} "
             "share; launch with ds_configs/zero3.yaml, or ddp.yaml."
         )
-
-
-def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -> Any:
-    """
-    The student with a new adapter, if a configuration was given.
-
-    Without a task type of its own, the configuration gets that of the student's family. A head with random weights
-    is trained and saved beside the adapter. Under stage 3 of DeepSpeed (`zero_stage`) the adapter has the type of the
-    student's weights: DeepSpeed cannot keep small bfloat16 and float32 parameters together.
-    """
-    if peft_config is None:
-        return student
-    from peft import PeftModel, PromptLearningConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if isinstance(student, PeftModel):
-        raise InputError(
-            "The student is a PEFT model already and a `peft_config` was given too; merge the adapter first, or "
-            "drop `peft_config`."
-        )
-    if isinstance(peft_config, PromptLearningConfig):
-        raise InputError(
-            f"{type(peft_config).__name__} puts virtual tokens in front of the prompt, which moves the answer "
-            "positions away from the teacher's; use LoRA."
-        )
-    if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
-        student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
-        for module in student.modules():
-            # On a CPU with AVX512-BF16 bitsandbytes repacks a layer's weights at its first forward without gradient,
-            # for good, and from then on no gradient passes the layer: scoring a student would end its training.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    peft_config = copy.deepcopy(peft_config)
-    task_type = get_architecture(student).lora_task_type
-    if peft_config.task_type is None:
-        peft_config.task_type = task_type
-    elif peft_config.task_type != task_type:
-        logger.warning(
-            "The adapter's task type is %s, but %s is of the type %s.",
-            getattr(peft_config.task_type, "value", peft_config.task_type),
-            type(unwrap(student)).__name__,
-            task_type,
-        )
-    new_modules = getattr(student, "sinkd_new_modules", ())
-    if new_modules and hasattr(peft_config, "modules_to_save"):
-        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
-    quantised = getattr(student, "quantization_method", None) is not None
-    try:
-        with whole_weights():
-            return get_peft_model(student, peft_config, autocast_adapter_dtype=zero_stage != 3 or quantised)
-    except ValueError as error:  # e.g. target modules that the model does not have
-        raise InputError(f"The adapter does not fit {type(unwrap(student)).__name__}: {error}") from error

@@ -1,25 +1,25 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel
 
-from sinkd_llm.checkpoints import last_whole, saving_checkpoint
+from sinkd_llm.checkpoints import last_whole
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import class_names, tokenize_dataset, verbalizer_ids
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, shortest
+from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.architectures import context_length, get_architecture
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
-from sinkd_llm.models.saving import base_by_name, save_student
+from sinkd_llm.models.saving import base_by_name, check_saveable, save_student
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import rows_for
-from sinkd_llm.pairing import add_adapter, check_fsdp, load_pair
+from sinkd_llm.pairing import check_fsdp, load_pair
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.term_log import TermLog
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
@@ -138,6 +138,7 @@ class SinKDTrainer(EvaluatingTrainer):
         self.teacher_cache = cache
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         student = add_adapter(student, peft_config, stage)
+        check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
         if args.disable_dropout:
             disable_dropout(student)
         if args.gradient_checkpointing and hasattr(student, "peft_config"):
@@ -305,10 +306,8 @@ class SinKDTrainer(EvaluatingTrainer):
     # ---- saving
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         self._check_sound()
-        with saving_checkpoint(folder, writes_state=self.args.should_save):
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
 
     def _check_sound(self) -> None:
         """Nothing is saved whose weights or outputs are not finite; all processes have to call this."""
@@ -318,11 +317,6 @@ class SinKDTrainer(EvaluatingTrainer):
 
         check_sound(self.model_wrapped, self.architecture, self._last_batch, together)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # What comes next says that the checkpoint is whole, so every process must have written its part.
-        self.accelerator.wait_for_everyone()
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""
         if _internal_call:
@@ -330,10 +324,10 @@ class SinKDTrainer(EvaluatingTrainer):
             return
         self._check_sound()
         student = self.accelerator.unwrap_model(self.model)
-        weights = gathered_weights(student, trainable_only=base_by_name(student))
+        weights = gathered_weights(student, base_by_name(student)) if is_partitioned(student) else None
         if self.args.should_save:
             folder = output_dir or self.args.output_dir or "."
-            save_student(student, self.processing_class, folder, state_dict=weights)
+            save_student(student, self.processing_class, folder, state_dict=weights, check=self.args.check_saved)
         self.accelerator.wait_for_everyone()  # no process may read the folder before it is whole
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

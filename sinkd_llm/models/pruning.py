@@ -1,6 +1,8 @@
 """A shallower student from the layers of a model."""
 
 import copy
+import json
+import logging
 from typing import Any
 
 import torch
@@ -8,6 +10,9 @@ from torch import nn
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.outputs import probe_outputs
+
+logger = logging.getLogger(__name__)
 
 
 def kept_layers(num_layers: int, total: int, part: str = "") -> list[int]:
@@ -38,7 +43,9 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
     A student made of evenly spaced layers of `model`.
 
     Embeddings, final norm and head are kept, so is the width. The student has its own copy of every
-    weight; the dropped layers are never copied. An adapter on `model` is folded into the copy.
+    weight; the dropped layers are never copied. An adapter on `model` is folded into the copy. The student is built
+    from its own configuration around these weights, as it will be when it is loaded: what a layer computes from its
+    index (DiffLlama's lambda, GPT-2's scale by the inverse of it) follows its new place.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the model to take layers from; it is not changed.
@@ -79,15 +86,10 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
 
     for part, name in stacks.items():
         _shorten_config(student.config, part, kept[name], len(originals[name]))
-        for position, layer in enumerate(student.get_submodule(name)):
-            for module in layer.modules():
-                for attribute in ("layer_idx", "layer_id"):  # the place in the key-value cache
-                    if isinstance(getattr(module, attribute, None), int):
-                        setattr(module, attribute, position)
-    _shorten_copies(student)
+    student = rebuilt(student)
     if student_is_wrapped:
         student.requires_grad_(True)
-    _check_rebuilds(student)
+    _check_runs(student)
     student.sinkd_source = None
     student.name_or_path = student.config._name_or_path = ""
     return student
@@ -148,30 +150,115 @@ def _shorten_config(config: Any, part: str, kept: list[int], total: int) -> None
     setattr(config, str(_count_name(config, part)), len(kept))
 
 
-def _shorten_copies(student: Any) -> None:
-    """T5's encoder and decoder keep copies of the configuration, from which they size their caches."""
-    for part in ("encoder", "decoder"):
-        module = getattr(student, part, None)
-        copied = getattr(module, "config", None)
-        if copied is None or copied is student.config:
+def rebuilt(model: Any) -> Any:
+    """
+    `model` as its configuration alone describes it, around the very same weights.
+
+    Args:
+        model (`PreTrainedModel`): it is used up: its weights, packed ones too, move to the result.
+
+    Raises:
+        InputError: if a model of this configuration has other weights.
+    """
+    from accelerate import init_empty_weights
+    from accelerate.hooks import add_hook_to_module
+    from transformers.initialization import no_init_weights
+
+    cls, on_meta = type(model), all(parameter.is_meta for parameter in model.parameters())
+    # As from its file, so that what does not survive there does not survive here.
+    config = type(model.config).from_dict(json.loads(json.dumps(model.config.to_dict(), default=str)))
+    config._attn_implementation = model.config._attn_implementation
+    try:
+        with torch.device("meta") if on_meta else init_empty_weights(include_buffers=False), no_init_weights():
+            fresh = cls._from_config(config, dtype=model.dtype)
+    except Exception as error:  # whatever a class raises that is not made of a configuration alone
+        raise InputError(
+            f"Cannot take layers from {cls.__name__}: it cannot be built again from its configuration ({error})."
+        ) from error
+    _check_same_weights(model, fresh)
+    for name, module in model.named_modules(remove_duplicate=False):
+        twin = fresh.get_submodule(name)
+        if type(module) is not type(twin) and module is not model and next(module.parameters(False), None) is not None:
+            _put(fresh, name, module)  # a layer of a quantisation
             continue
-        number = getattr(student.config, str(_count_name(student.config, part)))
-        for name in ("num_layers", "num_decoder_layers"):
-            if hasattr(copied, name):
-                setattr(copied, name, number)
+        for key in module._parameters:
+            twin._parameters[key] = module._parameters[key]
+        for key, buffer in twin._buffers.items():
+            ours = module._buffers.get(key)
+            if key not in twin._non_persistent_buffers_set:
+                twin._buffers[key] = ours
+            elif buffer is not None and ours is not None:
+                twin._buffers[key] = buffer.to(ours.device)
+        if (hook := getattr(module, "_hf_hook", None)) is not None:  # accelerate's, of a model on several devices
+            add_hook_to_module(twin, hook)
+    _tie(fresh)
+    for key, value in vars(model).items():
+        if key not in vars(fresh):  # how it was quantised, where it lies
+            setattr(fresh, key, value)
+    if getattr(model, "generation_config", None) is not None:
+        fresh.generation_config = model.generation_config
+    return fresh.train(model.training)
 
 
-def _check_rebuilds(student: Any) -> None:
-    """Makes sure that a model built from the student's configuration has the student's weights."""
-    with torch.device("meta"):
-        rebuilt = type(student)(copy.deepcopy(student.config))
-    ours: dict[str, Any] = {name: parameter.shape for name, parameter in student.named_parameters()}
-    theirs: dict[str, Any] = {name: parameter.shape for name, parameter in rebuilt.named_parameters()}
-    if getattr(student, "is_quantized", False):  # packed weights have other shapes
+def _check_same_weights(model: Any, fresh: Any) -> None:
+    ours: dict[str, Any] = {name: weight.shape for name, weight in model.named_parameters(remove_duplicate=False)}
+    theirs: dict[str, Any] = {name: weight.shape for name, weight in fresh.named_parameters(remove_duplicate=False)}
+    if getattr(model, "is_quantized", False):  # packed weights have other shapes
         ours, theirs = dict.fromkeys(ours), dict.fromkeys(theirs)
     if ours != theirs:
         differing = sorted(ours.items() ^ theirs.items())
         raise InputError(
-            f"Cannot take layers from {type(student).__name__}: its layers are not of one kind, and "
+            f"Cannot take layers from {type(model).__name__}: its layers are not of one kind, and "
             f"its configuration cannot say which kinds remain ({differing[0][0]} differs)."
         )
+
+
+def _tie(model: Any) -> None:
+    """Ties what the configuration ties, as loading does."""
+    before = dict(model.named_parameters(remove_duplicate=False))
+    model.tie_weights()
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight is not before[name] and not weight.is_meta and not torch.equal(weight, before[name]):
+            raise InputError(
+                f"The configuration of {type(model).__name__} ties {name} to another weight, but they differ, so one "
+                "of them would be lost when it is saved; set config.tie_word_embeddings to False first."
+            )
+
+
+def _check_runs(student: Any) -> None:
+    """
+    Makes sure that the student computes something, and that an encoder-decoder can generate.
+
+    Transformers sizes the cache of T5 by the number of encoder layers, which is too few for a decoder with more; such
+    a student generates without one.
+    """
+    if any(weight.is_meta for weight in student.parameters()) or getattr(student, "is_quantized", False):
+        return  # the forward of a quantised model may repack its weights for good
+    try:
+        probe_outputs(student)
+    except Exception as error:  # whatever a model raises whose layers need each other
+        raise InputError(
+            f"Cannot take layers from {type(student).__name__}: without the others the kept ones do not run "
+            f"({type(error).__name__}: {error}). Take another number of layers."
+        ) from error
+    if not getattr(student.config, "is_encoder_decoder", False):
+        return
+    ids = torch.zeros(1, 1, dtype=torch.long, device=student.get_input_embeddings().weight.device)
+    settings = student.generation_config
+    for use_cache in (True, False):
+        try:
+            student.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, use_cache=use_cache, num_beams=1
+            )
+            break
+        except (IndexError, KeyError):
+            if not use_cache:
+                raise
+            logger.warning(
+                "%s of %d encoder and %d decoder layers generates without a cache, slower: Transformers builds one "
+                "for the encoder's number of layers.",
+                type(student).__name__,
+                getattr(student.config, str(_count_name(student.config, "encoder"))),
+                getattr(student.config, str(_count_name(student.config, "decoder"))),
+            )
+            settings.use_cache = False

@@ -2,7 +2,7 @@
 
 A full model is saved as Transformers saves it. A LoRA student is saved as PEFT saves it when its base
 can be had by name again (a hub id, a folder that holds the whole base). When it cannot (the base was
-cut from a teacher, merged, read from a GGUF file, or built in memory), the base goes along:
+cut from a teacher, merged, read from a GGUF file, built or changed in memory), the base goes along:
 
     student/
       adapter_config.json  adapter_model.safetensors     the adapter
@@ -12,30 +12,44 @@ cut from a teacher, merged, read from a GGUF file, or built in memory), the base
 
 Transformers takes a folder with `config.json` and `adapter_config.json` for a complete model with an
 adapter and loads both; PEFT is given `base/` and the folder. Both read the same weight file, all paths
-are relative, and nothing is applied twice.
+are relative, and nothing is applied twice. An adapter that Transformers cannot load so (DoRA, VeRA) is folded
+into its base and saved as a full model.
+
+A save is whole or leaves the folder as it was (`placing.py`), and what it would load as is compared with the student
+in memory before it counts.
 """
 
 import json
+import logging
+import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.adapters import base_weights, loads_merged_only
+from sinkd_llm.models.architectures import get_architecture, unwrap
+from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.gguf import quiet_transformers
+from sinkd_llm.models.loading import load_model
+from sinkd_llm.models.origin import base_by_name, base_source, settle_base
+from sinkd_llm.models.outputs import allowed_difference, difference, fits_beside, probe_outputs
+from sinkd_llm.models.placing import check_place, staged, write_record
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     BASE_FOLDER,
     BASE_REFERENCE,
-    CONFIG,
     WEIGHTS,
     WEIGHTS_INDEX,
     ModelSource,
-    resolve_model_source,
 )
+
+__all__ = ["base_by_name", "check_place", "check_saveable", "save_student"]
+
+logger = logging.getLogger(__name__)
 
 
 def save_student(
@@ -44,94 +58,242 @@ def save_student(
     output_dir: str | Path,
     *,
     state_dict: dict[str, Tensor] | None = None,
+    check: bool = True,
 ) -> None:
     """
     Writes a student and its tokenizer to a folder that plain Transformers and PEFT code loads.
 
     `AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)` work from
     any working directory, and after the folder was moved. What an earlier student left in the folder
-    is removed. Weights are safetensors; tied ones are stored once.
+    is removed, what anybody else put there is not. Weights are safetensors; tied ones are stored once.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the student.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         output_dir (`str` or `Path`): made if it does not exist.
         state_dict (`dict`, *optional*): the gathered weights, where the model itself holds only a part
-            of them (DeepSpeed stage 3, FSDP).
+            of them (DeepSpeed stage 3, FSDP). Such a student is not compared.
+        check (`bool`, *optional*, defaults to `True`): load what was written and compare its outputs for a few rows
+            with those of `model`. It takes the memory of a second student; where that is not free a warning is
+            logged instead.
 
     Raises:
-        InputError: if `output_dir` is a file, or the model's weights are still packed as in a GGUF file.
+        InputError: if `output_dir` is a file or holds a model of another origin, a weight is not finite, the model
+            cannot be saved, or what was written does not compute what `model` does. `output_dir` is as before then,
+            and what differs lies beside it.
     """
     from peft import PeftModel
 
     folder = Path(output_dir)
-    if folder.is_file():
-        raise InputError(f"Cannot save to {folder}: it is a file. Give a folder.")
-    method = getattr(unwrap(model), "quantization_method", None)
+    check_place(folder)
+    _check_method_and_settings(model)
+    if state_dict is None:
+        check_finite_weights(model, "the student")
+    with staged(folder) as staging, quiet_transformers():
+        source = base_source(model) if isinstance(model, PeftModel) else None
+        merged_in = _write(model, staging, state_dict, source)
+        if check and state_dict is None and _can_compare(model):
+            found = _compare(model, staging, source)
+            if found and source is not None:
+                # The name gives another base, in a way that its files do not show.
+                _empty(staging)
+                merged_in = _write(model, staging, state_dict, None)
+                found = _compare(model, staging, None)
+            if found:
+                raise InputError(f"{found} {_kept(staging, folder)}")
+        tokenizer.save_pretrained(staging)
+        write_record(staging, {"base_quantisation": base_quantisation(model), "merged_in": merged_in})
+
+
+def check_saveable(model: Any, will_be_spread: bool = False) -> None:
+    """
+    Finds what would make saving fail, so that it fails before training.
+
+    Settings of generation that Transformers refuses to save because they have no effect are unset, with a warning.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the student.
+        will_be_spread (`bool`, *optional*, defaults to `False`): its weights will be spread over processes, so whether
+            an adapter's base can be had by name is found out now.
+
+    Raises:
+        InputError: naming what cannot be saved, and what to do.
+    """
+    _check_method_and_settings(model)
+    if will_be_spread:
+        settle_base(model)
+
+
+def _check_method_and_settings(model: Any) -> None:
+    inner = unwrap(model)
+    method = getattr(inner, "quantization_method", None)
     if str(getattr(method, "value", method)) == "gguf":
         raise InputError(
             "This model was read from a GGUF file by Transformers, which cannot save it. Load it with "
             "sinkd_llm.load_model, which gives an ordinary model."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_earlier(folder)
-    with quiet_transformers():
-        if isinstance(model, PeftModel):
-            _save_adapted(model, folder, state_dict)
-        else:
-            model.save_pretrained(folder, state_dict=state_dict)
-    tokenizer.save_pretrained(folder)
+    _mend_generation_settings(inner)
 
 
-def _remove_earlier(folder: Path) -> None:
-    """A full model and an adapter in one folder would be loaded together."""
-    names = [CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, WEIGHTS_INDEX]
-    for file in [*(folder / name for name in names), *folder.glob("model-*-of-*.safetensors")]:
-        file.unlink(missing_ok=True)
-    if (folder / BASE_FOLDER / CONFIG).is_file():
-        shutil.rmtree(folder / BASE_FOLDER)
+def _mend_generation_settings(model: Any) -> None:
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+        return
+    except ValueError as error:
+        idle = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+    for name in idle:
+        logger.warning(
+            "The student's generation_config has %s=%r, which has no effect beside its other settings and which "
+            "Transformers therefore refuses to save; it is unset.",
+            name,
+            getattr(settings, name),
+        )
+        setattr(settings, name, None)
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"The student's generation_config cannot be saved: {said} Change it in the model's "
+            "generation_config.json, or in model.generation_config."
+        ) from error
 
 
-def _save_adapted(model: Any, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
-    base = model.get_base_model()
-    source = _source_by_name(base)
+def base_quantisation(model: Any) -> str | None:
+    """How the weights that the student stands on are packed: `"nf4"`, `"fp4"`, `"int8"`, another method, or `None`."""
+    inner = unwrap(model)
+    method = getattr(inner, "quantization_method", None)
+    if method is None:
+        return None
+    settings: Any = inner.config.quantization_config
+    get = settings.get if isinstance(settings, dict) else lambda name, default=None: getattr(settings, name, default)
+    if get("load_in_4bit"):
+        return str(get("bnb_4bit_quant_type", "fp4"))
+    return "int8" if get("load_in_8bit") else str(getattr(method, "value", method))
+
+
+def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, source: ModelSource | None) -> str | None:
+    """Writes the weights; gives the dtype in which an adapter was folded in for it, or `None`."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder, state_dict=state_dict)
+        return None
+    if not loads_merged_only(model):
+        _save_adapted(model, folder, state_dict, source)
+        return None
+    with tempfile.TemporaryDirectory(prefix="adapter-", dir=folder) as parts:
+        _save_adapted(model, Path(parts), state_dict, source)
+        merged = _load_again(model, Path(parts), merge_adapter=True)
+    merged.save_pretrained(folder)
+    return str(merged.dtype).removeprefix("torch.")
+
+
+def _load_again(model: Any, folder: Path, merge_adapter: bool) -> Any:
+    base = unwrap(model)
+    packed = getattr(base, "quantization_method", None) is not None
+    options: dict[str, Any] = {}
+    if packed:
+        device = next(base.parameters()).device
+        options["device_map"] = {"": device} if device.type != "cpu" else None
+        if not (folder / BASE_FOLDER).is_dir() and (folder / ADAPTER_CONFIG).is_file():
+            options["quantization_config"] = base.config.quantization_config
+    return load_model(
+        folder,
+        dtype=str(base.dtype).removeprefix("torch."),
+        kind=get_architecture(model).model_kind,
+        merge_adapter=merge_adapter,
+        # Code that is part of the running process already was trusted when it was loaded.
+        trust_remote_code=type(base).__module__.startswith("transformers_modules"),
+        **options,
+    )
+
+
+def _can_compare(model: Any) -> bool:
+    if any(parameter.is_meta for parameter in unwrap(model).parameters()):
+        return False
+    if not fits_beside(model):
+        logger.warning(
+            "The saved student was not compared with the one in memory: a second copy of it does not fit beside it. "
+            "check_saved false switches the comparison off."
+        )
+        return False
+    return True
+
+
+def _compare(model: Any, folder: Path, source: ModelSource | None) -> str | None:
+    """What is wrong with a saved student over a base of this name, or `None` if it computes what `model` does."""
+    expected, allowed = probe_outputs(model), allowed_difference(model)
+    try:
+        loaded = _load_again(model, folder, merge_adapter=False)
+    except InputError as error:
+        if source is not None:
+            logger.warning("The saved student was not compared with the one in memory: %s", error)
+            return None
+        if not type(unwrap(model)).__module__.startswith("transformers."):
+            logger.warning(
+                "The saved student was not compared with the one in memory, for only its own class %s can load it.",
+                type(unwrap(model)).__name__,
+            )
+            return None
+        return f"The student that was written cannot be loaded: {error}"
+    off = difference(expected, probe_outputs(loaded))
+    if off <= allowed and hasattr(loaded, "merge_and_unload") and base_quantisation(model) is None:
+        off = difference(expected, probe_outputs(loaded.merge_and_unload()))
+    if off <= allowed:
+        return None
+    return (
+        f"The student that was written computes other outputs than the one in memory: they are {off:.1%} of their "
+        f"length apart, and rounding explains {allowed:.1%}."
+    )
+
+
+def _kept(staging: Path, folder: Path) -> str:
+    """Keeps what was written for whoever looks into it, and says where."""
+    target = Path(tempfile.mkdtemp(prefix="unlike-the-student-", dir=folder))
+    for entry in staging.iterdir():
+        shutil.move(entry, target / entry.name)
+    return (
+        f"It is kept in {target}, and {folder} holds what it held; what was trained is in the last checkpoint. Report "
+        "this, or save without the comparison (check_saved false)."
+    )
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _save_adapted(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, source: ModelSource | None) -> None:
     # With its base beside it, an adapter need not carry embeddings that were resized.
     embeddings: bool | str = False if source is None else "auto"
     model.save_pretrained(folder, save_embedding_layers=embeddings, state_dict=state_dict)
+    name = next(iter(model.peft_config))
+    if (folder / name / ADAPTER_CONFIG).is_file():  # PEFT gives an adapter that is not called "default" its own folder
+        for file in (folder / name).iterdir():
+            shutil.move(file, folder / file.name)
+        (folder / name).rmdir()
 
     adapter_config = folder / ADAPTER_CONFIG
     config = json.loads(adapter_config.read_text(encoding="utf-8"))
     if source is None:
-        _save_base(model, base, folder, state_dict)
+        _save_base(model, folder, state_dict)
         config["base_model_name_or_path"], config["revision"] = BASE_REFERENCE, None
     else:
         # PEFT stores the path as it was given, which another working directory would not find.
         config["base_model_name_or_path"] = source.path
         config["revision"] = None if source.revision == "main" else source.revision
+    if isinstance(config.get("init_lora_weights"), str):
+        config["init_lora_weights"] = True  # to begin like PiSSA once more would change the base once more
     adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def base_by_name(model: Any) -> bool:
-    """Whether `model` is an adapter that is saved alone, because its base can be had by name again."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel) and _source_by_name(model.get_base_model()) is not None
-
-
-def _source_by_name(base: Any) -> ModelSource | None:
-    """The hub repository or folder that gives the weights of `base` again, or `None`."""
-    source: ModelSource | None = getattr(base, "sinkd_source", None)
-    if source is None and base.name_or_path:  # loaded with Transformers itself
-        try:
-            source = resolve_model_source(base.name_or_path)
-        except InputError:
-            return None
-    # Plain Transformers code knows no bundled names, and does not read a GGUF file by this path.
-    return source if source and source.kind in ("hub", "folder") else None
-
-
-def _save_base(model: Any, base: Any, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
-    weights = _without_adapter(model, base, state_dict)
+def _save_base(model: Any, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+    base = model.get_base_model()
+    weights = base_weights(model, state_dict)
     target = folder / BASE_FOLDER
     quantizer = getattr(base, "hf_quantizer", None)
     try:
@@ -158,18 +320,3 @@ def _save_base(model: Any, base: Any, folder: Path, state_dict: dict[str, Tensor
     for file in target.iterdir():  # config, generation config, the code of a custom model
         if file.suffix in (".json", ".py") and file.name != WEIGHTS_INDEX:
             shutil.copy2(file, folder / file.name)
-
-
-def _without_adapter(model: Any, base: Any, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights of `base` under the names they had before PEFT put its layers around them."""
-    if state_dict is None:
-        weights = base.state_dict()
-    else:
-        prefix = "base_model.model."
-        weights = {name.removeprefix(prefix): value for name, value in state_dict.items()}
-    adapter = getattr(model.base_model, "prefix", None)  # e.g. "lora_"; prompt tuning wraps no layer
-    return {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): value
-        for name, value in weights.items()
-        if not (adapter and f".{adapter}" in name) and ".modules_to_save." not in name
-    }

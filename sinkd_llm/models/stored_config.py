@@ -155,7 +155,8 @@ def check_adapter_config(file: Path, largest: int) -> dict[str, Any]:
     ranks = {"r": config.get("r")}
     ranks |= {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
     for key, value in ranks.items():
-        if value is None:
+        # OFT has either a rank or a block size, and 0 for the other.
+        if value is None or (value == 0 and config["peft_type"] == "OFT"):
             continue
         if not _is_whole(value) or value < 1:
             raise InputError(_wrong(file, key, value, "a whole number from 1"))

@@ -95,9 +95,10 @@ def plan_run(task_args: TaskArguments, training_args: "SinKDConfig", model_args:
 
     from sinkd_llm.data import class_names, verbalizer_ids
     from sinkd_llm.models import load_tokenizer
+    from sinkd_llm.models.adapters import add_adapter
     from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.pair_inputs import TEACHER
-    from sinkd_llm.pairing import add_adapter, load_student
+    from sinkd_llm.pairing import load_student
     from sinkd_llm.trainer import disable_dropout
 
     teacher_name = training_args.teacher_model_name_or_path
