@@ -89,9 +89,11 @@ def main(argv: Sequence[str]) -> int:
     from trl import ModelConfig
 
     from sinkd_llm.cli.parsing import SinKDParser
+    from sinkd_llm.files import write_whole
     from sinkd_llm.models import build_quantization_config
     from sinkd_llm.report import results_table
     from sinkd_llm.runs import run_evaluate
+    from sinkd_llm.secrets import masked
     from sinkd_llm.terminal import show
 
     parser = SinKDParser(
@@ -100,8 +102,9 @@ def main(argv: Sequence[str]) -> int:
         usage="sinkd evaluate --model_name_or_path MODEL --task TASK [--flag VALUE ...]",
     )
     args: EvaluateArguments = parser.parse(argv)[0]
-    if args.output is not None:
-        _check_output(Path(args.output))
+    output = Path(args.output).expanduser() if args.output is not None else None
+    if output is not None:
+        _check_output(output, args)
     result = run_evaluate(
         str(args.model_name_or_path),
         str(args.task),
@@ -124,18 +127,26 @@ def main(argv: Sequence[str]) -> int:
     show("")
     show(results_table([result.row]))
     show(f"{result.row.num_examples} {args.split} rows of {args.task}")
-    if args.output is not None:
-        text = json.dumps(_as_json(args, result), indent=2, ensure_ascii=False)
-        Path(args.output).write_text(text + "\n", encoding="utf-8")
+    if output is not None:
+        try:
+            text = json.dumps(masked(_as_json(args, result)), indent=2, ensure_ascii=False, allow_nan=False)
+        except ValueError as error:
+            raise InputError(
+                f"a score of {args.model_name_or_path} is NaN or infinite and means nothing; nothing was written."
+            ) from error
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, text + "\n")
         show(f"Scores and predictions are in {args.output}")
     return 0
 
 
-def _check_output(path: Path) -> None:
-    """Fail before the scoring, not after it."""
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder; give a file name, such as {path}/scores.json.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _check_output(path: Path, args: EvaluateArguments) -> None:
+    """Fail before the scoring, not after it; nothing is written."""
+    from sinkd_llm.runs.inputs import check_scores_file, model_inputs, task_inputs
+    from sinkd_llm.tasks import load_task
+
+    inputs = model_inputs("the model", args.model_name_or_path)
+    check_scores_file(path, [*inputs, *task_inputs(load_task(str(args.task)), args.data_dir)])
 
 
 def _as_json(args: EvaluateArguments, result: "EvaluateResult") -> dict[str, Any]:

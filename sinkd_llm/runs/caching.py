@@ -92,6 +92,7 @@ class CacheResult:
     warning: str | None
 
 
+@termination_raises()
 def run_cache(
     task_args: TaskArguments,
     training_args: "SinKDConfig",
@@ -118,17 +119,16 @@ def run_cache(
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
     from sinkd_llm.pairing import default_tokenizer, load_teacher
 
-    with termination_raises():
-        _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
-        data = load_run_data(task_args, training_args.sample_seed)
-        apply_model_arguments(training_args, model_args)
-        say(f"Loading {training_args.teacher_model_name_or_path} …")
-        model = load_teacher(None, training_args)
-        if getattr(model, "quantization_method", None) is None:
-            model.to(training_args.device)
-        tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
-        with no_empty_folder(folder):
-            return write_cache(folder, model, tokenizer, data, training_args, cache_args)
+    _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
+    data = load_run_data(task_args, training_args.sample_seed)
+    apply_model_arguments(training_args, model_args)
+    say(f"Loading {training_args.teacher_model_name_or_path} …")
+    model = load_teacher(None, training_args)
+    if getattr(model, "quantization_method", None) is None:
+        model.to(training_args.device)
+    tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
+    with no_empty_folder(folder):
+        return write_cache(folder, model, tokenizer, data, training_args, cache_args)
 
 
 def _check_folder(folder: Path, inputs: Iterable[Input]) -> None:

@@ -1,7 +1,6 @@
 """What is kept of a run beside the model: `results.json`."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
 from sinkd_llm.files import write_whole
 from sinkd_llm.report import RESULTS_FILE, TEACHER, ResultRow, find_row
 from sinkd_llm.runs.data import RunData, TaskArguments
+from sinkd_llm.secrets import masked, masked_command
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -43,7 +43,7 @@ def write_results(
     ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per token"
     results = {
         "command": command,
-        "command_line": shlex.join(["sinkd", command, *argv]) if argv is not None else "Python",
+        "command_line": masked_command(["sinkd", command, *argv]) if argv is not None else "Python",
         "task": data.name,
         "seed": training_args.seed,
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -52,8 +52,8 @@ def write_results(
         "evaluation": f"{count} rows" + (f"; {ranked}" if data.task is not None else ""),
         "training": training,
         "rows": [row.as_dict(teacher) for row in rows],
-        "settings": dict(sorted((changed | objective).items())),
-        "all_settings": dict(sorted(everything.items())),
+        "settings": masked(dict(sorted((changed | objective).items()))),
+        "all_settings": masked(dict(sorted(everything.items()))),
         "versions": versions(),
     }
     text = json.dumps(results, indent=2, ensure_ascii=False, default=str)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData, task_split
 from sinkd_llm.runs.folder import weights_size_bytes
@@ -29,6 +30,7 @@ class EvaluateResult:
     ids: list[str]
 
 
+@termination_raises()
 def run_evaluate(
     model_name_or_path: str,
     task: str,

@@ -1,6 +1,5 @@
 """`finetune` and `distill`: load, score, train, save, score again, report."""
 
-import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.checkpoints import find_checkpoint
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import Interrupted, termination_raises
+from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
 from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
 from sinkd_llm.runs.failures import explained
@@ -17,6 +17,9 @@ from sinkd_llm.runs.folder import RunFolder, check_output_dir, is_in, no_empty_f
 from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scoring import Scorer, source_size_bytes
+from sinkd_llm.secrets import masked_command
+from sinkd_llm.setting_checks import check_settings
+from sinkd_llm.setting_combinations import check_best_metric
 from sinkd_llm.terminal import is_main_process, say
 
 if TYPE_CHECKING:
@@ -162,6 +165,8 @@ def plan_training(
     """
     if not str(training_args.output_dir or "").strip():
         raise InputError("--output_dir is empty; give the folder that the model is to be written to.")
+    for arguments in (task_args, model_args):
+        check_settings(arguments)
     output_dir = Path(str(training_args.output_dir))
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
     if is_main_process():  # the others would find what it has begun
@@ -174,9 +179,21 @@ def plan_training(
             f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
             f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no."
         )
+    if data.evaluation is None and training_args.eval_on_start:
+        raise InputError(f"eval_on_start is set, but {data.name} has no rows to evaluate on; leave it out.")
+    check_best_metric(training_args, _metrics_of_an_evaluation(data, training_args))
     return TrainingPlan(command, output_dir, checkpoint, data, resume_command(command, argv))
 
 
+def _metrics_of_an_evaluation(data: RunData, training_args: "SinKDConfig") -> list[str]:
+    """What an evaluation during training gives beside the loss; free answers are not generated there."""
+    if data.evaluation is None or "choices" not in data.evaluation.column_names:
+        return []
+    follows = training_args.teacher_model_name_or_path is not None and training_args.teacher_cache is None
+    return [*(data.task.metric_names if data.task else ["acc"]), *(["teacher_agreement"] if follows else [])]
+
+
+@termination_raises()
 def _train(
     command: str,
     task_args: TaskArguments,
@@ -184,16 +201,14 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
-    with termination_raises():
-        plan = plan_training(command, task_args, training_args, model_args, argv)
-        with no_empty_folder(plan.output_dir) if is_main_process() else nullcontext():
-            trainer = _load_trainer(plan, training_args, model_args)
-        overwrite = task_args.overwrite_output_dir
-        # One process holds the folder for all of a launch; the others wait until it is theirs.
-        holds = run_folder(plan.output_dir, overwrite=overwrite, continuing=plan.continuing)
-        with holds if is_main_process() else nullcontext() as folder:
-            trainer.accelerator.wait_for_everyone()
-            return _act(plan, trainer, folder, (task_args, training_args, model_args), argv)
+    plan = plan_training(command, task_args, training_args, model_args, argv)
+    with no_empty_folder(plan.output_dir) if is_main_process() else nullcontext():
+        trainer = _load_trainer(plan, training_args, model_args)
+    # One process holds the folder for all of a launch; the others wait until it is theirs.
+    holds = run_folder(plan.output_dir, overwrite=task_args.overwrite_output_dir, continuing=plan.continuing)
+    with holds if is_main_process() else nullcontext() as folder:
+        trainer.accelerator.wait_for_everyone()
+        return _act(plan, trainer, folder, (task_args, training_args, model_args), argv)
 
 
 def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
@@ -214,15 +229,16 @@ def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: 
     needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
     say(f"Loading {' and '.join(filter(None, needed))} …")
     data = plan.data
-    trainer = SinKDTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=data.train,
-        eval_dataset=data.evaluation,
-        compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
-        quantization_config=build_quantization_config(model_args),
-        peft_config=adapter_config(model_args),
-    )
+    with naming_settings(training_args, model_args):
+        trainer = SinKDTrainer(
+            model=model_args.model_name_or_path,
+            args=training_args,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
+            quantization_config=build_quantization_config(model_args),
+            peft_config=adapter_config(model_args),
+        )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     if plan.checkpoint is not None:
@@ -303,7 +319,7 @@ def resume_command(command: str, argv: Sequence[str] | None) -> str:
         else:
             kept.append(word)
             skip = False
-    return shlex.join(["sinkd", command, *kept, "--resume_from_checkpoint", "true"])
+    return masked_command(["sinkd", command, *kept, "--resume_from_checkpoint", "true"])
 
 
 def apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
