@@ -107,7 +107,7 @@ def check_task(
     prompts: dict[str, set[str]] = {}
     answer_tokenizer = None
     for split in splits:
-        rows = task.load(split, data_dir)
+        rows = task.load(split, data_dir, labelled=False)  # they are counted below
         prompts[split] = set(rows["prompt"])
         if tokenizer is not None and answer_tokenizer is None:
             answer_tokenizer = _answer_tokenizer(tokenizer, model_of, rows)

@@ -3,7 +3,7 @@
 Each gives the rows of the hub's data set of the same name, so that a task reads both alike.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ BENCHMARK_READERS: dict[str, Callable[..., Rows]] = {
 }
 
 
-def _passages(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _passages(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     lines = read_json(path)
     return ((row, lines.where(index)) for index, row in enumerate(lines.rows))
 

@@ -1,12 +1,14 @@
 """Where the rows of a task come from: a local benchmark folder, the user's own files, or the hub."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.tasks.files import READERS, Rows, read_csv, read_json
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
+from sinkd_llm.values import shown
 
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -26,9 +28,10 @@ def load_rows(config: Mapping[str, Any], path: Path, split: str, data_dir: Path 
     Raises:
         InputError: if the task has no such split, or its data cannot be found or read.
     """
-    if split not in SPLIT_KEYS:
+    if not isinstance(split, str) or split not in SPLIT_KEYS:
         raise InputError(
-            f"Unknown split {split!r}.{nearest(split, list(SPLIT_KEYS))} Known splits: {', '.join(SPLIT_KEYS)}."
+            f"Unknown split {shown(split)}.{nearest(str(split)[:100], list(SPLIT_KEYS))} Known splits: "
+            f"{', '.join(SPLIT_KEYS)}."
         )
     split_name = config.get(SPLIT_KEYS[split])
     if split_name is None:
@@ -101,7 +104,7 @@ def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
                 )
             row[label_column] = labels[raw]
         converted.append(row)
-    return Rows(converted, rows.source, rows.places)
+    return Rows(converted, rows.source, rows.places, frozenset({label_column} if labels else ()))
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -127,9 +130,10 @@ def _canonical(value: Any) -> str:
 def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir: Path | None) -> Rows:
     kind, kwargs = config["dataset_path"], dict(config.get("dataset_kwargs", {}))
     data_files = kwargs.pop("data_files", None)
-    delimiter = kwargs.pop("delimiter", ",") if kind == "csv" else ","
+    options = {key: kwargs.pop(key) for key in ("delimiter", "quoting") if kind == "csv" and key in kwargs}
+    _check_csv_options(options, path)
     if kwargs:
-        known = "data_files and delimiter" if kind == "csv" else "data_files"
+        known = "data_files, delimiter and quoting" if kind == "csv" else "data_files"
         raise InputError(
             f"dataset_kwargs.{next(iter(kwargs))} in {path} is not supported; for dataset_path {kind}, "
             f"dataset_kwargs may hold {known}."
@@ -153,7 +157,7 @@ def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir:
         if kind == "json":
             tables.append(read_json(file))
         else:
-            tables.append(_with_integers(read_csv(file, delimiter=delimiter)))
+            tables.append(_with_types(read_csv(file, **options)))
     return Rows(
         [row for table in tables for row in table.rows],
         tables[0].source,
@@ -174,16 +178,35 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
     )
 
 
-def _with_integers(rows: Rows) -> Rows:
-    """Columns of whole numbers as integers, as `datasets` reads a CSV file, so that labels are indices."""
-    columns = [column for column in rows.rows[0] if all(_is_integer(row[column]) for row in rows.rows)]
-    converted = [row | {column: int(row[column]) for column in columns} for row in rows.rows]
+def _check_csv_options(options: Mapping[str, Any], path: Path) -> None:
+    delimiter, quoting = options.get("delimiter", ","), options.get("quoting", 0)
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+        raise InputError(
+            f"dataset_kwargs.delimiter in {path} is {shown(delimiter)}; it is the one character that parts the "
+            'fields, such as ";" or "\\t".'
+        )
+    if quoting not in (0, 3) or isinstance(quoting, bool):
+        raise InputError(
+            f"dataset_kwargs.quoting in {path} is {shown(quoting)}; it is 0 (quotes as spreadsheets write them) or 3 "
+            "(quotes are text)."
+        )
+
+
+def _with_types(rows: Rows) -> Rows:
+    """Columns of whole numbers as integers and of true and false as booleans, as `datasets` reads a CSV file."""
+    types: dict[str, Callable[[str], Any]] = {}
+    for column in rows.rows[0]:
+        if all(_WHOLE.fullmatch(row[column]) for row in rows.rows):
+            types[column] = int
+        elif all(row[column] in _TRUTH for row in rows.rows):
+            types[column] = _TRUTH.__getitem__
+    converted = [{**row, **{column: kind(row[column]) for column, kind in types.items()}} for row in rows.rows]
     return Rows(converted, rows.source, rows.places)
 
 
-def _is_integer(text: str) -> bool:
-    digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit()
+# Without leading zeros, which belong to names such as 007, and no longer than a number of 64 bits.
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", flags=re.ASCII)
+_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 
 
 def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
@@ -205,7 +228,8 @@ def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
             f"The data set {name} came as {type(data).__name__}, which has no length; drop streaming from "
             "dataset_kwargs."
         )
-    return Rows(data.to_list(), f"{name}, split {split_name}")
+    classes = {column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    return Rows(data.to_list(), f"{name}, split {split_name}", index_columns=frozenset(classes))
 
 
 def _local_advice(config: Mapping[str, Any]) -> str:

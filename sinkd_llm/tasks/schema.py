@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.tasks.labels import READINGS
 from sinkd_llm.yaml_files import read_yaml_mapping
 
 REQUIRED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target")
@@ -64,6 +65,7 @@ METADATA: dict[str, tuple[type, ...]] = {
     "metrics": (list,),
     "scoring": (dict,),
     "texts": (list,),
+    "labels_are": (str,),
     "local": (dict,),
 }
 # What a metric needs beside the choices and the gold one; each a column or a template.
@@ -187,6 +189,11 @@ def _check_metadata(config: dict[str, Any], origins: dict[str, Path]) -> None:
         raise InputError(
             f"metadata.texts in {origins['metadata']} is {texts!r}; it names one or two columns or templates, the "
             "texts that an encoder with a classification head reads."
+        )
+    if metadata.get("labels_are", "words") not in READINGS:
+        raise InputError(
+            f"metadata.labels_are in {origins['metadata']} is {metadata['labels_are']!r}; it says what labels that "
+            f"are numbers stand for, {' or '.join(READINGS)}."
         )
     if "scoring" in metadata:
         _check_keys("metadata.scoring", metadata["scoring"], METADATA_SCORING, origins["metadata"])

@@ -1,13 +1,7 @@
-"""A task: how a row becomes a prompt, its answer choices and the gold one."""
+"""A task: its rows, rendered, and its metrics."""
 
-import ast
-import hashlib
-import math
 import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +13,12 @@ from sinkd_llm.metrics import (
     compute_metrics,
     compute_text_metrics,
 )
+from sinkd_llm.tasks.files import Rows
+from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import load_rows
+from sinkd_llm.tasks.rendering import Example, RowRenderer
 from sinkd_llm.tasks.schema import read_task_file
-from sinkd_llm.tasks.template import Template
+from sinkd_llm.values import shown
 
 if TYPE_CHECKING:
     import datasets
@@ -30,36 +27,6 @@ if TYPE_CHECKING:
 _RANKINGS = ("acc_norm", "acc_bytes")
 # These compare choice indices as classes, so an index must mean the same in every row.
 _CLASS_METRICS = ("mcc", "f1", "f1_macro")
-
-
-@dataclass(frozen=True)
-class Example:
-    """
-    One row of a task, rendered.
-
-    Args:
-        id (`str`): task, split, index and a hash of the text, so that a changed row or template shows.
-        prompt (`str`): what the model reads.
-        choices (`tuple[str, ...]`): the possible answers, each with the delimiter in front (`" positive"`); none
-            where the answer is generated.
-        label (`int` or `None`): index of the gold choice; `None` for an unlabelled row, or where there are no choices.
-        completion (`str`): the gold answer, with the delimiter in front; empty for an unlabelled row.
-        group (`str`, *optional*): the question that the row is a part of, where the task scores whole questions.
-        answers (`tuple[str, ...]`, *optional*): all right answers, where the task has several.
-        target (`float`, *optional*): the gold number, where the choices stand for numbers.
-        text, text_pair (`str`, *optional*): what an encoder with a classification head reads instead of the prompt.
-    """
-
-    id: str
-    prompt: str
-    choices: tuple[str, ...]
-    label: int | None
-    completion: str
-    group: str | None = None
-    answers: tuple[str, ...] | None = None
-    target: float | None = None
-    text: str | None = None
-    text_pair: str | None = None
 
 
 class Task:
@@ -90,18 +57,14 @@ class Task:
         self.config, self.origins = read_task_file(self.path)
         self.name: str = self.config["task"]
         self.output_type: str = self.config["output_type"]
-        metadata = self.config.get("metadata", {})
-        self.description: str = metadata.get("description", "")
-        self.scoring_columns: tuple[str, ...] = tuple(metadata.get("scoring", {}))
-        self.text_columns: tuple[str, ...] = ("text", "text_pair")[: len(metadata.get("texts", ()))]
-        for template in self._templates.values():
-            template.check()
-        fixed = self.config.get("doc_to_choice")
-        self.choices: tuple[str, ...] | None = None
-        if isinstance(fixed, list | dict):
-            words = fixed.values() if isinstance(fixed, dict) else fixed
-            self.choices = self._checked_choices(list(words), f"{self.origins['doc_to_choice']}")
+        self.description: str = self.config.get("metadata", {}).get("description", "")
+        self._renderer = RowRenderer(self.config, self.origins)
+        self.choices: tuple[str, ...] | None = self._renderer.choices
+        self.scoring_columns: tuple[str, ...] = self._renderer.scoring_columns
+        self.text_columns: tuple[str, ...] = self._renderer.text_columns
         self.metric_names = self._read_metric_names()
+        if self.choices is not None:
+            self._check_two_classes(len(self.choices))
 
     def __repr__(self) -> str:
         return f"Task({self.name!r}, path={str(self.path)!r})"
@@ -119,7 +82,9 @@ class Task:
             InputError: if the row lacks a column, a template fails, the prompt is empty, or the label
                 is outside the choices. A row of the test split may lack the label.
         """
-        return self._render(row, index, split, f"row {index} of the {split} split")
+        where = f"row {index} of the {split} split"
+        (example,) = self._examples(Rows([row], where, [where]), [0], split, first=index)
+        return example
 
     def load(
         self,
@@ -127,6 +92,8 @@ class Task:
         data_dir: str | Path | None = None,
         limit: int | None = None,
         seed: int | None = None,
+        *,
+        labelled: bool | None = None,
     ) -> "datasets.Dataset":
         """
         The rendered rows of one split: TRL prompt-completion rows with three more columns.
@@ -139,6 +106,7 @@ class Task:
                 larger number keeps them all.
             seed (`int`, *optional*): draw the `limit` rows at random instead. Under one seed, a smaller
                 sample is the beginning of a larger one.
+            labelled (`bool`, *optional*): refuse a row without a label, by its place. Default: in the train split.
 
         Returns:
             `datasets.Dataset`: columns `id`, `prompt` and `completion` (str); where answers are ranked, also `choices`
@@ -146,20 +114,26 @@ class Task:
             (list of str), `target` (float, `None` for an unlabelled row); and the `text_columns` (str).
 
         Raises:
-            InputError: see `load_rows` and `render`; for a limit below 1; for choice lists of different lengths under
-                a metric that compares classes (`mcc`, `f1`, `f1_macro`).
+            InputError: see `load_rows` and `render`; for a limit below 1; for a row without a label where it needs
+                one; for choice lists that a metric cannot compare: of different lengths under `mcc`, `f1` or
+                `f1_macro`, of more than two choices under `f1`.
         """
         import datasets
 
+        _check_whole("limit", limit)
+        _check_whole("seed", seed)
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}, but at least one row is needed.")
+        if data_dir is not None and not isinstance(data_dir, str | Path):
+            raise InputError(f"data_dir is {shown(data_dir)}, which is no path; give the folder that holds the data.")
         rows = load_rows(self.config, self.path, split, None if data_dir is None else Path(data_dir))
         indices = list(range(len(rows)))
         if limit is not None:
             if seed is not None:
                 random.Random(seed).shuffle(indices)
             indices = indices[:limit]
-        examples = [self._render(rows.rows[i], i, split, rows.where(i)) for i in indices]
+        examples = self._examples(rows, indices, split)
+        self._check_labelled(examples, [rows.where(i) for i in indices], split, labelled)
         self._check_lengths(examples, [rows.where(i) for i in indices])
         text, texts = datasets.Value("string"), datasets.List(datasets.Value("string"))
         kinds = {"id": text, "prompt": text, "completion": text}
@@ -207,123 +181,45 @@ class Task:
             )
         return compute_metrics(self.metric_names, predictions, references, rows, numbers)
 
-    @cached_property
-    def _templates(self) -> dict[str, Template]:
-        keys = ("description", "doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix")
-        templates = {
-            key: Template(self.config[key], key, str(self.origins[key]))
-            for key in keys
-            if isinstance(self.config.get(key), str)
-        }
-        for name in self.scoring_columns:
-            source = self.config["metadata"]["scoring"][name]
-            templates[name] = Template(source, f"metadata.scoring.{name}", str(self.origins["metadata"]))
-        for name, source in zip(self.text_columns, self.config.get("metadata", {}).get("texts", ()), strict=False):
-            templates[name] = Template(source, "metadata.texts", str(self.origins["metadata"]))
-        return templates
+    def _examples(self, rows: Rows, indices: Sequence[int], split: str, first: int = 0) -> list[Example]:
+        """The examples of some rows, which are numbered from `first`; their labels are read together."""
+        drafts = [self._renderer.draft(rows.rows[i], i + first, split, rows.where(i)) for i in indices]
+        labels: Sequence[int | None] = [None] * len(drafts)
+        if self._renderer.ranked:
+            labels = self._label_reader(rows).read([draft.target for draft in drafts if draft.target is not None])
+        return [
+            self._renderer.example(draft, self.name, split, label) for draft, label in zip(drafts, labels, strict=True)
+        ]
 
-    def _render(self, row: Mapping[str, Any], index: int, split: str, where: str) -> Example:
-        prompt = self._prompt(row, where)
-        choices: tuple[str, ...] = ()
-        label = None
-        if self.output_type == "generate_until":
-            completion = self._generated(row, split, where)
-        else:
-            choices = self.choices or self._row_choices(row, where)
-            label = self._label(row, choices, split, where)
-            completion = "" if label is None else choices[label]
-        # Prompt and answers, so that a changed row or template changes the id.
-        texts = (prompt, *(choices or (completion,)))
-        digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=4).hexdigest()
-        return Example(
-            id=f"{self.name}-{split}-{index}-{digest}",
-            prompt=prompt,
-            choices=choices,
-            label=label,
-            completion=completion,
-            group=str(self._value("group", row, where)) if "group" in self.scoring_columns else None,
-            answers=self._answers(row, label, where) if "answers" in self.scoring_columns else None,
-            target=self._target(row, label, where) if "target" in self.scoring_columns else None,
-            **{name: str(self._value(name, row, where)).strip() for name in self.text_columns},
+    def _label_reader(self, rows: Rows) -> LabelReader:
+        source = self.config["doc_to_target"]
+        reading = self.config.get("metadata", {}).get("labels_are")
+        template = self._renderer.templates.get("doc_to_target")
+        column = source if template is None or not template.has_markup else template.lone_column()
+        if isinstance(source, int) or (reading is None and column in rows.index_columns):
+            reading = "indices"
+        return LabelReader(
+            task=self.name,
+            place=f"doc_to_target in {self.origins['doc_to_target']}",
+            reading=reading,
+            from_template=template is not None and template.has_markup,
+            same_choices=self.choices is not None,
         )
 
-    def _value(self, key: str, row: Mapping[str, Any], where: str) -> Any:
-        """A key that names a column gives its value; any other text is a template."""
-        template = self._templates[key]
-        if template.source in row:
-            return row[template.source]
-        if not template.has_markup and template.source.isidentifier():
-            raise template.missing_column(template.source, row, where)
-        return template.render(row, where)
-
-    def _prompt(self, row: Mapping[str, Any], where: str) -> str:
-        text = self._value("doc_to_text", row, where)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{self._templates['doc_to_text'].place} gives no text but {text!r} for {where}.")
-        if text.isdigit():
-            raise InputError(
-                f"{self._templates['doc_to_text'].place} gives the bare number {text!r} for {where}, which "
-                "lm-evaluation-harness reads as the index of a choice; put words around it."
-            )
-        prefix = self._plain_value("gen_prefix", row, where)
-        if prefix and not (text[-1].isspace() or prefix[0].isspace()):
-            text += self.config.get("target_delimiter", " ")
-        return self._plain_value("description", row, where) + text + prefix
-
-    def _plain_value(self, key: str, row: Mapping[str, Any], where: str) -> str:
-        """As `_value`, for the keys that are often plain words: one word need not be a column."""
-        template = self._templates.get(key)
-        if template is None:
-            return ""
-        return str(row[template.source]) if template.source in row else template.render(row, where)
-
-    def _row_choices(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-        return self._checked_choices(self._list("doc_to_choice", row, where), where)
-
-    def _list(self, key: str, row: Mapping[str, Any], where: str) -> list[Any]:
-        words = self._value(key, row, where)
-        place = self._templates[key].place
-        if isinstance(words, str):
-            try:
-                words = ast.literal_eval(words)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    def _check_labelled(
+        self, examples: Sequence[Example], places: Sequence[str], split: str, labelled: bool | None
+    ) -> None:
+        if not (split == "train" if labelled is None else labelled):
+            return
+        for example, place in zip(examples, places, strict=True):
+            if not example.completion:
                 raise InputError(
-                    f"{place} gives {words!r} for {where}, which is not a list of texts; write it as "
-                    '{{[choice1, choice2]}} or as ["no", "yes"].'
-                ) from error
-        if not isinstance(words, list):
-            raise InputError(f"{place} gives {words!r} for {where}; it should be a list of texts.")
-        return words
-
-    def _answers(self, row: Mapping[str, Any], label: int | None, where: str) -> tuple[str, ...]:
-        answers = tuple(map(str, self._list("answers", row, where)))
-        if label is not None and not any(answer.strip() for answer in answers):
-            raise InputError(f"{self._templates['answers'].place} gives no answer for {where}, which has a label.")
-        return answers
-
-    def _target(self, row: Mapping[str, Any], label: int | None, where: str) -> float | None:
-        if label is None:
-            return None
-        value = self._value("target", row, where)
-        try:
-            target = float(value)
-        except (TypeError, ValueError):
-            target = math.nan
-        if not math.isfinite(target):
-            raise InputError(f"{self._templates['target'].place} gives {value!r} for {where}; it should be a number.")
-        return target
-
-    def _generated(self, row: Mapping[str, Any], split: str, where: str) -> str:
-        source = self.config["doc_to_target"]
-        if split == "test" and str(source).isidentifier() and source not in row:
-            return ""
-        text = str(source) if isinstance(source, int) else self._value("doc_to_target", row, where)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{self._templates['doc_to_target'].place} gives no text but {text!r} for {where}.")
-        return self.config.get("target_delimiter", " ") + text
+                    f"There is no label on {place}: doc_to_target of the task {self.name!r} gives none, null or -1, "
+                    "as in the test splits of GLUE and SuperGLUE; correct or drop the row, or use a labelled split."
+                )
 
     def _check_lengths(self, examples: Sequence[Example], places: Sequence[str]) -> None:
-        """Refuses choice lists of different lengths under metrics for which an index is a class."""
+        """Refuses choice lists under which an index is no class, where metrics compare classes."""
         by_class = [name for name in self.metric_names if name in _CLASS_METRICS]
         if self.choices is not None or not by_class:
             return
@@ -334,48 +230,15 @@ class Task:
                     f"{len(examples[0].choices)}, but {by_class[0]} compares classes, which must be the same in every "
                     "row; use acc or em."
                 )
+        if examples:
+            self._check_two_classes(len(examples[0].choices))
 
-    def _checked_choices(self, words: list[Any], where: str) -> tuple[str, ...]:
-        for word in words:
-            if not isinstance(word, str):
-                raise InputError(
-                    f"The choice {word!r} ({where}) is {type(word).__name__}, not text; put it in quotes "
-                    '(YAML reads a bare yes or no as a boolean: write "yes").'
-                )
-            if not word.strip():
-                raise InputError(f"doc_to_choice has an empty choice ({where}); give each choice a word.")
-        # A single row of a task with varying choices may have one candidate (ReCoRD): right, but nothing is learnt.
-        least = 2 if isinstance(self.config["doc_to_choice"], list | dict) else 1
-        if len(words) < least:
-            raise InputError(f"doc_to_choice gives {len(words)} choices ({where}); it should give at least {least}.")
-        stripped = [word.strip() for word in words]
-        double = next((word for word in stripped if stripped.count(word) > 1), None)
-        if double is not None:
-            raise InputError(f"doc_to_choice has {double!r} more than once ({where}); choices must differ.")
-        delimiter = self.config.get("target_delimiter", " ")
-        return tuple(f"{delimiter}{word}" for word in words)
-
-    def _label(self, row: Mapping[str, Any], choices: tuple[str, ...], split: str, where: str) -> int | None:
-        source = self.config["doc_to_target"]
-        if isinstance(source, int):
-            target: Any = source
-        elif split == "test" and source.isidentifier() and source not in row:
-            return None
-        else:
-            target = self._value("doc_to_target", row, where)
-            if source not in row and re.fullmatch(r"-1|\d+", target, flags=re.ASCII):
-                target = int(target)
-        if target is None or target == -1:  # how JSON, and GLUE on the hub, mark an unlabelled row
-            return None
-        words = [choice.removeprefix(self.config.get("target_delimiter", " ")) for choice in choices]
-        if isinstance(target, str) and target in words:
-            return words.index(target)
-        if isinstance(target, int) and 0 <= target < len(choices):
-            return int(target)
-        raise InputError(
-            f"The label {target!r} of {where} is outside the choices of the task {self.name!r}: it should be "
-            f"one of {', '.join(map(repr, words))} or an index from 0 to {len(words) - 1}."
-        )
+    def _check_two_classes(self, count: int) -> None:
+        if "f1" in self.metric_names and count > 2:
+            raise InputError(
+                f"The metric f1 of the task {self.name!r} is binary, but a row has {count} choices; use f1_macro, as "
+                "metadata: {metrics: [f1_macro]}."
+            )
 
     def _read_metric_names(self) -> tuple[str, ...]:
         names = []
@@ -393,3 +256,8 @@ class Task:
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
         return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))
+
+
+def _check_whole(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise InputError(f"{name} is {shown(value)}, but it should be a whole number.")

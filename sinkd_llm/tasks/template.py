@@ -1,38 +1,17 @@
-"""Prompt templates: sandboxed Jinja2 that renders as lm-evaluation-harness does.
+"""Prompt templates: sandboxed Jinja2 that renders as lm-evaluation-harness does, but for null, which has no text."""
 
-A template is data from a task file, often somebody else's, so it runs in Jinja2's immutable sandbox:
-it can format a row, but not reach Python's internals.
-"""
-
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2 import nodes
+from jinja2.sandbox import SecurityError
 
 from sinkd_llm.errors import InputError, nearest
-
-
-def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) -> str:
-    return re.sub(pattern, replacement, text, count=count)
-
-
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    # Undefined names are errors and a trailing newline stays: both as in lm-evaluation-harness, whose
-    # one filter of its own is `regex_replace`.
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters["regex_replace"] = _regex_replace
-    return environment
-
-
-@lru_cache(maxsize=256)
-def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+from sinkd_llm.tasks import sandbox
+from sinkd_llm.tasks.bounded import BoundsError, TemplateFailedError, render_bounded
+from sinkd_llm.values import NoTextError, check_text, for_template, plain, without_text
 
 
 @dataclass(frozen=True)
@@ -61,50 +40,106 @@ class Template:
     def check(self) -> None:
         """Raises `InputError` for a syntax error or an attribute that no template may reach."""
         try:
-            tree = _environment().parse(self.source)
-            _compiled(self.source)
+            tree = sandbox.parsed(self.source)
         except jinja2.TemplateSyntaxError as error:
-            raise InputError(
-                f"Template syntax error in {self.key}, line {error.lineno} of the template, in {self.path}: "
-                f"{error.message}"
-            ) from error
+            raise self._syntax_error(error.lineno, error.message or "") from error
+        except (RecursionError, ValueError) as error:  # nested thousands deep; a number of thousands of digits
+            raise self._syntax_error(1, str(error) or type(error).__name__) from error
+        if sandbox.depth(tree) > sandbox.MAX_DEPTH:
+            raise self._syntax_error(1, f"expressions are nested more than {sandbox.MAX_DEPTH} deep")
         for node in tree.find_all(nodes.Getattr):
             if node.attr.startswith("_"):
                 raise self._forbidden(f"line {node.lineno} reads the attribute {node.attr!r}")
+        known = {"filter": sandbox.environment().filters, "test": sandbox.environment().tests}
+        for used in tree.find_all((nodes.Filter, nodes.Test)):
+            kind = type(used).__name__.lower()
+            if used.name not in known[kind]:
+                hint = nearest(used.name, list(known[kind]))
+                raise self._syntax_error(used.lineno, f"No {kind} named {used.name!r}.{hint}")
 
     def columns(self) -> set[str]:
         """Names that the template reads from a row."""
-        names = meta.find_undeclared_variables(_environment().parse(self.source))
-        return names - set(_environment().globals)
+        return set(sandbox.columns(self.source))
 
-    def render(self, row: Mapping[str, Any], where: str) -> str:
+    def lone_column(self) -> str | None:
+        """
+        The only column that the template reads, if it says nothing of what a null in it means: then a null makes all
+        that it writes meaningless, also in `{{'yes' if label else 'no'}}`.
+        """
+        names = self.columns()
+        tree = sandbox.parsed(self.source)
+        decides = any(tree.find_all(nodes.Or)) or any(
+            node.name in ("none", "defined", "undefined", "default", "d")
+            for node in tree.find_all((nodes.Filter, nodes.Test))
+        )
+        return next(iter(names)) if len(names) == 1 and not decides else None
+
+    def render(self, row: Mapping[str, Any], where: str, null_text: str | None = None) -> str:
         """
         The text for one row.
 
         Args:
             row (`Mapping[str, Any]`): column name to value.
             where (`str`): which row it is, for messages.
+            null_text (`str`, *optional*): what a null is as text. By default it has none, and writing it is an error.
 
         Raises:
-            InputError: if the row lacks a column, or the template fails or reaches for internals.
+            InputError: if the row lacks a column, or writes one that is null; if the template fails, reaches for
+                internals, or takes more than 5 seconds or 1 GB.
         """
+        used = {name: row[name] for name in sandbox.columns(self.source) if name in row}
         try:
-            return _compiled(self.source).render(**row)
+            if sandbox.is_bounded(self.source):
+                text = sandbox.evaluate(
+                    self.source, {name: for_template(value, name, null_text) for name, value in used.items()}
+                )
+            else:
+                text = render_bounded(self.source, used, null_text)
         except SecurityError as error:
-            raise self._forbidden(str(error).rstrip(".")) from error
+            raise self._failure("forbidden", str(error), row, where) from error
         except jinja2.UndefinedError as error:
-            missing = sorted(self.columns() - set(row))
-            if missing:
-                raise self.missing_column(missing[0], row, where) from error
-            raise InputError(f"{self.place} fails on {where}: {error}.") from error
+            raise self._failure("undefined", str(error), row, where) from error
+        except NoTextError as error:
+            raise self._failure("no_text", str(error), row, where) from error
+        except TemplateFailedError as error:
+            raise self._failure(error.kind, str(error), row, where) from error
+        except BoundsError as error:
+            raise InputError(
+                f"{self.place} {error} on {where}; drop the loop, regular expression or multiplication that does it."
+            ) from error
         except Exception as error:  # a template is a small program and may fail in any way
-            raise InputError(f"{self.place} fails on {where}: {type(error).__name__}: {error}.") from error
+            raise self._failure("other", f"{type(error).__name__}: {error}", row, where) from error
+        return check_text(text, self.place, where)
+
+    def _failure(self, kind: str, message: str, row: Mapping[str, Any], where: str) -> InputError:
+        message = " ".join(message[:300].split()).rstrip(".")
+        if kind == "forbidden":
+            return self._forbidden(message)
+        if kind == "no_text":
+            return self.no_text(message, where)
+        missing = sorted(self.columns() - set(row))
+        if kind == "undefined" and missing:
+            return self.missing_column(missing[0], row, where)
+        null = [name for name in sorted(self.columns() & set(row)) if without_text(plain(row[name])) is not None]
+        hint = f" ({', '.join(map(repr, null))} is {without_text(plain(row[null[0]]))} there)" if null else ""
+        return InputError(f"{self.place} fails on {where}: {message}{hint}.")
+
+    def no_text(self, reason: str, where: str) -> InputError:
+        return InputError(
+            f"{self.place} has no text for {where}: {reason}; correct the row, or say in the template what stands "
+            f"there instead, such as {{{{column or ''}}}}."
+        )
 
     def missing_column(self, column: str, row: Mapping[str, Any], where: str) -> InputError:
-        hint = nearest(column, list(row))
+        hint = nearest(column, list(map(str, row)))
         return InputError(
             f"The column {column!r}, which {self.place} needs, is not in {where}.{hint} "
-            f"Its columns are {', '.join(row)}."
+            f"Its columns are {', '.join(map(str, row))}."
+        )
+
+    def _syntax_error(self, line: int, message: str) -> InputError:
+        return InputError(
+            f"Template syntax error in {self.key}, line {line} of the template, in {self.path}: {message}"
         )
 
     def _forbidden(self, what: str) -> InputError:
