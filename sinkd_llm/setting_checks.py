@@ -22,8 +22,8 @@ _WORDS = {
     dict: "a mapping",
 }
 _ABSTRACT: dict[type, Any] = {int: numbers.Integral, float: numbers.Real, str: (str, os.PathLike), list: (list, tuple)}
-# What Transformers itself puts in, in place of what was given: a copy of checked settings is checked again.
-_COMPLETED = {"fsdp": "bool", "accelerator_config": "AcceleratorConfig"}
+# What Transformers and TRL themselves put in, in place of what was given: a copy of checked settings is checked again.
+_COMPLETED = {"fsdp": "bool", "accelerator_config": "AcceleratorConfig", "lora_target_modules": "str"}
 # Transformers' parser loses the default of a list, and Transformers takes `None` for it.
 _NULL_TOO = ("debug",)
 # Longer text is neither a name, nor a path that a system opens, nor a setting.
