@@ -1,6 +1,6 @@
 """Rank classification against a loop over choices written from the definition."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.evaluation import choice_log_likelihoods, evaluate_task, ranking_metrics
 from sinkd_llm.models.architectures import get_architecture
 
@@ -31,6 +31,7 @@ class Task:
     """Stands for a task: accuracy is all that is asked of it."""
 
     output_type = "multiple_choice"
+    config: ClassVar[dict[str, Any]] = {}
 
     def compute_metrics(self, predictions: list[int], references: list[int], rows: Any = None) -> dict[str, float]:
         assert rows is not None
@@ -64,10 +65,7 @@ def test_log_likelihoods_equal_the_naive_loop(
     assert score.predictions == [int(np.argmax(row)) for row in expected]
     golds = [gold for _, _, gold in ROWS]
     assert score.metrics["acc"] == np.mean(np.equal(score.predictions, golds))
-    lengths = [
-        [len(tiny_tokenizer(p + c)["input_ids"]) - len(tiny_tokenizer(p)["input_ids"]) for c in cs]
-        for p, cs, _ in ROWS
-    ]
+    lengths = [[len(c.removeprefix(" ")) for c in cs] for _, cs, _ in ROWS]  # characters, as in lm-evaluation-harness
     normalised = [int(np.argmax(np.divide(s, n))) for s, n in zip(expected, lengths, strict=True)]
     assert score.metrics["acc_norm"] == np.mean(np.equal(normalised, golds))
     assert score.num_examples == 4
@@ -83,6 +81,21 @@ def test_rows_with_fewer_choices_are_minus_infinity(tiny_causal_lm: Any, tiny_to
     assert torch.isinf(scores[3, 1:]).all()
     assert (lengths[0, 2:] == 0).all()
     assert torch.isfinite(scores[1]).all()
+
+
+def test_a_model_that_gives_no_numbers_has_no_score(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+    model = tiny_causal_lm("llama")
+    model.lm_head.weight.data[7, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match="log-likelihood of an answer is NaN or infinite for 0, 1, 2, 3, and"):
+        evaluate_task(model, tiny_tokenizer, Task(), dataset())
+
+
+def test_one_row_without_a_number_is_named(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+    model = tiny_causal_lm("llama")
+    (token,) = tiny_tokenizer(" false")["input_ids"]  # of the last row alone
+    model.get_input_embeddings().weight.data[token] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or infinite for 3, and"):
+        evaluate_task(model, tiny_tokenizer, Task(), dataset(), batch_size=1)
 
 
 def test_training_mode_is_restored_and_progress_reported(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
@@ -110,7 +123,7 @@ def test_acc_norm_counts_every_right_answer(tiny_causal_lm: Any, tiny_tokenizer:
     rows = dataset()
     model = tiny_causal_lm("llama", seed=3)
     first = evaluate_task(model, tiny_tokenizer, Task(), rows)
-    lengths = [[len(tiny_tokenizer(c)["input_ids"]) for c in choices] for _, choices, _ in ROWS]
+    lengths = [[len(c.removeprefix(" ")) for c in choices] for _, choices, _ in ROWS]
     chosen = [int(np.argmax(np.divide(s, n))) for s, n in zip(first.log_likelihoods, lengths, strict=True)]
     golds = [gold for _, _, gold in ROWS]
     assert chosen != golds

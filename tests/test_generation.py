@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from sinkd_llm import evaluate_task
-from sinkd_llm.errors import InputError
+from sinkd_llm.collator import AnswerCollator
+from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.evaluation.generation import GenerationSettings, StopAtStrings, cut_at
 from sinkd_llm.metrics import rouge_l
 from sinkd_llm.tasks import Task
@@ -265,3 +268,29 @@ def test_smollm2_answers_instructions(smollm2: tuple[Any, Any], tmp_path: Path) 
     assert all("\n\n" not in text for text in score.predictions)
     assert 1 < score.metrics["perplexity"] < 1000
     assert 0 < score.metrics["rouge_l"] <= 1
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 0.7}, {"num_beams": 2}])
+def test_a_model_that_gives_no_numbers_writes_no_answer(
+    sampling: dict[str, Any], writer: Any, writers_tokenizer: Any, make_generation: Any
+) -> None:
+    writer.get_output_embeddings().weight.data[:, 3] = float("nan")
+    task = make_generation(**sampling)
+    with pytest.raises(NonFiniteError, match="while it writes an answer"):
+        evaluate_task(writer, writers_tokenizer, task, task.load("validation"))
+
+
+def test_a_reference_that_has_no_likelihood_is_refused(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, make_generation: Any
+) -> None:
+    from sinkd_llm.evaluation.generation import reference_log_likelihoods
+
+    model = tiny_causal_lm()
+    (token,) = tiny_tokenizer(" science")["input_ids"]  # read in the third row alone
+    model.get_input_embeddings().weight.data[token] = float("nan")
+    task = make_generation()
+    rows = task.load("validation")
+    features = tokenize_dataset(rows, AnswerTokenizer(tiny_tokenizer))
+    message = f"log-likelihood of the reference answer is NaN or infinite for {rows[2]['id']}, and"
+    with pytest.raises(NonFiniteError, match=re.escape(message)), torch.no_grad():
+        reference_log_likelihoods(model.eval(), AnswerCollator(tiny_tokenizer.pad_token_id), features, 1)

@@ -19,6 +19,7 @@ LOCAL = {
     "dataset_name": None,
     "training_split": "train",
     "validation_split": "validation",
+    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
 }
 
 
@@ -86,6 +87,7 @@ def compare(name: str, student: Path, folder: Path) -> None:
     assert 0 < sum(ours.predictions) < NUM_ROWS
     results = theirs["results"][task.name]
     assert ours.metrics["acc"] == pytest.approx(results["acc,none"])
+    assert ours.metrics["acc_norm"] == pytest.approx(results["acc_norm,none"])
 
 
 @pytest.mark.parametrize("name", ["sst2", "copa"])

@@ -8,8 +8,10 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.metrics import (
     CLASSIFICATION,
     GLUE,
@@ -165,6 +167,9 @@ def test_bad_rows(name: str, rows: dict, message: str) -> None:
         ("the gunman police killed", "police killed the gunman", 2 * 2 / 8),
         ("a a a", "a", 2 * 1 / 4),
         ("42,5 Äpfel", "42 äpfel", 2 * 2 / 5),
+        ("one_word", "one word", 1.0),
+        ("für", "f r", 1.0),
+        ("猫が座った", "猫が座った", 0.0),
         ("dog", "cat", 0.0),
         ("", "cat", 0.0),
         ("?!", "?!", 0.0),
@@ -186,10 +191,52 @@ def test_text_metrics() -> None:
         compute_text_metrics(["rouge_l"], ["a"], ["a", "b"])
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_rouge_l_is_that_of_the_package(prediction: str, reference: str) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    theirs = RougeScorer(["rougeL"], use_stemmer=False).score(reference, prediction)["rougeL"].fmeasure
+    assert rouge_l(prediction, reference) == theirs
+
+
+def test_a_reference_in_another_script_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="sinkd_llm"):
+        assert compute_text_metrics(["rouge_l"], ["a cat", "猫"], ["a cat", "猫"]) == {"rouge_l": 0.5}
+    assert "1 of 2 reference texts have letters other than a to z" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="sinkd_llm"):
+        compute_text_metrics(["rouge_l"], ["猫"], ["a cat, 42 €"])
+    assert not caplog.text
+
+
 def test_perplexity() -> None:
     assert perplexity([4 * math.log(0.5), 2 * math.log(0.25)], [4, 2]) == pytest.approx(2 ** (8 / 6))
     with pytest.raises(InputError, match="no tokens"):
         perplexity([], [])
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf, -1e6])
+def test_what_has_no_perplexity_is_refused(value: float) -> None:
+    with pytest.raises(NonFiniteError, match="no perplexity"):
+        perplexity([-1.0, value], [1, 1])
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_correlations_of_large_numbers(name: str) -> None:
+    small, references = [1.0, 2.0, 4.0, 3.0], [1.0, 2.0, 3.0, 5.0]
+    for factor in (1e150, 1e300):
+        large = [factor * value for value in small]
+        assert compute_metrics([name], large, references)[name] == pytest.approx(
+            compute_metrics([name], small, references)[name]
+        )
+        assert compute_metrics([name], references, large)[name] > 0.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_average_refuses_what_is_no_number(value: float) -> None:
+    with pytest.raises(InputError, match="a number as mcc of cola"):
+        glue_score({**GLUE_RESULTS, "cola": {"mcc": value}})
 
 
 GLUE_RESULTS = {

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from sinkd_llm.collator import AnswerCollator, right_padded
 from sinkd_llm.data import AnswerTokenizer
-from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation.ranking import batches_by_length, from_all, on_device
+from sinkd_llm.errors import InputError, NonFiniteError
+from sinkd_llm.evaluation.ranking import batches_by_length, from_all, on_device, refuse_non_finite
 from sinkd_llm.models.architectures import (
     LOGITS_AT_A_TIME,
     context_length,
@@ -142,6 +142,7 @@ def generate_answers(
 
     Raises:
         InputError: for `generation_kwargs` that are wrong, or that ask for more tokens than the model can hold.
+        NonFiniteError: if the model's logits are NaN or infinite.
     """
     settings = GenerationSettings.of(task)
     tokenizer = answer_tokenizer.tokenizer
@@ -162,7 +163,10 @@ def generate_answers(
                 batch["decoder_input_ids"] = decoder_input_ids(model, targets_BT)
             start = batch["input_ids" if decoder_only else "decoder_input_ids"].shape[1]
             stop = StoppingCriteriaList([StopAtStrings(tokenizer, settings.stop_strings, start)])
-            tokens_BT = inner.generate(**batch, generation_config=config, stopping_criteria=stop)[:, start:]
+            check = LogitsProcessorList([FiniteLogits()])
+            tokens_BT = inner.generate(
+                **batch, generation_config=config, stopping_criteria=stop, logits_processor=check
+            )[:, start:]
             for i, text in zip(chosen, tokenizer.batch_decode(tokens_BT, skip_special_tokens=True), strict=True):
                 texts[i] = cut_at(text, settings.stop_strings).strip()
     texts = from_all(texts, share)
@@ -195,6 +199,24 @@ class StopAtStrings(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
+class FiniteLogits(LogitsProcessor):
+    """
+    Ends a generation at logits out of which no token can be chosen: greedy search would take the first of the NaN.
+
+    -inf is a token that is never said, so it is refused only where it is all that there is.
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        highest_B = scores.max(dim=-1).values  # NaN if one of them is
+        if not highest_B.isfinite().all():
+            raise NonFiniteError(
+                "The model's logits are NaN or infinite while it writes an answer, and a model that gives no numbers "
+                "has no score. Check its weights (a broken save, a learning_rate that was too large), or load it in "
+                "float32 or bfloat16 if it runs in float16."
+            )
+        return scores
+
+
 def reference_log_likelihoods(
     model: "PreTrainedModel",
     collator: AnswerCollator,
@@ -214,6 +236,9 @@ def reference_log_likelihoods(
             supervised in training.
         batch_size (`int`): rows a forward, fewer where their logits would be large.
         device, share: those of [`evaluate_task`].
+
+    Raises:
+        NonFiniteError: naming rows whose log-likelihood is NaN or infinite.
     """
     architecture = get_architecture(model)
     lengths = [len(ids) for ids in features["answer_ids"]]
@@ -230,6 +255,9 @@ def reference_log_likelihoods(
         for i, value in zip(chosen, nll_B.tolist(), strict=True):
             sums[i] = -value
     sums = from_all(sums, share)
+    refuse_non_finite(
+        ([sums[i]] for i in range(len(lengths))), features["example_id"], "log-likelihood of the reference answer"
+    )
     return [sums[i] for i in range(len(lengths))], lengths
 
 
@@ -282,7 +310,8 @@ def _generation_config(inner: Any, tokenizer: Any, settings: GenerationSettings)
     eos = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     ends = {token for token in (*eos, tokenizer.eos_token_id) if token is not None}
     config = GenerationConfig(
-        **settings.options,
+        # A model may be unable to generate with a cache; then its own configuration says so.
+        **{"use_cache": own.use_cache is not False, **settings.options},
         max_new_tokens=settings.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends),

@@ -3,6 +3,7 @@
 Shapes: B examples, S sequences, C choices, T tokens of the longest choice, N scored rows, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.distributed import Ranks
+from sinkd_llm.errors import NonFiniteError
 from sinkd_llm.models.architectures import (
     IGNORE_INDEX,
     Architecture,
@@ -24,6 +26,9 @@ from sinkd_llm.models.architectures import (
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+# Rows that a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,11 @@ class Ranking:
     Scores of the choices of every row of a data set, in its order.
 
     Attributes:
-        log_likelihoods (`list[list[float]]`): summed over the tokens of a choice, in nats.
-        means (`list[list[float]]`): the same per token.
+        log_likelihoods (`list[list[float]]`): summed over the tokens of a choice, in nats, all finite.
         numbers (`list[float]`, *optional*): what a regression head predicts, its choices spanning [0, 1].
     """
 
     log_likelihoods: list[list[float]]
-    means: list[list[float]]
     numbers: list[float] | None
 
 
@@ -145,9 +148,12 @@ def rank_choices(
     Scores the choices of tokenised rows (`tokenize_dataset(…, ranking=True)`), `batch_size` rows at a time.
 
     `device` and `share` are those of [`evaluate_task`].
+
+    Raises:
+        NonFiniteError: naming the first rows of which a score is NaN or infinite.
     """
     alone = not share or Ranks.of() is None  # otherwise the ranks have to make the same number of forwards
-    found: dict[int, tuple[list[float], list[float], float | None]] = {}
+    found: dict[int, tuple[list[float], float | None]] = {}
     for chosen in batches_by_length(
         [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
     ):
@@ -156,12 +162,34 @@ def rank_choices(
         numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
         rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
         for i, (sums, lengths, number) in zip(chosen, rows, strict=True):
-            pairs = [(score, length) for score, length in zip(sums, lengths, strict=True) if length]
-            found[i] = [score for score, _ in pairs], [score / length for score, length in pairs], number
+            found[i] = [score for score, length in zip(sums, lengths, strict=True) if length], number
     found = from_all(found, share)
-    rows_sums, rows_means, all_numbers = zip(*(found[i] for i in range(len(features))), strict=True)
+    rows_sums, all_numbers = zip(*(found[i] for i in range(len(features))), strict=True)
+    refuse_non_finite(rows_sums, features["example_id"], "log-likelihood of an answer")
     numbered = all_numbers[0] is not None
-    return Ranking(list(rows_sums), list(rows_means), list(all_numbers) if numbered else None)
+    return Ranking(list(rows_sums), list(all_numbers) if numbered else None)
+
+
+def refuse_non_finite(rows: Iterable[Sequence[float]], names: Iterable[str], what: str) -> None:
+    """
+    Refuses numbers of a model that rank nothing: the greatest of several NaN is the first.
+
+    Args:
+        rows (iterable of sequences of `float`): the numbers of each row.
+        names (iterable of `str`): of the rows.
+        what (`str`): what the numbers are, for the message.
+
+    Raises:
+        NonFiniteError: naming the first rows with NaN or infinity.
+    """
+    broken = [name for name, row in zip(names, rows, strict=True) if not all(map(math.isfinite, row))]
+    if broken:
+        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        raise NonFiniteError(
+            f"The {what} is NaN or infinite for {', '.join(broken[:_NAMED])}{more}, and a model that gives no numbers "
+            "has no score. Check its weights (a broken save, a learning_rate that was too large), or load it in "
+            "float32 or bfloat16 if it runs in float16."
+        )
 
 
 def batches_by_length(

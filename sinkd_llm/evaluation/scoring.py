@@ -34,8 +34,9 @@ class TaskScore:
 
     Attributes:
         metrics (`dict[str, float]`): the task's own metrics: of the choices with the highest summed
-            log-likelihood, and `acc_norm`, the accuracy of those with the highest log-likelihood per token; or of
-            the generated answers.
+            log-likelihood, and `acc_norm`, the accuracy of those with the highest log-likelihood per character, as
+            lm-evaluation-harness has it (of a classification head, which reads no words, the accuracy); or of the
+            generated answers.
         num_examples (`int`): rows scored.
         seconds (`float`): wall-clock time of tokenising and scoring.
         predictions (`list[int]` or `list[str]`): index of the chosen answer, or the generated text, in the order of
@@ -96,6 +97,7 @@ def evaluate_task(
     Raises:
         InputError: for unlabelled rows, for a model that cannot write where answers are generated, and whatever
             [`tokenize_dataset`] refuses.
+        NonFiniteError: for a model whose log-likelihoods or logits are NaN or infinite.
     """
     started = time.perf_counter()
     if batch_size < 1:
@@ -133,7 +135,7 @@ def evaluate_task(
             " and ".join(undefined),
         )
     predictions = [int(np.argmax(row)) for row in ranking.log_likelihoods]
-    normalised = [int(np.argmax(row)) for row in ranking.means]
+    normalised = predictions if architecture.scores_classes else _by_character(ranking.log_likelihoods, task, dataset)
     more: dict[str, Any] = {}
     if ranking.numbers is not None:
         more["numbers"] = on_scale_of(ranking.numbers, dataset["choices"])
@@ -141,6 +143,16 @@ def evaluate_task(
     metrics["acc_norm"] = float(np.mean(right_rows(normalised, labels, dataset)))
     seconds = time.perf_counter() - started
     return TaskScore(metrics, len(labels), seconds, predictions, ranking.log_likelihoods, **more)
+
+
+def _by_character(log_likelihoods: list[list[float]], task: "Task", dataset: "Dataset") -> list[int]:
+    """The choices with the highest log-likelihood per character, without the delimiter in front of an answer."""
+    delimiter = task.config.get("target_delimiter", " ")
+    chosen = []
+    for row, choices in zip(log_likelihoods, dataset["choices"], strict=True):
+        lengths = [max(len(choice.removeprefix(delimiter)), 1) for choice in choices]
+        chosen.append(int(np.argmax(np.divide(row, lengths))))
+    return chosen
 
 
 def shortest(*lengths: int | None) -> int | None:

@@ -1,5 +1,6 @@
 """The averages of GLUE and SuperGLUE over their tasks."""
 
+import math
 from collections.abc import Mapping
 
 from sinkd_llm.errors import InputError
@@ -72,6 +73,11 @@ def _average(
             if metric not in results[task]:
                 raise InputError(
                     f"The {name} score needs {metric} of {task}, but its results are {', '.join(results[task])}."
+                )
+            if not math.isfinite(results[task][metric]):
+                raise InputError(
+                    f"The {name} score needs a number as {metric} of {task}, but it is {results[task][metric]}; score "
+                    "the task again."
                 )
         means.append(sum(results[task][metric] for task, metric in parts) / len(parts))
     return sum(means) / len(means)

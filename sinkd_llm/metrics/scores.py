@@ -1,20 +1,27 @@
 """Scores of choices, numbers and texts, under lm-evaluation-harness's names where it has one.
 
-The numbers come from scikit-learn and scipy, except for the string matching of question answering and ROUGE-L;
-this module checks the input and settles the cases that have no defined value.
+The numbers come from scikit-learn, scipy and rouge_score, except for the string matching of question answering; this
+module checks the input and settles the cases that have no defined value.
 """
 
+import functools
+import logging
 import math
 import re
 import string
+import sys
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.errors import InputError, NonFiniteError, nearest
+
+logger = logging.getLogger(__name__)
 
 Values = Sequence[int] | Sequence[float]
+# Squares of larger numbers, summed over many rows, may overflow.
+_LARGE = 1e100
 # The scored rows by column, such as a `datasets.Dataset` or a dict of lists.
 Rows = Any
 
@@ -72,9 +79,15 @@ def _defined_correlation(correlation: Callable, predictions: Values, references:
     if _constant(predictions, references):
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of nearly constant input; checked just below
-        value = float(correlation(predictions, references).statistic)
+        warnings.simplefilter("ignore")  # scipy warns of nearly constant input, whose correlation is undefined, too
+        # A correlation is the same at every scale, and squares of large numbers overflow.
+        value = float(correlation(_scaled(predictions), _scaled(references)).statistic)
     return value if math.isfinite(value) else 0.0
+
+
+def _scaled(values: Values) -> list[float]:
+    largest = max(map(abs, values))
+    return [value / largest for value in values] if largest > _LARGE else list(values)
 
 
 def _constant(predictions: Values, references: Values) -> bool:
@@ -139,28 +152,39 @@ def _overlap_f1(prediction: str, reference: str) -> float:
 
 def rouge_l(prediction: str, reference: str) -> float:
     """
-    ROUGE-L of one text against one reference, in [0, 1].
+    ROUGE-L of one text against one reference, in [0, 1], as the package `rouge_score` gives it (without stemming).
 
     The harmonic mean of precision and recall of the longest common subsequence of words (Lin 2004, eq. 2-4 with
-    beta = 1). Words are runs of letters and digits in lower case; 0 if either text has none.
+    beta = 1). Words are runs of the letters a to z and of digits in lower case: every other letter separates words,
+    so that of a text in another script nothing is compared. 0 if either text has no word.
     """
-    predicted, gold = (re.findall(r"\w+", text.lower()) for text in (prediction, reference))
-    # common[j]: length of the longest common subsequence of the words read so far and gold[:j].
-    common = [0] * (len(gold) + 1)
-    for word in predicted:
-        diagonal = 0
-        for j, other in enumerate(gold, 1):
-            above = common[j]
-            common[j] = diagonal + 1 if word == other else max(above, common[j - 1])
-            diagonal = above
-    return 2 * common[-1] / (len(predicted) + len(gold)) if common[-1] else 0.0
+    return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
 
 
 def perplexity(log_likelihoods: Sequence[float], num_tokens: Sequence[int]) -> float:
-    """exp of the mean negative log-likelihood per token, at least 1, over answers given by their sums in nats."""
+    """
+    exp of the mean negative log-likelihood per token, at least 1, over answers given by their sums in nats.
+
+    Raises:
+        InputError: if there are no tokens.
+        NonFiniteError: for a log-likelihood that is NaN or infinite, or a mean that no number can hold.
+    """
     if not sum(num_tokens):
         raise InputError("There are no tokens to take the perplexity of; give at least one row.")
-    return math.exp(-sum(log_likelihoods) / sum(num_tokens))
+    mean = -sum(log_likelihoods) / sum(num_tokens)
+    if not -1e-3 < mean < math.log(sys.float_info.max):  # rounding may leave it just below 0; NaN is nowhere
+        raise NonFiniteError(
+            f"The mean negative log-likelihood of a token is {mean:g} nats, which has no perplexity: the model gives "
+            "no numbers, or ones out of all proportion; check its weights."
+        )
+    return math.exp(max(mean, 0.0))
 
 
 CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
@@ -250,6 +274,14 @@ def compute_text_metrics(
             raise InputError(f"Row {index % len(references)} of the scored texts is {text!r}, not text.")
     if "rouge_l" not in names:
         return {}
+    foreign = sum(any(char.isalpha() and not char.isascii() for char in text) for text in references)
+    if foreign:
+        logger.warning(
+            "%d of %d reference texts have letters other than a to z, which rouge_l leaves out, as the package "
+            "rouge_score does: it says little about a text in another script.",
+            foreign,
+            len(references),
+        )
     scores = [rouge_l(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
     return {"rouge_l": sum(scores) / len(scores)}
 

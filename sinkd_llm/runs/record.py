@@ -40,7 +40,7 @@ def write_results(
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
     teacher = find_row(rows, TEACHER)
     count = len(data.evaluation) if data.evaluation is not None else 0
-    ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per token"
+    ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per character"
     results = {
         "command": command,
         "command_line": masked_command(["sinkd", command, *argv]) if argv is not None else "Python",

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import choice_log_likelihoods, score_choices
+from sinkd_llm.evaluation import choice_log_likelihoods, refuse_non_finite, score_choices
 from sinkd_llm.models.architectures import Architecture
 from sinkd_llm.models.partitioning import is_partitioned, on_device
 from sinkd_llm.pair_inputs import TEACHER
@@ -24,19 +23,19 @@ from sinkd_llm.training.evaluation import (
     answer_losses,
     gold_losses,
     public_predictions,
-    refuse_non_finite,
     row_keys,
     row_names,
 )
 from sinkd_llm.training.finite import names_of
 from sinkd_llm.training.given import check_dataset
+from sinkd_llm.training.resuming import ResumableTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch.utils.data import DataLoader
 
 
-class EvaluatingTrainer(Trainer):
+class EvaluatingTrainer(ResumableTrainer):
     """
     `transformers.Trainer` whose evaluation is this project's; [`SinKDTrainer`] is the one to use.
 
@@ -162,8 +161,8 @@ class EvaluatingTrainer(Trainer):
             # The ranks of a sharded model have to make the same number of forwards.
             scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
         scores_BC = scores.log_likelihood_BC
-        finite_B = (scores_BC.isfinite() | (inputs["choice_sequence"] < 0)).all(dim=-1)
-        refuse_non_finite(finite_B, row_names(inputs), "what the student thinks of an answer")
+        present_BC = inputs["choice_sequence"] >= 0
+        refuse_non_finite(scores_BC.where(present_BC, 0).tolist(), row_names(inputs), "log-likelihood of an answer")
         # Batches with fewer choices are padded with -100 when they are put together, which no
         # log-probability of a *best* choice can be, while a sum over tokens could.
         predictions = (

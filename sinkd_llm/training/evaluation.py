@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.evaluation import ChoiceScores
+from sinkd_llm.errors import InputError
+from sinkd_llm.evaluation import ChoiceScores, refuse_non_finite
 from sinkd_llm.models.architectures import SupervisedLogits
 from sinkd_llm.objectives import cross_entropy, squared_error
-from sinkd_llm.training.finite import shown
 
 # What `prediction_step` gives for rows without choices: their losses and their numbers of tokens.
 _LOSSES_ONLY = 2
@@ -38,7 +37,7 @@ def answer_losses(supervised: SupervisedLogits, examples: Sequence[str]) -> tupl
     loss_N = loss(supervised.logits_NV, supervised.labels_N)
     loss_B = loss_N.new_zeros(len(examples)).index_add(0, supervised.example_N, loss_N)
     tokens_B = torch.zeros_like(loss_B).index_add(0, supervised.example_N, torch.ones_like(loss_N))
-    refuse_non_finite(loss_B.isfinite(), examples, "the student's loss")
+    refuse_non_finite(loss_B[:, None].tolist(), examples, "loss of an answer")
     return loss_B, tokens_B
 
 
@@ -55,21 +54,6 @@ def row_names(inputs: Mapping[str, Any]) -> list[str]:
     """Names of the B rows of a ranking batch, whose `example_id` names its S sequences."""
     first_B = inputs["choice_sequence"].max(dim=1).values.tolist()
     return [str(inputs["example_id"][s]) for s in first_B]
-
-
-def refuse_non_finite(finite_B: Tensor, examples: Sequence[str], what: str) -> None:
-    """
-    Raises:
-        NonFiniteError: naming the rows where `finite_B` is false; `what` says of which number.
-    """
-    if finite_B.all():
-        return
-    broken = [name for name, good in zip(examples, finite_B.tolist(), strict=True) if not good]
-    raise NonFiniteError(
-        f"{what[0].upper()}{what[1:]} is NaN or infinite for {shown(broken)}, and a model that gives no numbers has "
-        "no score. Check its weights (a broken save, a learning_rate that was too large), or load it in float32 or "
-        "bfloat16 if it runs in float16."
-    )
 
 
 class TeacherChoices:

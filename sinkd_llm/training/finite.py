@@ -96,8 +96,8 @@ def check_sound(
     together: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """
-    Refuses a student that must not be saved: with a weight that is not finite, or finite weights so large that its
-    outputs are not. The first is also what the last update of a run leaves behind, which no later step would find.
+    Refuses a student that must not be saved: with a weight that is not finite or without bounds, or with outputs that
+    are not finite. That is also what the last update of a run may leave behind, which no later step would find.
 
     Args:
         student (`nn.Module`): as it is trained, perhaps wrapped.
@@ -114,6 +114,18 @@ def check_sound(
         raise NonFiniteError(f"The student was not saved. {error}") from error
     if batch is None:
         return
+    # A normalisation makes 0 of activations whose squares overflow, so the outputs of such weights look finite.
+    device = batch["labels"].device
+    norms = {name: _norm(p).to(device) for name, p in student.named_parameters() if p.requires_grad}
+    finite = torch.stack(list(norms.values())).isfinite().tolist() if norms else []
+    grown = next((name for name, good in zip(norms, finite, strict=True) if not good), None)
+    found = torch.tensor(float(grown is not None), device=device)
+    if (found if together is None else together(found)) > 0:
+        raise NonFiniteError(
+            f"The student was not saved: its weight {grown or '(of another process)'} has grown so large that its "
+            "square is infinite. The last updates were too large; lower learning_rate, and go on from an earlier "
+            "checkpoint."
+        )
     was_training = student.training
     student.eval()
     try:
@@ -128,6 +140,14 @@ def check_sound(
             f"{shown(names_of(batch))}. The last updates were too large; lower learning_rate, and go on from an "
             "earlier checkpoint."
         )
+
+
+def _norm(parameter: Any) -> Tensor:
+    """Euclidean norm of what this process holds of a parameter."""
+    held = getattr(parameter, "ds_tensor", None)  # DeepSpeed's stage 3
+    held = parameter if held is None else held
+    held = held.to_local() if hasattr(held, "to_local") else held  # FSDP2
+    return torch.linalg.vector_norm(held.detach(), dtype=torch.float32)
 
 
 def names_of(batch: Mapping[str, Any]) -> list[str]:
