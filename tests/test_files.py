@@ -1,6 +1,8 @@
 """Files that are written whole or not at all."""
 
 import errno
+import os
+import stat
 
 import pytest
 
@@ -16,3 +18,39 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
             write_whole(file, "second")
     assert [f.name for f in tmp_path.iterdir()] == ["results.json"]
     assert file.read_text() == "first"
+
+
+def test_permissions_and_links_stay(tmp_path):
+    file, link = tmp_path / "secret.json", tmp_path / "link.json"
+    file.write_text("first")
+    file.chmod(0o600)
+    link.symlink_to(file)
+    write_whole(link, "second")
+    assert link.is_symlink()
+    assert file.read_text() == "second"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_hard_link_is_not_written_through(tmp_path):
+    data, file = tmp_path / "data.json", tmp_path / "out.json"
+    data.write_text("rows")
+    os.link(data, file)
+    write_whole(file, "scores")
+    assert (data.read_text(), file.read_text()) == ("rows", "scores")
+
+
+@pytest.mark.parametrize("place", ["", "absent/file", "file/below", "x" * 300])
+def test_what_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - any of its kinds; the path is what counts
+        write_whole(tmp_path / place, "content")
+    assert raised.value.filename == str(tmp_path / place)
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    from pathlib import Path
+
+    write_whole(Path(os.devnull), "nothing")
+    assert not Path(os.devnull).is_file()

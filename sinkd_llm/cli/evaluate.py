@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.models import build_quantization_config
     from sinkd_llm.report import results_table
     from sinkd_llm.runs import run_evaluate
+    from sinkd_llm.runs.inputs import user_path
     from sinkd_llm.secrets import masked
     from sinkd_llm.terminal import show
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
         usage="sinkd evaluate --model_name_or_path MODEL --task TASK [--flag VALUE ...]",
     )
     args: EvaluateArguments = parser.parse(argv)[0]
-    output = Path(args.output).expanduser() if args.output is not None else None
+    output = user_path("--output", args.output) if args.output is not None else None
     if output is not None:
         _check_output(output, args)
     result = run_evaluate(

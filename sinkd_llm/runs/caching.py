@@ -14,7 +14,7 @@ from sinkd_llm.locks import refuse_if_locked
 from sinkd_llm.report import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder
-from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs
+from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
 from sinkd_llm.runs.scoring import score_record, score_task, source_size_bytes
 from sinkd_llm.runs.training import apply_model_arguments
 from sinkd_llm.terminal import progress, say
@@ -212,7 +212,7 @@ def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:
         raise InputError("--output is missing: the folder of the cache (or 'teacher_cache: folder' in the recipe).")
     if not name.strip():
         raise InputError("--output is empty; give the folder of the cache.")
-    folder = Path(name).expanduser()
+    folder = user_path("--output", name)
     check_path(f"--output {folder}", folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; give a folder.")

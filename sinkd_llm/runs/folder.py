@@ -13,7 +13,7 @@ from sinkd_llm.checkpoints import CHECKPOINT, checkpoints, last_whole
 from sinkd_llm.errors import InputError
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
 from sinkd_llm.report import METRICS_FILE, REPORT_FILE, RESULTS_FILE
-from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs
+from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, user_path
 from sinkd_llm.terminal import say
 
 # Where an earlier run waits, inside the folder, until the new one is whole: no other place is sure to be on the same
@@ -52,8 +52,8 @@ def check_output_dir(
     """
     if not str(output_dir).strip():
         raise InputError("--output_dir is empty; give the folder that the model is to be written to.")
-    folder = Path(output_dir).expanduser()
     flag = "--output_dir"
+    folder = user_path(flag, output_dir)
     check_path(f"{flag} {folder}", folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{flag} {folder} is a file; give a folder.")

@@ -174,9 +174,9 @@ def check_scores_file(path: Path, inputs: Iterable[Input]) -> None:
         InputError: saying what is in the way. Nothing is written.
     """
     flag = f"--output {path}"
+    check_path(flag, path)
     if path.is_dir():
         raise InputError(f"{flag} is a folder; give a file name, such as {path}/scores.json.")
-    check_path(flag, path)
     identity = _identity(path)
     above = _identities(path)[1:]
     for given in inputs:
@@ -203,6 +203,18 @@ def is_scores_file(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"metrics", "predictions", "num_examples"} <= content.keys()
+
+
+def user_path(flag: str, name: str | Path) -> Path:
+    """The path that was given, `~` put in.
+
+    Raises:
+        InputError: if there is no such user.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{flag} {name} names no user's home folder ({error}); give another path.") from error
 
 
 def check_path(flag: str, path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 from sinkd_llm.errors import InputError
 from sinkd_llm.runs.folder import check_output_dir, run_folder, weights_size_bytes
 
-
 RESULTS = json.dumps({"command": "distill", "rows": []})
 
 
@@ -70,17 +69,27 @@ def test_checking_touches_nothing(earlier, tmp_path):
 
 def test_a_run_that_fails_early_gives_the_earlier_one_back(earlier):
     before = {path.relative_to(earlier): path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="later"), run_folder(earlier, overwrite=True, continuing=False):
-        (earlier / "metrics.jsonl").write_text("new")
-        (earlier / "model.safetensors").write_text("half")
-        raise InputError("later")
+
+    def fail():
+        with run_folder(earlier, overwrite=True, continuing=False):
+            (earlier / "metrics.jsonl").write_text("new")
+            (earlier / "model.safetensors").write_text("half")
+            raise InputError("later")
+
+    with pytest.raises(InputError, match="later"):
+        fail()
     assert {path.relative_to(earlier): path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_that_has_something_whole_keeps_both(earlier, make_checkpoint, capsys):
-    with pytest.raises(KeyboardInterrupt), run_folder(earlier, overwrite=True, continuing=False):
-        make_checkpoint(7)
-        raise KeyboardInterrupt
+
+    def stop():
+        with run_folder(earlier, overwrite=True, continuing=False):
+            make_checkpoint(7)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
     assert (earlier / "checkpoint-7").exists()
     (aside,) = earlier.glob(".replaced-*")
     assert (aside / "model.safetensors").read_text() == "earlier"
