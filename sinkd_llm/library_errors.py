@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from sinkd_llm.errors import InputError, SettingError, plain, shown
@@ -69,5 +70,7 @@ def _library(path: str) -> str:
 
 def first_words(error: BaseException) -> str:
     """What a library said, on one line and without the advice that follows."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    # Where a flag needs a package that is not here (--deepspeed), the package's name is a whole sentence.
+    said = error.name if isinstance(error, PackageNotFoundError) else str(error)
+    text = " ".join(said.split()).rstrip(".") or type(error).__name__
     return masked_text(text if len(text) <= 300 else f"{text[:300]}…")

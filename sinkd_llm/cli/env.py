@@ -8,9 +8,11 @@ import os
 import platform
 from collections.abc import Sequence
 
+from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.environment import package_version, total_memory_bytes, versions
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, shown
 from sinkd_llm.report import format_bytes
+from sinkd_llm.setting_rules import RANGES
 from sinkd_llm.terminal import show
 
 # Extra of this package -> the distribution that it brings, and what it is for.
@@ -23,12 +25,11 @@ EXTRAS = {
 
 def main(argv: Sequence[str]) -> int:
     """Print what a bug report needs, or what a run needs."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="sinkd env",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="After --plan, any flag of sinkd distill and finetune overrides the recipe.",
-        allow_abbrev=False,
     )
     parser.add_argument("--plan", metavar="RECIPE.yaml", help="estimate the memory of this run")
     parser.add_argument("--memory", help="memory of one device, such as 24GB; default: of the device here")
@@ -36,34 +37,39 @@ def main(argv: Sequence[str]) -> int:
     known, rest = parser.parse_known_args(list(argv))
     if known.plan is not None:
         return _plan(known.plan, known.memory, known.num_devices, rest)
-    if rest or known.memory or known.num_devices:
-        first = rest[0] if rest else "--memory or --num_devices"
+    if rest or known.memory is not None or known.num_devices is not None:
+        first = shown(rest[0])[1:-1] if rest else "--memory or --num_devices"
         raise InputError(f"{first} needs --plan RECIPE.yaml; see 'sinkd env --help'.")
     lines = dict(versions())
     lines["platform"] = platform.platform()
     lines |= _devices()
     lines["memory"] = format_bytes(total_memory_bytes())
     _print("Versions and devices", lines)
-    _print("Extras", {name: _extra(name, *about) for name, about in EXTRAS.items()})
+    _print("Extras", {name: _extra(*about) for name, about in EXTRAS.items()})
     _print("Bundled models", _bundled())
     return 0
 
 
 def _plan(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
-    from sinkd_llm.cli.parsing import parse_training, read_config
+    from sinkd_llm.cli.parsing import parse_training
     from sinkd_llm.cli.plan import parse_bytes, show_plan
+    from sinkd_llm.cli.recipe_file import read_config
     from sinkd_llm.runs.plan import plan_run
 
-    if devices is not None and devices < 1:
-        raise InputError(f"--num_devices is {devices}; give 1 or more.")
-    given = {*read_config(recipe), *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides)}
+    if devices is not None and (problem := RANGES["num_devices"].refusal(devices)) is not None:
+        raise InputError(f"--num_devices {problem}")
+    size = None if memory is None else parse_bytes(memory)
+    given = {
+        *read_config(recipe, "--plan"),
+        *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides),
+    }
     has_teacher = bool(given & {"teacher_model_name_or_path", "teacher_cache"})
     arguments = parse_training("distill" if has_teacher else "finetune", ["--config", recipe, *overrides])
     import torch
 
     gpus = torch.cuda.device_count()
-    if memory is not None:
-        size, memory_is = parse_bytes(memory), "--memory"
+    if size is not None:
+        memory_is = "--memory"
     elif gpus:
         size, memory_is = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     else:
@@ -93,9 +99,9 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _extra(name: str, distribution: str, purpose: str) -> str:
+def _extra(distribution: str, purpose: str) -> str:
     version = package_version(distribution)
-    state = f"{distribution} {version}" if version else f"missing: pip install 'sinkd-llm[{name}]'"
+    state = f"{distribution} {version}" if version else f"missing: pip install {distribution}"
     return f"{state}  ({purpose})"
 
 

@@ -1,6 +1,5 @@
 """`--accelerate_config`: a training command that starts itself in several processes."""
 
-import argparse
 import contextlib
 import logging
 import os
@@ -12,7 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.cli.command_parser import CommandParser
+from sinkd_llm.cli.recipe_file import read_config
+from sinkd_llm.errors import InputError, nearest, shown
+from sinkd_llm.library_errors import first_words
+from sinkd_llm.setting_rules import RANGES
 
 FOLDER = "ds_configs"
 
@@ -65,22 +68,26 @@ def launch(command: str, argv: Sequence[str]) -> int | None:
 
 
 def _asked(argv: Sequence[str]) -> LaunchArguments:
-    from sinkd_llm.cli.parsing import read_config
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = CommandParser(add_help=False)
     parser.add_argument("--config")
     for name in ("accelerate_config", "num_processes"):
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
     try:
         known, _ = parser.parse_known_args(list(argv))
-    except SystemExit:  # a flag without its value: the command's own parser says it better
+    except InputError:  # a flag without its value: the command's own parser says it better
         return LaunchArguments()
     values = read_config(known.config) if known.config else {}
     config = known.accelerate_config or values.get("accelerate_config")
     number = known.num_processes if known.num_processes is not None else values.get("num_processes")
-    if number is not None and (not str(number).isdigit() or int(number) < 1):
-        raise InputError(f"num_processes is {number!r}; give a whole number from 1 on.")
-    return LaunchArguments(None if config is None else str(config), None if number is None else int(number))
+    if number is None:
+        return LaunchArguments(None if config is None else str(config), None)
+    try:
+        processes = int(str(number))
+    except ValueError:
+        processes = 0
+    if RANGES["num_processes"].refusal(processes) is not None:
+        raise InputError(f"num_processes is {shown(number)}; {RANGES['num_processes'].in_words()}.")
+    return LaunchArguments(None if config is None else str(config), processes)
 
 
 def config_files() -> dict[str, Path]:
@@ -113,8 +120,8 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     raise InputError(
-        f"there is no accelerate configuration {name!r}.{nearest(name, list(files))} Give one of {', '.join(files)}, "
-        "or the path of a file that `accelerate config` wrote."
+        f"there is no accelerate configuration {shown(name)}.{nearest(name, list(files), 0.6)} "
+        f"Give one of {', '.join(files)}, or the path of a file that `accelerate config` wrote."
     )
 
 
@@ -126,8 +133,7 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
     try:
         settings: Any = load_config_from_file(str(config))
     except Exception as error:  # accelerate checks little: a broken file fails in many ways
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{config} is not an accelerate configuration ({said}).") from error
+        raise InputError(f"{config} is not an accelerate configuration ({first_words(error)}).") from error
     number = num_processes or (settings.num_processes if settings.num_processes > 0 else _gpus())
     if number < 1:
         raise InputError(

@@ -2,22 +2,21 @@
 
 import argparse
 import dataclasses
-import os
-import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from transformers import TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, TrlParser
 
+from sinkd_llm.cli.command_parser import CommandParser, meant_flag, refuse_unknown, say_repeated
 from sinkd_llm.cli.launching import LaunchArguments
+from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
 from sinkd_llm.config import SinKDConfig
-from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.errors import InputError, SettingError, shown
 from sinkd_llm.runs.data import TaskArguments
+from sinkd_llm.setting_checks import check_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,60 +59,84 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-class SinKDParser(TrlParser):
+class SinKDParser(CommandParser, TrlParser):
     """TRL's parser over dataclasses, `--config file.yaml` included.
 
     Flags win over the file. A key that is in no dataclass, from either side, is an [`InputError`]
-    that names the nearest right one; so are a value of the wrong type, and a file that is missing,
-    broken or not a mapping. TRL itself takes the values of the file as they are.
+    that names the nearest right one; so are a value of the wrong type or out of range, and a file that is
+    missing, broken or not a mapping. TRL itself takes the values of the file as they are.
     """
 
     def __init__(self, dataclass_types: "Iterable[Any]", **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _HelpFormatter)
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
-        raise InputError(f"{message}. '{self.prog} --help' shows the flags.")
+        super().__init__(dataclass_types, **kwargs)
+        self._recipe: str | None = None
+        self._recipe_keys: set[str] = set()
 
     def parse(self, argv: Sequence[str], default_output_dir: str | None = None) -> tuple[Any, ...]:
-        """The dataclasses for `argv`; `{task}` in `default_output_dir` becomes the task's name."""
+        """
+        The dataclasses for `argv`.
+
+        Args:
+            argv (`Sequence[str]`): the words after the command.
+            default_output_dir (`str`, *optional*): where `{task}` becomes the task's name.
+
+        Raises:
+            InputError: for the first mistake, naming the setting as it was given: as a flag, or in the recipe. The
+                environment is then as it was before.
+        """
         disable_progress_bar()  # of Transformers: "writing shards" and the like; ours says what counts
-        config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        config_parser = CommandParser(prog=self.prog, add_help=False)
         config_parser.add_argument("--config", nargs="?", const="")
         known, arguments = config_parser.parse_known_args(list(argv))
-        if known.config is not None:
-            self._use_config(known.config)
+        variables = self._use_config(known.config) if known.config is not None else {}
+        with environment(variables):
+            return self._parse(argv, arguments, default_output_dir)
+
+    def _parse(self, argv: Sequence[str], arguments: list[str], default_output_dir: str | None) -> tuple[Any, ...]:
         namespace, remaining = self.parse_known_args(arguments)
         if remaining:
-            self._refuse_unknown(remaining)
+            refuse_unknown(self, remaining, more=["--config"])
         if default_output_dir is not None and namespace.output_dir is None:
             name = Path(str(namespace.task or namespace.dataset_name or "run")).stem
             self.set_defaults(output_dir=default_output_dir.format(task=name))
         try:
-            return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+            parsed = self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+            for settings in parsed:
+                if not isinstance(settings, SinKDConfig):  # it has checked itself
+                    check_settings(settings)
+        except SettingError as error:
+            raise error.said_as(self._as_given(error.setting, arguments)) from error
         except InputError:
             raise
         except ValueError as error:
-            # TrainingArguments and ModelConfig refuse combinations of values with it.
+            # ModelConfig refuses combinations of values with it.
             raise InputError(" ".join(str(error).split())) from error
-        except PackageNotFoundError as error:
-            # A flag asks for a package that is not here (--deepspeed); the name is a whole sentence.
-            raise InputError(f"{' '.join(error.name.split())} 'sinkd env' shows the extras.") from error
+        say_repeated(self, argv)
+        return parsed
 
-    def _use_config(self, path: str) -> None:
+    def _as_given(self, setting: str, arguments: Sequence[str]) -> str:
+        """A setting as the user wrote it: on the command line, or in the recipe."""
+        for word in arguments:
+            action = self._option_string_actions.get(word.split("=")[0])
+            if action is not None and action.dest == setting:
+                return f"--{setting}"
+        return f"{self._recipe}: {setting}" if setting in self._recipe_keys else f"--{setting}"
+
+    def _use_config(self, path: str) -> dict[str, str]:
+        """Make the recipe's values the defaults; its environment variables are given back."""
         config = read_config(path)
-        environment = config.pop("env", None) or {}
-        if not isinstance(environment, dict):
-            raise InputError(f"{path}: 'env' is not a mapping; write 'env:' and NAME: value below.")
-        os.environ.update({str(name): str(value) for name, value in environment.items()})
+        variables = environment_of(path, config)
         actions = {action.dest: action for action in self._actions if action.option_strings}
         values = {}
         for key, value in config.items():
             if key not in actions or key in ("help", "help_all"):
-                raise InputError(f"{path} has the unknown key {key!r}.{nearest(str(key), list(actions))}")
+                meant = meant_flag(str(key), self._option_string_actions).replace("'--", "'")
+                raise InputError(f"{path} has the unknown key {shown(key)}.{meant}")
             values[key] = self._config_value(path, actions[key], value)
+        self._recipe, self._recipe_keys = path, set(values)
         self.set_defaults_with_config(**values)
+        return variables
 
     def _config_value(self, path: str, action: argparse.Action, value: Any) -> Any:
         """`value` as the flag would have given it: argparse checks flags, but not defaults."""
@@ -121,10 +144,12 @@ class SinKDParser(TrlParser):
         # A mapping, and a list for a flag that takes text (report_to), are left to the dataclass.
         if value is None or isinstance(value, dict) or (isinstance(value, list) and not many):
             if isinstance(value, (dict, list)) and action.type is not str:
-                raise InputError(f"{path}: {action.dest} is {value!r}, but it takes one value.")
+                raise InputError(f"{path}: {action.dest} is {shown(value)}, but it takes one value.")
             return value
         values = []
         for item in value if isinstance(value, list) else [value]:
+            if item is None or isinstance(item, (dict, list)):
+                raise InputError(f"{path}: {action.dest} holds {shown(item)}, but each item is one value.")
             # YAML 1.1 reads 1e-4 as text, which the flag's own conversion takes; and `no`, which
             # is a choice of eval_strategy, as false.
             text = str(item)
@@ -136,40 +161,6 @@ class SinKDParser(TrlParser):
             except argparse.ArgumentError as error:
                 raise InputError(f"{path}: {action.dest}: {error.message}.") from error
         return values if many else values[0]
-
-    def _refuse_unknown(self, remaining: list[str]) -> NoReturn:
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        wrong = next((word for word in remaining if word.startswith("--")), remaining[0])
-        if not wrong.startswith("-"):
-            hint = f"--config {wrong}" if wrong.endswith((".yaml", ".yml")) else "--name value"
-            raise InputError(f"{wrong!r} belongs to no flag; did you mean {hint}?")
-        name = wrong.split("=")[0]
-        suggestion = nearest(name, [flag for flag in flags if "-" not in flag[2:]])
-        raise InputError(f"unknown flag {name}.{suggestion} '{self.prog} --help_all' shows every flag.")
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises [`InputError`] if the file is missing, not UTF-8, not YAML, or not a mapping.
-    """
-    if not path:
-        raise InputError("--config needs a file: --config recipes/sst2_student_sinkd.yaml.")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"the configuration file {path} does not exist or is not a file.")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{path}{where} is not valid YAML: {problem}.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a mapping; it has one 'flag_name: value' a line.")
-    return config
 
 
 def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, SinKDConfig, ModelConfig]:
@@ -188,21 +179,7 @@ def parse_recipe(command: str, argv: Sequence[str], own: type, title: str) -> tu
     )
     parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
     _arrange_help(parser, {title: own}, every_flag="--help_all" in argv)
-    arguments = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
-    _check_trackers(arguments[1])
-    return arguments
-
-
-def _check_trackers(training_args: SinKDConfig) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-
-    available = get_available_reporting_integrations()
-    for name in training_args.report_to or []:
-        if name not in available:
-            raise InputError(
-                f"report_to names {name!r}, which is not installed here, or no tracker that Transformers "
-                f"knows; pip install {name}, or choose from {', '.join([*available, 'none'])}."
-            )
+    return parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
 
 
 def _arrange_help(parser: SinKDParser, special: dict[str, Any], every_flag: bool) -> None:

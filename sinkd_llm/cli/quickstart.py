@@ -9,21 +9,15 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.cli.command_parser import CommandParser
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. '{self.prog} --help' shows the flags.")
-
-
 def main(argv: Sequence[str]) -> int:
     """Fine-tune, distil, score, print the table and what to do next."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="sinkd quickstart",
         description="Fine-tune SmolLM2-135M into a teacher on a small task that comes with the package, "
         "and distil it into a student of 10 of its 30 layers. Replaces an earlier quickstart.",

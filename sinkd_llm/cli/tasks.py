@@ -1,10 +1,11 @@
 """`sinkd tasks`: list the tasks, show a task's rows as they are rendered, or check a task of your own."""
 
-import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.errors import InputError
+from sinkd_llm.setting_rules import RANGES
 
 if TYPE_CHECKING:
     from sinkd_llm.task_check import TaskCheck
@@ -15,14 +16,9 @@ DEFAULT_TOKENIZER = "smollm2-135m"
 MOST_LABELS = 6
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. '{self.prog} --help' shows how.")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `sinkd tasks list` (the default), `sinkd tasks show NAME` or `sinkd tasks check NAME`."""
-    parser = _Parser(prog="sinkd tasks", description=__doc__)
+    parser = CommandParser(prog="sinkd tasks", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="list|show|check")
     commands.add_parser("list", help="the built-in tasks, their prompts and metrics")
     show_parser = commands.add_parser("show", help="rendered examples of a task")
@@ -81,8 +77,8 @@ def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
     from sinkd_llm.tasks import load_task
     from sinkd_llm.terminal import show
 
-    if limit < 1:
-        raise InputError(f"--limit is {limit}; give 1 or more.")
+    if (problem := RANGES["limit"].refusal(limit)) is not None:
+        raise InputError(f"--limit {problem}")
     task: Task = load_task(name)
     rows = task.load(split, data_dir, limit=limit)
     show(f"{task.name}: metrics {', '.join(task.metric_names)}")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sinkd_llm.cli import main
-from sinkd_llm.cli.plan import device_counts, parse_bytes
+from sinkd_llm.cli.plan import device_counts, parse_bytes, table
 from sinkd_llm.errors import InputError
 
 
@@ -40,13 +40,14 @@ def test_a_recipe_is_planned_without_its_weights(recipe, capsys, monkeypatch, tm
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     code, out, err = plan(capsys, recipe, "--memory", "24GB", "--num_devices", "6")
     assert code == 0, err
-    assert re.search(r"sinkd distill, one micro-batch: the 4 longest of \d+ rows, 4 × \d+ tokens, 4 supervised", out)
-    assert re.search(
-        r"^Each device of 24 GB \(--memory\) +1 device +2 devices +4 devices +6 devices +host$", out, re.M
-    )
+    words = " ".join(out.split())
+    assert re.search(r"sinkd distill, one micro-batch: the 4 longest of \d+ rows, 4 × \d+ tokens, 4 supervised", words)
+    assert re.search(r"^Each device of 24 GB \(--memory\)$", out, re.M)
+    assert re.search(r"^set-up +1 device +2 devices +4 devices +6 devices +host$", out, re.M)
+    assert max(map(len, out.splitlines())) <= 80
     for name in ("no ZeRO", "ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO-3, offload"):
         assert re.search(rf"^{name} +\d", out, flags=re.MULTILINE), out
-        assert re.search(rf"^{name} \+ gradient checkpointing +\d", out, flags=re.MULTILINE)
+        assert re.search(rf"^{name} .*\n  \+ gradient checkpointing +\d", out, flags=re.MULTILINE)
     assert "✗" not in out
     assert "--teacher_load_in_4bit" in out
     assert not (tmp_path / "run").exists()
@@ -137,7 +138,10 @@ def test_finetuning_has_no_teacher(teacher, tmp_path, capsys):
 def test_without_the_data_the_rows_have_max_length(recipe, capsys):
     code, out, err = plan(capsys, recipe, "--task", "sst2", "--data_dir", "absent")
     assert code == 0, err
-    assert re.search(r"4 rows of max_length, 4 × 64 tokens, 4 supervised \(the data could not be read: .*absent", out)
+    words = " ".join(out.split())
+    assert re.search(
+        r"4 rows of max_length, 4 × 64 tokens, 4 supervised \(the data could not be read: .*absent", words
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,9 +149,13 @@ def test_without_the_data_the_rows_have_max_length(recipe, capsys):
     [
         (["--memory", "24GB"], "--memory or --num_devices needs --plan RECIPE.yaml"),
         (["--alpha", "0.5"], "--alpha needs --plan"),
-        (["--plan", "absent.yaml"], "absent.yaml does not exist"),
+        (["--plan", "absent.yaml"], "There is no recipe absent.yaml: it does not exist"),
         (["--plan", "{recipe}", "--memory", "lots"], "--memory is 'lots'; give a number with a unit"),
         (["--plan", "{recipe}", "--num_devices", "0"], "--num_devices is 0"),
+        (["--plan", "{recipe}", "--num_devices", "many"], "--num_devices: invalid int value: 'many'"),
+        (["--plan"], "--plan: expected one argument"),
+        (["--plan="], "--plan needs a file"),
+        (["--memory="], "--memory or --num_devices needs --plan"),
         (["--plan", "{recipe}", "--alhpa", "1"], "Did you mean '--alpha'"),
         (["--plan", "{recipe}", "--student_layers", "9"], "9"),
         (["--plan", "{recipe}", "--teacher_model_name_or_path", "./absent"], "no folder or file './absent'"),
@@ -168,7 +176,7 @@ def test_bytes_in_words(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "24 apples", "-3GB", "0GB", "4i"])
+@pytest.mark.parametrize("text", ["9" * 400 + "GB", "0.0001", "١GB", "", "GB", "24 apples", "-3GB", "0GB", "4i"])
 def test_bytes_that_are_none(text):
     with pytest.raises(InputError, match="--memory is"):
         parse_bytes(text)
@@ -177,3 +185,11 @@ def test_bytes_that_are_none(text):
 @pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_device_counts(most, counts):
     assert device_counts(most) == counts
+
+
+def test_columns_that_do_not_fit_follow_below():
+    rows = [["a name", *("1234567 ✓" for _ in range(9))]]
+    text = table(["set-up", *(f"{n} devices" for n in range(9))], rows)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("a name") == 2
+    assert all(f"{n} devices" in text for n in range(9))

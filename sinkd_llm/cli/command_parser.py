@@ -1,0 +1,113 @@
+"""What the parsers of all commands share: one message for a mistake, and the flag that was meant."""
+
+import argparse
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
+
+from sinkd_llm.errors import InputError, nearest, shown
+from sinkd_llm.setting_rules import OTHER_NAMES
+from sinkd_llm.terminal import say
+
+# What a word processor makes of two hyphens, or of one.
+_DASHES = "‐‑‒–—―−﹘﹣－"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """`argparse`, with every mistake as an [`InputError`] that names the flag, and no flag taken for another."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{flag_message(message)}. {help_hint(self)}")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As `argparse`; an unknown flag is an [`InputError`] that names the nearest right one."""
+        known, rest = self.parse_known_args(args, namespace)
+        if rest:
+            refuse_unknown(self, rest)
+        say_repeated(self, args or [])
+        return known
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            raise short(error, arg_string) from error
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            raise short(error, value) from error
+
+
+def short(error: argparse.ArgumentError, value: Any) -> argparse.ArgumentError:
+    """The error with a value of any length written on one line."""
+    if len(str(value)) > len(shown(value)):
+        error.message = error.message.replace(repr(value), shown(value)).replace(str(value), shown(value))
+    return error
+
+
+def flag_message(message: str) -> str:
+    """A message of `argparse` that begins with the flag as it is written in recipes and in Python."""
+    return re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
+
+
+def help_hint(parser: argparse.ArgumentParser) -> str:
+    """Where the flags are shown."""
+    return f"'{parser.prog} --help' shows the flags."
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, remaining: Sequence[str], more: Sequence[str] = ()) -> NoReturn:
+    """
+    Raise the error for words that are no flag of `parser`, with the flag that was meant if there is one.
+
+    Args:
+        parser (`argparse.ArgumentParser`): whose flags there are.
+        remaining (`Sequence[str]`): what it did not take.
+        more (`Sequence[str]`, *optional*): flags that are taken beside the parser's.
+    """
+    flags = {flag for action in parser._actions for flag in action.option_strings}.union(more)
+    wrong = next((word for word in remaining if word.startswith("-")), remaining[0])
+    if wrong[:1] in _DASHES:
+        name = wrong.lstrip(_DASHES).split("=")[0]
+        meant = f"--{name}" if f"--{name}" in flags else "a flag"
+        raise InputError(f"{shown(wrong)} begins with a dash that is no hyphen; write {meant} with two hyphens (--).")
+    if not wrong.startswith("-"):
+        is_recipe = "--config" in flags and wrong.endswith((".yaml", ".yml"))
+        hint = f"--config {wrong}" if is_recipe else "--name value"
+        raise InputError(f"{shown(wrong)} belongs to no flag; did you mean {hint}?")
+    name = wrong.split("=")[0]
+    every = "--help_all' shows every flag" if "--help_all" in flags else "--help' shows the flags"
+    raise InputError(f"unknown flag {shown(name)[1:-1]}.{meant_flag(name, flags)} '{parser.prog} {every}.")
+
+
+def meant_flag(name: str, flags: Collection[str]) -> str:
+    """` Did you mean '--x'?`: the flag for what other tools call `name`, or one that is spelt much the same."""
+    bare = name.lstrip("-").replace("-", "_")
+    if bare in OTHER_NAMES or bare.lower() in OTHER_NAMES:
+        meant = OTHER_NAMES.get(bare, OTHER_NAMES.get(bare.lower()))
+        return f" Did you mean '--{meant}'?" if f"--{meant}" in flags else ""
+    known = sorted(flag[2:] for flag in flags if flag.startswith("--") and "-" not in flag[2:])
+    close = nearest(bare, known, 0.75)
+    return close.replace("'", "'--", 1) if close else ""
+
+
+def say_repeated(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Say which of several values of one flag counts."""
+    values: dict[str, list[str]] = {}
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        action = parser._option_string_actions.get(name)
+        if action is None:
+            continue
+        if not equals:
+            following = words[position + 1] if position + 1 < len(words) else ""
+            value = "" if following.startswith("--") else following
+        values.setdefault(action.dest, []).append(value)
+    for dest, given in values.items():
+        if len(set(given)) > 1:
+            say(f"Note: --{dest} is given {len(given)} times; the last one counts.")
