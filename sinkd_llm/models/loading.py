@@ -26,10 +26,10 @@ from sinkd_llm.models.sources import (
     BASE_REFERENCE,
     ModelSource,
     fetch_adapter,
-    read_json,
     resolve_model_source,
     what_was_said,
 )
+from sinkd_llm.models.stored_config import read_json
 from sinkd_llm.models.student_record import check_unchanged, warn_of_quantisation
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import BUNDLED, bundled_file
-from sinkd_llm.models.stored_config import CONFIG, check_adapter_config, check_config, read_json, weight_files
+from sinkd_llm.models.stored_config import CONFIG, check_adapter_config, check_config, check_tokens, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -173,7 +173,7 @@ def check_model_folder(folder: Path) -> None:
         raise InputError(f"{folder} has a {CONFIG} but no {WEIGHTS}{_pickle_hint(folder)}")
     check_config(folder / CONFIG, largest)
     if (folder / GENERATION_CONFIG).is_file():
-        read_json(folder / GENERATION_CONFIG)
+        check_tokens(folder / GENERATION_CONFIG)
 
 
 def _check_adapter(folder: Path) -> None:

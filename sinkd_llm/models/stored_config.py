@@ -28,6 +28,12 @@ _DEPTHS = {
 }
 _DEEPEST = 1000
 _MOST_POSITIONS = 2**31
+_MOST_LABELS = 10**5  # Transformers makes a dictionary of so many names
+_MOST = {
+    **dict.fromkeys(_DEPTHS, _DEEPEST),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), _MOST_POSITIONS),
+    "num_labels": _MOST_LABELS,
+}
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "model_type": (str,),
@@ -124,14 +130,28 @@ def check_config(file: Path, largest: int) -> dict[str, Any]:
     for path, part in _parts(config):
         _check_types(file, path, part, _TYPES)
         for key, value in part.items():
-            if key in _WIDTHS or key in _DEPTHS or key in ("max_position_embeddings", "n_positions"):
+            if key in _WIDTHS or key in _MOST:
                 _check_size(file, path + key, key, value, largest)
+            elif key.endswith("_token_id"):
+                _check_token(file, path + key, value)
     names = config.get("architectures") or []
     if not all(isinstance(name, str) for name in names):
         raise InputError(_wrong(file, "architectures", names, "a list of class names"))
     if config["model_type"] is None:
         raise InputError(_wrong(file, "model_type", None, "a text"))
     return config
+
+
+def check_tokens(file: Path) -> None:
+    """
+    Makes sure that what names tokens in a `generation_config.json` are numbers of tokens.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    for key, value in read_json(file).items():
+        if key.endswith("_token_id"):
+            _check_token(file, key, value)
 
 
 def check_adapter_config(file: Path, largest: int) -> dict[str, Any]:
@@ -228,10 +248,14 @@ def _check_size(file: Path, path: str, key: str, value: Any, largest: int) -> No
             raise InputError(
                 _wrong(file, path, value, f"of the size of its weights, whose largest dimension is {largest}")
             )
-    elif value > (_DEEPEST if key in _DEPTHS else _MOST_POSITIONS):
-        raise InputError(
-            _wrong(file, path, value, f"at most {_DEEPEST if key in _DEPTHS else _MOST_POSITIONS}, as in any model")
-        )
+    elif value > _MOST[key]:
+        raise InputError(_wrong(file, path, value, f"at most {_MOST[key]}"))
+
+
+def _check_token(file: Path, path: str, value: Any) -> None:
+    tokens = value if isinstance(value, list) else [value]
+    if value is not None and not all(_is_whole(token) and abs(token) < 2**31 for token in tokens):
+        raise InputError(_wrong(file, path, value, "a token's number or a list of such"))
 
 
 def _is_whole(value: Any) -> bool:

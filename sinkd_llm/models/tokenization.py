@@ -14,11 +14,10 @@ from sinkd_llm.models.sources import (
     ModelSource,
     fetch_adapter,
     hub_error,
-    read_json,
     resolve_model_source,
     what_was_said,
 )
-from sinkd_llm.models.stored_config import CONFIG, check_tokenizer_files
+from sinkd_llm.models.stored_config import CONFIG, check_tokenizer_files, read_json
 
 logger = logging.getLogger(__name__)
 
