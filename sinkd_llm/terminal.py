@@ -1,5 +1,6 @@
 """Printing: results to stdout, what is happening to stderr, both only from the first process."""
 
+import io
 import logging
 import os
 import re
@@ -82,6 +83,11 @@ def say(text: str = "") -> None:
         _write(sys.stderr, masked_text(printable(text)) + "\n")
 
 
+def say_error(text: str) -> None:
+    """A line to stderr from whichever process has something to say, on one line."""
+    _write(sys.stderr, masked_text(printable(text)).replace("\n", "\\n") + "\n")
+
+
 def show(content: "str | Table") -> None:
     """A result, to stdout. A reader that went away (`| head`) does not stop the command."""
     if not is_main_process() or sys.stdout is None:
@@ -127,6 +133,23 @@ def _write(stream: IO[str] | None, text: str) -> None:
         stream.flush()
     except BrokenPipeError:
         drop_output(stream)
+    except OSError as error:
+        drop_output(stream)
+        if stream is not sys.stderr:  # where nothing could be said of it
+            raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def write_everything() -> None:
+    """Let what other packages print to stdout and stderr be written out where an encoding lacks a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Find out now, and not when Python ends, that the output cannot be written."""
+    if sys.stdout is not None:
+        _write(sys.stdout, "")
 
 
 def drop_output(stream: IO[str]) -> None:

@@ -5,16 +5,28 @@ torch.
 """
 
 import argparse
+import errno
 import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from sinkd_llm._version import __version__
-from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.terminal import drop_known_noise, is_main_process, say, show_warnings_once
+from sinkd_llm.errors import InputError, nearest, shown
+from sinkd_llm.library_errors import first_words
+from sinkd_llm.terminal import (
+    drop_known_noise,
+    drop_output,
+    flush_output,
+    is_main_process,
+    say,
+    say_error,
+    show_warnings_once,
+    write_everything,
+)
 
 COMMANDS = {
     "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
@@ -39,10 +51,28 @@ QUIET_ENVIRONMENT = {
 }
 
 
+# What a system says of a file -> what to do about it.
+_ADVICE = {
+    errno.ENOSPC: "free space, or choose a folder on another disk",
+    errno.EDQUOT: "your share of the disk is full: free space, or choose another folder",
+    errno.EACCES: "check who may read and write it",
+    errno.EPERM: "check who may read and write it",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENOTDIR: "a part of the path is a file; check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "close other programs, or raise the limit (ulimit -n)",
+    errno.EIO: "the disk reports a fault; use another one",
+    errno.ELOOP: "its links lead in a circle; check them",
+}
+# Longer messages hide what is said; the middle, which is mostly a value, is left out.
+_LONGEST = 1500
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sinkd` with `argv` (default: the process's own) and return its exit code.
 
-    0: done; 2: the input was wrong, one line on stderr says what to do; 130: interrupted; 143: SIGTERM. Anything
+    0: done; 2: the input was wrong, one line on stderr says what to do; 130: interrupted. Anything
     else is a bug of this library and keeps its traceback, as everything does under `SINKD_DEBUG=1`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -55,11 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What one library tells another about its next version is not for the user of this command.
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
+    warnings.showwarning = _show_warning
+    write_everything()
     try:
-        return _dispatch(arguments)
+        try:
+            return _dispatch(arguments)
+        finally:
+            flush_output()  # after --help too, which leaves by SystemExit
+    except BrokenPipeError:
+        # The reader of the output (`| head`) has all that it wanted.
+        drop_output(sys.stdout)
+        return 0
     except (InputError, OSError) as error:
         # OSError: a file that cannot be read or written, a full disk, a hub that cannot be reached.
-        if debug or isinstance(error, BrokenPipeError):
+        if debug:
             raise
         _print_error(_one_line(error))
         return 2
@@ -68,6 +107,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"\nsinkd: {str(error) or 'interrupted'}")
         return getattr(error, "exit_code", 130)
+    except (RuntimeError, MemoryError) as error:
+        if debug or not _is_out_of_memory(error):
+            raise
+        _print_error(
+            f"the memory of the device is full ({first_words(error)}). Lower per_device_train_batch_size or "
+            "max_length; 'sinkd env --plan RECIPE.yaml' says what a run needs."
+        )
+        return 2
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if file is None:
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
+    else:
+        file.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -81,7 +146,7 @@ def _dispatch(arguments: list[str]) -> int:
     command = arguments[0]
     if command not in COMMANDS:
         raise InputError(
-            f"there is no command {command!r}.{nearest(command, list(COMMANDS))} "
+            f"there is no command {shown(command)}.{nearest(command, list(COMMANDS))} "
             f"The commands are {', '.join(COMMANDS)}; 'sinkd --help' says what they do."
         )
     show_warnings_once()
@@ -109,10 +174,22 @@ def _print_error(text: str) -> None:
         # The launcher ends this process when the first one fails. If that does not come, the error was here alone.
         time.sleep(10)
         who = f" in process {os.environ['RANK']}"
-    print(f"sinkd: error{who}: {text}", file=sys.stderr, flush=True)
+    say_error(f"sinkd: error{who}: {text}")
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        advice = _ADVICE.get(error.errno or 0)
+        text = f"{_file_name(error.filename)}: {error.strerror}" + (f"; {advice}." if advice else "")
+    elif isinstance(error, OSError) and error.errno in _ADVICE and error.strerror:
+        text = f"{error.strerror}; {_ADVICE[error.errno]}."
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return text
+
+
+def _file_name(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, (bytes, os.PathLike)) else str(name)
