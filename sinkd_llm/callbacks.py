@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from sinkd_llm.files import write_whole
 from sinkd_llm.interrupts import INTERRUPTED_CODE, TERMINATED_CODE, Interrupted
@@ -197,7 +198,7 @@ class InterruptCallback(TrainerCallback):
     Makes Ctrl-C, and SIGTERM, which schedulers send before they kill, save before they stop.
 
     The first one lets the running step finish, saves a checkpoint, stops training and prints `resume_command`. An
-    evaluation that is due is left out, and one that is running ends where it is, unless several processes share it.
+    evaluation ends where it is, unless several processes share it.
     A second Ctrl-C stops at once; a second SIGTERM does not: a launcher and its scheduler may both send it. The
     handlers that were there before come back when training ends. Outside the main thread, where Python allows no
     handler, it does nothing.
@@ -247,7 +248,10 @@ class InterruptCallback(TrainerCallback):
         if state.global_step < state.max_steps and self._is_asked(args):
             control.should_save = True
             control.should_training_stop = True
-            control.should_evaluate = False
+            if args.save_strategy == SaveStrategy.BEST:
+                # The score of an evaluation would say whether to save. Otherwise one that is due begins, for it draws
+                # random numbers, and the resumed run shall go on with those of one that was not stopped.
+                control.should_evaluate = False
         return control
 
     def on_evaluate(

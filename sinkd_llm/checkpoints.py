@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.integrity import MANIFEST_FILE, check_manifest, write_manifest
+from sinkd_llm.integrity import MANIFEST_FILE, changed_files, check_manifest, write_manifest
 from sinkd_llm.terminal import say
 
 # Written last, when every process has written its part: a folder without it is half written.
@@ -146,13 +146,20 @@ def _state_problem(state: Path) -> str | None:
 
 def _pickle_problem(checkpoint: Path) -> str | None:
     """A file that would run code; looked at without opening it, and only where its bytes are not those written."""
+    try:
+        names = [name for name in changed_files(checkpoint) if name.endswith((".pt", ".pth"))]
+    except InputError:
+        return None  # the manifest itself, which is said below
+    if not names:
+        return None
     from torch.serialization import get_unsafe_globals_in_checkpoint
+    from transformers.trainer_pt_utils import safe_globals
 
-    names = _changed_files(checkpoint)
-    for name in [name for name in names if name.endswith((".pt", ".pth"))]:
+    for name in names:
         try:
-            strange = get_unsafe_globals_in_checkpoint(checkpoint / name)
-        except Exception:  # a damaged one, which is said below
+            with safe_globals():  # what a state of random numbers consists of
+                strange = get_unsafe_globals_in_checkpoint(checkpoint / name)
+        except Exception:  # one that is damaged or missing, which is said below
             continue
         if strange:
             return (
@@ -160,15 +167,6 @@ def _pickle_problem(checkpoint: Path) -> str | None:
                 "is opened, so it was not"
             )
     return None
-
-
-def _changed_files(checkpoint: Path) -> list[str]:
-    """Names in the manifest, if it does not agree with the files."""
-    try:
-        check_manifest(checkpoint)
-    except InputError:
-        return sorted(file.name for file in checkpoint.iterdir() if file.is_file())
-    return []
 
 
 def _parts_problem(checkpoint: Path) -> str | None:

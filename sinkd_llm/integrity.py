@@ -62,16 +62,32 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     """
     content = _read(folder / MANIFEST_FILE)
     for name, record in content["files"].items():
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{folder} lacks {name}, which was there when it was written. {_ADVICE}")
-        size = file.stat().st_size
-        if size != record["bytes"]:
-            raise InputError(f"{file} has {size} bytes instead of the {record['bytes']} that were written. {_ADVICE}")
-        if _digest_of(file) != record["sha256"]:
-            raise InputError(f"the bytes of {file} are not those that were written. {_ADVICE}")
+        if (problem := _problem(folder, name, record)) is not None:
+            raise InputError(f"{problem}. {_ADVICE}")
     facts: dict[str, Any] = content["facts"]
     return facts
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Names of the files that are not, or no longer, those of which the folder's manifest was written.
+
+    Raises:
+        InputError: if the manifest is damaged.
+    """
+    content = _read(folder / MANIFEST_FILE)
+    return [name for name, record in content["files"].items() if _problem(folder, name, record) is not None]
+
+
+def _problem(folder: Path, name: str, record: dict[str, Any]) -> str | None:
+    file = folder / name
+    if not file.is_file():
+        return f"{folder} lacks {name}, which was there when it was written"
+    size = file.stat().st_size
+    if size != record["bytes"]:
+        return f"{file} has {size} bytes instead of the {record['bytes']} that were written"
+    if _digest_of(file) != record["sha256"]:
+        return f"the bytes of {file} are not those that were written"
+    return None
 
 
 _ADVICE = (

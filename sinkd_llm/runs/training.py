@@ -1,5 +1,6 @@
 """`finetune` and `distill`: load, score, train, save, score again, report."""
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -204,11 +205,11 @@ def _train(
     plan = plan_training(command, task_args, training_args, model_args, argv)
     with no_empty_folder(plan.output_dir) if is_main_process() else nullcontext():
         trainer = _load_trainer(plan, training_args, model_args)
-    # One process holds the folder for all of a launch; the others wait until it is theirs.
-    holds = run_folder(plan.output_dir, overwrite=task_args.overwrite_output_dir, continuing=plan.continuing)
-    with holds if is_main_process() else nullcontext() as folder:
-        trainer.accelerator.wait_for_everyone()
-        return _act(plan, trainer, folder, (task_args, training_args, model_args), argv)
+        # One process holds the folder for all of a launch; the others wait until it is theirs.
+        holds = run_folder(plan.output_dir, overwrite=task_args.overwrite_output_dir, continuing=plan.continuing)
+        with holds if is_main_process() else nullcontext() as folder:
+            trainer.accelerator.wait_for_everyone()
+            return _act(plan, trainer, folder, (task_args, training_args, model_args), argv)
 
 
 def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
@@ -345,6 +346,11 @@ def adapter_config(model_args: "ModelConfig") -> Any:
     if model_args.use_peft and model_args.lora_target_modules is None:
         model_args.lora_target_modules = "all-linear"  # type: ignore[assignment]
     config = get_peft_config(model_args)
+    modules = getattr(config, "target_modules", None)
+    if isinstance(modules, str) and modules != "all-linear" and re.fullmatch(r"[\w.]+", modules):
+        config.target_modules = {
+            modules
+        }  # TRL unpacks a list of one, and PEFT takes text for a pattern of whole names
     if config is not None and model_args.lora_task_type == ModelConfig.lora_task_type:
         config.task_type = None  # TRL's default, whatever the model: the student's family gives it
     return config

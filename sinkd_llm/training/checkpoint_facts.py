@@ -102,10 +102,23 @@ def _adapter_differences(stored: Any, now: Any) -> list[str]:
     if now is None:
         return [f"use_peft: the checkpoint holds a {stored.get('type', 'PEFT')} adapter, and this run trains none"]
     return [
-        f"lora_{name}: {stored[name]} in the checkpoint, {now[name]} now"
+        f"lora_{name}: {_change(stored[name], now[name])}"
         for name in stored
         if name in now and stored[name] != now[name]
     ]
+
+
+def _change(stored: Any, now: Any) -> str:
+    """Of two values what is worth a line: of long lists, what only one of them has."""
+    if not (isinstance(stored, list) and isinstance(now, list)):
+        return f"{stored} in the checkpoint, {now} now"
+    only = [sorted(set(one) - set(other)) for one, other in ((stored, now), (now, stored))]
+    parts = [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} {where}"
+        for names, where in zip(only, ("only in the checkpoint", "only now"), strict=True)
+        if names
+    ]
+    return "; ".join(parts)
 
 
 def _student(model: nn.Module) -> dict[str, Any]:
@@ -167,7 +180,7 @@ def adapter_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same of two adapters, of a PEFT configuration as a mapping or as its file."""
     names = {"r": "r", "lora_alpha": "alpha", "use_dora": "dora", "use_rslora": "rslora", "bias": "bias"}
     facts = {ours: _plain(config[theirs]) for theirs, ours in names.items() if theirs in config}
-    facts["type"] = str(_plain(config.get("peft_type")))
+    facts["type"] = str(_plain(config.get("peft_type"))).removeprefix("PeftType.")
     for name in ("target_modules", "modules_to_save"):
         value = config.get(name)
         facts[name] = sorted(map(str, value)) if isinstance(value, (list, tuple, set)) else value

@@ -167,6 +167,17 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading(checkpoint, "the states of optimizer and schedule"):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+        lacking = {name for group in optimizer.param_groups for name in optimizer.defaults if name not in group}
+        if lacking:
+            # torch takes any state, and fails in the first step.
+            raise InputError(
+                f"the optimizer's state in {checkpoint} is of another kind of optimizer than "
+                f"{type(optimizer).__name__}: it has no {sorted(lacking)[0]}; go on with the --optim of the run that "
+                "wrote it."
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
