@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint benchmarks clean
+.PHONY: help venv quickstart test lint fuzz benchmarks clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -33,6 +33,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (about an hour)
+	$(BIN)/python -m tools.fuzz
 
 benchmarks: $(STAMP) ## run every script in benchmarks/ and write its results beside it
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

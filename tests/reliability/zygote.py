@@ -3,8 +3,9 @@
 A fresh Python needs ten seconds to import everything; a fork of one that has needs none, and dies as finally under
 SIGKILL. Reads one JSON request a line from stdin and answers with one a line on stdout:
 
-    {"argv": [...], "log": "file", "die": {"at": PLACE, "step": 3, "rank": 1} or null, "after": seconds or null,
-     "env": [{...}, ...]}   one child for each environment
+    {"argv": [...], "log": "file", "err": "file" or null, "cwd": "folder" or null,
+     "die": {"at": PLACE, "step": 3, "rank": 1} or null, "after": seconds or null,
+     "env": [{...}, ...]}   one child for each environment; with `err`, stderr goes there and both files begin empty
     {"codes": [...], "seconds": ...}   each child's exit code, minus the signal that killed it
 """
 
@@ -105,10 +106,13 @@ def arm(at: str, step: int, signal_number: int = signal.SIGKILL) -> None:
 def child(request: dict[str, Any], environment: dict[str, str]) -> None:
     from sinkd_llm.cli import main
 
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    apart = request.get("err")
+    mode = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if apart else os.O_APPEND)
+    log = os.open(request["log"], mode)
     os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(os.open(apart, mode) if apart else log, 2)
     os.environ.update(environment)
+    os.chdir(request.get("cwd") or os.getcwd())
     deadly = request.get("die")
     if deadly and deadly.get("rank", 0) == int(environment.get("RANK", 0)):
         arm(deadly["at"], deadly["step"], deadly.get("signal", signal.SIGKILL))
