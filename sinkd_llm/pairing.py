@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkd_llm.config import SinKDConfig
@@ -326,6 +327,43 @@ def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:
         raise InputError(
             f"The teacher's tokenizer cannot be read, so nobody can say whether its tokens are the student's: {error}"
         ) from error
+
+
+def check_trains(student: Any) -> None:
+    """
+    Refuses a student of which nothing would be trained.
+
+    Raises:
+        InputError: if every weight is frozen, as those of an adapter are that was loaded to be used only.
+    """
+    if any(weight.requires_grad for weight in student.parameters()):
+        return
+    raise InputError(
+        "No weight of the student takes a gradient, so training would change nothing; "
+        + (
+            "load its adapter with is_trainable=True, or with sinkd_llm.load_model(folder, merge_adapter=False)."
+            if hasattr(student, "peft_config")
+            else "call model.requires_grad_(True), or give a `peft_config`."
+        )
+    )
+
+
+def check_scale(predictions: Tensor) -> None:
+    """
+    Refuses a regression teacher that was trained on another scale than the one that is trained on here.
+
+    Args:
+        predictions (`Tensor`): the teacher's, for some of the training rows, whose true values lie in [0, 1].
+
+    Raises:
+        InputError: if more than a tenth of them lie outside of [-1, 2], where no fit of such values puts them.
+    """
+    if predictions.numel() and float(((predictions < -1) | (predictions > 2)).float().mean()) > 0.1:
+        raise InputError(
+            f"The teacher's predictions go from {float(predictions.min()):.3g} to {float(predictions.max()):.3g}, but "
+            "the values that are learnt here lie in [0, 1]: it was fine-tuned on another scale, such as STS-B's own "
+            "0 to 5. Fine-tune the teacher with sinkd finetune on this task."
+        )
 
 
 def check_fsdp(plugin: Any, student: Any) -> None:

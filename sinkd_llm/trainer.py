@@ -14,12 +14,12 @@ from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, shortest
 from sinkd_llm.models.adapters import add_adapter
-from sinkd_llm.models.architectures import context_length, get_architecture
+from sinkd_llm.models.architectures import context_length, get_architecture, output_size
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
 from sinkd_llm.models.saving import base_by_name, check_saveable, save_student
 from sinkd_llm.objectives import DistillationObjective
-from sinkd_llm.pair_inputs import rows_for
-from sinkd_llm.pairing import check_fsdp, load_pair
+from sinkd_llm.pair_inputs import TEACHER, rows_for
+from sinkd_llm.pairing import check_fsdp, check_scale, check_trains, load_pair
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.term_log import TermLog
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
@@ -139,6 +139,8 @@ class SinKDTrainer(EvaluatingTrainer):
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         student = add_adapter(student, peft_config, stage)
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
+        if train_dataset is not None:
+            check_trains(student)
         if args.disable_dropout:
             disable_dropout(student)
         if args.gradient_checkpointing and hasattr(student, "peft_config"):
@@ -212,6 +214,17 @@ class SinKDTrainer(EvaluatingTrainer):
                 "all ranks would count its rows several times; set transport_across_devices to false."
             )
         self.transport = TransportSpan(self.architecture, cache or self.teacher, ranks, args.transport_accumulation)
+        self._check_teacher_scale()
+
+    def _check_teacher_scale(self) -> None:
+        """A regression teacher's predictions for the first rows lie on the scale that is learnt here."""
+        rows: Any = self.train_dataset
+        if self.teacher is None or not rows or not self.architecture.scores_classes:
+            return
+        if output_size(self.teacher.model) != 1:
+            return
+        batch = self._prepare_inputs(self.data_collator([rows[i] for i in range(min(32, len(rows)))]))
+        check_scale(self.teacher.supervised_logits(batch.get(TEACHER, batch)).logits_NV)
 
     # ---- training
 

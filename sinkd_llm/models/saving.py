@@ -91,6 +91,10 @@ def save_student(
         check_finite_weights(model, "the student")
     with staged(folder) as staging, quiet_transformers():
         source = base_source(model) if isinstance(model, PeftModel) else None
+        if source is not None and source.kind == "folder" and Path(source.path).is_relative_to(folder.resolve()):
+            if state_dict is not None:
+                raise InputError(f"Cannot save to {folder}: it holds the adapter's base model. Give another folder.")
+            source = None  # that base makes room for this save
         merged_in = _write(model, staging, state_dict, source)
         if check and state_dict is None and _can_compare(model):
             found = _compare(model, staging, source)

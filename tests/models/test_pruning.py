@@ -11,6 +11,7 @@ import torch
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, select_layers
+from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.models.pruning import kept_layers
 from tests.models.test_loading import same_weights, with_adapter
 
@@ -140,6 +141,116 @@ def test_layers_of_several_kinds_are_cut_if_the_configuration_can_say_so() -> No
     with pytest.raises(InputError, match="not of one kind"):
         select_layers(by_step, 3)
     assert len(by_step.model.layers) == 4
+
+
+def small(family: str, **changes: Any) -> Any:
+    """A tiny random decoder of four layers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    size |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**size, **changes})).eval()
+
+
+INDEXED: dict[str, dict[str, Any]] = {
+    "diffllama": {},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_inner": 64, "scale_attn_by_inverse_layer_idx": True},
+    "gemma2": {"head_dim": 8, "sliding_window": 4},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 4},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "cohere2": {"sliding_window": 4},
+    "mixtral": {"num_local_experts": 2},
+    "bloom": {"n_layer": 4, "n_head": 4},
+    "falcon": {"alibi": True},
+}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", INDEXED)
+def test_a_cut_student_computes_what_it_does_when_it_is_loaded(family: str, number: int, tmp_path: Path) -> None:
+    teacher = small(family, **INDEXED[family])
+    student = select_layers(teacher, number)
+    student.save_pretrained(tmp_path)
+    assert torch.equal(probe_outputs(load_model(tmp_path)), probe_outputs(student))
+    if number == 4:
+        assert torch.equal(probe_outputs(student), probe_outputs(teacher))
+
+
+def test_what_a_layer_computes_from_its_index_follows_its_new_place() -> None:
+    student = select_layers(small("diffllama"), 2)
+    fresh = type(student)(student.config)
+    constants = [layer.self_attn.lambda_init for layer in student.model.layers]
+    assert constants == [layer.self_attn.lambda_init for layer in fresh.model.layers]
+
+
+def test_a_quantised_cut_takes_the_constants_of_its_new_places(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    small("diffllama", hidden_size=64).save_pretrained(tmp_path / "teacher")
+    packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    student = select_layers(load_model(tmp_path / "teacher", quantization_config=packed), 2)
+    assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1]
+    assert type(student.model.layers[1].self_attn.q_proj).__name__ == "Linear4bit"
+    student.save_pretrained(tmp_path / "student")
+    loaded = type(student).from_pretrained(tmp_path / "student")
+    assert torch.allclose(probe_outputs(loaded), probe_outputs(student), atol=1e-5)
+
+
+def test_hooks_that_place_a_model_on_devices_are_kept(tiny_causal_lm: Callable[..., Any]) -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    teacher = tiny_causal_lm(layers=4)
+    for layer in teacher.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    student = select_layers(teacher, 2)
+    assert all(hasattr(layer, "_hf_hook") for layer in student.model.layers)
+    assert torch.isfinite(student(IDS).logits).all()
+
+
+def test_frozen_weights_and_the_mode_stay(tiny_causal_lm: Callable[..., Any]) -> None:
+    teacher = tiny_causal_lm(layers=4).train()
+    teacher.model.embed_tokens.requires_grad_(False)
+    student = select_layers(teacher, 2)
+    assert student.training
+    assert student.model.layers[0].training
+    frozen = {name for name, weight in student.named_parameters() if not weight.requires_grad}
+    assert frozen == {"model.embed_tokens.weight"}
+
+
+def test_weights_that_the_configuration_ties_but_that_differ_are_refused(tiny_causal_lm: Callable[..., Any]) -> None:
+    teacher = tiny_causal_lm(layers=3, tie_word_embeddings=True)
+    teacher.lm_head.weight = torch.nn.Parameter(teacher.lm_head.weight.detach() + 1)
+    with pytest.raises(InputError, match=r"ties lm_head\.weight to another weight"):
+        select_layers(teacher, 2)
+
+
+def test_layers_that_do_not_run_without_the_others_are_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "zamba2",
+        **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "pad_token_id": 0},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "adapter_rank": 4},
+        **{"num_mem_blocks": 1, "mamba_d_state": 8, "mamba_ngroups": 1, "mamba_headdim": 8, "n_mamba_heads": 8},
+        layers_block_type=["mamba", "hybrid"] * 2,
+    )
+    with pytest.raises(InputError, match="do not run"):
+        select_layers(AutoModelForCausalLM.from_config(config), 3)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_fewer_encoder_than_decoder_layers_can_generate(
+    tiny_model: Callable[..., Any], tmp_path: Path, family: str
+) -> None:
+    student = select_layers(tiny_model(family, layers=4), 1, 3)
+    student.save_pretrained(tmp_path)
+    for model in (student, load_model(tmp_path)):
+        generated = model.generate(IDS, max_new_tokens=4, num_beams=1)
+        assert torch.equal(generated, model.generate(IDS, max_new_tokens=4, num_beams=1, use_cache=False))
 
 
 def test_tied_embeddings_stay_tied(tiny_causal_lm: Callable[..., Any]) -> None:

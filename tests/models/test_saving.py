@@ -1,5 +1,6 @@
 """A saved student loads by itself, with plain Transformers and PEFT code, wherever it is moved."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -23,7 +24,9 @@ from sinkd_llm.models import (
     save_student,
     select_layers,
 )
+from sinkd_llm.models.adapters import base_weights
 from sinkd_llm.models.loading import ModelSource
+from sinkd_llm.models.saving import check_saveable
 from tests.models.test_loading import same_weights, with_adapter, write_gguf
 
 IDS = torch.arange(2, 14)[None]
@@ -255,6 +258,189 @@ def test_saving_to_a_file_is_refused(tiny_causal_lm: Any, tiny_tokenizer: Any, t
     (tmp_path / "x").touch()
     with pytest.raises(InputError, match="it is a file"):
         save_student(tiny_causal_lm(), tiny_tokenizer, tmp_path / "x")
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_somebody_elses_model_is_never_replaced(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    tiny_causal_lm(seed=1).save_pretrained(tmp_path / "full")
+    with_adapter(tiny_causal_lm()).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"theirs")
+    for folder in sorted(tmp_path.iterdir()):
+        before = held(folder)
+        with pytest.raises(InputError, match=r"holds a model already .* Give another folder"):
+            save_student(tiny_causal_lm(), tiny_tokenizer, folder)
+        assert held(folder) == before
+
+
+def test_only_what_an_earlier_save_wrote_is_removed(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    save_student(with_adapter(select_layers(tiny_causal_lm(), 1)), tiny_tokenizer, tmp_path)
+    (tmp_path / "base" / "notes.txt").write_text("mine")
+    (tmp_path / "README.md").write_text("mine, too")
+    save_student(tiny_causal_lm(), tiny_tokenizer, tmp_path)
+    assert (tmp_path / "base" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "README.md").read_text() == "mine, too"
+    assert weight_files(tmp_path) == {"model.safetensors"}
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moves", [0, 1, 4, 9])
+def test_a_save_that_fails_leaves_the_folder_as_it_was(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    import os
+
+    save_student(tiny_causal_lm(seed=1), tiny_tokenizer, tmp_path)
+    before, replace, calls = held(tmp_path), os.replace, itertools.count()
+
+    def fails_once(*places: Any) -> None:
+        if next(calls) == moves:
+            raise OSError(28, "No space left on device")
+        replace(*places)
+
+    monkeypatch.setattr("sinkd_llm.models.placing.os.replace", fails_once)
+    with pytest.raises(OSError, match="No space left"):
+        save_student(with_adapter(select_layers(tiny_causal_lm(), 1)), tiny_tokenizer, tmp_path)
+    assert held(tmp_path) == before
+
+
+def test_a_save_that_fails_while_it_writes_makes_no_folder(
+    tiny_causal_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tokenizer:
+        def save_pretrained(self, folder: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        save_student(tiny_causal_lm(), Tokenizer(), tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_student_that_does_not_load_as_it_was_is_not_saved(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    save_student(tiny_causal_lm(seed=1), tiny_tokenizer, tmp_path)
+    before = held(tmp_path)
+    student = tiny_causal_lm()
+    student.model.norm.variance_epsilon = 1.0  # what its configuration does not say
+    with pytest.raises(InputError, match=r"computes other outputs .* \d+\.\d% .* It is kept in") as caught:
+        save_student(student, tiny_tokenizer, tmp_path)
+    kept = next(tmp_path.glob("unlike-the-student-*"))
+    assert str(kept) in str(caught.value)
+    assert (kept / "model.safetensors").is_file()
+    shutil.rmtree(kept)
+    assert held(tmp_path) == before
+    save_student(student, tiny_tokenizer, tmp_path, check=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_precision_is_compared(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, dtype: str) -> None:
+    student = with_adapter(select_layers(tiny_causal_lm(layers=3).to(getattr(torch, dtype)), 2))
+    save_student(student, tiny_tokenizer, tmp_path)
+    assert load_model(tmp_path, dtype="auto").dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "bert", "distilbert"])
+def test_every_kind_is_compared(tiny_model: Any, marked_tokenizer: Any, tmp_path: Path, family: str) -> None:
+    save_student(tiny_model(family), marked_tokenizer(family), tmp_path)
+    student = tiny_model(family)
+    for name, module in student.named_modules():
+        if name.lower().endswith("norm"):
+            setattr(module, "eps" if hasattr(module, "eps") else "variance_epsilon", 10.0)
+    with pytest.raises(InputError, match="computes other outputs"):
+        save_student(student, marked_tokenizer(family), tmp_path)
+
+
+def test_a_weight_that_is_no_number_is_not_saved(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    student = tiny_causal_lm()
+    with torch.no_grad():
+        student.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        save_student(student, tiny_tokenizer, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("change", ["resized", "trained", "one row"])
+@pytest.mark.parametrize("loader", [load_model, AutoModelForCausalLM.from_pretrained])
+def test_a_base_that_was_changed_in_memory_goes_along(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, change: str, loader: Callable[[Path], Any]
+) -> None:
+    tiny_causal_lm(vocab=460).save_pretrained(tmp_path / "base-model")
+    base = loader(tmp_path / "base-model")
+    with torch.no_grad():
+        if change == "resized":
+            base.resize_token_embeddings(len(tiny_tokenizer))
+        elif change == "trained":
+            base.model.norm.weight += 0.01
+        else:
+            base.model.embed_tokens.weight[17] += 0.1  # a token that no made-up row holds
+    student = with_adapter(base)
+    save_student(student, tiny_tokenizer, tmp_path / "student")
+    assert (tmp_path / "student" / "base").is_dir()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "student")), logits(student))
+    same = base_weights(load_model(tmp_path / "student", merge_adapter=False))
+    assert all(torch.equal(same[name], value) for name, value in base_weights(student).items())
+
+
+def test_an_adapter_saved_over_its_own_base_takes_it_along(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    save_student(tiny_causal_lm(), tiny_tokenizer, tmp_path)
+    student = with_adapter(load_model(tmp_path))
+    save_student(student, tiny_tokenizer, tmp_path)
+    assert torch.equal(logits(load_model(tmp_path, merge_adapter=False)), logits(student))
+
+
+def test_generation_settings_without_effect_are_unset(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = tiny_causal_lm()
+    student.generation_config.temperature, student.generation_config.top_p = 0.6, 0.9
+    save_student(student, tiny_tokenizer, tmp_path)
+    assert "temperature=0.6, which has no effect" in caplog.text
+    assert load_model(tmp_path).generation_config.top_p is None
+
+
+def test_generation_settings_that_contradict_each_other_are_refused_before_training(tiny_causal_lm: Any) -> None:
+    student = tiny_causal_lm()
+    student.generation_config.num_return_sequences = 3
+    with pytest.raises(InputError, match=r"generation_config cannot be saved: .*num_return_sequences"):
+        check_saveable(student)
+
+
+def test_the_folder_says_how_its_student_was_trained(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    def record(model: Any, name: str) -> Any:
+        save_student(model, tiny_tokenizer, tmp_path / name)
+        return json.loads((tmp_path / name / "sinkd_student.json").read_text())
+
+    plain = record(tiny_causal_lm(hidden=64), "plain")
+    assert (plain["base_quantisation"], plain["merged_in"]) == (None, None)
+    assert set(plain["files"]) == held(tmp_path / "plain").keys()
+    for bits, name in (
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4"),
+        ({"load_in_8bit": True}, "int8"),
+    ):
+        base = load_model(tmp_path / "plain", quantization_config=BitsAndBytesConfig(**bits))
+        assert record(with_adapter(base), name)["base_quantisation"] == name
+    dora = with_adapter(tiny_causal_lm().to(torch.bfloat16), use_dora=True)
+    assert record(dora, "dora")["merged_in"] == "bfloat16"
+
+
+def test_a_file_that_changes_after_the_save_is_noticed(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    save_student(tiny_causal_lm(), tiny_tokenizer, tmp_path)
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        load_model(tmp_path)
 
 
 @pytest.mark.real_model
