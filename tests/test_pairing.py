@@ -25,7 +25,7 @@ ROWS = Dataset.from_list(
 
 
 def make_trainer(tmp_path: Path, tokenizer: Any, **options: Any) -> SinKDTrainer:
-    settings = {"use_cpu": True, "report_to": [], "max_steps": 1, "per_device_train_batch_size": 2}
+    settings: dict[str, Any] = {"use_cpu": True, "report_to": [], "max_steps": 1, "per_device_train_batch_size": 2}
     return SinKDTrainer(
         args=SinKDConfig(str(tmp_path / "run"), **settings),
         train_dataset=ROWS,
@@ -75,7 +75,7 @@ def test_a_student_of_the_teachers_own_layers_is_refused(
 def test_a_frozen_student_is_refused(tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"requires_grad_\(True\)"):
         make_trainer(tmp_path, tiny_tokenizer, model=tiny_causal_lm().requires_grad_(False))
-    get_peft_model(tiny_causal_lm(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    get_peft_model(tiny_causal_lm(), LoraConfig(target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
     frozen = PeftModel.from_pretrained(tiny_causal_lm(), tmp_path / "adapter")
     with pytest.raises(InputError, match="is_trainable=True"):
         check_trains(frozen)
