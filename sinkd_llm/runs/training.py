@@ -258,7 +258,7 @@ def _act(
     from sinkd_llm.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback
 
     output_dir, checkpoint, data = plan.output_dir, plan.checkpoint, plan.data
-    interrupt = InterruptCallback(plan.resume, save=lambda: trainer._save_checkpoint(trainer.model, None))
+    interrupt = InterruptCallback(plan.resume, save=trainer.save_checkpoint)
     bar = RichProgressCallback()
     for callback in (bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt):
         trainer.add_callback(callback)
@@ -345,7 +345,7 @@ def adapter_config(model_args: "ModelConfig") -> Any:
 
     if model_args.use_peft and model_args.lora_target_modules is None:
         model_args.lora_target_modules = "all-linear"  # type: ignore[assignment]
-    config = get_peft_config(model_args)
+    config: Any = get_peft_config(model_args)
     modules = getattr(config, "target_modules", None)
     if isinstance(modules, str) and modules != "all-linear" and re.fullmatch(r"[\w.]+", modules):
         config.target_modules = {

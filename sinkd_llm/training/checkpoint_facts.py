@@ -121,7 +121,7 @@ def _change(stored: Any, now: Any) -> str:
     return "; ".join(parts)
 
 
-def _student(model: nn.Module) -> dict[str, Any]:
+def _student(model: Any) -> dict[str, Any]:
     base = unwrap(model)
     config = getattr(base, "config", None)
     prefix = getattr(getattr(model, "base_model", None), "prefix", None) if hasattr(model, "peft_config") else None
@@ -169,7 +169,7 @@ def _base_stays(model: nn.Module) -> bool:
     return all(getattr(config, "init_lora_weights", True) in kept for config in configs.values())
 
 
-def _adapter(model: nn.Module) -> dict[str, Any] | None:
+def _adapter(model: Any) -> dict[str, Any] | None:
     configs = getattr(model, "peft_config", None)
     if not configs:
         return None

@@ -63,9 +63,10 @@ class ResumableTrainer(Trainer):
             facts = self.check_checkpoint(checkpoint)
             self.resumed_at = _stored_step(checkpoint)
             before = facts.get("loss_sum")
-            known = isinstance(before, (int, float)) and not isinstance(before, bool)
-            self.loss_from_step = 0 if known else self.resumed_at
-            self._loss_before = float(before) if known else 0.0
+            if isinstance(before, (int, float)) and not isinstance(before, bool):
+                self._loss_before = float(before)
+            else:
+                self.loss_from_step = self.resumed_at
         else:
             self._facts = run_facts(self)  # type: ignore[arg-type]
         output = super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
@@ -121,6 +122,11 @@ class ResumableTrainer(Trainer):
 
     # ---- writing
 
+    def save_checkpoint(self) -> None:
+        """A checkpoint of the step that training is at."""
+        assert self.model is not None
+        self._save_checkpoint(self.model, None)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         loss_sum = self._loss_sum()
@@ -169,7 +175,7 @@ class ResumableTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
         lacking = {name for group in optimizer.param_groups for name in optimizer.defaults if name not in group}
         if lacking:
             # torch takes any state, and fails in the first step.
