@@ -20,7 +20,7 @@ from sinkd_llm.optimal_transport.precision import full_precision
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
 
 # The teacher's rows as the cost takes them: their distributions `[M, V]`; or, of a top-k signal, kept ids `[M, K]`,
-# their probabilities `[M, K]` and the probability of the others `[M]`.
+# their probabilities `[M, K]`, the probability of the others `[M]`, and how far a distance to a row may be off `[M]`.
 TeacherSide = tuple[Tensor, ...]
 
 
@@ -41,8 +41,8 @@ class SinKDTerm:
         sizes (`list[Tensor]`):
             For each of `plans`, the number of tokens of its problems, `[P]`.
         width_N (`Tensor`, *optional*):
-            Of a top-k signal: how far the dense cost may lie above the one that was used, a row's mean over its
-            problem.
+            Of a top-k signal: the width of the interval around the cost that was used in which the dense one lies, a
+            row's mean over its problem.
     """
 
     value: Tensor
@@ -87,9 +87,10 @@ class SinKDTerm:
 
     @cached_property
     def cost_width(self) -> Tensor | None:
-        """Mean width of the cost, in [0, 2]: the dense one is so much larger at most, and never smaller.
+        """Mean width of the interval that the dense cost lies in: it begins at the cost that was used.
 
-        `None` for a dense signal.
+        Where the teacher's logits were stored with fewer bits, the interval reaches as far beyond both of its ends as
+        they may be off ([`TopKSignal.cost_error`]), and is so much wider. `None` for a dense signal.
         """
         return None if self.width_N is None else self.width_N.sum() / max(len(self.width_N), 1)
 
@@ -220,15 +221,16 @@ def teacher_side(teacher: Tensor | TopKSignal, temperature: float, regression: b
             "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or cache "
             "full rows."
         )
-    return teacher.ids_NK, *teacher.probabilities(temperature)
+    return teacher.ids_NK, *teacher.probabilities(temperature), teacher.cost_error(temperature)
 
 
 def cost_to(student_PNV: Tensor, side: TeacherSide, norm: str) -> tuple[Tensor, Tensor | None]:
     """The cost `[P, N, M]` of P problems, and of a top-k signal each student row's mean width, `[P, N]`."""
     if len(side) == 1:
         return pairwise_cost(student_PNV, side[0], norm=norm), None
-    cost_PNM, width_PNM = pairwise_top_k_cost(student_PNV, *side)
-    return cost_PNM, width_PNM.mean(dim=-1)
+    *rows, error_PM = side
+    cost_PNM, width_PNM = pairwise_top_k_cost(student_PNV, *rows)
+    return cost_PNM, width_PNM.mean(dim=-1) + 2 * error_PM.mean(dim=-1, keepdim=True)
 
 
 def solve_problems(

@@ -33,12 +33,17 @@ class TopKSignal:
         tail_log_sum_exp (`dict[float, Tensor]`): for every temperature T at which the signal can be used,
             `log sum exp(logit / T)` over the ids that are not kept, `[N]`; -inf where none is left.
         vocabulary_size (`int`): V of the logits that the signal was taken from.
+        logit_error_N (`Tensor`, *optional*): how far a kept logit of each row may be from the teacher's, where the
+            signal was stored with fewer bits. `None`: not at all.
+        floor (`float`, *optional*): kept logits at or below it stand for ones that may lie anywhere below.
     """
 
     ids_NK: Tensor
     logits_NK: Tensor
     tail_log_sum_exp: dict[float, Tensor]
     vocabulary_size: int
+    logit_error_N: Tensor | None = None
+    floor: float = float("-inf")
 
     @classmethod
     def from_logits(cls, teacher_NV: Tensor, ids_NK: Tensor, temperatures: Sequence[float]) -> "TopKSignal":
@@ -54,7 +59,10 @@ class TopKSignal:
     def map(self, function: Callable[[Tensor], Tensor]) -> "TopKSignal":
         """`function` of every tensor, each of which has the N rows first: to move, select or gather rows."""
         tails = {temperature: function(tail_N) for temperature, tail_N in self.tail_log_sum_exp.items()}
-        return TopKSignal(function(self.ids_NK), function(self.logits_NK), tails, self.vocabulary_size)
+        error_N = None if self.logit_error_N is None else function(self.logit_error_N)
+        return TopKSignal(
+            function(self.ids_NK), function(self.logits_NK), tails, self.vocabulary_size, error_N, self.floor
+        )
 
     @classmethod
     def joined(cls, signals: "Sequence[TopKSignal]", join: Callable[[list[Tensor]], Tensor]) -> "TopKSignal":
@@ -62,7 +70,9 @@ class TopKSignal:
         first = signals[0]
         tails = {T: join([signal.tail_log_sum_exp[T] for signal in signals]) for T in first.tail_log_sum_exp}
         ids_NK, logits_NK = join([s.ids_NK for s in signals]), join([s.logits_NK for s in signals])
-        return cls(ids_NK, logits_NK, tails, first.vocabulary_size)
+        errors = [signal.logit_error_N for signal in signals if signal.logit_error_N is not None]
+        error_N = join(errors) if errors else None
+        return cls(ids_NK, logits_NK, tails, first.vocabulary_size, error_N, first.floor)
 
     def log_sum_exp(self, temperature: float) -> Tensor:
         """`log sum exp(logit / temperature)` over the whole vocabulary, `[N]`."""
@@ -78,6 +88,19 @@ class TopKSignal:
         """The probabilities of the kept ids `[N, K]` and of the tail `[N]`."""
         buckets = torch.softmax(self.bucket_logits(temperature), dim=-1)
         return buckets[:, :-1], buckets[:, -1]
+
+    def cost_error(self, temperature: float) -> Tensor:
+        """
+        How far the L1 distance of a row to any other may be off because its logits are stored with fewer bits, `[N]`.
+
+        With logits off by h T at most, every probability changes by a factor in [exp(-2h), exp(2h)], and the row by
+        `2 tanh(h / 2) <= h` in the L1 norm (the worst case is a row of two masses). What lies at the floor is off by
+        no more than all of its mass, twice.
+        """
+        kept_NK, _ = self.probabilities(temperature)
+        below_N = kept_NK.masked_fill(self.logits_NK > self.floor, 0).sum(dim=-1)
+        error_N = 2 * below_N
+        return error_N if self.logit_error_N is None else error_N + self.logit_error_N / temperature
 
     def logits_at(self, ids_W: Tensor) -> Tensor:
         """Logits of ids that every row has kept, `[N, W]`.

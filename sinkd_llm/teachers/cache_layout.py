@@ -3,6 +3,7 @@
 Shape suffixes: N supervised tokens, V vocabulary, K kept ids of a row, T temperatures.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ ENCODINGS = ("fixed16", "float32")
 # Logits further below the largest of their row are stored as so far below: exp(-128) is 1e-56.
 FIXED16_RANGE = 128.0
 _STEPS = 65535
+# What was stored as the lowest may have lain lower; a little above, for the rounding of a product.
+_FLOOR = -FIXED16_RANGE * (1 - 1e-6)
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
@@ -106,7 +109,18 @@ class CacheLayout:
         if self.temperatures:
             tail_TN = torch.from_numpy(arrays["tail"]).to(device).unbind(dim=-1)
             tails = dict(zip(self.temperatures, tail_TN, strict=True))
-        return TopKSignal(ids_NK, logits, tails, self.vocabulary_size)
+        if self.encoding == "float32":
+            return TopKSignal(ids_NK, logits, tails, self.vocabulary_size)
+        # Half a step, and the rounding of the division that counts steps.
+        error_N = 0.51 * torch.from_numpy(arrays["step"]).to(device)
+        return TopKSignal(ids_NK, logits, tails, self.vocabulary_size, error_N, _FLOOR)
+
+    def cost_error(self, temperature: float) -> float:
+        """The most by which the encoding widens the interval of the transport cost, see [`TopKSignal.cost_error`]."""
+        if self.encoding == "float32" or self.content == "full":
+            return 0.0
+        clamped = self.k * math.exp(_FLOOR / temperature)
+        return 2 * min(2.0, 0.51 * FIXED16_RANGE / _STEPS / temperature + 2 * clamped)
 
     def _kept_ids(self, logits_NV: Tensor) -> Tensor:
         if self.content == "verbalizers":

@@ -93,13 +93,15 @@ class Manifest:
         }
 
     def cost_width(self, temperature: float) -> float:
-        """Bound of the mean width of the cost's interval, over any student: 2 min(tau_p, tau_q) <= 2 tau_p."""
-        return 2 * self.mean_tail(temperature)
+        """Bound of the mean width of the cost's interval, over any student: 2 min(tau_p, tau_q) <= 2 tau_p, and what
+        the encoding of the logits adds."""
+        return 2 * self.mean_tail(temperature) + self.layout.cost_error(temperature)
 
     def sufficient_k(self, temperature: float, tolerance: float) -> int | None:
         """The smallest sampled K at which the width is at most `tolerance`, or `None` if none does."""
         tails = self.sampled_tails(temperature)
-        return next((k for k in self.tail_at if 2 * tails[k] <= tolerance), None)
+        left = tolerance - self.layout.cost_error(temperature)
+        return next((k for k in self.tail_at if 2 * tails[k] <= left), None)
 
     def width_warning(self, temperature: float, tolerance: float) -> str | None:
         """

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.objectives import TopKSignal
+from sinkd_llm.objectives import TopKSignal, sinkd_term
+from sinkd_llm.optimal_transport import pairwise_top_k_cost
 from sinkd_llm.teachers.cache_layout import CacheLayout, choose_temperatures
 from tests import naive
 
@@ -69,6 +72,54 @@ def test_logits_far_below_are_stored_at_the_end_of_the_range_and_do_not_coarsen_
     exact = naive.softmax(rows)
     assert (torch.softmax(signal, -1) - exact).abs().max() < 1e-3
     assert torch.softmax(signal.double(), -1)[:, 3].max() < 1e-50
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.1, 1.0, 8.0, 40.0]),
+    temperature=st.sampled_from(TEMPERATURES),
+    k=st.integers(1, 60),
+    far=st.booleans(),
+)
+def test_the_dense_cost_lies_in_the_interval_of_stored_rows(
+    seed: int, scale: float, temperature: float, k: int, far: bool
+) -> None:
+    rows, student = logits(5, 60, seed, scale), logits(4, 60, seed + 1, scale).double()
+    if far:  # stored at the end of the range
+        rows[:, ::2] -= 200.0
+    layout = CacheLayout("topk", 60, k, TEMPERATURES, "fixed16")
+    signal = round_trip(layout, rows)
+    q = naive.softmax(student, temperature)
+    dense = naive.cost(q, naive.softmax(rows, temperature))
+    ids, p, tail = (x[None] for x in (signal.ids_NK, *signal.probabilities(temperature)))
+    low, width = (x[0] for x in pairwise_top_k_cost(q[None], ids, p.double(), tail.double()))
+    error = signal.cost_error(temperature).double()
+    rounding = 2e-6  # of the probabilities, in fp32
+    assert (low - error - rounding <= dense).all()
+    assert (dense <= low + width + error + rounding).all()
+    assert error.max() <= layout.cost_error(temperature) / 2 * (1 + 1e-6)
+    # The diagnostic is the whole width, and the bound of the manifest is one.
+    term = sinkd_term(
+        student.float(),
+        signal.map(lambda x: x[:4]),
+        example_N=torch.arange(4),
+        position_N=torch.zeros(4, dtype=torch.long),
+        temperature=temperature,
+    )
+    expected = width[:, :4].mean() + 2 * error[:4].mean()
+    torch.testing.assert_close(term.cost_width.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_error_of_stored_rows_is_not_an_idle_bound() -> None:
+    """Without it, the interval is exceeded: by a student that is the teacher, where every step counts."""
+    rows = logits(40, 60, scale=8.0)
+    signal = round_trip(CacheLayout("topk", 60, 60, TEMPERATURES, "fixed16"), rows)
+    exact, stored = naive.softmax(rows, 1.0), signal.probabilities(1.0)[0].double()
+    apart = (exact.gather(1, signal.ids_NK) - stored).abs().sum(dim=-1)
+    assert (apart > 1e-5).any()
+    assert (apart <= signal.cost_error(1.0)).all()
+    assert round_trip(CacheLayout("topk", 60, 60, TEMPERATURES, "float32"), rows).cost_error(1.0).max() == 0
 
 
 def test_full_in_float32_is_what_the_teacher_said() -> None:
