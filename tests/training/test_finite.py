@@ -1,7 +1,6 @@
 """A run ends at the first number that is not finite, and nothing of it is saved."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +8,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from sinkd_llm import SinKDTrainer
 from sinkd_llm.checkpoints import last_whole
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.training.finite import SKIPPED_AT_MOST, FiniteGate, check_sound
-from tests.test_trainer import changed_trainer, rows
-
-
-@pytest.fixture
-def train(tmp_path: Path, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., SinKDTrainer]:
-    """Builds a trainer of a two-layer student with a teacher, that saves after every update."""
-
-    def build(teacher: bool = True, **changes: Any) -> SinKDTrainer:
-        arguments: dict[str, Any] = {
-            "model": changes.pop("model", None) or tiny_causal_lm(seed=1),
-            "teacher_model": tiny_causal_lm(seed=2, layers=4, hidden=48) if teacher else None,
-            "processing_class": tiny_tokenizer,
-            "train_dataset": rows(),
-            "eval_dataset": rows(8, 100),
-        }
-        settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, **changes}
-        return changed_trainer(tmp_path, arguments, settings)
-
-    return build
 
 
 def weights(model: Any) -> torch.Tensor:

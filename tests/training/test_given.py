@@ -1,0 +1,83 @@
+"""What a Python user may give to the trainer by mistake is refused in one sentence, before anything is loaded."""
+
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+from transformers import TrainingArguments
+
+from sinkd_llm import SinKDConfig, SinKDTrainer
+from sinkd_llm.errors import InputError
+from tests.test_trainer import rows
+
+STREAM = IterableDataset.from_generator(lambda: iter(rows(4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"args": TrainingArguments(output_dir="out", use_cpu=True)}, "args is a TrainingArguments, .* SinKDConfig"),
+        ({"args": "out"}, "args is a str"),
+        ({"train_dataset": DatasetDict({"train": rows(), "test": rows()})}, r"splits train, test; .*data\['train'\]"),
+        ({"train_dataset": {"a": rows()}}, r"splits a; .*data\['a'\]"),
+        ({"train_dataset": DatasetDict()}, r"splits \(none\)"),
+        ({"train_dataset": STREAM}, "train_dataset is a IterableDataset, .* collect its rows"),
+        ({"train_dataset": list(rows())}, "train_dataset is a list, .*from_list"),
+        ({"train_dataset": "rows.jsonl"}, "train_dataset is a str"),
+        ({"train_dataset": rows().to_pandas()}, "train_dataset is a DataFrame"),
+        ({"eval_dataset": list(rows())}, "eval_dataset is a list"),
+        ({"eval_dataset": {}}, "empty dict"),
+        ({"eval_dataset": {"a": rows(), "b": STREAM}}, r"eval_dataset\['b'\] is a IterableDataset"),
+        ({"eval_dataset": {"a": None}}, "There are no rows"),
+        ({"compute_metrics": "accuracy"}, "compute_metrics is a str"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_a_model_is_loaded(
+    arguments: dict[str, Any], message: str, tmp_path: Any
+) -> None:
+    given = {"args": SinKDConfig(str(tmp_path / "out"), use_cpu=True), "train_dataset": rows(), **arguments}
+    with pytest.raises(InputError, match=message):
+        SinKDTrainer(model="no/such-model", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dictionary_of_evaluation_sets_is_one_of_datasets_own(train: Any) -> None:
+    found = train(eval_dataset=DatasetDict({"near": rows(4, 100), "far": rows(4, 200)})).evaluate()
+    assert {"eval_near_loss", "eval_far_acc"} <= set(found)
+
+
+def test_there_is_nothing_to_train_or_to_evaluate(train: Any) -> None:
+    trainer = train(train_dataset=None, eval_dataset=None)
+    with pytest.raises(InputError, match="give train_dataset"):
+        trainer.train()
+    with pytest.raises(InputError, match="give eval_dataset"):
+        trainer.evaluate()
+    for call in (trainer.evaluate, trainer.predict):
+        with pytest.raises(InputError, match="and a data set is a"):
+            call(list(rows()))
+        with pytest.raises(InputError, match="and a data set is a"):
+            call("validation")
+    with pytest.raises(InputError, match="splits a"):
+        trainer.predict({"a": rows()})
+    with pytest.raises(InputError, match="eval_strategy is 'steps', but there is no eval_dataset"):
+        train(eval_dataset=None, eval_strategy="steps", eval_steps=1)
+
+
+def test_one_of_several_evaluation_sets_by_its_name(train: Any) -> None:
+    trainer = train(eval_dataset={"near": rows(4, 100), "far": rows(4, 200)})
+    assert trainer.evaluate("far")["eval_loss"] == trainer.evaluate()["eval_far_loss"]
+    with pytest.raises(InputError, match="is a str"):
+        trainer.evaluate("else")
+
+
+@pytest.mark.parametrize("batch", [17, 100])
+def test_fewer_rows_than_a_batch_that_has_to_be_full(batch: int, train: Any) -> None:
+    trainer = train(dataloader_drop_last=True, per_device_train_batch_size=batch)
+    with pytest.raises(InputError, match=rf"16 training rows, a batch takes {batch}, and dataloader_drop_last"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_empty_rows_are_refused(train: Any) -> None:
+    with pytest.raises(InputError, match="no rows"):
+        train(train_dataset=Dataset.from_dict({"prompt": [], "completion": []}))
