@@ -29,8 +29,9 @@ def reading(source: ModelSource, what: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise InputError(
-            f"{what} of {source.name!r} needs a Python package that is missing here: {what_was_said(error)} Install "
-            "it, or give a save of the model that does without, such as one that is not quantised."
+            f"{what} of {source.name!r} needs a Python package that is missing here: "
+            f"{what_was_said(error).rstrip('.')}. Install it, or "
+            "give a save of the model that does without, such as one that is not quantised."
         ) from error
     except Exception as error:
         if "out of memory" in str(error):

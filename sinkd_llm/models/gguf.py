@@ -18,7 +18,7 @@ from typing import Any
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import cache_dir
 from sinkd_llm.models.partitioning import whole_weights
-from sinkd_llm.models.sources import ModelSource
+from sinkd_llm.models.sources import ModelSource, what_was_said
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +44,24 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
     """Folder with the model of a GGUF `source`, dequantised to `dtype`; converted on first use.
 
     Raises:
-        InputError: if the file is damaged, its architecture is unknown to Transformers, or the cache
-            cannot be written.
+        InputError: if the file is damaged, its architecture is unknown to Transformers, it is no language model or
+            not a whole one, or the cache cannot be written.
     """
 
     def convert(folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
+        import transformers
 
-        model: Any = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=dtype)
+        # Both know sources.py, as this module does.
+        from sinkd_llm.models.completeness import check_complete
+        from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind
+
+        config = transformers.AutoConfig.from_pretrained(source.path, gguf_file=source.gguf_file)
+        kind = choose_kind(source.name, config, None, new_head=False)
+        auto: Any = getattr(transformers, AUTO_CLASSES[kind])
+        model, info = auto.from_pretrained(
+            source.path, gguf_file=source.gguf_file, dtype=dtype, output_loading_info=True
+        )
+        check_complete(source.name, kind, model, info, None)
         # These two mark the model as packed, which cannot be saved; its weights are plain `dtype` now.
         model.hf_quantizer = None
         del model.config.quantization_config
@@ -104,7 +114,7 @@ def _converted(source: ModelSource, part: str, convert: Callable[[Path], None]) 
     file = Path(source.path) / str(source.gguf_file)
     stat = file.stat()
     # Another file of the same path, or another version of the converter, is another conversion.
-    identity = f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{transformers.__version__}|1"
+    identity = f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{transformers.__version__}|2"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     target = cache_dir() / "gguf" / f"{file.stem}-{digest}" / part
     if target.is_dir():
@@ -142,13 +152,34 @@ def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> N
             convert(folder)
     except SafetensorError as error:  # only writing gets here: the disk is full
         raise OSError(str(error)) from error
+    except (InputError, MemoryError):
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not Transformers'
             raise
         # The GGUF reader has no error of its own: a damaged file ends in whatever its bytes lead to.
-        said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        said = what_was_said(error)
+        if (damage := _damage_of(file)) is not None:
+            raise InputError(
+                f"{file} cannot be read as a GGUF language model ({damage}): the file is damaged or cut short. "
+                "Download it again, or give the model as a folder with safetensors."
+            ) from error
         raise InputError(
-            f"{file} cannot be read as a GGUF language model ({said}): the file is damaged or cut "
-            "short, or Transformers does not know its architecture. Download it again, or give the "
-            "model as a folder with safetensors."
+            f"{file} is a whole GGUF file, but it cannot be converted to a model of Transformers ({said}): the "
+            "installed Transformers does not know its architecture or one of its types of numbers. Give the model as "
+            "a folder with safetensors."
         ) from error
+
+
+def _damage_of(file: Path) -> str | None:
+    """What is wrong with the bytes of a GGUF file; `None` if its header and all its tensors are there."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        ends = [int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors]
+    except Exception as error:  # as said above, of any type
+        return f"{type(error).__name__}: {what_was_said(error)}"
+    if max(ends, default=0) > file.stat().st_size:
+        return "it ends before its last tensor does"
+    return None if ends else "it holds no tensor"

@@ -115,6 +115,19 @@ def class_words(config: Any) -> tuple[str, ...] | None:
     return words if words and not any(word.startswith("label_") for word in words) else None
 
 
+def has_router_loss(config: Any) -> bool:
+    """Whether Transformers would add a loss that balances the experts of a mixture of experts, which is left out here."""
+    parts = [config, getattr(config, "text_config", None)]
+    experts = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
+    weights = ("router_aux_loss_coef", "aux_loss_alpha", "aux_loss_coef", "moe_aux_loss_coeff")
+    return any(
+        any(isinstance(n := getattr(part, name, None), int) and n > 1 for name in experts)
+        and any(getattr(part, name, None) for name in weights)
+        for part in parts
+        if part is not None
+    )
+
+
 def is_head(kind: str, model: Any, weight: str) -> bool:
     """Whether a weight belongs to what a classifier adds to its encoder; the pooler counts as well."""
     if kind != "sequence-classification":

@@ -127,6 +127,7 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
             path, revision=source.revision, trust_remote_code=options["trust_remote_code"]
         )
     kind = choose_kind(source.name, config, kind, labels is not None)
+    _check_quantisation(source.name, config)
     with reading(source, "The model"):
         if options["quantization_config"] is not None and kind == "sequence-classification":
             options = {**options, "quantization_config": _spare_head(options["quantization_config"], config)}
@@ -152,6 +153,21 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
         model.sinkd_source = None  # no name gives this head again
         model.name_or_path = model.config._name_or_path = ""
     return model
+
+
+def _check_quantisation(name: str, config: Any) -> None:
+    """Transformers only warns of packed weights of a method that it does not know, and reads them as they are."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    stored = getattr(config, "quantization_config", None)
+    stored = stored if isinstance(stored, dict) else getattr(stored, "__dict__", {})
+    method = getattr(stored.get("quant_method"), "value", stored.get("quant_method"))
+    if method is not None and method not in AUTO_QUANTIZER_MAPPING and method != "bitsandbytes":
+        raise InputError(
+            f"The weights of {name!r} are packed by {str(method)!r} (quantization_config in its config.json), which "
+            "Transformers does not know here. Give a save of the model that is not quantised, or packed by one of "
+            f"{', '.join(sorted(map(str, AUTO_QUANTIZER_MAPPING)))}."
+        )
 
 
 def _spare_head(quantization_config: Any, config: Any) -> Any:
@@ -207,10 +223,22 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
     check_finite_weights(model, source.name)
     if not merge or getattr(base, "is_quantized", False):
         return model
-    merged = model.merge_and_unload()
+    merged = _merged(model, source)
     merged.sinkd_source = None
     merged.name_or_path = merged.config._name_or_path = ""
     return merged.eval()
+
+
+def _merged(model: Any, source: ModelSource) -> Any:
+    try:
+        return model.merge_and_unload()
+    except Exception as error:  # methods that change more than weights: prompts, activations, aLoRA
+        if "out of memory" in str(error):
+            raise
+        raise InputError(
+            f"The adapter {source.name!r} cannot be folded into its base model ({what_was_said(error)}); give one "
+            "that can, such as LoRA, or load it with merge_adapter=False."
+        ) from error
 
 
 def _with_adapter(base: Any, source: ModelSource, base_name: str, trainable: bool) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.architectures import unwrap
 from sinkd_llm.models.gguf import converted_tokenizer, quiet_transformers
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
@@ -132,6 +133,36 @@ def _with_tokenizer(source: ModelSource) -> ModelSource:
         f"{folder} holds a model but no tokenizer. Copy the tokenizer's files there "
         "(tokenizer.json and tokenizer_config.json), or save it with its save_pretrained."
     )
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """
+    Makes sure that a model has an embedding for every token that its tokenizer can give.
+
+    Special tokens beyond the embeddings pass, as long as nothing here uses them: text never gives them.
+
+    Args:
+        model (`PreTrainedModel`): possibly wrapped.
+        tokenizer (`PreTrainedTokenizerBase`): what its texts are read with.
+        name (`str`): of the model, for the message.
+
+    Raises:
+        InputError: naming the first token that the model does not have.
+    """
+    embeddings = unwrap(model).get_input_embeddings()
+    rows = getattr(embeddings, "num_embeddings", None)
+    if rows is None:  # an embedding of the model's own kind
+        return
+    ours = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
+    used = {index for key in (*ours, "mask_token_id") if (index := getattr(tokenizer, key, None)) is not None}
+    ignored = _added_ids(tokenizer) - used
+    if missing := sorted(i for i in (*used, *_by_id(tokenizer)) if i >= rows and i not in ignored):
+        raise InputError(
+            f"{name!r} has embeddings for {rows} tokens, but its tokenizer gives {len(tokenizer)}, the first too many "
+            f"of them {tokenizer.convert_ids_to_tokens(missing[0])!r} (id {missing[0]}): they are of different "
+            "models, or the model was not resized when tokens were added. Give the tokenizer it was trained with, or "
+            "call resize_token_embeddings and save the model again."
+        )
 
 
 # Texts on which tokenizers of one vocabulary but other rules (merges, digits, spaces, accents) differ.
