@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sinkd_llm.data import Row
+from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import IGNORE_INDEX, get_architecture
+from sinkd_llm.row_checks import Row
 from sinkd_llm.row_tokenizers import special_ids
 
 if TYPE_CHECKING:
@@ -195,6 +196,11 @@ def row_collator(
 ) -> AnswerCollator:
     """The collator of rows that [`~sinkd_llm.row_tokenizers.row_tokenizer`] made for `model`."""
     pad: Any = tokenizer.pad_token_id
+    if pad is None:
+        raise InputError(
+            "The tokenizer has no token to pad a batch with; give it one, such as tokenizer.pad_token = "
+            "tokenizer.eos_token."
+        )
     match get_architecture(model).model_kind:
         case "seq2seq-lm":
             before, behind = special_ids(tokenizer, target=True)

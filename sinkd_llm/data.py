@@ -12,18 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from sinkd_llm.answer_choices import (
+    check_choice_tokens,
+    choice_sets,
+    class_names,
+    rows_of_choices,
+    verbalizer_ids,
+)
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import cache_dir
+from sinkd_llm.row_checks import Row, checked_row, row_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
+__all__ = ["AnswerTokenizer", "choice_sets", "class_names", "tokenize_dataset", "verbalizer_ids"]
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 # Fewer rows are tokenised in a second.
 CACHED_FROM = 5_000
@@ -67,7 +73,7 @@ class AnswerTokenizer:
         Raises:
             InputError: see [`tokenize_dataset`].
         """
-        names = [labelled_row_name(row, start + i) for i, row in enumerate(rows)]
+        names, rows = checked_rows(rows, start)
         texts = [
             self._texts(row, list(row["choices"]) if ranking else [row["completion"]], name)
             for row, name in zip(rows, names, strict=True)
@@ -75,12 +81,13 @@ class AnswerTokenizer:
         features = []
         for row, name, texts_of_row, encoded in zip(rows, names, texts, self._encode_rows(rows, texts), strict=True):
             prompt_ids, answers_ids = encoded
+            eos_ids = self._eos_ids(row)
             for answer, answer_ids in zip(texts_of_row[1], answers_ids, strict=True):
                 if not answer_ids:
                     raise InputError(
                         f"{name} has an answer without tokens ({answer!r}); every answer needs some text."
                     )
-                answer_ids += self._eos_ids(row)
+                answer_ids += eos_ids
             prompt_ids, num_cut = self._fit(row, prompt_ids, max(map(len, answers_ids)), name)
             feature = {"example_id": name, "prompt_ids": prompt_ids, "num_cut": num_cut}
             if ranking:
@@ -92,18 +99,35 @@ class AnswerTokenizer:
 
     def prompts(self, rows: Sequence[Row], start: int = 0) -> list[list[int]]:
         """`prompt_ids` of rows whose answers are yet to be written, without so many first tokens that they fit."""
-        names = [labelled_row_name(row, start + i) for i, row in enumerate(rows)]
+        names, rows = checked_rows(rows, start)
         texts = [self._texts(row, [], name)[0] for row, name in zip(rows, names, strict=True)]
         encoded = zip(rows, self._encode(texts), names, strict=True)
         return [self._fit(row, prompt_ids, 0, name)[0] for row, prompt_ids, name in encoded]
+
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+        """The token ids of each row's choices, as they follow its prompt, whatever its label and length."""
+        names, rows = checked_rows([{**row, "label": 0} for row in rows], start)
+        texts = [self._texts(row, row["choices"], name) for row, name in zip(rows, names, strict=True)]
+        encoded = zip(rows, self._encode_rows(rows, texts), strict=True)
+        return [[ids + self._eos_ids(row) for ids in answers_ids] for row, (_, answers_ids) in encoded]
 
     def cut_place(self, columns: Sequence[str]) -> str:
         """Where rows with these columns lose what is too long, in words."""
         return "their beginning"
 
-    def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
-        """Refuses choices that the family cannot tell apart; see [`check_verbalizers`]."""
-        check_verbalizers(choice_sets, self)
+    def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
+        """
+        Refuses choices that the family cannot tell apart.
+
+        Args:
+            choice_sets (`set[tuple[str, ...]]`): the different lists of choices of a data set.
+            rows (`Sequence[dict]`): some of its rows, see [`rows_of_choices`].
+
+        Raises:
+            InputError: if all rows have the same choices and two of them are the same tokens, as they follow a prompt.
+                Where the rows have their own choices, a warning counts those.
+        """
+        check_choice_tokens(choice_sets, rows, self)
 
     def _encode_rows(
         self, rows: Sequence[Row], texts: Sequence[tuple[str, list[str]]]
@@ -145,9 +169,10 @@ class AnswerTokenizer:
         if isinstance(prompt, str):
             turn = [{"role": "user", "content": prompt}]
             # The delimiter belongs to running text; an assistant's turn starts with the answer.
-            return self._render(turn, add_generation_prompt=True), [answer.lstrip() for answer in answers]
-        rendered = self._render(prompt, add_generation_prompt=True)
-        wholes = [self._render(prompt + answer) for answer in answers]
+            rendered = self._render(turn, name, add_generation_prompt=True)
+            return rendered, [answer.lstrip() for answer in answers]
+        rendered = self._render(prompt, name, add_generation_prompt=True)
+        wholes = [self._render(prompt + answer, name) for answer in answers]
         if not all(whole.startswith(rendered) for whole in wholes):
             raise InputError(
                 f"The chat template renders {name} so that the prompt is not the beginning of prompt and answer; "
@@ -155,10 +180,19 @@ class AnswerTokenizer:
             )
         return rendered, [whole[len(rendered) :] for whole in wholes]
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+    def _render(self, messages: list[dict[str, Any]], name: str, add_generation_prompt: bool = False) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except Exception as error:  # a template is a small program, and says by an exception what it refuses
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            roles = ", ".join(message["role"] for message in messages[:8])
+            raise InputError(
+                f"The tokenizer's chat template refuses {name} ({reason}), whose turns are {roles}; give the turns "
+                "that it takes (many take no system turn, and a user's and an assistant's by turns), or another chat "
+                "template."
+            ) from error
         return str(text)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -169,6 +203,11 @@ class AnswerTokenizer:
         add_eos = self.add_eos
         if add_eos is None:
             add_eos = not self._templated(row) and "choices" not in row
+        if add_eos and self.tokenizer.eos_token_id is None:
+            raise InputError(
+                "The tokenizer has no end-of-sequence token to close the answers with; set add_eos to false, or give "
+                "the tokenizer one (tokenizer.eos_token)."
+            )
         return [self.tokenizer.eos_token_id] if add_eos else []
 
     def _fit(self, row: Row, prompt_ids: list[int], answer_length: int, name: str) -> tuple[list[int], int]:
@@ -176,7 +215,14 @@ class AnswerTokenizer:
         prefix = [] if self._templated(row) else bos_ids(self.tokenizer)
         if not prefix and not prompt_ids:
             # Something has to stand where the first answer token is predicted.
-            prefix = [self.tokenizer.bos_token_id or self.tokenizer.eos_token_id]
+            first = self.tokenizer.bos_token_id
+            first = self.tokenizer.eos_token_id if first is None else first
+            if first is None:
+                raise InputError(
+                    f"The prompt of {name} is empty, and the tokenizer has no begin or end token to stand there; give "
+                    "a prompt of at least one token."
+                )
+            prefix = [first]
         if self.max_length is None or len(prefix) + len(prompt_ids) + answer_length <= self.max_length:
             return prefix + prompt_ids, 0
         room = self.max_length - answer_length - len(prefix)
@@ -195,14 +241,10 @@ def bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return [bos] if bos is not None and ids[:1] == [bos] else []
 
 
-def labelled_row_name(row: Row, index: int) -> str:
-    """The example's own id, or its number; refuses a row without a label."""
-    name = str(row["id"]) if row.get("id") is not None else f"row {index}"
-    if row.get("label", 0) == -1:
-        raise InputError(
-            f"{name} has no label (-1), as in the test splits of GLUE and SuperGLUE; use a labelled split."
-        )
-    return name
+def checked_rows(rows: Sequence[Row], start: int) -> tuple[list[str], list[Row]]:
+    """The rows' names, their ids or numbers from `start`, and the rows as [`checked_row`] gives them."""
+    names = [row_name(row, start + i) for i, row in enumerate(rows)]
+    return names, [checked_row(row, name) for row, name in zip(rows, names, strict=True)]
 
 
 def tokenize_dataset(
@@ -217,7 +259,7 @@ def tokenize_dataset(
 
     Args:
         dataset ([`~datasets.Dataset`]): rows of a task or prompt-completion rows. A data set that has
-            `prompt_ids` already is returned as it is.
+            the features already, and no `prompt`, is returned as it is.
         answer_tokenizer ([`AnswerTokenizer`]): how.
         ranking (`bool`, *optional*, defaults to `False`): prepare all choices of a row, for evaluation,
             instead of the gold answer alone. Rows without choices are prepared for training.
@@ -227,40 +269,23 @@ def tokenize_dataset(
         [`~datasets.Dataset`]: features for [`AnswerCollator`].
 
     Raises:
-        InputError: for an empty data set, missing columns, an unlabelled row, an answer without tokens
-            or longer than `max_length`, and one-word choices that share their first token.
+        InputError: for an empty data set, missing columns, a row that [`checked_row`] refuses, an answer without
+            tokens or longer than `max_length`, and choices that are the same tokens.
     """
     columns = dataset.column_names
-    if "prompt_ids" in columns:
-        return dataset
-    missing = {"prompt", "completion"} - set(columns)
-    if missing:
+    if not isinstance(columns, list):
         raise InputError(
-            f"The data set has the columns {sorted(columns)}, but not {sorted(missing)}. Give rows with "
-            "`prompt` and `completion` (TRL's prompt-completion format), or load a task with "
-            "`load_task(name).load(split)`."
+            f"The data set is {type(dataset).__name__}, not one table of rows; give one split of it, such as "
+            "data['train']."
         )
-    if len(dataset) == 0:
-        raise InputError("The data set has no rows; check the file, the split and the sample limit.")
-    has_choices = "choices" in columns
-    if has_choices:
-        answer_tokenizer.check_choices(choice_sets(dataset))
-    ranking = ranking and has_choices
-
-    def tokenize(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        features = answer_tokenizer.features(rows, indices[0], ranking=ranking)
-        return {key: [row[key] for row in features] for key in features[0]}
-
-    features = dataset.map(
-        tokenize,
-        batched=True,
-        with_indices=True,
-        remove_columns=columns,
-        num_proc=num_proc,
-        desc="Tokenising",
-        cache_file_name=_cache_file(dataset, answer_tokenizer, ranking),
-    )
+    if "prompt_ids" in columns and not {"prompt", "completion"} & {*columns}:
+        if not {"answer_ids", "answers_ids"} & {*columns}:
+            raise InputError(
+                f"The data set has the columns {sorted(columns)}: prompt_ids without answer_ids. Give rows with "
+                "`prompt` and `completion`; they are tokenised here."
+            )
+        return dataset
+    features = features_of(dataset, answer_tokenizer, ranking=ranking, num_proc=num_proc)
     cut = [count for count in features["num_cut"][:] if count]
     if cut:
         logger.warning(
@@ -274,6 +299,47 @@ def tokenize_dataset(
             max(cut),
         )
     return features.remove_columns("num_cut")
+
+
+def features_of(
+    dataset: "Dataset",
+    answer_tokenizer: AnswerTokenizer,
+    *,
+    ranking: bool = False,
+    num_proc: int | None = None,
+    keep: bool = True,
+) -> "Dataset":
+    """As [`tokenize_dataset`], with the column `num_cut`; `keep` on disk for the next run, where rows are many."""
+    columns = dataset.column_names
+    missing = {"prompt", "completion"} - set(columns)
+    if missing:
+        raise InputError(
+            f"The data set has the columns {sorted(columns)}, but not {sorted(missing)}. Give rows with "
+            "`prompt` and `completion` (TRL's prompt-completion format), or load a task with "
+            "`load_task(name).load(split)`."
+        )
+    if len(dataset) == 0:
+        raise InputError("The data set has no rows; check the file, the split and the sample limit.")
+    has_choices = "choices" in columns
+    if has_choices:
+        sets = choice_sets(dataset)
+        answer_tokenizer.check_choices(sets, rows_of_choices(dataset, sets))
+    ranking = ranking and has_choices
+
+    def tokenize(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        features = answer_tokenizer.features(rows, indices[0], ranking=ranking)
+        return {key: [row[key] for row in features] for key in features[0]}
+
+    return dataset.map(
+        tokenize,
+        batched=True,
+        with_indices=True,
+        remove_columns=columns,
+        num_proc=num_proc,
+        desc="Tokenising",
+        cache_file_name=_cache_file(dataset, answer_tokenizer, ranking) if keep else None,
+    )
 
 
 def _cache_file(dataset: "Dataset", answer_tokenizer: AnswerTokenizer, ranking: bool) -> str | None:
@@ -293,81 +359,3 @@ def _cache_file(dataset: "Dataset", answer_tokenizer: AnswerTokenizer, ranking: 
     folder = cache_dir() / "tokenised"
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder / f"{key}.arrow")
-
-
-def check_verbalizers(choice_sets: set[tuple[str, ...]], answer_tokenizer: AnswerTokenizer) -> None:
-    """
-    Refuses one-word choices that begin with the same token.
-
-    The first answer token is where most of the teacher's knowledge lies; two words that share it cannot
-    be told apart there. Choices that differ between the rows (entities of a passage) and numbers are not
-    chosen words, so they pass: they are ranked by all of their tokens.
-
-    Raises:
-        InputError: naming the words and the shared token.
-    """
-    if len(choice_sets) != 1:
-        return
-    first: dict[int, str] = {}
-    for choice in next(iter(choice_sets)):
-        word = choice.strip()
-        if not word or any(character.isspace() or character.isdigit() for character in word):
-            continue
-        text = word if answer_tokenizer.apply_chat_template else choice
-        token = answer_tokenizer.encode_answers([text])[0][0]
-        if token in first:
-            shared = answer_tokenizer.tokenizer.decode([token])
-            raise InputError(
-                f"The choices {first[token]!r} and {word!r} begin with the same token {shared!r} in this "
-                "tokenizer, so the first answer token cannot tell them apart; choose other words in "
-                "doc_to_choice."
-            )
-        first[token] = word
-
-
-def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """
-    The classes that a classification head needs for these rows, or `None` if they do not agree on any.
-
-    One for each answer choice; a single one, `"value"`, where the choices stand for numbers (a column `target`).
-    """
-    columns = getattr(dataset, "column_names", None)
-    if not isinstance(columns, list) or "choices" not in columns:
-        return None
-    if "target" in columns:
-        return ("value",)
-    sets = choice_sets(dataset)
-    return tuple(choice.strip() for choice in next(iter(sets))) if len(sets) == 1 else None
-
-
-def choice_sets(dataset: "Dataset") -> set[tuple[str, ...]]:
-    """The different lists of choices that the rows have."""
-    import pyarrow.compute as pc
-
-    # In Arrow, for as Python lists the rows of a large task take ten seconds.
-    separator = "\x1f"
-    joined: set[str] = set()
-    for table in dataset.select_columns("choices").with_format("arrow").iter(batch_size=10_000):
-        joined.update(pc.unique(pc.binary_join(table["choices"], separator)).to_pylist())
-    return {tuple(text.split(separator)) for text in joined}
-
-
-def verbalizer_ids(dataset: "Dataset", answer_tokenizer: AnswerTokenizer) -> torch.Tensor:
-    """
-    Sorted ids of all tokens of the answer choices, for `vocabulary="verbalizers"`: `[K]`.
-
-    Raises:
-        InputError: if the rows have no choices, or not the same ones.
-    """
-    if "choices" not in dataset.column_names:
-        raise InputError(
-            'vocabulary="verbalizers" needs rows with answer choices, but the data set has none; use '
-            'vocabulary="full".'
-        )
-    if (count := len(choice_sets(dataset))) != 1:
-        raise InputError(
-            'vocabulary="verbalizers" needs the same answer choices in every row, but the data set has '
-            f'{count} different lists; use vocabulary="full".'
-        )
-    (row,) = answer_tokenizer.features([dataset[0]], ranking=True)
-    return torch.tensor(sorted({token for answer in row["answers_ids"] for token in answer}))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.collator import AnswerCollator, row_collator
-from sinkd_llm.data import AnswerTokenizer, Row
+from sinkd_llm.data import AnswerTokenizer
 from sinkd_llm.errors import InputError
+from sinkd_llm.row_checks import Row
 from sinkd_llm.row_tokenizers import row_tokenizer
 
 if TYPE_CHECKING:
@@ -58,11 +59,16 @@ class PairTokenizer(AnswerTokenizer):
             ours[TEACHER] = theirs
         return features
 
-    def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+        """The student's; the teacher's are the same, see `features`."""
+        assert self.student is not None
+        return self.student.choice_ids(rows, start)
+
+    def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """Refuses choices that one of the families cannot tell apart."""
         for tokenizer in (self.student, self.teacher):
             assert tokenizer is not None
-            tokenizer.check_choices(choice_sets)
+            tokenizer.check_choices(choice_sets, rows)
 
 
 def rows_for(

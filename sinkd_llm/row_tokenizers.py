@@ -5,14 +5,18 @@ Shapes: C choices of a row.
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.data import AnswerTokenizer, Row, labelled_row_name
+from sinkd_llm.data import AnswerTokenizer, checked_rows
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
 from sinkd_llm.models.kinds import class_words
+from sinkd_llm.models.tokenization import check_vocabulary
+from sinkd_llm.row_checks import Row
+from sinkd_llm.values import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,7 +143,7 @@ class ClassTokenizer(AnswerTokenizer):
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """As [`AnswerTokenizer.features`]; `answer_ids` is the class, `answers_ids` all of them."""
-        names = [labelled_row_name(row, start + i) for i, row in enumerate(rows)]
+        names, rows = checked_rows(rows, start)
         features = []
         for row, name, read in zip(rows, names, self._read(rows, names), strict=True):
             if "choices" not in row:
@@ -159,11 +163,15 @@ class ClassTokenizer(AnswerTokenizer):
             features.append(feature)
         return features
 
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+        """The class of each choice."""
+        return [[[c] for c in class_order(tuple(row["choices"]), self.head_words)] for row in rows]
+
     def cut_place(self, columns: Sequence[str]) -> str:
         """Where rows with these columns lose what is too long, in words."""
         return "the end of their longer text" if "text" in columns else super().cut_place(columns)
 
-    def check_choices(self, choice_sets: set[tuple[str, ...]]) -> None:
+    def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """Refuses choices that are not the head's classes."""
         if self.num_classes == 1:
             return
@@ -193,6 +201,10 @@ class ClassTokenizer(AnswerTokenizer):
             prefix, suffix = special_ids(self.tokenizer)
             fits = [fitted(self.tokenizer, prefix, ids, suffix, self.max_length) for ids in self._encode(prompts)]
             return [{"prompt_ids": ids, "num_cut": num_cut} for ids, num_cut in fits]
+        for row, name in zip(rows, names, strict=True):
+            for column in ("text", "text_pair"):
+                if rows[0].get(column) is not None and not isinstance(row.get(column), str):
+                    raise InputError(f"The column {column!r} of {name} is {shown(row.get(column))}, not text.")
         first = [row["text"] for row in rows]
         second = [row["text_pair"] for row in rows] if rows[0].get("text_pair") is not None else None
         whole = self.tokenizer(first, second)
@@ -240,10 +252,10 @@ def _numbers(choices: Sequence[str], name: str) -> list[float]:
         numbers = [float(choice) for choice in choices]
     except ValueError:
         numbers = []
-    if len(set(numbers)) < 2:
+    if len(set(numbers)) < 2 or not all(map(math.isfinite, numbers)):
         raise InputError(
-            f"A head with one output predicts a number, but the choices of {name} are {list(choices)}; give a model "
-            "with one output a choice."
+            f"A head with one output predicts a number, but the choices of {name} are {shown(list(choices))}; give a "
+            "model with one output a choice."
         )
     return numbers
 
@@ -284,9 +296,11 @@ def row_tokenizer(
     What turns rows into what `model` reads; the arguments are those of [`AnswerTokenizer`].
 
     Raises:
-        InputError: if the model's family is not supported, or `add_eos` asks for a token that it cannot predict.
+        InputError: if the model's family is not supported, it lacks tokens that the tokenizer gives, or `add_eos` asks for a token that it cannot predict.
     """
     kind = get_architecture(model).model_kind
+    inner = unwrap(model)
+    check_vocabulary(inner, tokenizer, getattr(inner, "name_or_path", None) or type(inner).__name__)
     more: dict[str, Any] = {}
     if kind == "sequence-classification":
         more = {"num_classes": output_size(model), "head_words": class_words(unwrap(model).config)}

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from sinkd_llm.data import AnswerTokenizer
 
-# Lengths are counted on so many rows, evenly spread over the split.
-SAMPLE = 500
-
 
 @dataclass(frozen=True)
 class Range:
@@ -101,9 +98,18 @@ def check_task(
     Raises:
         InputError: if the rows of a split cannot be read or rendered.
     """
+    check = TaskCheck()
     if splits is None:
         splits = [split for split in ("train", "validation") if SPLIT_KEYS[split] in task.config]
-    check = TaskCheck()
+        for split in {"train", "validation"} - {*splits}:
+            try:
+                task.load(split, data_dir)
+            except InputError as error:  # as a run that trains on the task is refused
+                check.problems.append(str(error))
+    if task.output_type == "generate_until":
+        from sinkd_llm.evaluation.generation import GenerationSettings
+
+        GenerationSettings.of(task)
     prompts: dict[str, set[str]] = {}
     answer_tokenizer = None
     for split in splits:
@@ -154,27 +160,25 @@ def _token_counts(
     rows: "datasets.Dataset", answer_tokenizer: "AnswerTokenizer", check: TaskCheck
 ) -> tuple[list[int], list[int]]:
     """Lengths of prompts and of answers; adds to the problems what training would refuse."""
-    sample = rows.select(range(0, len(rows), -(-len(rows) // SAMPLE)))
-    prompts, answers, num_cut = [], [], 0
+    from sinkd_llm.data import features_of
+
+    ranked = "choices" in rows.column_names
+    labelled = [index for index, label in enumerate(rows["label"]) if label != -1] if ranked else range(len(rows))
+    if not labelled:
+        return [], []
     try:
-        for index, row in enumerate(sample):
-            if row.get("label") == -1:
-                continue
-            (features,) = answer_tokenizer.features([row], index, ranking="choices" in row)
-            if "choices" in row:
-                answers += [len(answer) for answer in features["answers_ids"]]
-            else:
-                answers.append(len(features["answer_ids"]))
-            prompts.append(len(features["prompt_ids"]) + features["num_cut"])
-            num_cut += features["num_cut"] > 0
-        if "choices" in rows.column_names:
-            answer_tokenizer.check_choices({tuple(choices) for choices in sample["choices"]})
+        features = features_of(rows.select(labelled), answer_tokenizer, ranking=ranked, keep=False)
     except InputError as error:
         if str(error) not in check.problems:
             check.problems.append(str(error))
-    if num_cut:
+        return [], []
+    cut = features["num_cut"][:]
+    prompts = [len(ids) + count for ids, count in zip(features["prompt_ids"], cut, strict=True)]
+    answers = [len(ids) for row in features["answers_ids"] for ids in row] if ranked else []
+    answers = answers or [len(ids) for ids in features["answer_ids"]]
+    if num_cut := sum(count > 0 for count in cut):
         check.warnings.append(
-            f"{num_cut} of {len(sample)} prompts are longer than the model reads ({answer_tokenizer.max_length} "
+            f"{num_cut} of {len(features)} prompts are longer than the model reads ({answer_tokenizer.max_length} "
             f"tokens) and lose {answer_tokenizer.cut_place(rows.column_names)}."
         )
     return prompts, answers

@@ -1,10 +1,14 @@
 """The rows of a run: a task's, or a data set of prompt-completion rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.row_checks import READ_COLUMNS, checked_row
+from sinkd_llm.tasks.files import Rows, read_csv, read_json, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -13,6 +17,12 @@ if TYPE_CHECKING:
 
 # Evaluation rows are drawn with one seed for all runs: runs with different seeds meet the same rows.
 EVALUATION_SAMPLE_SEED = 0
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": partial(read_csv, delimiter="\t"),
+}
 
 
 @dataclass
@@ -26,8 +36,8 @@ class TaskArguments:
         data_dir (`str`, *optional*):
             Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
         dataset_name (`str`, *optional*):
-            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl` or
-            `.csv` file.
+            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`,
+            `.csv` or `.tsv` file.
         dataset_config (`str`, *optional*):
             Configuration of the hub data set.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
@@ -128,7 +138,9 @@ def load_run_data(arguments: TaskArguments, seed: int) -> RunData:
     if evaluation is not None:
         evaluation = _sample(evaluation, arguments.max_eval_samples, EVALUATION_SAMPLE_SEED)
     for dataset in (train, evaluation):
-        missing = {"prompt", "completion"} - set(dataset.column_names if dataset else ("prompt", "completion"))
+        missing = {"prompt", "completion"} - set(
+            dataset.column_names if dataset is not None else ("prompt", "completion")
+        )
         if missing:
             raise InputError(
                 f"the rows of {name} have no column {sorted(missing)[0]!r}, only "
@@ -139,21 +151,23 @@ def load_run_data(arguments: TaskArguments, seed: int) -> RunData:
 
 
 def task_split(task: "Task", split: str, data_dir: str | None, limit: int | None) -> "Dataset":
-    """The rows of a split to score on; with `limit`, the same sample for every run."""
+    """The rows of a split to score on, all labelled; with `limit`, the same sample for every run."""
     seed = None if limit is None else EVALUATION_SAMPLE_SEED
-    return task.load(split, data_dir, limit=limit, seed=seed)
+    return task.load(split, data_dir, limit=limit, seed=seed, labelled=True)
 
 
 def _load_splits(name: str, arguments: TaskArguments) -> dict[str, Any]:
     import datasets
 
-    kind = {".json": "jsonl", ".jsonl": "jsonl", ".csv": "csv"}.get(Path(name).suffix.lower())
-    if kind is not None:
-        from sinkd_llm.tasks.files import READERS
-
-        rows = READERS[kind](Path(name).expanduser())
+    path = Path(name).expanduser()
+    if path.suffix.lower() in _READERS:
         # A file is one split, whatever it is called.
-        return {arguments.dataset_train_split: datasets.Dataset.from_list(list(rows.rows))}
+        return {arguments.dataset_train_split: _rows_of_file(_READERS[path.suffix.lower()](path))}
+    if path.is_file():
+        read_text(path)  # says what a packed or binary file is, and what to do
+        raise InputError(
+            f"the file {path} ends in {path.suffix or 'nothing'}; name it by what it holds, {', '.join(_READERS)}."
+        )
     try:
         loaded = datasets.load_dataset(name, arguments.dataset_config)
     except Exception as error:  # network, name, configuration: the hub fails in many ways
@@ -163,6 +177,36 @@ def _load_splits(name: str, arguments: TaskArguments) -> dict[str, Any]:
             "give a local .jsonl or .csv file."
         ) from error
     return dict(loaded)
+
+
+def _rows_of_file(rows: Rows) -> "Dataset":
+    """The rows of a file as a data set of the columns that are read, each row checked by its place."""
+    import datasets
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(name for row in rows.rows for name in row))
+    missing = [name for name in ("prompt", "completion") if name not in names]
+    if missing:  # refused by the caller, who knows what the columns are for
+        return datasets.Dataset.from_dict({name: [] for name in names})
+    # Without choices, a label and texts beside prompt and completion are the user's own.
+    kept = READ_COLUMNS if "choices" in names else ("id", "prompt", "completion")
+    checked = []
+    for index, row in enumerate(rows.rows):
+        place = rows.where(index)
+        for name in ("prompt", "completion", "choices", "label"):
+            if name in kept and name in names and name not in row:
+                raise InputError(f"there is no {name!r} on {place}, as on other rows; correct the row, or drop it.")
+        read = checked_row({name: row[name] for name in kept if name in row}, place)
+        if row.get("id") is not None:
+            read["id"] = str(row["id"])
+        checked.append(read)
+    try:
+        return datasets.Dataset.from_list(checked)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"the rows of {rows.source} do not fit into one table ({reason}); give each column one type in all rows."
+        ) from error
 
 
 def _sample(dataset: "Dataset", limit: int | None, seed: int) -> "Dataset":

@@ -121,6 +121,11 @@ def read_csv(
             f"Line {line} of {path} is not valid CSV ({error}); the file may be cut off, or a quote may be left open. "
             "Where quotes are text, say so in the task file with dataset_kwargs: {quoting: 3}."
         ) from error
+    if whole and len(records) > len(literal):
+        raise InputError(
+            f"The file {path} has carriage returns within its lines, which end a row of a CSV file but no line of text; "
+            "put the fields that hold them in quotes, or drop them."
+        )
     if quoting is None and whole and len(records) != len(literal):
         pairs = zip(literal, records, strict=False)
         line = next((mine for (mine, _), (theirs, _) in pairs if mine != theirs), records[-1][0] + 1) - 1
@@ -308,7 +313,8 @@ def read_text(path: Path, fallback: str | None = None) -> str:
             "damaged; write it again as UTF-8."
         )
     try:
-        return content.decode("utf-8-sig")  # spreadsheet programs put a byte order mark in front
+        text = content.decode("utf-8-sig")  # spreadsheet programs put a byte order mark in front
+        return text if "\n" in text else text.replace("\r", "\n")  # some end lines as an old Mac did
     except UnicodeDecodeError as error:
         if fallback is not None:
             return content.decode(fallback)

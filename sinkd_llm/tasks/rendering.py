@@ -77,6 +77,8 @@ class RowRenderer:
         self.config, self.origins = config, origins
         metadata = config.get("metadata", {})
         self.delimiter: str = config.get("target_delimiter", " ")
+        # Choices that are a column or a template may differ between the rows.
+        self.varying: bool = isinstance(config.get("doc_to_choice"), str)
         self.ranked: bool = config["output_type"] == "multiple_choice"
         self.scoring_columns: tuple[str, ...] = tuple(metadata.get("scoring", {}))
         self.text_columns: tuple[str, ...] = ("text", "text_pair")[: len(metadata.get("texts", ()))]
@@ -251,15 +253,17 @@ class RowRenderer:
         place = f"doc_to_choice in {self.origins['doc_to_choice']}"
         for word in words:
             if not isinstance(word, str):
-                raise InputError(
-                    f"The choice {shown(word)} ({where}) is {type(word).__name__}, not text; put it in quotes "
-                    '(YAML reads a bare yes or no as a boolean: write "yes").'
+                advice = (
+                    "correct the row, or make texts of numbers with {{column | map('string') | list}}"
+                    if self.varying
+                    else 'put it in quotes (YAML reads a bare yes or no as a boolean: write "yes")'
                 )
+                raise InputError(f"The choice {shown(word)} ({where}) is {type(word).__name__}, not text; {advice}.")
             if not word.strip():
                 raise InputError(f"doc_to_choice has an empty choice ({where}); give each choice a word.")
             check_text(word, place, where)
         # A single row of a task with varying choices may have one candidate (ReCoRD): right, but nothing is learnt.
-        least = 2 if isinstance(self.config["doc_to_choice"], list | dict) else 1
+        least = 1 if self.varying else 2
         if len(words) < least:
             raise InputError(f"doc_to_choice gives {len(words)} choices ({where}); it should give at least {least}.")
         seen: set[str] = set()
