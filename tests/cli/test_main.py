@@ -1,7 +1,12 @@
 """`sinkd`: finding the command, exit codes, and what is printed where."""
 
+import errno
+import os
+import shlex
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -116,3 +121,66 @@ def test_a_warning_is_shown_once_a_command(command, capsys):
     for _ in range(2):
         assert cli.main(["env"]) == 0
         assert capsys.readouterr().err == "Note: 3 prompts were cut\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), "x/y: No space left on device; free space"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free space"),
+        (PermissionError(errno.EACCES, "Permission denied", b"x"), "x: Permission denied; check who may"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "the memory of the device is full (CUDA out of"),
+        (MemoryError(), "the memory of the device is full (MemoryError)"),
+        (InputError("a" * 100_000), "aaa"),
+        (InputError("name \x1b[31m\x07 hf_" + "a1" * 17), "name \\x1b[31m\\x07 ***"),
+    ],
+)
+def test_what_the_machine_says_comes_with_advice(command, capsys, error, message):
+    command(raiser(error))
+    assert cli.main(["env"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sinkd: error: {message}")
+    assert said.count("\n") == 1
+    assert len(said) < 1600
+
+
+def test_a_warning_of_a_library_does_nothing_to_the_terminal(command, capsys):
+    command(lambda argv: warnings.warn("of \x1b[2J", stacklevel=1) or 0)
+    assert cli.main(["env"]) == 0
+    assert "of \\x1b[2J" in capsys.readouterr().err
+
+
+def sinkd(*argv, **options):
+    command = [sys.executable, "-m", "sinkd_llm", *argv]
+    return subprocess.run(command, capture_output=True, check=False, **options)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["tasks", "list"], ["env", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(argv):
+    line = f"{shlex.quote(sys.executable)} -m sinkd_llm {shlex.join(argv)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("argv", ["--help", "tasks list", "--version"])
+def test_a_full_disk_under_the_output_is_one_message(argv):
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m sinkd_llm {argv} > /dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("sinkd: error: standard output: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("argv", [["tasks"], ["tasks", "show", "quickstart"], ["distill", "--help_all"], ["é\udcff"]])
+def test_a_terminal_without_unicode_loses_nothing(argv, encoding):
+    done = sinkd(*argv, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if "é" not in argv[0] else 2)
+    if argv == ["tasks"]:
+        assert "sst2" in done.stdout
