@@ -50,12 +50,7 @@ def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -
     """
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
-    if getattr(student, "_hf_peft_config_loaded", False):
-        raise InputError(
-            f"This {type(student).__name__} holds an adapter that Transformers put into it, which is neither trained "
-            "nor saved here; load it with sinkd_llm.load_model(folder, merge_adapter=False), or fold it in with "
-            "sinkd_llm.load_model(folder)."
-        )
+    refuse_hidden_adapter(student)
     if peft_config is None:
         if hasattr(student, "peft_config"):
             _check_given(student)
@@ -83,6 +78,29 @@ def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -
         raise _misfit(student, error) from error
     _check_adapted(adapted)
     return adapted
+
+
+def refuse_hidden_adapter(model: Any) -> None:
+    """
+    Refuses a model into which Transformers itself put an adapter: nobody else can see that it is there.
+
+    Raises:
+        InputError: saying how to load the model instead.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"This {type(model).__name__} holds an adapter that Transformers put into it, which is neither trained "
+            "nor saved here; load it with sinkd_llm.load_model(folder, merge_adapter=False), or fold it in with "
+            "sinkd_llm.load_model(folder)."
+        )
+
+
+def is_switched_off(adapted: Any) -> bool:
+    """Whether the adapters of a PEFT model change nothing that it computes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    return bool(layers) and all(layer.disable_adapters for layer in layers)
 
 
 def _check_method(peft_config: Any) -> None:
@@ -248,7 +266,7 @@ def _check_given(student: Any) -> None:
             "The student's adapter is merged into its base already, so it would be trained beside itself; call "
             "unmerge_adapter() first, or pass merge_and_unload(), an ordinary model."
         )
-    if layers and (all(layer.disable_adapters for layer in layers) or names[0] not in student.active_adapters):
+    if is_switched_off(student) or (layers and names[0] not in student.active_adapters):
         raise InputError(
             f"The student's adapter {names[0]!r} is switched off, so it would be neither used nor trained; call "
             f"set_adapter({names[0]!r}) or base_model.enable_adapter_layers() first, or pass "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.adapters import is_switched_off, refuse_hidden_adapter
 from sinkd_llm.models.architectures import unwrap
 from sinkd_llm.models.outputs import probe_outputs
 
@@ -43,7 +44,8 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
     A student made of evenly spaced layers of `model`.
 
     Embeddings, final norm and head are kept, so is the width. The student has its own copy of every
-    weight; the dropped layers are never copied. An adapter on `model` is folded into the copy. The student is built
+    weight; the dropped layers are never copied. An adapter on `model` is folded into the copy, or left out of it where
+    it is switched off. The student is built
     from its own configuration around these weights, as it will be when it is loaded: what a layer computes from its
     index (DiffLlama's lambda, GPT-2's scale by the inverse of it) follows its new place.
 
@@ -62,6 +64,7 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
             `num_decoder_layers`, or the architecture cannot be cut this way.
     """
     source = unwrap(model)
+    refuse_hidden_adapter(source)
     stacks = _layer_stacks(source)
     if num_decoder_layers is not None and len(stacks) == 1:
         raise InputError(
@@ -82,7 +85,7 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
         for name, original in originals.items():
             _put(source, name, original)
     if student_is_wrapped := unwrap(student) is not student:
-        student = student.merge_and_unload()
+        student = student.unload() if is_switched_off(student) else student.merge_and_unload()
 
     for part, name in stacks.items():
         _shorten_config(student.config, part, kept[name], len(originals[name]))

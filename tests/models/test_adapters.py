@@ -240,3 +240,13 @@ def test_a_cut_keeps_an_adapter_that_was_loaded_with_peft(tiny_causal_lm: Callab
     teacher = PeftModel.from_pretrained(tiny_causal_lm(layers=4), tmp_path)
     expected = probe_outputs(select_layers(copy.deepcopy(teacher).merge_and_unload(), 4))
     assert difference(expected, probe_outputs(select_layers(teacher, 4))) < 1e-5
+
+
+def test_a_cut_leaves_an_adapter_out_that_is_switched_off(tiny_causal_lm: Callable[..., Any]) -> None:
+    teacher = with_adapter(tiny_causal_lm(layers=4))
+    teacher.base_model.disable_adapter_layers()
+    assert difference(probe_outputs(teacher), probe_outputs(select_layers(teacher, 4))) < 1e-5
+    hidden = tiny_causal_lm(layers=4)
+    hidden.add_adapter(LoraConfig(target_modules=Q_AND_V))
+    with pytest.raises(InputError, match="Transformers put into it"):
+        select_layers(hidden, 2)
