@@ -151,7 +151,7 @@ class Manifest:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
+            if type(content["format"]) is not int or content["format"] != FORMAT:
                 raise InputError(
                     f"{path} is of format {content['format']} and this version reads {FORMAT}; write the cache again."
                 )

@@ -268,7 +268,8 @@ def _is_cache(folder: Path) -> bool:
     """Whether a folder has a manifest of a cache; one that is damaged counts where shards are beside it."""
     path = folder / MANIFEST
     if not path.is_file():
-        return False
+        # A process may have been killed while it put a new cache in the place of an old one.
+        return folder.name != NEW and _is_cache(folder / NEW)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
