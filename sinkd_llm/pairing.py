@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
-from sinkd_llm.models.kinds import class_words, has_router_loss
+from sinkd_llm.models.kinds import class_words, warn_of_router
 from sinkd_llm.models.loading import build_quantization_config, load_model
 from sinkd_llm.models.partitioning import is_partitioned, whole_weights
 from sinkd_llm.models.probes import check_reading
@@ -60,7 +60,7 @@ def load_pair(
     for name, loaded in (("The teacher", teacher), ("The student", student)):
         if loaded is not None and not hasattr(unwrap(loaded), "sinkd_source"):  # load_model has asked its own
             check_reading(loaded, name)
-    warn_of_router(student)
+    warn_of_router(unwrap(student))
     if cache is not None or teacher is not None:
         warn_of_regression(student, args)
     if cache is not None:
@@ -104,16 +104,6 @@ def _places(model: Any) -> Iterator[tuple[str, tuple[Any, int]]]:
     for name, weight in unwrap(model).named_parameters():
         if weight.numel() and not weight.is_meta:
             yield name, (weight.device, weight.untyped_storage().data_ptr())
-
-
-def warn_of_router(student: Any) -> None:
-    """Warns that the experts of a mixture of experts are not balanced by a loss of their own (docs/models.md)."""
-    if has_router_loss(unwrap(student).config):
-        logger.warning(
-            "%s is a mixture of experts, and the load-balancing loss of its router is left out here: train it for a "
-            "few epochs at most, or only its attention by LoRA, so that the use of its experts stays as it is.",
-            type(unwrap(student)).__name__,
-        )
 
 
 def warn_of_regression(student: Any, args: SinKDConfig) -> None:

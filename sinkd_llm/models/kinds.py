@@ -1,5 +1,6 @@
 """What a checkpoint is loaded as: which head, and which of its weights may be new."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from sinkd_llm.models.architectures import (
     kinds_of_class,
     other_head,
 )
+
+logger = logging.getLogger(__name__)
 
 MODEL_KINDS = (*AUTO_CLASSES,)
 
@@ -115,8 +118,18 @@ def class_words(config: Any) -> tuple[str, ...] | None:
     return words if words and not any(word.startswith("label_") for word in words) else None
 
 
+def warn_of_router(model: Any) -> None:
+    """Warns of a mixture of experts: the loss that balances its experts is left out here (docs/models.md)."""
+    if has_router_loss(model.config):
+        logger.warning(
+            "%s is a mixture of experts, and the load-balancing loss of its router is left out here: train it for a "
+            "few epochs at most, or only its attention by LoRA, so that the use of its experts stays as it is.",
+            type(model).__name__,
+        )
+
+
 def has_router_loss(config: Any) -> bool:
-    """Whether Transformers would add a loss that balances the experts of a mixture of experts, which is left out here."""
+    """Whether Transformers would add a loss that balances the experts of a mixture of experts."""
     parts = [config, getattr(config, "text_config", None)]
     experts = ("num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
     weights = ("router_aux_loss_coef", "aux_loss_alpha", "aux_loss_coef", "moe_aux_loss_coeff")

@@ -533,6 +533,30 @@ def test_a_truncated_gguf_file_is_refused(gguf_file: tuple[Path, Any]) -> None:
         load_model(file)
 
 
+def test_a_whole_gguf_file_that_cannot_be_converted_is_not_called_damaged(
+    gguf_file: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = gguf_file
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("GGUF model with architecture strange is not supported yet.")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(InputError, match=r"a whole GGUF file, but .*architecture strange is not supported") as caught:
+        load_model(file)
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_gguf_file_without_one_of_its_weights_is_refused(
+    gguf_file: tuple[Path, Any], tiny_causal_lm: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, model = gguf_file
+    monkeypatch.setattr(model.config, "num_hidden_layers", 3)  # the file says one more than it holds
+    write_gguf(file, model, tiny_tokenizer)
+    with pytest.raises(InputError, match=r"lacks \d+ of the weights.*layers\.2"):
+        load_model(file)
+
+
 def test_a_cache_that_cannot_be_written_names_the_variable(
     gguf_file: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,168 @@
+"""Weights that are no numbers, padding that is read, tokens that are seen too early: found on the model itself."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models import load_model
+from sinkd_llm.models.finite import check_finite_weights
+from sinkd_llm.models.probes import check_reading
+from tests.conftest import ENCODER_DECODERS, ENCODERS
+from tests.models.test_architectures import FAMILIES
+from tests.models.test_loading import adapter_folder, model_folder  # noqa: F401 - fixtures
+
+# ---- finite weights
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_that_is_no_number_is_named(tiny_causal_lm: Any, value: float, dtype: torch.dtype) -> None:
+    model = tiny_causal_lm("llama").to(dtype)
+    check_finite_weights(model, "fine")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight of 'mine' holds NaN or infinity"):
+        check_finite_weights(model, "mine")
+
+
+def test_large_weights_are_numbers(tiny_causal_lm: Any) -> None:
+    model = tiny_causal_lm("llama")
+    model.lm_head.weight.data.fill_(3e38)  # the sum of them is not
+    check_finite_weights(model, "large")
+    check_finite_weights(model.to("meta"), "not here")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_weight_is_found_by_its_scale(tiny_causal_lm: Any, tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = tiny_causal_lm("llama", hidden=64)
+    config = transformers.BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    model.save_pretrained(tmp_path / "fine")
+    load_model(tmp_path / "fine", quantization_config=config)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("inf")
+    model.save_pretrained(tmp_path / "wrong")
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj\.weight"):
+        load_model(tmp_path / "wrong", quantization_config=config)
+
+
+def test_folders_and_adapters_are_asked(model_folder: Path, adapter_folder: Path) -> None:  # noqa: F811
+    from safetensors.torch import load_file, save_file
+
+    for folder, name in ((adapter_folder, "adapter_model.safetensors"), (model_folder, "model.safetensors")):
+        weights = load_file(folder / name)
+        next(iter(weights.values())).view(-1)[0] = float("nan")
+        save_file(weights, folder / name, metadata={"format": "pt"})
+        with pytest.raises(InputError, match="holds NaN or infinity"):
+            load_model(folder)
+
+
+def test_a_mask_in_a_buffer_may_be_infinite(tiny_causal_lm: Any) -> None:
+    model = tiny_causal_lm("llama")
+    model.register_buffer("never_said", torch.tensor([0.0, float("-inf")]))
+    check_finite_weights(model, "masked")
+    model.never_said[0] = float("nan")
+    with pytest.raises(InputError, match="never_said"):
+        check_finite_weights(model, "masked")
+
+
+# ---- padding and later tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoders_read_as_they_should(family: str, tiny_causal_lm: Any) -> None:
+    model = tiny_causal_lm(family).train()
+    check_reading(model, family)
+    assert model.training
+
+
+@pytest.mark.parametrize("family", [*ENCODER_DECODERS, *ENCODERS])
+def test_encoders_and_encoder_decoders_read_as_they_should(family: str, tiny_model: Any) -> None:
+    check_reading(tiny_model(family), family)
+
+
+SIZE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+
+
+RWKV = transformers.RwkvConfig(**SIZE, attention_hidden_size=32)
+XLNET = transformers.XLNetConfig(vocab_size=300, d_model=32, n_layer=2, n_head=4, d_inner=64)
+FNET = transformers.FNetConfig(**SIZE, intermediate_size=64)
+MAMBA = transformers.MambaConfig(**SIZE, state_size=4)
+GRIFFIN = transformers.RecurrentGemmaConfig(**{**SIZE, "num_hidden_layers": 3}, intermediate_size=64, lru_width=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "fault"),
+    [
+        ("RwkvForCausalLM", RWKV, "depends on padding"),
+        (
+            "XLNetLMHeadModel",
+            transformers.XLNetConfig(vocab_size=300, d_model=32, n_layer=2, n_head=4, d_inner=64),
+            "sees later tokens",
+        ),
+        ("FNetForMaskedLM", FNET, "depends on padding"),
+    ],
+)
+def test_models_that_read_otherwise_are_refused(name: str, config: Any, fault: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(config).eval()
+    with pytest.raises(InputError, match=rf"'mine' \({name}\) {fault}"):
+        check_reading(model, "mine")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=fault):
+        load_model(tmp_path)
+    assert type(load_model(tmp_path, probe=False)) is type(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("MambaForCausalLM", MAMBA),
+        ("RecurrentGemmaForCausalLM", GRIFFIN),
+    ],
+)
+def test_states_that_mask_padding_pass(name: str, config: Any) -> None:
+    torch.manual_seed(0)
+    check_reading(getattr(transformers, name)(config).eval(), name)
+
+
+def test_a_decoder_that_looks_ahead_is_found_whatever_its_name(tiny_causal_lm: Any) -> None:
+    model = tiny_causal_lm("llama")
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _, args, output: output + output.mean(dim=1, keepdim=True))
+    with pytest.raises(InputError, match="sees later tokens"):
+        check_reading(model, "mine")
+
+
+def test_a_trainer_asks_models_that_were_made_in_python(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from sinkd_llm import SinKDConfig, SinKDTrainer
+
+    size = {**SIZE, "vocab_size": len(tiny_tokenizer)}
+    model = transformers.RwkvForCausalLM(transformers.RwkvConfig(**size, attention_hidden_size=32))
+    rows = Dataset.from_list([{"id": "a", "prompt": "good", "completion": " film"}] * 4)
+    settings = SinKDConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(InputError, match="depends on padding"):
+        SinKDTrainer(model=model, args=settings, train_dataset=rows, processing_class=tiny_tokenizer)
+
+
+# ---- vocabularies
+
+
+def test_a_model_that_lacks_tokens_of_its_tokenizer(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+    import copy
+
+    from sinkd_llm.row_tokenizers import row_tokenizer
+
+    row_tokenizer(tiny_causal_lm("llama"), tiny_tokenizer)
+    with pytest.raises(InputError, match=rf"embeddings for 300 tokens, but its tokenizer gives {len(tiny_tokenizer)}"):
+        row_tokenizer(tiny_causal_lm("llama", vocab=300), tiny_tokenizer)
+    grown = copy.deepcopy(tiny_tokenizer)
+    grown.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    row_tokenizer(tiny_causal_lm("llama"), grown)  # text never gives it
+    grown.add_special_tokens({"pad_token": "<padding>"})
+    with pytest.raises(InputError, match="'<padding>'"):
+        row_tokenizer(tiny_causal_lm("llama"), grown)
