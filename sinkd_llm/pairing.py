@@ -57,9 +57,9 @@ def load_pair(
     if cache is not None and not cache.manifest.teacher.scores_classes:
         classes = None  # as beside a teacher that scores words
     student = load_student(model, teacher, args, quantization_config, classes)
-    for name, loaded in (("The teacher", teacher), ("The student", student)):
+    for role, loaded in (("The teacher", teacher), ("The student", student)):
         if loaded is not None and not hasattr(unwrap(loaded), "sinkd_source"):  # load_model has asked its own
-            check_reading(loaded, name)
+            check_reading(loaded, role)
     warn_of_router(unwrap(student))
     if cache is not None or teacher is not None:
         warn_of_regression(student, args)
