@@ -143,7 +143,7 @@ class SinKDParser(CommandParser, TrlParser):
         many = action.nargs == "+"
         # A mapping, and a list for a flag that takes text (report_to), are left to the dataclass.
         if value is None or isinstance(value, dict) or (isinstance(value, list) and not many):
-            if isinstance(value, (dict, list)) and action.type is not str:
+            if isinstance(value, (dict, list)) and (many or action.type is not str):
                 raise InputError(f"{path}: {action.dest} is {shown(value)}, but it takes one value.")
             return value
         values = []

@@ -299,7 +299,7 @@ def build_quantization_config(model_args: "ModelConfig") -> "BitsAndBytesConfig 
     if not is_bitsandbytes_available():
         raise InputError(
             "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed. Install it with: "
-            'pip install "sinkd-llm[quant]"'
+            "pip install bitsandbytes"
         )
     if model_args.load_in_4bit and model_args.dtype in (None, "auto"):
         raise InputError(
