@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.values import shown
 
 # Far beyond any task file or recipe, and read in a few seconds at most.
 MAX_BYTES = 1_000_000
@@ -119,7 +120,13 @@ def read_yaml_mapping(path: Path, what: str, refused_tags: Mapping[str, str] | N
 
 
 def _read_text(path: Path, what: str) -> str:
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(
+            f"There is no {what} {shown(str(path))} ({error.strerror or error}); check the path."
+        ) from error
+    if not found:
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"There is no {what} {path}: it {kind}; check the path.")
     try:

@@ -123,7 +123,7 @@ def read_csv(
         ) from error
     if whole and len(records) > len(literal):
         raise InputError(
-            f"The file {path} has carriage returns within its lines, which end a row of a CSV file but no line of text; "
+            f"The file {path} has carriage returns within its lines, which end a row of CSV but no line of text; "
             "put the fields that hold them in quotes, or drop them."
         )
     if quoting is None and whole and len(records) != len(literal):

@@ -1,5 +1,6 @@
 """Where the rows of a task come from: a local benchmark folder, the user's own files, or the hub."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.tasks.files import READERS, Rows, read_csv, read_json
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
+from sinkd_llm.tasks.schema import as_written
 from sinkd_llm.values import shown
 
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
@@ -82,7 +84,7 @@ def _listed(value: str | list[str]) -> list[str]:
 
 def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
     """The rows with the hub's column names (`columns`) and label indices (`labels`)."""
-    labels = {_canonical(raw): index for raw, index in local.get("labels", {}).items()}
+    labels = {as_written(raw): index for raw, index in local.get("labels", {}).items()}
     label_column = local.get("label_column", "label")
     converted = []
     for index, row in enumerate(rows.rows):
@@ -96,7 +98,7 @@ def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
                 else " ".join(str(value).strip() for value in values if str(value).strip())
             )
         if labels and label_column in row:
-            raw = _canonical(row[label_column])
+            raw = as_written(row[label_column])
             if raw not in labels:
                 raise InputError(
                     f"The label {row[label_column]!r} of {rows.where(index)} is none of {', '.join(labels)}; "
@@ -120,11 +122,6 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
             )
         value = value[key]
     return value
-
-
-def _canonical(value: Any) -> str:
-    # YAML and JSON read `true` as a boolean and `1` as a number, TSV reads text: compare what is written.
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir: Path | None) -> Rows:
@@ -170,10 +167,11 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
     # not depend on it, so the task file's own folder comes first.
     folders = [*([data_dir] if data_dir else []), path.parent, Path.cwd()]
     for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
+        with contextlib.suppress(OSError):  # a name that is too long is that of no file
+            if (folder / name).is_file():
+                return folder / name
     raise InputError(
-        f"The data file {name!r} of {path} does not exist; looked in "
+        f"The data file {shown(name)} of {path} does not exist; looked in "
         f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}. Give the folder that holds it as data_dir."
     )
 

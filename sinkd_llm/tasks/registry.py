@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.tasks.task import Task
+from sinkd_llm.values import shown
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -44,13 +45,15 @@ def load_task(name_or_path: str | Path) -> Task:
         InputError: for an unknown name, or anything wrong in the file.
     """
     text = str(name_or_path)
+    if "\0" in text:
+        raise InputError(f"The task {shown(text)} holds a NUL character, which no file name has; check the name.")
     if text.endswith((".yaml", ".yml")):
         return Task(text)
     files = _files()
     if text not in files:
         raise InputError(
-            f"Unknown task {text!r}.{nearest(text, list(files))} 'sinkd tasks' lists the {len(files)} that are "
-            "built in; for your own task give the path of its .yaml file."
+            f"Unknown task {shown(text)}.{nearest(text[:100], list(files))} 'sinkd tasks' lists the {len(files)} that "
+            "are built in; for your own task give the path of its .yaml file."
         )
     return Task(files[text])
 

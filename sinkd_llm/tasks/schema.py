@@ -210,12 +210,52 @@ def _check_local(local: dict[str, Any], path: Path) -> None:
         raise InputError(
             f"metadata.local.format in {path} is {local['format']!r}; known formats: {', '.join(FORMATS)}."
         )
-    for split, name in local["files"].items():
-        _check_type(f"metadata.local.files.{split}", name, (str, list), path)
+    for split, names in local["files"].items():
+        _check_names(f"metadata.local.files.{split}", names, path)
+    _check_names("metadata.local.folder", local["folder"], path)
+    # What each reader takes.
+    for key, formats in (("column_names", ("tsv", "csv")), ("incomplete_rows", ("tsv",))):
+        if key in local and local["format"] not in formats:
+            raise InputError(
+                f"metadata.local.{key} in {path} is for files of the format {' or '.join(formats)}, not "
+                f"{local['format']}; drop it."
+            )
+    if "column_names" in local:
+        _check_names("metadata.local.column_names", local["column_names"], path)
+        if len(set(local["column_names"])) < len(local["column_names"]):
+            raise InputError(f"metadata.local.column_names in {path} has a name twice; give each column its own.")
+    _check_label_indices(local.get("labels", {}), path)
     if local.get("incomplete_rows", "skip") != "skip":
         raise InputError(f"metadata.local.incomplete_rows in {path} is {local['incomplete_rows']!r}; it can be skip.")
     for column, source in local.get("columns", {}).items():
-        _check_type(f"metadata.local.columns.{column}", source, (str, list), path)
+        _check_names(f"metadata.local.columns.{column}", source, path)
+
+
+def _check_names(place: str, names: Any, path: Path) -> None:
+    """A name, or a list of at least one."""
+    _check_type(place, names, (str, list), path)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{place} in {path} is {names!r}; give a name, or a list of names.")
+
+
+def _check_label_indices(labels: dict[Any, Any], path: Path) -> None:
+    seen: set[str] = set()
+    for written, index in labels.items():
+        if not isinstance(index, int) or isinstance(index, bool) or index < -1:
+            raise InputError(
+                f"metadata.local.labels.{written} in {path} is {index!r}; it is the index of a choice, from 0, or -1."
+            )
+        text = as_written(written)
+        if text in seen:
+            raise InputError(
+                f"metadata.local.labels in {path} gives {text!r} twice, as text and as a value; keep one."
+            )
+        seen.add(text)
+
+
+def as_written(value: Any) -> str:
+    """How a label is written: YAML and JSON read `true` as a boolean and `1` as a number, TSV reads text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_keys(place: str, values: dict[str, Any], known: dict[str, tuple[type, ...]], path: Path) -> None:

@@ -65,6 +65,11 @@ class Task:
         self.metric_names = self._read_metric_names()
         if self.choices is not None:
             self._check_two_classes(len(self.choices))
+        if "token_f1" in self.metric_names and "answers" not in self.scoring_columns:
+            raise InputError(
+                f"The metric token_f1 of the task {self.name!r} compares texts, but metadata.scoring in {self.path} "
+                "does not say where they are; add metadata: {scoring: {answers: …}}, a column or a template."
+            )
 
     def __repr__(self) -> str:
         return f"Task({self.name!r}, path={str(self.path)!r})"
@@ -83,6 +88,8 @@ class Task:
                 is outside the choices. A row of the test split may lack the label.
         """
         where = f"row {index} of the {split} split"
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where} is {shown(row)}, not a mapping of column names to values.")
         (example,) = self._examples(Rows([row], where, [where]), [0], split, first=index)
         return example
 

@@ -1,5 +1,7 @@
 """Readers: what GLUE and CSV files mean, and that every broken file is named with its line."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,91 @@ def test_trec_is_latin1_with_a_stray_byte_or_utf8(write) -> None:
 def test_broken_passages(reader, content: str, message: str, write) -> None:
     with pytest.raises(InputError, match=message):
         reader(write(content))
+
+
+def test_a_header_says_what_parts_the_fields(write) -> None:
+    for mark in ("\t", ";", "|"):
+        assert read_csv(write(f"text{mark}label\na, b{mark}1\n")).rows == [{"text": "a, b", "label": "1"}]
+    assert read_csv(write("text,a;b\nx,1\n")).rows == [{"text": "x", "a;b": "1"}]
+
+
+def test_the_index_of_pandas_has_its_name(write) -> None:
+    assert read_csv(write(",text\n0,a\n")).rows == [{"Unnamed: 0": "0", "text": "a"}]
+    with pytest.raises(InputError, match="should name the columns, each once"):
+        read_csv(write("text,\na,b\n"))
+
+
+def test_fields_of_any_length(write) -> None:
+    import csv
+
+    before = csv.field_size_limit()
+    assert len(read_csv(write('text\n"' + "a" * 300_000 + '"\n')).rows[0]["text"]) == 300_000
+    assert csv.field_size_limit() == before
+
+
+TWO_READINGS = 'text{0}label\n"Great film{0}1\nPoor film"{0}0\nfine{0}1\n'
+
+
+@pytest.mark.parametrize("mark", ["\t", ","])
+def test_quotes_that_would_swallow_rows(mark: str, write) -> None:
+    path = write(TWO_READINGS.format(mark))
+    with pytest.raises(InputError, match=r"A quote on line 2 of .* \{quoting: 3\}"):
+        read_csv(path, delimiter=mark)
+    assert [row["label"] for row in read_csv(path, delimiter=mark, quoting=3).rows] == ["1", "0", "1"]
+    assert read_csv(path, delimiter=mark, quoting=0).rows[0] == {"text": f"Great film{mark}1\nPoor film", "label": "0"}
+
+
+def test_quotes_of_a_tab_separated_file(write) -> None:
+    quoted = read_csv(write('text\tlabel\n"a ""b"" c"\t1\n"two\nlines"\t0\n'))
+    assert [row["text"] for row in quoted.rows] == ['a "b" c', "two\nlines"]
+    literal = read_csv(write('text\tlabel\n"a" b\t1\nc "d"\t0\n'))
+    assert [row["text"] for row in literal.rows] == ['"a" b', 'c "d"']
+
+
+def test_carriage_returns(write) -> None:
+    assert read_csv(write("text,label\ra,1\rb,0\r")).rows == [{"text": "a", "label": "1"}, {"text": "b", "label": "0"}]
+    assert read_csv(write('text,label\r\n"a\rb",1\r\n')).rows == [{"text": "a\rb", "label": "1"}]
+    with pytest.raises(InputError, match="carriage returns within its lines"):
+        read_csv(write("text,label\na\rb,1\n"))
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"text,label\na,1\n"), "is packed with gzip, not text; unpack it first"),
+        (b"PK\x03\x04rest", "is a zip archive or a spreadsheet"),
+        (b"PAR1rest", r"is a Parquet file, not text; write it as JSON lines, .*pandas.read_parquet"),
+        ("text,label\na,1\n".encode("utf-16"), "is UTF-16, not text; convert it with iconv -f utf-16"),
+        ("text,label\na,1\n".encode("utf-16-le"), "Line 1 of .* holds NUL bytes"),
+        (b"text,label\na,1\nb\0,1\n", "Line 3 of .* holds NUL bytes"),
+        (b"<!DOCTYPE html><html></html>", "is a web page, not text"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    ],
+)
+def test_files_of_other_kinds_are_named(kind: str, content: bytes, message: str, write) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        READERS[kind](write(content))
+    assert "latin1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "Line 2 of .* has the key 'a' twice"),
+        ('{"a": {"b": 1, "b": 1}}\n', "Line 1 of .* has the key 'b' twice"),
+        ('[{"a": 1},\n{"a": 1, "a": 2}]', "An object of .* has the key 'a' twice"),
+        ('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}\n", "Line 1 of .* nests more than 50"),
+        ('{"a": ' + "[" * 60 + "]" * 60 + "}\n", "Line 1 of .* nests more than 50"),
+        ('{"a": ' + "9" * 5_000 + "}\n", "Line 1 of .* holds a number of thousands of digits"),
+        ('{\n"a": 1\n}\n', "is one JSON object over several lines"),
+    ],
+)
+def test_json_that_loses_or_breaks_something(content: str, message: str, write) -> None:
+    with pytest.raises(InputError, match=message):
+        read_json(write(content))
+
+
+def test_brackets_in_text_are_no_nesting(write) -> None:
+    row = {"a": "[" * 200 + '\\"{{' + "]", "b": [[1], [2]] * 100}
+    assert read_json(write(json.dumps(row) + "\n")).rows == [row]

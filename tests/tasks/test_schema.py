@@ -37,6 +37,10 @@ def test_null_takes_back_an_included_key(write_task, tmp_path: Path) -> None:
     assert "test_split" not in read_task_file(tmp_path / "variant.yaml")[0]
 
 
+def local(**changes):
+    return {"folder": "x", "format": "tsv", "files": {"train": "train.tsv"}, **changes}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -88,6 +92,29 @@ def test_null_takes_back_an_included_key(write_task, tmp_path: Path) -> None:
         ),
         ({"metadata": {"local": {"folderr": "x"}}}, "Unknown key 'folderr' .*Did you mean 'folder'?"),
         ({"metadata": {"local": {"folder": "x"}}}, "metadata.local in .* lacks the key format"),
+        (
+            {"metadata": {"local": local(files={"train": []})}},
+            r"local.files.train in .* is \[\]; give a name",
+        ),
+        ({"metadata": {"local": local(folder=[1])}}, r"metadata.local.folder in .* is \[1\]; give a name"),
+        ({"metadata": {"local": local(columns={"text": [1]})}}, r"metadata.local.columns.text in .* is \[1\]"),
+        ({"metadata": {"local": local(column_names=["a", "a"])}}, "column_names in .* has a name twice"),
+        (
+            {"metadata": {"local": local(format="jsonl", column_names=["a"])}},
+            "column_names .* is for files of",
+        ),
+        (
+            {"metadata": {"local": local(format="csv", incomplete_rows="skip")}},
+            "incomplete_rows .* tsv, not csv",
+        ),
+        ({"metadata": {"local": local(labels={"a": True})}}, "labels.a in .* is True; it is the index of a choice"),
+        ({"metadata": {"local": local(labels={1: 0, "1": 1})}}, "labels in .* gives '1' twice"),
+        ({"metadata": {"labels_are": "indexes"}}, "labels_are in .* is 'indexes'; .* words or indices"),
+        ({"metadata": {"metrics": ["token_f1"]}}, "token_f1 .* compares texts, but metadata.scoring"),
+        (
+            {"doc_to_choice": ["a", "b", "c"], "metric_list": [{"metric": "f1"}]},
+            "f1 .* is binary, but .* 3 choices",
+        ),
         (
             {"metadata": {"local": {"folder": "x", "format": "xml", "files": {}}}},
             "known formats: tsv, csv, jsonl, trec, multirc, record",
