@@ -77,5 +77,7 @@ def fits_beside(model: Any) -> bool:
     """Whether a second copy of the model's weights fits into the memory that is free, with as much left over."""
     import psutil
 
-    size = sum(weight.numel() * weight.element_size() for weight in unwrap(model).parameters())
+    # DeepSpeed's stage 3 leaves an empty tensor in each process, and the true size beside it.
+    weights = unwrap(model).parameters()
+    size = sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in weights)
     return 2 * size < psutil.virtual_memory().available

@@ -31,13 +31,12 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapters import base_weights, loads_merged_only
-from sinkd_llm.models.architectures import get_architecture, unwrap
+from sinkd_llm.models.architectures import unwrap
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.gguf import quiet_transformers
-from sinkd_llm.models.loading import load_model
 from sinkd_llm.models.origin import base_by_name, base_source, settle_base
-from sinkd_llm.models.outputs import allowed_difference, difference, fits_beside, probe_outputs
 from sinkd_llm.models.placing import check_place, staged, write_record
+from sinkd_llm.models.reloading import base_quantisation, can_compare, load_again, what_differs
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
@@ -72,7 +71,7 @@ def save_student(
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         output_dir (`str` or `Path`): made if it does not exist.
         state_dict (`dict`, *optional*): the gathered weights, where the model itself holds only a part
-            of them (DeepSpeed stage 3, FSDP). Such a student is not compared.
+            of them (DeepSpeed stage 3, FSDP). What was written is compared with them, then.
         check (`bool`, *optional*, defaults to `True`): load what was written and compare its outputs for a few rows
             with those of `model`. It takes the memory of a second student; where that is not free a warning is
             logged instead.
@@ -96,13 +95,13 @@ def save_student(
                 raise InputError(f"Cannot save to {folder}: it holds the adapter's base model. Give another folder.")
             source = None  # that base makes room for this save
         merged_in = _write(model, staging, state_dict, source)
-        if check and state_dict is None and _can_compare(model):
-            found = _compare(model, staging, source)
-            if found and source is not None:
+        if check and can_compare(model):
+            found = what_differs(model, staging, source, state_dict)
+            if found and source is not None and state_dict is None:
                 # The name gives another base, in a way that its files do not show.
                 _empty(staging)
-                merged_in = _write(model, staging, state_dict, None)
-                found = _compare(model, staging, None)
+                merged_in = _write(model, staging, None, None)
+                found = what_differs(model, staging, None)
             if found:
                 raise InputError(f"{found} {_kept(staging, folder)}")
         tokenizer.save_pretrained(staging)
@@ -166,19 +165,6 @@ def _mend_generation_settings(model: Any) -> None:
         ) from error
 
 
-def base_quantisation(model: Any) -> str | None:
-    """How the weights that the student stands on are packed: `"nf4"`, `"fp4"`, `"int8"`, another method, or `None`."""
-    inner = unwrap(model)
-    method = getattr(inner, "quantization_method", None)
-    if method is None:
-        return None
-    settings: Any = inner.config.quantization_config
-    get = settings.get if isinstance(settings, dict) else lambda name, default=None: getattr(settings, name, default)
-    if get("load_in_4bit"):
-        return str(get("bnb_4bit_quant_type", "fp4"))
-    return "int8" if get("load_in_8bit") else str(getattr(method, "value", method))
-
-
 def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, source: ModelSource | None) -> str | None:
     """Writes the weights; gives the dtype in which an adapter was folded in for it, or `None`."""
     from peft import PeftModel
@@ -191,68 +177,9 @@ def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, sourc
         return None
     with tempfile.TemporaryDirectory(prefix="adapter-", dir=folder) as parts:
         _save_adapted(model, Path(parts), state_dict, source)
-        merged = _load_again(model, Path(parts), merge_adapter=True)
+        merged = load_again(model, Path(parts), merge_adapter=True)
     merged.save_pretrained(folder)
     return str(merged.dtype).removeprefix("torch.")
-
-
-def _load_again(model: Any, folder: Path, merge_adapter: bool) -> Any:
-    base = unwrap(model)
-    packed = getattr(base, "quantization_method", None) is not None
-    options: dict[str, Any] = {}
-    if packed:
-        device = next(base.parameters()).device
-        options["device_map"] = {"": device} if device.type != "cpu" else None
-        if not (folder / BASE_FOLDER).is_dir() and (folder / ADAPTER_CONFIG).is_file():
-            options["quantization_config"] = base.config.quantization_config
-    return load_model(
-        folder,
-        dtype=str(base.dtype).removeprefix("torch."),
-        kind=get_architecture(model).model_kind,
-        merge_adapter=merge_adapter,
-        # Code that is part of the running process already was trusted when it was loaded.
-        trust_remote_code=type(base).__module__.startswith("transformers_modules"),
-        **options,
-    )
-
-
-def _can_compare(model: Any) -> bool:
-    if any(parameter.is_meta for parameter in unwrap(model).parameters()):
-        return False
-    if not fits_beside(model):
-        logger.warning(
-            "The saved student was not compared with the one in memory: a second copy of it does not fit beside it. "
-            "check_saved false switches the comparison off."
-        )
-        return False
-    return True
-
-
-def _compare(model: Any, folder: Path, source: ModelSource | None) -> str | None:
-    """What is wrong with a saved student over a base of this name, or `None` if it computes what `model` does."""
-    expected, allowed = probe_outputs(model), allowed_difference(model)
-    try:
-        loaded = _load_again(model, folder, merge_adapter=False)
-    except InputError as error:
-        if source is not None:
-            logger.warning("The saved student was not compared with the one in memory: %s", error)
-            return None
-        if not type(unwrap(model)).__module__.startswith("transformers."):
-            logger.warning(
-                "The saved student was not compared with the one in memory, for only its own class %s can load it.",
-                type(unwrap(model)).__name__,
-            )
-            return None
-        return f"The student that was written cannot be loaded: {error}"
-    off = difference(expected, probe_outputs(loaded))
-    if off <= allowed and hasattr(loaded, "merge_and_unload") and base_quantisation(model) is None:
-        off = difference(expected, probe_outputs(loaded.merge_and_unload()))
-    if off <= allowed:
-        return None
-    return (
-        f"The student that was written computes other outputs than the one in memory: they are {off:.1%} of their "
-        f"length apart, and rounding explains {allowed:.1%}."
-    )
 
 
 def _kept(staging: Path, folder: Path) -> str:

@@ -210,6 +210,20 @@ def test_a_gathered_state_is_saved_instead_of_the_models_own(
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
 
 
+def test_gathered_weights_are_compared_with_what_was_written(
+    tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sinkd_llm.models import saving
+
+    student = tiny_causal_lm()
+    gathered = {name: value.clone() for name, value in student.state_dict().items()}
+    monkeypatch.setattr(saving, "_write", lambda model, folder, *_: model.save_pretrained(folder))
+    save_student(student, tiny_tokenizer, tmp_path / "same", state_dict=gathered)
+    gathered["model.norm.weight"] = gathered["model.norm.weight"] + 1
+    with pytest.raises(InputError, match=r"has another model\.norm\.weight"):
+        save_student(student, tiny_tokenizer, tmp_path / "other", state_dict=gathered)
+
+
 def test_a_sharded_base(
     tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
