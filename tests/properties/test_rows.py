@@ -19,15 +19,19 @@ TABLE_TEXTS = st.lists(values.texts.filter(lambda text: "\x00" not in text), min
 QUOTING = st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONE])
 JSON = b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
 CSV = b'text,label\na,0\n"b, c",1\n'
+BOM = b"\xef\xbb\xbf"
+WHOLE = [(JSON, "json"), (b"[" + JSON.replace(b"}\n{", b"}, {") + b"]", "json"), (BOM + JSON, "json")]
+WHOLE += [(CSV, "csv"), (CSV.replace(b"\n", b"\r\n"), "csv"), (BOM + CSV, "csv")]
 DEEP = b'{"text": ' + b"[" * 50_000 + b"]" * 50_000 + b', "label": 0}\n'
 
 
 @st.composite
-def edited_files(draw: st.DrawFn) -> bytes:
-    """A file of two rows in which a few bytes are others, more or fewer."""
-    whole = draw(st.sampled_from([JSON, CSV, CSV.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + CSV, b"[" + JSON + b"]"]))
+def edited_files(draw: st.DrawFn) -> tuple[bytes, str]:
+    """A file of two rows in which a few bytes are others, more or fewer; and its format."""
+    whole, form = draw(st.sampled_from(WHOLE))
     start = draw(st.integers(0, len(whole)))
-    return whole[:start] + draw(st.binary(max_size=3)) + whole[start + draw(st.integers(0, 3)) :]
+    new = draw(st.sampled_from([b"", b" ", b"x", b'"', b",", b"\n", b"0", b"}"]) | st.binary(max_size=3))
+    return whole[:start] + new + whole[start + draw(st.integers(0, 2)) :], form
 
 
 def load(folder: Path, name: str, form: str, **keys: Any) -> Any:
@@ -122,13 +126,24 @@ def test_tables_keep_their_rows(
 @example(content=DEEP)
 @example(content=b'{"text": "a", "label": ' + b"9" * 6_000 + b"}\n")
 @example(content=b'{"text": "a", "label": 1e400}\n')
-@given(content=st.binary(max_size=60) | values.texts.map(str.encode) | edited_files())
+@given(content=st.binary(max_size=60) | values.texts.map(str.encode))
 def test_any_bytes_are_rows_or_one_message(content: bytes, folder: Callable[[], Path], count: Any) -> None:
-    where = folder()
     for form in ("json", "csv"):
-        (where / f"rows.{form}").write_bytes(content)
-        data, message = attempt(lambda form=form: load(where, f"rows.{form}", form))
-        count("answered" if message is None else "refused")
-        if message is None:
-            assert len(data) > 0
-            assert b'"text": "a", "text"' not in content, "a key stands twice, and the last one won"
+        read_bytes(folder(), content, form, count)
+
+
+@examples(60, 300)
+@given(edited=edited_files())
+def test_an_edited_file_is_rows_or_one_message(
+    edited: tuple[bytes, str], folder: Callable[[], Path], count: Any
+) -> None:
+    read_bytes(folder(), *edited, count)
+
+
+def read_bytes(where: Path, content: bytes, form: str, count: Any) -> None:
+    (where / f"rows.{form}").write_bytes(content)
+    data, message = attempt(lambda: load(where, f"rows.{form}", form))
+    count("answered" if message is None else "refused")
+    if message is None:
+        assert len(data) > 0
+        assert b'"text": "a", "text"' not in content, "a key stands twice, and the last one won"
