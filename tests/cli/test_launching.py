@@ -248,8 +248,11 @@ def test_two_processes_leave_one_run(tmp_path: Path, tiny_causal_lm: Any, tiny_t
 
 @pytest.mark.distributed
 @pytest.mark.timeout(600)
-def test_ctrl_c_saves_in_every_process_and_the_run_goes_on(
-    tmp_path: Path, tiny_causal_lm: Any, tiny_tokenizer: Any
+@pytest.mark.parametrize(
+    ("signum", "code", "heard"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_ctrl_c_and_sigterm_save_in_every_process_and_the_run_goes_on(
+    signum: int, code: int, heard: str, tmp_path: Path, tiny_causal_lm: Any, tiny_tokenizer: Any
 ) -> None:
     model, out = tmp_path / "model", tmp_path / "out"
     tiny_causal_lm().save_pretrained(model)
@@ -270,13 +273,14 @@ def test_ctrl_c_saves_in_every_process_and_the_run_goes_on(
             assert running.poll() is None, running.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        os.killpg(running.pid, signal.SIGINT)
+        # SIGTERM is sent to the process that was started.
+        (os.killpg if signum == signal.SIGINT else os.kill)(running.pid, signum)
         said = running.communicate(timeout=120)[1]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
-    assert running.returncode == 130, said
-    assert said.count("Ctrl-C: finishing this step") == 1
+    assert running.returncode == code, said
+    assert said.count(f"{heard}: finishing this step") == 1
     assert said.count("To go on from there:\n  sinkd finetune --accelerate_config cpu --num_processes 2") == 1
     (checkpoint,) = out.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
