@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,9 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with self._no_arguments_file(output_dir):
+        with self._no_arguments_file(output_dir), warnings.catch_warnings():
+            # A bundled model's name is none of the hub, where PEFT looks whether the vocabulary was changed.
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
             super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
