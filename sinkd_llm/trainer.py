@@ -15,11 +15,12 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy, shortest
 from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.architectures import context_length, get_architecture, output_size
+from sinkd_llm.models.pair_checks import check_fsdp, check_not_read, check_scale, check_trains, folders_read
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
 from sinkd_llm.models.saving import base_by_name, check_saveable, save_student
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.pair_inputs import TEACHER, rows_for
-from sinkd_llm.pairing import check_fsdp, check_scale, check_trains, load_pair
+from sinkd_llm.pairing import load_pair
 from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.term_log import TermLog
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
@@ -136,6 +137,11 @@ class SinKDTrainer(EvaluatingTrainer):
         pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
         student, teacher, cache, processing_class = pair.student, pair.teacher, pair.cache, pair.tokenizer
         self.teacher_cache = cache
+        self._read_from = folders_read(
+            model, teacher_model, args.teacher_model_name_or_path, args.teacher_cache, student, teacher
+        )
+        if args.output_dir is not None:
+            check_not_read(args.output_dir, self._read_from)
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         student = add_adapter(student, peft_config, stage)
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
@@ -232,7 +238,9 @@ class SinKDTrainer(EvaluatingTrainer):
         """As Transformers', but no row comes twice in an epoch where several processes train: see `blank_rows.py`."""
         if self.train_dataset is None:
             raise InputError("There is nothing to train on: give train_dataset to the trainer.")
-        rows, collator, processes = self.train_dataset, self.data_collator, self.args.world_size
+        rows: Any = self.train_dataset
+        collator: Any = self.data_collator
+        processes = self.args.world_size
         if processes > 1:
             # Transformers makes the loader of these two attributes.
             self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(collator)
@@ -301,7 +309,7 @@ class SinKDTrainer(EvaluatingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, looked at together with the terms of the update: the last moment to stop it."""
         norm = super()._get_grad_norm(model, grad_norm)
-        self._gate.look(self.state.global_step + 1, norm, self.model, self._way_on)
+        self._gate.look(self.state.global_step + 1, norm, model, self._way_on)
         return norm
 
     def _way_on(self) -> str:
@@ -335,6 +343,7 @@ class SinKDTrainer(EvaluatingTrainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
+        check_not_read(output_dir or self.args.output_dir or ".", self._read_from)
         self._check_sound()
         student = self.accelerator.unwrap_model(self.model)
         weights = gathered_weights(student, base_by_name(student)) if is_partitioned(student) else None

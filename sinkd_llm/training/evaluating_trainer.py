@@ -31,7 +31,6 @@ from sinkd_llm.training.given import check_dataset
 from sinkd_llm.training.resuming import ResumableTrainer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch.utils.data import DataLoader
 
 
@@ -53,7 +52,7 @@ class EvaluatingTrainer(ResumableTrainer):
 
     def evaluate(
         self,
-        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -61,8 +60,8 @@ class EvaluatingTrainer(ResumableTrainer):
         Scores the student; rows with choices by rank classification.
 
         Args:
-            eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): rows to score instead of the ones given
-                at construction.
+            eval_dataset ([`~datasets.Dataset`] or `dict` or `str`, *optional*): rows to score instead of the ones
+                given at construction, or the name of one of several that were.
 
         Returns:
             `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token, over all rows together; of a

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.models.architectures import Architecture
+from sinkd_llm.models.architectures import Architecture, unwrap
 from sinkd_llm.models.finite import check_finite_weights
 
 # Updates in a row that a loss scaler may skip. Each halves the scale, which starts at 2^16: after so many it is not
@@ -164,7 +164,7 @@ def shown(examples: Sequence[str]) -> str:
 
 def _reason(student: nn.Module) -> str:
     """What in the student is at fault, in a sentence."""
-    for name, parameter in student.named_parameters():
+    for name, parameter in unwrap(student).named_parameters():
         values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         if values.is_floating_point() and not values.isfinite().all():
             return f"The student's weight {name} is not finite."

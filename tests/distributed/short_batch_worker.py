@@ -104,10 +104,49 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
     }
 
 
+def broken(folder: Path, rank: int) -> str:
+    """What a rank says when the logits of rank 1 become NaN in the second update."""
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from sinkd_llm import SinKDConfig, SinKDTrainer
+
+    args = SinKDConfig(
+        str(folder / "broken"),
+        per_device_train_batch_size=2,
+        max_steps=3,
+        save_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        use_cpu=True,
+    )
+    trainer = SinKDTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder / "causal" / "student"),
+        args=args,
+        train_dataset=opinions(12),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(folder / "causal" / "tokenizer"),
+    )
+
+    def spoil(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        return (
+            logits * float("nan")
+            if rank == 1 and trainer.state.global_step == 1 and trainer.model.training
+            else logits
+        )
+
+    trainer.model.get_output_embeddings().register_forward_hook(spoil)
+    try:
+        trainer.train()
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
     results = {name: run(folder, name, 2) for name in RUNS}
-    torch.save(results, folder / f"short-{os.environ['RANK']}.pt")
+    torch.save(results, folder / f"short-{rank}.pt")
+    (folder / f"broken-{rank}.txt").write_text(broken(folder, rank), encoding="utf-8")
     dist.destroy_process_group()
 
 

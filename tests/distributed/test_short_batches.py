@@ -87,6 +87,21 @@ def records_of(result: dict[str, Any], names: list[str]) -> torch.Tensor:
     return torch.tensor([[record[name] for name in names] for record in result["records"]])
 
 
+def window_is_whole(name: str) -> bool:
+    """Whether two ranks have the transport problems of one, which is what most diagnostics are of."""
+    return not name.endswith("each-device")
+
+
+def test_a_number_that_breaks_on_one_rank_ends_both_in_front_of_the_same_update(folder: Path) -> None:
+    for rank in (0, 1):
+        said = (folder / f"broken-{rank}.txt").read_text(encoding="utf-8")
+        assert said.startswith("NonFiniteError: Training stopped before update 2: ")
+        assert ("the term 'ce' of the loss is nan" if rank else "the norm of the gradient is nan") in said
+        assert "opinion-" in said
+    assert not list((folder / "broken").glob("checkpoint-2"))
+    assert (folder / "broken" / "checkpoint-1").is_dir()
+
+
 @pytest.mark.parametrize("name", worker.RUNS)
 def test_two_ranks_train_and_score_what_one_does(name: str, ranks: Any, folder: Path) -> None:
     first, second = (rank[name] for rank in ranks)
@@ -96,6 +111,9 @@ def test_two_ranks_train_and_score_what_one_does(name: str, ranks: Any, folder: 
     logged = [key for key in ("loss", "grad_norm", "sinkhorn", "ce", "kl", "mse") if key in alone["records"][0]]
     assert len(logged) > 3
     torch.testing.assert_close(records_of(first, logged), records_of(alone, logged), rtol=1e-4, atol=2e-4)
+    diagnosed = sorted(key for key in alone["records"][0] if key.startswith("sinkhorn/") or key.endswith("_entropy"))
+    if window_is_whole(name):
+        torch.testing.assert_close(records_of(first, diagnosed), records_of(alone, diagnosed), rtol=1e-3, atol=1e-3)
     for when in ("before", "after"):
         assert first[when] == pytest.approx(alone[when], rel=1e-4)
     assert first["predicted"] == alone["predicted"]
