@@ -19,7 +19,7 @@ class Null:
     Stands in a template for a value without text: false, equal to none, and an error where it becomes text.
 
     Args:
-        column (`str`): where it comes from: `text`, `answers[0]`.
+        column (`str`): where it comes from: `text`, `answers[0]`; empty for the result of a call.
         what (`str`): what it is: `null`, `NaN`, `bytes`.
         text (`str`, *optional*): its text, where a null may have one (names that no model reads).
     """
@@ -38,7 +38,8 @@ class Null:
 
     def __str__(self) -> str:
         if self._text is None:
-            raise NoTextError(f"its column {self._column!r} is {self._what}")
+            name = f"its column {self._column!r}" if self._column else "a call in it"
+            raise NoTextError(f"{name} is {self._what}")
         return self._text
 
     __repr__ = __str__

@@ -141,9 +141,11 @@ class LabelReader:
 
     def _outside(self, target: Target) -> InputError:
         words, value = target.words, target.value
+        hint = nearest(value[:100], [word[:100] for word in words]) if isinstance(value, str) else ""
         if self.from_template and _number(value) is not None:
             value = int(value)  # a template's number, without quotes
-        hint = nearest(target.value[:100], [w[:100] for w in words]) if isinstance(target.value, str) else ""
+        if _number(value) == len(words):
+            hint = ' Labels that are counted from 1 take doc_to_target: "{{label - 1}}".'
         return InputError(
             f"The label {shown(value)} of {target.where} is outside the choices of the task {self.task!r}: it "
             f"should be one of {listed(words)} or an index from 0 to {len(words) - 1}.{hint}"

@@ -54,13 +54,18 @@ def _text(value: Any) -> Any:
     return value
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """A call's result, such as that of `column.get('key')`, where null has no text either."""
+        result = super().call(*args, **kwargs)
+        return Null("", "null") if result is None else result
+
+
 @lru_cache(maxsize=1)
 def environment() -> ImmutableSandboxedEnvironment:
     # Undefined names are errors and a trailing newline stays: both as in lm-evaluation-harness, whose
     # one filter of its own is `regex_replace`.
-    made = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_text, optimized=False
-    )
+    made = _Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_text, optimized=False)
     made.filters["regex_replace"] = _regex_replace
     made.tests["none"] = lambda value: value is None or isinstance(value, Null)
     return made

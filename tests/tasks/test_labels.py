@@ -47,7 +47,7 @@ def test_columns(values: list[Any], words: tuple[str, ...], labels: list[int | N
     ("values", "words", "message"),
     [
         (["Yes"], ("no", "yes"), "The label 'Yes' of row 0 is outside .* Did you mean 'yes'?"),
-        ([1, 2], ("no", "yes"), "The label 2 of row 1 is outside"),
+        ([1, 2], ("no", "yes"), r"The label 2 of row 1 is outside .* counted from 1 take .*\{\{label - 1\}\}"),
         ([-100], ("no", "yes"), "The label -100 of row 0"),
         ([0.5], ("no", "yes"), "The label 0.5 of row 0"),
         ([math.inf], ("no", "yes"), "The label inf of row 0"),

@@ -275,3 +275,95 @@ def test_choice_lists_of_different_lengths(make_task, tmp_path: Path) -> None:
     task = make_task(doc_to_choice="options", metric_list=[{"metric": "acc"}, {"metric": "mcc"}])
     with pytest.raises(InputError, match=r"Line 2 of .* has 3 choices and line 1 of .* has 2, but mcc compares"):
         task.load("train")
+
+
+def test_class_labels_of_the_hub_are_indices(hub, make_task) -> None:
+    stars = ["1", "2", "3", "4", "5"]
+    rows = [{"text": "a", "label": 4}, {"text": "b", "label": 1}, {"text": "c", "label": -1}]
+    task = make_task(dataset_path="some/set", dataset_kwargs=None, doc_to_choice=stars)
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=stars)})
+    hub(datasets.Dataset.from_list(rows, features=features))
+    assert task.load("validation")["completion"] == [" 5", " 2", ""]
+    hub(datasets.Dataset.from_list(rows[:2]))  # as plain numbers these are words
+    assert task.load("validation")["completion"] == [" 4", " 1"]
+
+
+def test_arguments_of_the_wrong_kind(own: Task, tmp_path: Path) -> None:
+    for arguments, message in (
+        ((["train"],), r"Unknown split \['train'\]"),
+        (("train", 3), "data_dir is 3, which is no path"),
+        (("train", None, 1.5), "limit is 1.5, but it should be a whole number"),
+        (("train", None, True), "limit is True"),
+        (("train", None, -1), "limit is -1"),
+        (("train", None, 2, "x"), "seed is 'x'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            own.load(*arguments)
+    for name in ("a\0.yaml", "x" * 5_000 + ".yaml", "y" * 5_000, ""):
+        with pytest.raises(InputError) as caught:
+            load_task(name)
+        assert len(str(caught.value)) < 400
+    with pytest.raises(InputError, match="row 0 of the train split is None, not a mapping"):
+        own.render(None, 0, "train")  # type: ignore[arg-type]
+
+
+def test_csv_columns_of_booleans_and_names_of_digits(make_task, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n007,true\n010,false\n")
+    data = {"dataset_path": "csv", "dataset_kwargs": {"data_files": {"train": "rows.csv"}}}
+    rows = make_task(**data, doc_to_choice=["yes", "no"]).load("train")
+    assert rows["completion"] == [" yes", " no"]
+    assert rows["prompt"][0] == "Q: 007\nA:"
+    rows = make_task(**data, doc_to_target="{{'yes' if label else 'no'}}").load("train")
+    assert rows["completion"] == [" yes", " no"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "message"),
+    [
+        ({}, {"text": None}, "doc_to_text in .* has no text for line 1 of .*: its column 'text' is null"),
+        ({"doc_to_text": "text"}, {"text": None}, "doc_to_text .* its column 'text' is null"),
+        ({"doc_to_text": "{{text | trim}}?"}, {"text": None}, "its column 'text' is null"),
+        ({"doc_to_text": "{{text ~ '?'}}"}, {"text": None}, "its column 'text' is null"),
+        ({"doc_to_text": "{{'%s?' % text}}"}, {"text": None}, "its column 'text' is null"),
+        ({"doc_to_text": "{{text | int}}?"}, {"text": None}, "its column 'text' is null"),
+        ({"doc_to_text": "{{text.a | trim}}?"}, {"text": {"a": None}}, r"its column 'text.a' is null"),
+        ({"doc_to_text": "{{text | join(' ')}}?"}, {"text": ["a", None]}, r"its column 'text\[1\]' is null"),
+        ({"doc_to_text": "{{text.get('b')}}?"}, {"text": {"a": 1}}, "a call in it is null"),
+        ({"doc_to_text": "{{text.get('b') | trim}}?"}, {"text": {"a": 1}}, "a call in it is null"),
+        ({"doc_to_text": "{{none}}?"}, {}, "an expression in it is null"),
+        ({}, {"text": float("nan")}, "its column 'text' is NaN"),
+        ({}, {"text": "a\ud800"}, r"that cannot be encoded: character 4 is U\+D800"),
+        ({"description": "{{other}}"}, {"other": None}, "description in .* its column 'other' is null"),
+        ({"metadata": {"texts": ["other"]}}, {"other": None}, "metadata.texts in .* its column 'other' is null"),
+        ({"doc_to_choice": "{{[text, other]}}"}, {"other": None}, "doc_to_choice in .* its column 'other' is null"),
+        ({"doc_to_choice": "other"}, {"other": None}, "doc_to_choice in .* its column 'other' is null"),
+        ({"doc_to_choice": "other"}, {"other": ["a", None]}, "The choice None .line 1 of .* is NoneType, not text"),
+        ({"doc_to_target": "{{'yes' if label else 'no'}}"}, {"label": None}, "There is no label on line 1 of"),
+        ({"doc_to_target": "{{label}}"}, {"label": None}, "There is no label on line 1 of"),
+        (
+            {"output_type": "generate_until", "doc_to_choice": None},
+            {"label": None},
+            "gives no text but None",
+        ),
+    ],
+)
+def test_a_null_is_no_word(changes, row, message: str, make_task, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a", "label": 1, **row}) + "\n")
+    with pytest.raises(InputError, match=message):
+        make_task(**changes).load("train")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("{{text or 'nothing'}}.", "nothing."),
+        ("{% if text is none %}-{% else %}{{text}}{% endif %}.", "-."),
+        ("{{text | default('nothing', true)}}.", "nothing."),
+        ("{{[label, text] | reject('none') | join}}.", "1."),
+        ("{{label == 1 and text == none}}.", "True."),
+        ("{{text.a | default('no a')}}.", "no a."),
+    ],
+)
+def test_a_template_may_say_what_a_null_means(template: str, prompt: str, make_task, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": null, "label": 1}\n')
+    assert make_task(doc_to_text=template).load("train")["prompt"] == [prompt]

@@ -203,3 +203,21 @@ def test_prompts_beyond_the_context_are_a_warning(
     path = str(make_checked([1, 0] * 40).path)
     assert checked(path, save_model("bert", max_position_embeddings=48), "--model_kind", "masked-lm") == 0
     assert "prompts are longer than the model reads (48 tokens) and lose their beginning" in capsys.readouterr().out
+
+
+def test_what_a_run_would_refuse_is_a_problem(make_checked, tiny_tokenizer) -> None:
+    task = make_checked([1, 0], validation_split=None)
+    assert "has no validation split: validation_split is not set" in check_task(task, tiny_tokenizer).problems[0]
+    task = make_checked([1, 0], output_type="generate_until", doc_to_choice=None, generation_kwargs={"untill": ["x"]})
+    with pytest.raises(InputError, match="generation_kwargs of the task 'mine' has the key 'untill'"):
+        check_task(task, tiny_tokenizer)
+
+
+def test_every_row_is_tokenised(make_task, tmp_path: Path, tiny_tokenizer) -> None:
+    lines = [json.dumps({"text": f"a {i}", "label": i % 2, "options": ["no", f"yes {i}"]}) for i in range(1_500)]
+    lines[777] = json.dumps({"text": "a", "label": 1, "options": ["no", "yes" * 100]})
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    check = check_task(make_task(doc_to_choice="options"), tiny_tokenizer)
+    assert check.splits[0].answer_tokens is not None
+    assert check.splits[0].answer_tokens.most > 50
