@@ -296,7 +296,8 @@ def row_tokenizer(
     What turns rows into what `model` reads; the arguments are those of [`AnswerTokenizer`].
 
     Raises:
-        InputError: if the model's family is not supported, it lacks tokens that the tokenizer gives, or `add_eos` asks for a token that it cannot predict.
+        InputError: if the model's family is not supported, it lacks a token that the tokenizer gives, or `add_eos`
+            asks for one that it cannot predict.
     """
     kind = get_architecture(model).model_kind
     inner = unwrap(model)

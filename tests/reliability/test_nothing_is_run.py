@@ -104,11 +104,12 @@ def custom_code(teacher, tmp_path, monkeypatch):
     (folder / "custom.py").write_text(
         f"{touch}import transformers\n"
         "class CustomConfig(transformers.LlamaConfig):\n    model_type = 'sinkd-custom'\n"
-        "class LlamaForCausalLM(transformers.LlamaForCausalLM):\n    config_class = CustomConfig\n"
+        "class CustomWriter(transformers.LlamaForCausalLM):\n    config_class = CustomConfig\n"
     )
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "sinkd-custom"
-    config["auto_map"] = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.LlamaForCausalLM"}
+    config["auto_map"] = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.CustomWriter"}
+    config["architectures"] = ["CustomWriter"]
     (folder / "config.json").write_text(json.dumps(config))
     return folder, marker
 
