@@ -2,12 +2,11 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkd_llm.config import SinKDConfig
@@ -15,6 +14,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
 from sinkd_llm.models.kinds import class_words, warn_of_router
 from sinkd_llm.models.loading import build_quantization_config, load_model
+from sinkd_llm.models.pair_checks import check_apart
 from sinkd_llm.models.partitioning import is_partitioned, whole_weights
 from sinkd_llm.models.probes import check_reading
 from sinkd_llm.models.pruning import select_layers
@@ -71,39 +71,6 @@ def load_pair(
         check_pair(teacher, name, student, tokenizer, args.trust_remote_code)
         check_apart(teacher, student)
     return Pair(student, teacher, None, tokenizer)
-
-
-def check_apart(teacher: Any, student: Any) -> None:
-    """
-    Refuses a student that holds weights of its teacher: training would change both, or freezing the teacher stop it.
-
-    Args:
-        teacher (`PreTrainedModel` or `PeftModel`): the teacher.
-        student (`PreTrainedModel` or `PeftModel`): the student, before an adapter is put on.
-
-    Raises:
-        InputError: naming the first weight that is in both.
-    """
-    theirs = {place for _, place in _places(teacher)}
-    shared = next((name for name, place in _places(student) if place in theirs), None)
-    if shared is None:
-        return
-    if unwrap(teacher) is unwrap(student):
-        raise InputError(
-            "Teacher and student are the same model, so training the one would change the other; pass a copy as the "
-            "student (copy.deepcopy(model)), or name both and each is loaded for itself."
-        )
-    raise InputError(
-        f"The student's weight {shared} is the teacher's own, so training the one would change the other; build the "
-        "student from a copy (copy.deepcopy(teacher)), or let `student_layers` cut it."
-    )
-
-
-def _places(model: Any) -> Iterator[tuple[str, tuple[Any, int]]]:
-    """Name of every weight, and where its numbers lie."""
-    for name, weight in unwrap(model).named_parameters():
-        if weight.numel() and not weight.is_meta:
-            yield name, (weight.device, weight.untyped_storage().data_ptr())
 
 
 def warn_of_regression(student: Any, args: SinKDConfig) -> None:
@@ -332,66 +299,3 @@ def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:
         raise InputError(
             f"The teacher's tokenizer cannot be read, so nobody can say whether its tokens are the student's: {error}"
         ) from error
-
-
-def check_trains(student: Any) -> None:
-    """
-    Refuses a student of which nothing would be trained.
-
-    Raises:
-        InputError: if every weight is frozen, as those of an adapter are that was loaded to be used only.
-    """
-    if any(weight.requires_grad for weight in student.parameters()):
-        return
-    raise InputError(
-        "No weight of the student takes a gradient, so training would change nothing; "
-        + (
-            "load its adapter with is_trainable=True, or with sinkd_llm.load_model(folder, merge_adapter=False)."
-            if hasattr(student, "peft_config")
-            else "call model.requires_grad_(True), or give a `peft_config`."
-        )
-    )
-
-
-def check_scale(predictions: Tensor) -> None:
-    """
-    Refuses a regression teacher that was trained on another scale than the one that is trained on here.
-
-    Args:
-        predictions (`Tensor`): the teacher's, for some of the training rows, whose true values lie in [0, 1].
-
-    Raises:
-        InputError: if more than a tenth of them lie outside of [-1, 2], where no fit of such values puts them.
-    """
-    if predictions.numel() and float(((predictions < -1) | (predictions > 2)).float().mean()) > 0.1:
-        raise InputError(
-            f"The teacher's predictions go from {float(predictions.min()):.3g} to {float(predictions.max()):.3g}, but "
-            "the values that are learnt here lie in [0, 1]: it was fine-tuned on another scale, such as STS-B's own "
-            "0 to 5. Fine-tune the teacher with sinkd finetune on this task."
-        )
-
-
-def check_fsdp(plugin: Any, student: Any) -> None:
-    """
-    Refuses what FSDP cannot shard here.
-
-    Args:
-        plugin (`FullyShardedDataParallelPlugin`, *optional*): accelerate's; `None` without FSDP.
-        student (`PreTrainedModel` or `PeftModel`): the student.
-
-    Raises:
-        InputError: for FSDP1, and for an encoder-decoder, whose encoder, decoder and head share one embedding:
-            accelerate puts it into several groups, which torch refuses in the first step.
-    """
-    if plugin is None:
-        return
-    if plugin.fsdp_version != 2:
-        raise InputError(
-            "This is an FSDP1 launch, whose flat parameters can be neither scored nor saved here; set "
-            "fsdp_version: 2, as in ds_configs/fsdp2.yaml."
-        )
-    if unwrap(student).config.is_encoder_decoder:
-        raise InputError(
-            f"FSDP2 cannot shard the embedding that the encoder, decoder and head of {type(unwrap(student)).__name__} "
-            "share; launch with ds_configs/zero3.yaml, or ddp.yaml."
-        )

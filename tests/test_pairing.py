@@ -13,7 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
-from sinkd_llm.pairing import check_apart, check_pair, check_scale, check_trains
+from sinkd_llm.models import load_model, save_student
+from sinkd_llm.models.pair_checks import check_apart, check_scale, check_trains
+from sinkd_llm.pairing import check_pair
 from tests.test_families_trainer import regression_rows
 
 ROWS = Dataset.from_list(
@@ -70,6 +72,26 @@ def test_a_student_of_the_teachers_own_layers_is_refused(
     with pytest.raises(InputError, match=r"lm_head\.weight is the teacher's own"):
         check_apart(teacher, view)
     check_apart(teacher, tiny_causal_lm(seed=1))
+
+
+def test_nothing_is_written_where_a_model_was_read(
+    tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in (("teacher", 0), ("student", 1)):
+        save_student(tiny_causal_lm(seed=seed), tiny_tokenizer, tmp_path / name)
+    before = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("teacher")
+    loaded = load_model("teacher")
+    for teacher in ("teacher", loaded):
+        trainer = make_trainer(tmp_path, tiny_tokenizer, model="student", teacher_model=teacher)
+        trainer.train()
+        for folder in ("teacher", "./teacher/", "link", str(tmp_path / "teacher"), "student"):
+            with pytest.raises(InputError, match="this run reads"):
+                trainer.save_model(folder)
+    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == before
+    with pytest.raises(InputError, match="this run reads"):
+        SinKDTrainer("student", "teacher", SinKDConfig("link", use_cpu=True), train_dataset=ROWS)
 
 
 def test_a_frozen_student_is_refused(tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.models import load_model
-from sinkd_llm.pairing import add_adapter
+from sinkd_llm.models.adapters import add_adapter
 from tests.test_trainer import rows
 
 pytest.importorskip("bitsandbytes")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.data import tokenize_dataset
 from sinkd_llm.errors import InputError
-from sinkd_llm.pairing import check_fsdp
+from sinkd_llm.models.pair_checks import check_fsdp
 
 WORDS = ["good", "great", "bad", "awful", "film", "food", "plot"]
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"

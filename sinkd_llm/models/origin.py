@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.adapters import base_weights, changes_base, loads_merged_only
+from sinkd_llm.models.adapter_facts import base_weights, changes_base, loads_merged_only
 from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.sources import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.adapters import is_switched_off, refuse_hidden_adapter
+from sinkd_llm.models.adapter_checks import refuse_hidden_adapter
+from sinkd_llm.models.adapter_facts import is_switched_off
 from sinkd_llm.models.architectures import unwrap
 from sinkd_llm.models.outputs import probe_outputs
 

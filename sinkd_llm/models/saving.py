@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.adapters import base_weights, loads_merged_only
+from sinkd_llm.models.adapter_facts import base_weights, loads_merged_only
 from sinkd_llm.models.architectures import unwrap
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.gguf import quiet_transformers

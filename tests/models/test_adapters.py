@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, save_student, select_layers
-from sinkd_llm.models.adapters import add_adapter, base_weights
+from sinkd_llm.models.adapter_facts import base_weights
+from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.outputs import difference, probe_outputs
 from tests.models.test_loading import with_adapter
 
@@ -110,6 +111,8 @@ def test_an_adapter_on_tied_embeddings_is_refused(tiny_causal_lm: Callable[..., 
         ({"init_lora_weights": "corda"}, "preprocess_corda"),
         ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
         ({"r": 0}, r"--lora_r \(r of"),
+        ({"target_modules": ["q_proj", "v_porj"]}, r"no module 'v_porj', which --lora_target_modules .* 'v_proj'"),
+        ({"modules_to_save": ["lm_haed"]}, r"no module 'lm_haed', which --lora_modules_to_save .* 'lm_head'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
@@ -117,6 +120,11 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=message):
         add_adapter(tiny_causal_lm(), LoraConfig(**{"target_modules": Q_AND_V, **changes}))
+
+
+def test_what_is_no_configuration_is_refused(tiny_causal_lm: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="`peft_config` is a dict"):
+        add_adapter(tiny_causal_lm(), {"r": 8})
 
 
 def test_methods_that_are_no_adapter_of_layers_are_refused(tiny_causal_lm: Callable[..., Any]) -> None:

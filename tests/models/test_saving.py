@@ -24,7 +24,7 @@ from sinkd_llm.models import (
     save_student,
     select_layers,
 )
-from sinkd_llm.models.adapters import base_weights
+from sinkd_llm.models.adapter_facts import base_weights
 from sinkd_llm.models.loading import ModelSource
 from sinkd_llm.models.saving import check_saveable
 from tests.models.test_loading import same_weights, with_adapter, write_gguf

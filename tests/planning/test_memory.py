@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sinkd_llm.pairing import add_adapter
+from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.planning import SETUPS, ModelSize, StepMemory, device_memory, model_size, optimizer_bytes
 
 NOTHING = StepMemory(0, 0, 0, 0, 0, 0)

@@ -8,9 +8,9 @@ from peft import LoraConfig
 
 from sinkd_llm.collator import row_collator
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.architectures import get_architecture
 from sinkd_llm.objectives import DistillationObjective
-from sinkd_llm.pairing import add_adapter
 from sinkd_llm.planning import trace_step
 from sinkd_llm.planning.tracing import DeviceBehaviour, LiveBytes
 

@@ -1,0 +1,140 @@
+"""Two models that one is trained to follow the other: apart in memory and on disk, and of one scale."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.sources import ModelSource
+
+
+def check_apart(teacher: Any, student: Any) -> None:
+    """
+    Refuses a student that holds weights of its teacher: training would change both, or freezing the teacher stop it.
+
+    Args:
+        teacher (`PreTrainedModel` or `PeftModel`): the teacher.
+        student (`PreTrainedModel` or `PeftModel`): the student, before an adapter is put on.
+
+    Raises:
+        InputError: naming the first weight that is in both.
+    """
+    theirs = {place for _, place in _places(teacher)}
+    shared = next((name for name, place in _places(student) if place in theirs), None)
+    if shared is None:
+        return
+    if unwrap(teacher) is unwrap(student):
+        raise InputError(
+            "Teacher and student are the same model, so training the one would change the other; pass a copy as the "
+            "student (copy.deepcopy(model)), or name both and each is loaded for itself."
+        )
+    raise InputError(
+        f"The student's weight {shared} is the teacher's own, so training the one would change the other; build the "
+        "student from a copy (copy.deepcopy(teacher)), or let `student_layers` cut it."
+    )
+
+
+def _places(model: Any) -> Iterator[tuple[str, tuple[Any, int]]]:
+    """Name of every weight, and where its numbers lie."""
+    for name, weight in unwrap(model).named_parameters():
+        if weight.numel() and not weight.is_meta:
+            yield name, (weight.device, weight.untyped_storage().data_ptr())
+
+
+def check_trains(student: Any) -> None:
+    """
+    Refuses a student of which nothing would be trained.
+
+    Raises:
+        InputError: if every weight is frozen, as those of an adapter are that was loaded to be used only.
+    """
+    if any(weight.requires_grad for weight in student.parameters()):
+        return
+    raise InputError(
+        "No weight of the student takes a gradient, so training would change nothing; "
+        + (
+            "load its adapter with is_trainable=True, or with sinkd_llm.load_model(folder, merge_adapter=False)."
+            if hasattr(student, "peft_config")
+            else "call model.requires_grad_(True), or give a `peft_config`."
+        )
+    )
+
+
+def check_scale(predictions: Tensor) -> None:
+    """
+    Refuses a regression teacher that was trained on another scale than the one that is trained on here.
+
+    Args:
+        predictions (`Tensor`): the teacher's, for some of the training rows, whose true values lie in [0, 1].
+
+    Raises:
+        InputError: if more than a tenth of them lie outside of [-1, 2], where no fit of such values puts them.
+    """
+    if predictions.numel() and float(((predictions < -1) | (predictions > 2)).float().mean()) > 0.1:
+        raise InputError(
+            f"The teacher's predictions go from {float(predictions.min()):.3g} to {float(predictions.max()):.3g}, but "
+            "the values that are learnt here lie in [0, 1]: it was fine-tuned on another scale, such as STS-B's own "
+            "0 to 5. Fine-tune the teacher with sinkd finetune on this task."
+        )
+
+
+def check_fsdp(plugin: Any, student: Any) -> None:
+    """
+    Refuses what FSDP cannot shard here.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin`, *optional*): accelerate's; `None` without FSDP.
+        student (`PreTrainedModel` or `PeftModel`): the student.
+
+    Raises:
+        InputError: for FSDP1, and for an encoder-decoder, whose encoder, decoder and head share one embedding:
+            accelerate puts it into several groups, which torch refuses in the first step.
+    """
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise InputError(
+            "This is an FSDP1 launch, whose flat parameters can be neither scored nor saved here; set "
+            "fsdp_version: 2, as in ds_configs/fsdp2.yaml."
+        )
+    if unwrap(student).config.is_encoder_decoder:
+        raise InputError(
+            f"FSDP2 cannot shard the embedding that the encoder, decoder and head of {type(unwrap(student)).__name__} "
+            "share; launch with ds_configs/zero3.yaml, or ddp.yaml."
+        )
+
+
+def folders_read(*read: Any) -> frozenset[Path]:
+    """
+    The folders on this machine that models were read from.
+
+    Args:
+        read (`str`, `PreTrainedModel`, `PeftModel` or `None`): names of models or caches, and loaded models.
+    """
+    found: set[Path] = set()
+    for item in read:
+        if item is None:
+            continue
+        names = [item]
+        if not isinstance(item, str | Path):
+            inner = unwrap(item)
+            source: ModelSource | None = getattr(inner, "sinkd_source", None)
+            names = [getattr(inner, "name_or_path", None), source.path if source is not None else None]
+        found |= {Path(name).expanduser().resolve() for name in names if name and Path(name).expanduser().is_dir()}
+    return frozenset(found)
+
+
+def check_not_read(folder: str | Path, read: Iterable[Path]) -> None:
+    """
+    Refuses to save where a model was read from: it would be lost, and an adapter's base with it.
+
+    Raises:
+        InputError: if `folder` is one of `read`.
+    """
+    if Path(folder).expanduser().resolve() in read:
+        raise InputError(
+            f"{folder} holds a model or cache that this run reads, so nothing is written there; give another folder."
+        )
