@@ -19,6 +19,8 @@ from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.optimal_transport.precision import full_precision
 
 VOCABULARIES = ("full", "verbalizers")
+# A divergence is multiplied by the square of its temperature, in fp32.
+LARGEST_TEMPERATURE = 1e15
 
 
 @dataclass
@@ -119,6 +121,11 @@ class DistillationObjective:
         for name in ("temperature", "sinkhorn_temperature", "sinkhorn_epsilon"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
+        if self.temperature > LARGEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature:g}, whose square is no number in fp32; give at most "
+                f"{LARGEST_TEMPERATURE:g}."
+            )
         if not 0 <= self.sinkhorn_weight < float("inf"):
             raise ValueError(f"sinkhorn_weight must be at least 0, got {self.sinkhorn_weight}.")
         if self.sinkhorn_iterations < 1:

@@ -232,6 +232,7 @@ def test_bf16_logits_give_an_fp32_loss_and_a_bf16_gradient() -> None:
         ({"alpha": math.nan}, "alpha"),
         ({"divergence": "jsd"}, "divergence must be one of kl, rkl, js, tvd, none, got 'jsd'"),
         ({"temperature": 0}, "temperature must be a positive number"),
+        ({"temperature": 1e200}, "temperature is 1e\\+200, whose square"),
         ({"sinkhorn_weight": -1}, "sinkhorn_weight must be at least 0"),
         ({"sinkhorn_temperature": math.inf}, "sinkhorn_temperature"),
         ({"sinkhorn_epsilon": 0}, "sinkhorn_epsilon"),

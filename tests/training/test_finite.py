@@ -87,7 +87,7 @@ def test_a_student_that_was_not_trained_is_saved(train: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": 1e25}, {"sinkhorn_temperature": 1e-44}, {"sinkhorn_epsilon": 1e-44}]
+    "settings", [{"temperature": 1e-44}, {"sinkhorn_temperature": 1e-44}, {"sinkhorn_epsilon": 1e-44}]
 )
 def test_settings_without_proportion_end_the_run(settings: dict[str, Any], train: Any) -> None:
     # The command line refuses them before; an objective of one's own may still have them.
