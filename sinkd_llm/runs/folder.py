@@ -1,9 +1,9 @@
 """The folder of a run: may it be used, who writes to it, and what becomes of an earlier run in it."""
 
 import json
-import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ _ASIDE = ".replaced-"
 # What Transformers, PEFT and this package write of a model and its tokenizer.
 _MODEL_FILE = re.compile(
     r"(generation_|adapter_|tokenizer_|processor_|preprocessor_)?config\.json|.*\.safetensors(\.index\.json)?"
-    r"|sinkd_manifest\.json|tokenizer\.(json|model)|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json"
+    r"|sinkd_\w+\.json|tokenizer\.(json|model)|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json"
     r"|added_tokens\.json|chat_template\.(jinja|json)|(sentencepiece\.bpe|spiece)\.model|training_args\.bin"
 )
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|gguf|pt|pth)|(adapter_)?config\.json")
@@ -145,15 +145,21 @@ class RunFolder:
         self.path = path
         self.model_is_whole = False
         self._aside: Path | None = None
+        self._keeps_checkpoints = False
 
-    def set_aside(self) -> None:
-        """Move an earlier run into a hidden folder beside its files; files that are no run's stay."""
-        entries = self._entries()
-        if not entries:
+    def set_aside(self, *, checkpoints: bool = True) -> None:
+        """
+        Move an earlier run into a hidden folder beside its files; files that are no run's stay.
+
+        Args:
+            checkpoints (`bool`, *optional*, defaults to `True`): `False`: only its model and scores, which those of a
+                run that goes on from its checkpoints replace.
+        """
+        entries = [entry for entry in self._entries() if checkpoints or not _is_of_training(entry)]
+        if not entries or self._aside is not None:
             return
-        name = f"{_ASIDE}{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
-        self._aside = self.path / name
-        self._aside.mkdir()
+        self._keeps_checkpoints = not checkpoints
+        self._aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{datetime.now(UTC):%Y%m%d-%H%M%S}-", dir=self.path))
         for entry in entries:
             entry.rename(self._aside / entry.name)
 
@@ -168,12 +174,14 @@ class RunFolder:
         if self._aside is None:
             return
         whole = last_whole(self.path)
-        if self.model_is_whole or whole is not None:
+        if self.model_is_whole or (whole is not None and not self._keeps_checkpoints):
             kept = whole.name if whole is not None else "the model"
             say(f"The earlier run is kept in {self._aside} until the new one, of which {kept} is whole, is finished.")
             return
         try:
             for entry in self._entries():
+                if self._keeps_checkpoints and _is_of_training(entry):
+                    continue
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             for entry in list(self._aside.iterdir()):
                 entry.rename(self.path / entry.name)
@@ -192,6 +200,11 @@ class RunFolder:
             or (entry.is_file() and _MODEL_FILE.fullmatch(entry.name))
             or (entry.name == "base" and (entry / "config.json").is_file())
         ]
+
+
+def _is_of_training(entry: Path) -> bool:
+    """What a run goes on from and adds to, and does not replace at its end."""
+    return entry.name == METRICS_FILE or CHECKPOINT.fullmatch(entry.name) is not None
 
 
 @contextmanager

@@ -287,6 +287,8 @@ def _act(
     if interrupt.interrupted:
         trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
         raise TrainingInterrupted("training was stopped; nothing is lost", interrupt.exit_code)
+    if folder is not None:
+        folder.set_aside(checkpoints=False)  # the model of a finished run that was gone on from
     with explained(output_dir, plan.resume, saving=True):
         trainer.save_model(str(output_dir))
     if folder is not None:

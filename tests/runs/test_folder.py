@@ -99,6 +99,31 @@ def test_a_run_that_has_something_whole_keeps_both(earlier, make_checkpoint, cap
     assert not list(earlier.glob(".replaced-*"))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_of_a_run_that_was_gone_on_from_stays_until_the_next_is_whole(earlier, make_checkpoint, fails):
+    def go_on():
+        with run_folder(earlier, overwrite=False, continuing=True) as run:
+            (earlier / "metrics.jsonl").write_text("longer")
+            make_checkpoint(7)
+            run.set_aside(checkpoints=False)
+            assert not (earlier / "model.safetensors").exists()
+            (earlier / "model.safetensors").write_text("half" if fails else "new")
+            if fails:
+                raise OSError("full")
+            run.model_is_whole = True
+
+    if fails:
+        with pytest.raises(OSError, match="full"):
+            go_on()
+    else:
+        go_on()
+    assert (earlier / "model.safetensors").read_text() == ("earlier" if fails else "new")
+    assert (earlier / "tokenizer.json").exists() == fails
+    assert (earlier / "metrics.jsonl").read_text() == "longer"
+    assert {"checkpoint-5", "checkpoint-7", "notes.txt"} <= set(names(earlier))
+    assert not list(earlier.glob(".replaced-*"))
+
+
 def test_a_folder_that_was_made_for_a_failed_run_is_removed(tmp_path):
     with pytest.raises(InputError), run_folder(tmp_path / "a" / "b", overwrite=False, continuing=False):
         raise InputError("no")
