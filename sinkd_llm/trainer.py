@@ -190,7 +190,6 @@ class SinKDTrainer(EvaluatingTrainer):
 
         self._teacher_choices = TeacherChoices()
         self._term_log = TermLog()
-        self._gate = FiniteGate(scaled=args.fp16)
         self._last_batch: Mapping[str, Any] | None = None
         super().__init__(
             model=student,
@@ -204,6 +203,7 @@ class SinKDTrainer(EvaluatingTrainer):
             optimizers=optimizers,
         )
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None), student)
+        self._gate = FiniteGate(scaled=args.fp16 or self.accelerator.scaler is not None)
         # Trainer counts the supervised tokens of the accumulation window only for models that take the
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
