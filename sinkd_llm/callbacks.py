@@ -42,7 +42,8 @@ class RichProgressCallback(TrainerCallback):
     """
 
     def __init__(self, interactive: bool | None = None, write: Write = say) -> None:
-        self.interactive = sys.stderr.isatty() if interactive is None else interactive
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.interactive = on_terminal if interactive is None else interactive
         self.write = write
         self._progress: Any = None
         self._task: Any = None

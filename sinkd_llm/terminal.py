@@ -163,7 +163,7 @@ def drop_output(stream: IO[str]) -> None:
 @contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     """Says `text`, and yields a callback `(done, total)`: it draws a bar on a terminal, and writes lines to a log."""
-    if not sys.stderr.isatty() or not is_main_process():
+    if sys.stderr is None or not sys.stderr.isatty() or not is_main_process():
         say(f"{text} …")
         yield _line_now_and_then(text)
         return
