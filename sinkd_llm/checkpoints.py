@@ -103,7 +103,7 @@ def _last_of_run(output_dir: str | Path) -> Path:
 def checkpoint_problem(checkpoint: Path) -> str | None:
     """Why training cannot go on from a checkpoint folder, or `None` if it can."""
     if not checkpoint.is_dir():
-        return "it does not exist"
+        return "it is a file" if checkpoint.is_file() else "it does not exist"
     state = checkpoint / STATE
     if not state.is_file():
         return f"it is half written ({state.name} is missing)"

@@ -189,13 +189,15 @@ def describe_training(training: Mapping[str, float]) -> str:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The log records of `metrics.jsonl`; an unfinished last line of a killed run is left out."""
+    """The log records of `metrics.jsonl`; an unfinished last line of a killed run, and what is none, are left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and isinstance(record.get("step", 0), int | float):
+            records.append(record)
     return records
 
 
@@ -207,10 +209,11 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        page = render_report(results, read_records(folder / METRICS_FILE))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} holds no readable {RESULTS_FILE}, so it is no finished run.") from error
     path = folder / REPORT_FILE
-    write_whole(path, render_report(results, read_records(folder / METRICS_FILE)))
+    write_whole(path, page)
     return path
 
 

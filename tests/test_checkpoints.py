@@ -128,7 +128,13 @@ def test_a_full_disk_removes_the_half_and_names_the_whole_one(make_checkpoint, t
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError(2, "absent"), RuntimeError("CUDA out of memory"), Exception("absent (os error 2)")]
+    "error",
+    [
+        FileNotFoundError(2, "absent"),
+        RuntimeError("CUDA out of memory"),
+        Exception("absent (os error 2)"),
+        RuntimeError("[enforce fail at inline_container.cc:145] . PytorchStreamReader failed reading file data/0"),
+    ],
 )
 def test_other_errors_pass_as_they_are(tmp_path, error):
     assert write_failure(error) is None

@@ -15,6 +15,7 @@ from sinkd_llm.report import (
     format_bytes,
     format_count,
     format_duration,
+    read_records,
     render_report,
     results_table,
     summary,
@@ -158,3 +159,20 @@ def test_a_folder_that_is_no_finished_run(tmp_path, content):
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match="no finished run"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "null", '{"rows": 1}', '{"rows": [1]}', '{"rows": []}', "[" * 99999]
+)
+def test_results_of_another_kind_are_no_run(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    (tmp_path / "report.html").write_text("earlier")
+    with pytest.raises(InputError, match=r"holds no readable results\.json"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "earlier"
+
+
+def test_lines_that_are_no_records_are_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n5\n[1]\nnull\n{"step": "x"}\n\xff\xfe\n{"step": 2}\n{"st')
+    assert read_records(file) == [{"step": 1}, {"step": 2}]

@@ -111,6 +111,11 @@ def _refuse_earlier(folder: Path, overwrite: bool) -> None:
         return
     if (folder / RESULTS_FILE).exists():
         raise InputError(f"{folder} holds a finished run; {_ANOTHER}, or --overwrite_output_dir to replace it.")
+    if aside := sorted(folder.glob(f"{_ASIDE}*")):
+        raise InputError(
+            f"{folder} holds {aside[-1].name}, an earlier run whose successor was killed before it was finished; move "
+            "its files back, or give --overwrite_output_dir, which removes it when the new run is whole."
+        )
     if old := checkpoints(folder):
         raise InputError(
             f"{folder} holds {old[-1].name} of an unfinished run; go on with "

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData, task_split
@@ -162,8 +163,15 @@ class Scorer:
         """
         if record is None or self.data.evaluation is None or record["rows"] != _rows_hash(self.data):
             return None
-        self.teacher_predictions = record.get("predictions")
-        return ResultRow(**{name: value for name, value in record.items() if name not in ("rows", "predictions")})
+        predictions = record.get("predictions")
+        if predictions is not None and len(predictions) != len(self.data.evaluation):
+            raise InputError(
+                f"the teacher cache records {len(predictions)} predictions of {len(self.data.evaluation)} rows: its "
+                "manifest.json is damaged; write the cache again with --overwrite."
+            )
+        self.teacher_predictions = predictions
+        known = ResultRow.__dataclass_fields__
+        return ResultRow(**{name: value for name, value in record.items() if name in known})
 
     def row(self, name: str, model: Any, size_bytes: int | None = None) -> ResultRow:
         from sinkd_llm.models import count_parameters

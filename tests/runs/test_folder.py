@@ -81,6 +81,17 @@ def test_a_run_that_fails_early_gives_the_earlier_one_back(earlier):
     assert {path.relative_to(earlier): path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
 
 
+def test_what_a_killed_replacement_has_left_is_not_lost_in_silence(earlier):
+    (earlier / ".replaced-x").mkdir()
+    for name in ("results.json", "checkpoint-5"):
+        (earlier / name).rename(earlier / ".replaced-x" / name)
+    with pytest.raises(InputError, match=r"holds \.replaced-x, an earlier run whose successor was killed"):
+        check(earlier)
+    with run_folder(check(earlier, overwrite=True), overwrite=True, continuing=False):
+        pass
+    assert names(earlier) == ["notes.txt"]
+
+
 def test_a_run_that_has_something_whole_keeps_both(earlier, make_checkpoint, capsys):
 
     def stop():
