@@ -73,7 +73,7 @@ class _Kinds:
 
 
 @cache
-def _kinds(arguments: type) -> dict[str, _Kinds]:
+def _kinds(arguments: Any) -> dict[str, _Kinds]:
     hints = get_type_hints(arguments)
     return {field.name: _Kinds(hints[field.name], field.metadata) for field in fields(arguments) if field.init}
 

@@ -293,7 +293,7 @@ def _try_optimizer(args: "TrainingArguments", name: str) -> None:
     # A weight of 64 x 64 is the smallest that 8-bit optimizers quantise; random numbers are for the run itself.
     linear = torch.nn.utils.skip_init(torch.nn.Linear, 64, 64, bias=False)
     torch.nn.init.zeros_(linear.weight)
-    model = torch.nn.Sequential(linear).to(args.device)
+    model: Any = torch.nn.Sequential(linear).to(args.device)
     tried = copy.copy(args)
     if tried.optim_target_modules is not None:
         tried.optim_target_modules = "all-linear"

@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{flag_message(message)}. {help_hint(self)}")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As `argparse`; an unknown flag is an [`InputError`] that names the nearest right one."""
         known, rest = self.parse_known_args(args, namespace)
         if rest:
