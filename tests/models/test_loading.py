@@ -605,7 +605,7 @@ def test_quantisation_without_bitsandbytes_names_the_command(
     from trl import ModelConfig
 
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
-    with pytest.raises(InputError, match=r"pip install \"sinkd-llm\[quant\]\""):
+    with pytest.raises(InputError, match=r"pip install bitsandbytes"):
         build_quantization_config(ModelConfig(load_in_8bit=True))
 
 
