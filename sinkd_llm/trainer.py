@@ -145,8 +145,6 @@ class SinKDTrainer(EvaluatingTrainer):
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         student = add_adapter(student, peft_config, stage)
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
-        if train_dataset is not None:
-            check_trains(student)
         if args.disable_dropout:
             disable_dropout(student)
         if args.gradient_checkpointing and hasattr(student, "peft_config"):
@@ -238,6 +236,7 @@ class SinKDTrainer(EvaluatingTrainer):
         """As Transformers', but no row comes twice in an epoch where several processes train: see `blank_rows.py`."""
         if self.train_dataset is None:
             raise InputError("There is nothing to train on: give train_dataset to the trainer.")
+        check_trains(self.model)
         rows: Any = self.train_dataset
         collator: Any = self.data_collator
         processes = self.args.world_size

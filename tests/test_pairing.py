@@ -96,7 +96,7 @@ def test_nothing_is_written_where_a_model_was_read(
 
 def test_a_frozen_student_is_refused(tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"requires_grad_\(True\)"):
-        make_trainer(tmp_path, tiny_tokenizer, model=tiny_causal_lm().requires_grad_(False))
+        make_trainer(tmp_path, tiny_tokenizer, model=tiny_causal_lm().requires_grad_(False)).train()
     get_peft_model(tiny_causal_lm(), LoraConfig(target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
     frozen = PeftModel.from_pretrained(tiny_causal_lm(), tmp_path / "adapter")
     with pytest.raises(InputError, match="is_trainable=True"):
