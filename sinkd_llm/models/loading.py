@@ -17,7 +17,7 @@ from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
 from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
 from sinkd_llm.models.loading_options import dtype_from
-from sinkd_llm.models.partitioning import whole_weights
+from sinkd_llm.models.partitioning import waits_for_weights, whole_weights
 from sinkd_llm.models.probes import check_reading
 from sinkd_llm.models.sources import (
     ADAPTER_CONFIG,
@@ -110,7 +110,7 @@ def load_model(
         with whole_weights():  # it is folded in
             return _load_adapted(source, merge_adapter, kind, {**options, "probe": probe})
     model = _load_whole(source, kind, labels, options)
-    if probe:
+    if probe and not waits_for_weights():
         check_reading(model, source.name)
     return model
 
@@ -142,7 +142,8 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
         )
     model, info = loaded
     new = check_complete(source.name, kind, model, info, labels)
-    check_finite_weights(model, source.name)
+    if not waits_for_weights():
+        check_finite_weights(model, source.name)
     model.sinkd_source = source
     # The converted copy's place in the cache is no name that anyone should see or store.
     bundled = source.kind == "bundled" or source.gguf_file is not None

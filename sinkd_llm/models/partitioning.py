@@ -37,6 +37,13 @@ def whole_weights() -> Iterator[None]:
             os.environ[_FSDP_RANK_0_ONLY] = first_only
 
 
+def waits_for_weights() -> bool:
+    """Whether this process's models are empty until the first process sends their weights (FSDP's frugal loading)."""
+    from transformers.integrations.fsdp import is_fsdp_enabled
+
+    return bool(is_fsdp_enabled()) and int(os.environ.get("LOCAL_RANK", "-1")) > 0
+
+
 def is_partitioned(model: nn.Module) -> bool:
     """Whether this process holds only a part of some parameter."""
     return any(_is_partitioned(parameter) for parameter in model.parameters())

@@ -78,3 +78,23 @@ def test_a_model_visits_a_device_and_comes_back() -> None:
     packed.quantization_method = "bitsandbytes"
     with on_device(packed, torch.device("meta")):
         assert packed.weight.device.type == "cpu"
+
+
+def test_which_process_waits_for_its_weights(monkeypatch):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from sinkd_llm.models.partitioning import waits_for_weights
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not waits_for_weights()  # not launched
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        assert waits_for_weights()
+        with whole_weights():
+            assert not waits_for_weights()
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        assert not waits_for_weights()
+    finally:
+        torch.distributed.destroy_process_group()
