@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sinkd_llm.errors import SettingError, nearest, plain, shown
 from sinkd_llm.secrets import MASK, is_secret_name
-from sinkd_llm.setting_rules import NO_EFFECT, RANGES, REFUSED_VALUES, is_finite
+from sinkd_llm.setting_rules import CHOICES, NO_EFFECT, RANGES, REFUSED_VALUES, is_finite
 
 _WORDS = {
     bool: "true or false",
@@ -90,7 +90,8 @@ def check_settings(arguments: Any) -> None:
             effect here. `None` is refused where it means nothing.
     """
     defaults = {field.name: field.default for field in fields(arguments)}
-    for name, kinds in _kinds(type(arguments)).items():
+    kind: Any = type(arguments)
+    for name, kinds in _kinds(kind).items():
         value = getattr(arguments, name)
         check_type(name, value, kinds.null or name in _NULL_TOO, defaults.get(name), kinds)
         if value is None or (isinstance(value, str) and value == defaults.get(name)):
@@ -148,7 +149,7 @@ def _check_choice(name: str, value: Any, kinds: _Kinds) -> None:
     if isinstance(value, (list, tuple, dict)) and not kinds.element:
         return
     for item in value if isinstance(value, (list, tuple)) else (value,):
-        known = kinds.values or (kinds.element.values if kinds.element else [])
+        known = kinds.values or (kinds.element.values if kinds.element else []) or CHOICES.get(name, ())
         item = plain(item)
         if known and item not in known:
             close = nearest(str(item), [str(choice) for choice in known], 0.6)

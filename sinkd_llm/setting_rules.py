@@ -152,6 +152,12 @@ RANGES: dict[str, Range] = {
     "limit": Range(1, MANY, whole=True, advice=f"give 1 or more, at most {MANY:,}"),
 }
 
+# Settings of text whose choices TRL does not name.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "lora_task_type": ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
+    "bnb_4bit_quant_storage": ("uint8", "float16", "bfloat16", "float32"),
+}
+
 _OWN_LOSS = "the losses here are computed from logits and not by the model or by Trainer"
 _SCORES = "evaluation ranks the answers here, and takes what it needs from the batch itself"
 _SCRIPTS = "only the example scripts of Transformers read it"

@@ -134,6 +134,12 @@ def test_numbers_of_an_adapter(name, value):
         check_settings(ModelConfig(**{name: value}))
 
 
+@pytest.mark.parametrize("settings", [{"lora_task_type": "FOO"}, {"bnb_4bit_quant_storage": "x"}, {"dtype": "int3"}])
+def test_names_that_trl_takes_and_a_library_refuses_later(settings):
+    with pytest.raises(SettingError, match=f"^{next(iter(settings))} is '.*'; it takes one of "):
+        check_settings(ModelConfig(**settings))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
