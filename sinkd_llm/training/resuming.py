@@ -121,6 +121,13 @@ class ResumableTrainer(Trainer):
         current = float(self._tr_loss.item()) if getattr(self, "_tr_loss", None) is not None else 0.0
         return float(self._loss_before + getattr(self, "_total_loss_scalar", 0.0) + current)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self.resumed_at and self.state.global_step >= self.state.max_steps:
+            # Nothing is left to train. Transformers looks at that only after a step, which would be one too many.
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
     # ---- writing
 
     def save_checkpoint(self) -> None:

@@ -174,6 +174,23 @@ def test_the_loss_of_a_resumed_run_is_that_of_the_whole(run, distill_argv, tmp_p
     assert closing[1]["train_loss"] == pytest.approx(closing[0]["train_loss"], rel=1e-6)
 
 
+def test_a_run_that_ended_at_its_last_checkpoint_trains_no_step_more(distill_argv, tmp_path):
+    folder = tmp_path / "run"
+    argv = distill_argv(folder, *SAVING, "--lr_scheduler_type", "constant")
+    assert main(argv) == 0
+    before = load_file(folder / "adapter_model.safetensors")
+    loss = json.loads((folder / "results.json").read_text())["training"]["loss"]
+    (folder / "results.json").unlink()  # killed while it was scored at the end
+    assert main([*argv, "--resume_from_checkpoint", "true"]) == 0
+    after = load_file(folder / "adapter_model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    training = json.loads((folder / "results.json").read_text())["training"]
+    assert (training["steps"], training["resumed_at"]) == (4, 4)
+    assert training["loss"] == pytest.approx(loss, rel=1e-6)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 4
+
+
 @pytest.mark.parametrize("place", ["step", "evaluation"])
 def test_sigterm_saves_and_the_run_goes_on(distill_argv, tmp_path, monkeypatch, capsys, place):
     from sinkd_llm.callbacks import InterruptCallback
