@@ -114,6 +114,8 @@ def _step(
         teacher_peak, before_loss = counter.peak - activations, counter.live
         counter.restart_peak()
         labels_N = supervised.labels_N
+        if labels_N.is_floating_point():  # true values are computed with, where classes are indices
+            labels_N = labels_N.to("meta")
         output = objective(
             supervised.logits_NV,
             teacher_NV,
@@ -131,11 +133,9 @@ def _step(
 
 
 def _on_meta(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch on the meta device, but for token ids and classes to learn: indices are computed from them."""
+    """A batch on the meta device, but for what is learnt: indices are computed from it."""
     return {
-        name: value.to("meta")
-        if isinstance(value, Tensor) and (name != "labels" or value.is_floating_point())
-        else value
+        name: value.to("meta") if isinstance(value, Tensor) and name != "labels" else value
         for name, value in batch.items()
         if not isinstance(value, Mapping)
     }
