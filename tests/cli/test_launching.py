@@ -219,7 +219,8 @@ def test_two_processes_leave_one_run(tmp_path: Path, tiny_causal_lm: Any, tiny_t
     tiny_causal_lm(layers=4).save_pretrained(teacher)
     tiny_tokenizer.save_pretrained(teacher)
     out.mkdir()
-    (out / "results.json").write_text("{}")  # of an earlier run: both processes must agree to replace it
+    # Of an earlier run: both processes must agree to replace it.
+    (out / "results.json").write_text('{"command": "distill", "rows": []}')
     words = ["--accelerate_config", "cpu", "--num_processes", "2", "--output_dir", str(out), "--overwrite_output_dir"]
     words += ["--task", "quickstart", "--teacher_model_name_or_path", str(teacher), "--student_layers", "2"]
     words += ["--use_peft", "--lora_r", "4", "--max_train_samples", "32", "--max_eval_samples", "15"]
