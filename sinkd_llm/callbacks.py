@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import SaveStrategy
 
 from sinkd_llm.files import write_whole
-from sinkd_llm.interrupts import INTERRUPTED_CODE, TERMINATED_CODE, Interrupted
+from sinkd_llm.interrupts import INTERRUPTED_CODE, Interrupted, leave_terminal, terminating_signals
 from sinkd_llm.report import LOSS_TERMS, format_duration, read_records
 from sinkd_llm.terminal import say
 
@@ -196,13 +196,14 @@ def _any_process(code: int, device: Any) -> int:
 
 class InterruptCallback(TrainerCallback):
     """
-    Makes Ctrl-C, and SIGTERM, which schedulers send before they kill, save before they stop.
+    Makes Ctrl-C, SIGTERM, which schedulers send before they kill, and SIGHUP, of a terminal that is gone, save before
+    they stop.
 
     The first one lets the running step finish, saves a checkpoint, stops training and prints `resume_command`. An
     evaluation ends where it is, unless several processes share it.
-    A second Ctrl-C stops at once; a second SIGTERM does not: a launcher and its scheduler may both send it. The
-    handlers that were there before come back when training ends. Outside the main thread, where Python allows no
-    handler, it does nothing.
+    A second Ctrl-C stops at once; a second SIGTERM does not: a launcher and its scheduler may both send it. Where
+    SIGHUP is ignored, as under `nohup`, the run goes on. The handlers that were there before come back when training
+    ends. Outside the main thread, where Python allows no handler, it does nothing.
 
     Args:
         resume_command (`str`): the command line that goes on from the checkpoint.
@@ -212,7 +213,8 @@ class InterruptCallback(TrainerCallback):
 
     Attributes:
         interrupted (`bool`): whether training was stopped this way.
-        exit_code (`int`): what the command should end with then: 130 after Ctrl-C, 143 after SIGTERM.
+        exit_code (`int`): what the command should end with then: 130 after Ctrl-C, 143 after SIGTERM, 129
+            after SIGHUP.
     """
 
     def __init__(self, resume_command: str, write: Write = say, save: Callable[[], None] | None = None) -> None:
@@ -228,13 +230,15 @@ class InterruptCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            signals = (signal.SIGINT, *terminating_signals())
+            self._previous = {number: signal.signal(number, self._handle) for number in signals}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGTERM:
+        if signum != signal.SIGINT:
+            leave_terminal(signum)
             if not self._requested:
-                self._requested = TERMINATED_CODE
-                self.write("SIGTERM: finishing this step, then saving.")
+                self._requested = 128 + signum
+                self.write(f"{signal.Signals(signum).name}: finishing this step, then saving.")
             return
         if self._requested:
             self.restore()
@@ -281,7 +285,7 @@ class InterruptCallback(TrainerCallback):
         code = _any_process(self._requested, args.device)
         if code:
             self.interrupted = True
-            self.exit_code = TERMINATED_CODE if code == TERMINATED_CODE else INTERRUPTED_CODE
+            self.exit_code = code
         return bool(code)
 
     def on_train_end(

@@ -24,8 +24,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     target = Path(os.path.realpath(path))
     mode = target.stat().st_mode if target.exists() else None
     if mode is not None and not stat.S_ISREG(mode):
-        with target.open("wb") as stream:  # raises IsADirectoryError for a folder
-            stream.write(data)
+        try:
+            with target.open("wb") as stream:  # raises IsADirectoryError for a folder
+                stream.write(data)
+        except OSError as error:
+            raise _named(error, path) from error
         return
     part = target.with_name(f".{target.name}.part")
     try:
@@ -37,12 +40,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(part, target)
     except OSError as error:
-        # The part file's name would tell the user nothing.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise _named(error, path) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error, of the file that was asked for: the name of a part file would tell the user nothing."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.cli.recipe_file import read_config
 from sinkd_llm.errors import InputError, nearest, shown
+from sinkd_llm.interrupts import leave_terminal, terminating_signals
 from sinkd_llm.library_errors import first_words
 from sinkd_llm.setting_rules import RANGES
 
@@ -149,8 +150,8 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
     if os.environ.get("SINKD_DEBUG", "") in ("", "0"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a process that failed has said why
     arguments = launch_command_parser().parse_args([*options, "--module", "sinkd_llm", *words])
-    # On Ctrl-C and SIGTERM every process saves; torch's launcher must not end them before.
-    arguments.signals_to_handle = "SIGHUP,SIGQUIT"
+    # On Ctrl-C, SIGTERM and SIGHUP every process saves; torch's launcher must not end them before.
+    arguments.signals_to_handle = "SIGQUIT"
     try:
         with _interrupts_passed_on():
             launch_command(arguments)
@@ -172,12 +173,14 @@ def _interrupts_passed_on() -> Iterator[None]:
     import psutil
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        leave_terminal(signum)
         for process in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signum)
 
     # SIGTERM comes to this process alone: schedulers send it before they kill.
-    previous = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, *terminating_signals())
+    previous = {number: signal.signal(number, pass_on) for number in signals}
     try:
         yield
     finally:

@@ -71,17 +71,21 @@ def is_in(checkpoint: Path | None, folder: Path) -> bool:
     return checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
 
 
-def _refuse_others(folder: Path) -> None:
-    """A folder with files that are nobody's to write over."""
+def _of_others(folder: Path) -> str | None:
+    """What of a folder is nobody's to write over, because no run says that it is its own."""
     if not folder.is_dir() or is_run(folder):
-        return
+        return None
     names = [entry.name for entry in folder.iterdir() if entry.name not in LOCK_FILES]
     record = next((name for name in names if name in (RESULTS_FILE, METRICS_FILE, REPORT_FILE)), None)
     model = next((name for name in sorted(names) if _MODEL_FILE.fullmatch(name) or _WEIGHTS.fullmatch(name)), None)
     saved = next((c for c in checkpoints(folder) if not (c / "sinkd_manifest.json").exists()), None)
     base = "base" if (folder / "base").exists() else None
-    found = record or model or base or (saved.name if saved is not None else None)
-    if found is not None:
+    return record or model or base or (saved.name if saved is not None else None)
+
+
+def _refuse_others(folder: Path) -> None:
+    """A folder with files that are nobody's to write over."""
+    if (found := _of_others(folder)) is not None:
         raise InputError(
             f"--output_dir {folder} holds {found}, and no {RESULTS_FILE} of a run says that it may be written over; "
             f"{_ANOTHER}, or move it away."
@@ -110,16 +114,18 @@ def _refuse_earlier(folder: Path, overwrite: bool) -> None:
     if overwrite:
         return
     if (folder / RESULTS_FILE).exists():
-        raise InputError(f"{folder} holds a finished run; {_ANOTHER}, or --overwrite_output_dir to replace it.")
+        replace = "" if _of_others(folder) else ", or --overwrite_output_dir to replace it"
+        raise InputError(f"{folder} holds a finished run; {_ANOTHER}{replace}.")
     if aside := sorted(folder.glob(f"{_ASIDE}*")):
         raise InputError(
             f"{folder} holds {aside[-1].name}, an earlier run whose successor was killed before it was finished; move "
             "its files back, or give --overwrite_output_dir, which removes it when the new run is whole."
         )
     if old := checkpoints(folder):
+        other = _ANOTHER if _of_others(folder) else "start over with --overwrite_output_dir"
         raise InputError(
             f"{folder} holds {old[-1].name} of an unfinished run; go on with "
-            "--resume_from_checkpoint true, or start over with --overwrite_output_dir."
+            f"--resume_from_checkpoint true, or {other}."
         )
 
 

@@ -168,7 +168,8 @@ def refuse_inputs(flag: str, folder: Path, inputs: Iterable[Input]) -> None:
 
 def check_scores_file(path: Path, inputs: Iterable[Input]) -> None:
     """
-    Refuse a file for scores that cannot be written, or that something else is kept in.
+    Refuse a file for scores that cannot be written, or that something else is kept in: scores take the place of
+    scores, of an empty file, or of none.
 
     Raises:
         InputError: saying what is in the way. Nothing is written.
@@ -194,6 +195,11 @@ def check_scores_file(path: Path, inputs: Iterable[Input]) -> None:
                     f"{flag} lies in {given.what} ({given.path}), and might be taken for a part of it; give a file "
                     "elsewhere."
                 )
+    if path.is_file() and path.stat().st_size and not is_scores_file(path):
+        raise InputError(
+            f"{flag} is there already, and holds something else than the scores of an earlier 'sinkd evaluate'; give "
+            "another file, or move it away."
+        )
 
 
 def is_scores_file(path: Path) -> bool:
@@ -225,6 +231,8 @@ def check_path(flag: str, path: Path) -> None:
         InputError: naming what is in the way.
     """
     try:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{flag} is a link to {os.readlink(path)}, which is not there; give another place.")
         place = path.resolve().parent
         if path.exists() and not os.access(path, os.W_OK):
             raise InputError(f"{flag} may not be written to; check its permissions, or give another place.")

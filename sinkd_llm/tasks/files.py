@@ -43,6 +43,8 @@ _OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (b"<!DOCTYPE html", "a web page", "download the file itself (the page's raw or download link)"),
     (b"<!doctype html", "a web page", "download the file itself (the page's raw or download link)"),
     (b"<html", "a web page", "download the file itself (the page's raw or download link)"),
+    # Before UTF-16, whose mark begins the same way.
+    *((mark, "UTF-32", "convert it with iconv -f utf-32 -t utf-8") for mark in (b"\xff\xfe\0\0", b"\0\0\xfe\xff")),
     *((mark, "UTF-16", "convert it with iconv -f utf-16 -t utf-8") for mark in (b"\xff\xfe", b"\xfe\xff")),
 )
 

@@ -191,8 +191,11 @@ def test_a_run_that_ended_at_its_last_checkpoint_trains_no_step_more(distill_arg
     assert max(steps) == 4
 
 
-@pytest.mark.parametrize("place", ["step", "evaluation"])
-def test_sigterm_saves_and_the_run_goes_on(distill_argv, tmp_path, monkeypatch, capsys, place):
+@pytest.mark.parametrize(
+    ("place", "signum", "code"),
+    [("step", signal.SIGTERM, 143), ("evaluation", signal.SIGTERM, 143), ("step", signal.SIGHUP, 129)],
+)
+def test_a_signal_saves_and_the_run_goes_on(distill_argv, tmp_path, monkeypatch, capsys, place, signum, code):
     from sinkd_llm.callbacks import InterruptCallback
 
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -204,20 +207,37 @@ def test_sigterm_saves_and_the_run_goes_on(distill_argv, tmp_path, monkeypatch, 
     def terminate(self, args, state, control, **kwargs):
         if state.global_step == 2:
             for _ in range(2):  # a launcher and its scheduler
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signum)
         return original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(InterruptCallback, name, terminate)
-        assert main(distill_argv(folder, *argv)) == 143
+        assert main(distill_argv(folder, *argv)) == code
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    assert said.count("SIGTERM: finishing this step, then saving.") == 1
+    assert said.count(f"{signum.name}: finishing this step, then saving.") == 1
     assert "To go on from there:\n  sinkd distill" in said
     assert not (folder / "results.json").exists()
     assert main(distill_argv(folder, *argv, "--resume_from_checkpoint", "true")) == 0
     weights = [load_file(f / "adapter_model.safetensors") for f in (whole, folder)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_under_nohup_outlives_its_terminal(distill_argv, tmp_path, monkeypatch):
+    from sinkd_llm.callbacks import InterruptCallback
+
+    original = InterruptCallback.on_step_end
+
+    def hang_up(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(InterruptCallback, "on_step_end", hang_up)
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(distill_argv(tmp_path / "run", *SAVING)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

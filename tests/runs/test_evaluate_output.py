@@ -66,6 +66,24 @@ def test_nothing_that_is_read_is_written_over(world, place, message, capsys):
     assert {file: file.read_bytes() for file in world.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "results.json", "notes.txt"])
+def test_what_is_not_read_is_not_written_over_either(world, tmp_path, name, capsys):
+    other = tmp_path / name
+    other.write_bytes(b'{"rows": []}')
+    assert evaluate(world, other) == 2
+    assert "holds something else than the scores" in error(capsys)
+    assert other.read_bytes() == b'{"rows": []}'
+
+
+def test_a_link_to_nothing_and_a_full_device_are_named(world, tmp_path, capsys):
+    (tmp_path / "link").symlink_to("nowhere")
+    assert evaluate(world, tmp_path / "link") == 2
+    assert "is a link to nowhere, which is not there" in error(capsys)
+    if os.path.exists("/dev/full"):
+        assert evaluate(world, "/dev/full") == 2
+        assert "/dev/full: No space left on device" in error(capsys)
+
+
 def test_a_full_disk_leaves_the_earlier_scores(world, tmp_path, monkeypatch, capsys):
     output = tmp_path / "new" / "scores.json"
     assert evaluate(world, output) == 0
