@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def leave_terminal(signum: int) -> None:
         return
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None and os.isatty(stream.fileno()):
+            # A terminal that is gone does not say any more that it is one, but is still a character device.
+            if stream is not None and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except (OSError, ValueError):
             continue  # it has no file, so it is no terminal

@@ -2,13 +2,16 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sinkd_llm.checkpoints import last_whole
 from sinkd_llm.cli import main
 from sinkd_llm.integrity import MANIFEST_FILE
 
@@ -221,6 +224,19 @@ def test_a_signal_saves_and_the_run_goes_on(distill_argv, tmp_path, monkeypatch,
     assert main(distill_argv(folder, *argv, "--resume_from_checkpoint", "true")) == 0
     weights = [load_file(f / "adapter_model.safetensors") for f in (whole, folder)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_whose_terminal_is_closed_saves(distill_argv, tmp_path):
+    argv = distill_argv(tmp_path / "run", "--max_steps", "100000", "--save_strategy", "no")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "sinkd_llm", *argv])
+    seen = b""
+    while b"ce " not in seen:  # the first step is logged
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    assert last_whole(tmp_path / "run") is not None
 
 
 def test_a_run_under_nohup_outlives_its_terminal(distill_argv, tmp_path, monkeypatch):
