@@ -15,7 +15,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.secrets import is_secret_name
 from sinkd_llm.setting_checks import check_settings
-from sinkd_llm.setting_combinations import check_optimizer, check_together
+from sinkd_llm.setting_combinations import check_optimizer, check_revision, check_together
 
 if TYPE_CHECKING:
     from sinkd_llm.objectives import DistillationObjective
@@ -256,10 +256,7 @@ class SinKDConfig(TrainingArguments):
     )
     divergence: str = field(
         default="kl",
-        metadata={
-            "help": "Divergence between teacher and student.",
-            "choices": DIVERGENCE_CHOICES,
-        },
+        metadata={"help": "Divergence between teacher and student.", "choices": DIVERGENCE_CHOICES},
     )
     temperature: float = field(
         default=2.0,
@@ -289,17 +286,11 @@ class SinKDConfig(TrainingArguments):
     )
     cost_norm: str = field(
         default="l1",
-        metadata={
-            "help": "Cost between a student and a teacher distribution.",
-            "choices": ["l1", "sql2"],
-        },
+        metadata={"help": "Cost between a student and a teacher distribution.", "choices": ["l1", "sql2"]},
     )
     transport_scope: str = field(
         default="batch",
-        metadata={
-            "help": "Which supervised tokens form one transport problem.",
-            "choices": ["batch", "position", "sequence"],
-        },
+        metadata={"help": "Which tokens form one transport problem.", "choices": ["batch", "position", "sequence"]},
     )
     transport_across_devices: bool = field(
         default=True,
@@ -333,6 +324,21 @@ class SinKDConfig(TrainingArguments):
                 f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
                 "other, so each would train by itself; add --use_cpu true, or start one process."
             )
+        self._check_completed()
+
+    def check(self) -> None:
+        """
+        Checks the settings again, as when they were made: attributes may have been set since.
+
+        Raises:
+            InputError: for the first setting that cannot be used.
+        """
+        check_settings(self)
+        check_together(self)
+        self._check_completed()
+
+    def _check_completed(self) -> None:
+        check_revision("teacher_model_revision", self.teacher_model_revision, self.teacher_model_name_or_path)
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
         if self.student_decoder_layers is not None and self.student_layers is None:

@@ -4,6 +4,7 @@ import json
 import numbers
 import os
 import types
+from collections.abc import Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sinkd_llm.errors import SettingError, nearest, plain, shown
 from sinkd_llm.secrets import MASK, is_secret_name
-from sinkd_llm.setting_rules import CHOICES, NO_EFFECT, RANGES, REFUSED_VALUES, is_finite
+from sinkd_llm.setting_rules import CHOICES, NEEDS, NO_EFFECT, RANGES, REFUSED_VALUES, is_finite
 
 _WORDS = {
     bool: "true or false",
@@ -29,6 +30,9 @@ _NULL_TOO = ("debug",)
 # Longer text is neither a name, nor a path that a system opens, nor a setting.
 _LONGEST_TEXT = 4096
 _LONGEST_NAME = 255
+# Of more choices than these a message shows the first ones and the nearest.
+MOST_CHOICES = 16
+FIRST_CHOICES = 6
 
 
 class _Kinds:
@@ -105,6 +109,10 @@ def check_settings(arguments: Any) -> None:
         _check_choice(name, value, kinds)
         _check_range(name, value)
         _check_effect(name, value)
+    for name, switch in NEEDS.items():
+        if name in defaults and getattr(arguments, name) != defaults[name] and not getattr(arguments, switch):
+            given = shown(plain(getattr(arguments, name)))
+            raise SettingError(name, f"is {given}, which would have no effect: it needs --{switch}.")
 
 
 def check_type(name: str, value: Any, null: bool, default: Any, kinds: Any) -> None:
@@ -153,9 +161,17 @@ def _check_choice(name: str, value: Any, kinds: _Kinds) -> None:
         item = plain(item)
         if known and item not in known:
             close = nearest(str(item), [str(choice) for choice in known], 0.6)
-            raise SettingError(name, f"is {shown(item)}; it takes one of {', '.join(map(str, known))}.{close}")
+            raise SettingError(name, f"is {shown(item)}; it takes one of {listed_choices(known)}.{close}")
         if isinstance(item, str) and (name, item) in REFUSED_VALUES:
             raise SettingError(name, f"is {item}, which is refused: {REFUSED_VALUES[name, item]}.")
+
+
+def listed_choices(known: Sequence[Any]) -> str:
+    """The choices of a setting for a message: all, or the first of very many."""
+    words = [str(choice) for choice in known]
+    if len(words) <= MOST_CHOICES:
+        return ", ".join(words)
+    return f"{', '.join(words[:FIRST_CHOICES])}, … ({len(words)} in all)"
 
 
 def _check_range(name: str, value: Any) -> None:

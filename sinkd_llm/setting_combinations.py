@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.errors import SettingError, nearest, plain, shown
+from sinkd_llm.errors import InputError, SettingError, nearest, plain, shown
 from sinkd_llm.library_errors import first_words
 from sinkd_llm.setting_checks import check_names, check_settings, mapping_of
 from sinkd_llm.setting_rules import NOT_ADAM, OPTIM_ARGS
@@ -55,6 +55,35 @@ def check_mappings(args: "TrainingArguments") -> None:
             if "torch_dtype" in given:
                 raise SettingError(name, "has the key 'torch_dtype', which is called 'dtype' now; write that.")
             check_names(name, given, known)
+
+
+def check_revision(setting: str, revision: str | None, source: str | None) -> None:
+    """
+    Check that a revision belongs to a model of the hub: local files have none.
+
+    Args:
+        setting (`str`): the setting that holds the revision.
+        revision (`str`, *optional*): its value; `"main"` is no choice of anybody's.
+        source (`str`, *optional*): the model that it is for, as it was given.
+
+    Raises:
+        SettingError: for a revision of a folder, a GGUF file or a bundled model.
+    """
+    if revision in (None, "main") or source is None:
+        return
+    from sinkd_llm.models.sources import resolve_model_source
+
+    try:
+        kind = resolve_model_source(source).kind
+    except InputError:
+        return  # what is wrong with the model is said where it is loaded
+    if kind != "hub":
+        what = {"bundled": "a bundled model", "gguf": "a GGUF file", "adapter": "the folder of an adapter"}
+        raise SettingError(
+            setting,
+            f"is {shown(revision)}, which would have no effect: {shown(source)} is "
+            f"{what.get(kind, 'a local folder')}, and only a model of the hub has revisions; leave it out.",
+        )
 
 
 def _check_accelerator_config(value: Any) -> None:

@@ -100,7 +100,8 @@ RANGES: dict[str, Range] = {
     "adam_beta1": _BETA,
     "adam_beta2": _BETA,
     "adam_epsilon": Range(0, 1, above=True),
-    "max_grad_norm": Range(0, 1_000_000),
+    # Clipped to less, a gradient moves no weight in fp32; 0 switches clipping off.
+    "max_grad_norm": Range(1e-6, 1_000_000, also=(0,)),
     "neftune_noise_alpha": Range(0, 1000, above=True),
     "torch_empty_cache_steps": _COUNT,
     "logging_steps": _STEPS,
@@ -186,6 +187,18 @@ NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "do_train": ((False,), f"it would have no effect: {_SCRIPTS}"),
     "do_predict": ((False,), f"it would have no effect: {_SCRIPTS}"),
     "local_rank": ((-1,), "it would have no effect: a launcher tells a process its rank by LOCAL_RANK"),
+}
+
+# Setting -> the switch without which nothing reads it.
+NEEDS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
+            *("lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
+        ),
+        "use_peft",
+    ),
+    **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
 }
 
 # Values of settings that are otherwise fine.

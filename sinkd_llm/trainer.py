@@ -27,7 +27,7 @@ from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check
 from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
 from sinkd_llm.training.evaluation import EvaluationMetrics, TeacherChoices
 from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
-from sinkd_llm.training.given import check_arguments
+from sinkd_llm.training.given import check_arguments, check_collator, check_optimizers
 from sinkd_llm.transport import TransportSpan
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class SinKDTrainer(EvaluatingTrainer):
             source = model if model is not None else teacher_model
             name = source if isinstance(source, str) else getattr(source, "name_or_path", "model")
             args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
-        check_arguments(args, train_dataset, eval_dataset, compute_metrics)
+        check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator)
         pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
         student, teacher, cache, processing_class = pair.student, pair.teacher, pair.cache, pair.tokenizer
         self.teacher_cache = cache
@@ -145,6 +145,7 @@ class SinKDTrainer(EvaluatingTrainer):
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         student = add_adapter(student, peft_config, stage)
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
+        check_optimizers(optimizers, student)
         if args.disable_dropout:
             disable_dropout(student)
         if args.gradient_checkpointing and hasattr(student, "peft_config"):
@@ -200,6 +201,8 @@ class SinKDTrainer(EvaluatingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if data_collator is not None:
+            check_collator(self.data_collator, self.train_dataset)
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None), student)
         self._gate = FiniteGate(scaled=args.fp16 or self.accelerator.scaler is not None)
         # Trainer counts the supervised tokens of the accumulation window only for models that take the

@@ -18,7 +18,7 @@ from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.caching import CacheArguments
 from sinkd_llm.setting_checks import check_settings
 from sinkd_llm.setting_combinations import check_best_metric
-from sinkd_llm.setting_rules import NO_EFFECT, RANGES
+from sinkd_llm.setting_rules import NEEDS, NO_EFFECT, RANGES
 
 # What becomes of each setting of TrainingArguments: a value that `SinKDConfig` takes and training goes by, or one that
 # it refuses because it would have no effect or break something. A setting that Transformers adds is missing here, and
@@ -132,6 +132,50 @@ def test_numbers_that_nothing_can_be_computed_with(name, value, tmp_path):
 def test_numbers_of_an_adapter(name, value):
     with pytest.raises(SettingError, match=f"^{name} is"):
         check_settings(ModelConfig(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lora_r", 8), ("lora_alpha", 8), ("lora_dropout", 0.0), ("lora_target_modules", ["nope"]),
+        ("lora_target_parameters", ["x"]), ("lora_modules_to_save", ["x"]), ("lora_task_type", "SEQ_CLS"),
+        ("use_rslora", True), ("use_dora", True), ("bnb_4bit_quant_type", "fp4"), ("use_bnb_nested_quant", True),
+        ("bnb_4bit_quant_storage", "uint8"),
+    ],
+)  # fmt: skip
+def test_what_needs_a_switch_is_refused_without_it(name, value):
+    with pytest.raises(SettingError, match=f"^{name} is .*would have no effect: it needs --{NEEDS[name]}"):
+        check_settings(ModelConfig(**{name: value}))
+    check_settings(ModelConfig(**{name: value, NEEDS[name]: True}))
+
+
+def test_every_setting_that_needs_a_switch_is_one_of_trl():
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert {*NEEDS, *NEEDS.values()} <= fields
+    assert {name for name in fields if name.startswith(("lora_", "bnb_"))} <= set(NEEDS)
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e-7])
+def test_a_gradient_is_not_clipped_to_nothing(value, tmp_path):
+    with pytest.raises(SettingError, match=r"^max_grad_norm is"):
+        made(tmp_path, max_grad_norm=value)
+    assert made(tmp_path, max_grad_norm=0.0).max_grad_norm == 0
+
+
+def test_only_models_of_the_hub_have_revisions(tmp_path):
+    with pytest.raises(SettingError, match=r"^teacher_model_revision is 'v1', .* a bundled model"):
+        made(tmp_path, teacher_model_name_or_path="smollm2-135m", teacher_model_revision="v1")
+    assert made(tmp_path, teacher_model_name_or_path="a/b", teacher_model_revision="v1").teacher_model_revision == "v1"
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", 7), ("learning_rate", math.nan), ("optim", "nope")])
+def test_settings_that_were_changed_are_checked_again(name, value, tmp_path):
+    args = made(tmp_path)
+    args.check()
+    setattr(args, name, value)
+    with pytest.raises(SettingError, match=f"^{name} is") as raised:
+        args.check()
+    assert len(str(raised.value)) < 300
 
 
 @pytest.mark.parametrize("settings", [{"lora_task_type": "FOO"}, {"bnb_4bit_quant_storage": "x"}, {"dtype": "int3"}])

@@ -5,7 +5,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from sinkd_llm.errors import InputError, nearest, shown
+from sinkd_llm.errors import InputError, nearest, plain, shown
+from sinkd_llm.setting_checks import MOST_CHOICES, listed_choices
 from sinkd_llm.setting_rules import OTHER_NAMES
 from sinkd_llm.terminal import say
 
@@ -21,7 +22,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{flag_message(message)}. {help_hint(self)}")
+        end = "?" if "Did you mean" in message else "."
+        raise InputError(f"{flag_message(message)}{end} {help_hint(self)}")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As `argparse`; an unknown flag is an [`InputError`] that names the nearest right one."""
@@ -41,6 +43,11 @@ class CommandParser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
+            choices = list(action.choices or ())
+            if len(choices) > MOST_CHOICES:
+                close = nearest(str(value), [str(plain(choice)) for choice in choices], 0.6)
+                said = f"{shown(plain(value))} is no choice; it takes one of {listed_choices(choices)}"
+                raise argparse.ArgumentError(action, f"{said}{close and '.' + close.removesuffix('?')}") from error
             raise short(error, value) from error
 
 

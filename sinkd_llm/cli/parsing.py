@@ -17,6 +17,7 @@ from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError, SettingError, shown
 from sinkd_llm.runs.data import TaskArguments
 from sinkd_llm.setting_checks import check_settings
+from sinkd_llm.setting_combinations import check_revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,11 +101,16 @@ class SinKDParser(CommandParser, TrlParser):
         if default_output_dir is not None and namespace.output_dir is None:
             name = Path(str(namespace.task or namespace.dataset_name or "run")).stem
             self.set_defaults(output_dir=default_output_dir.format(task=name))
+        if getattr(namespace, "load_in_8bit", False) and getattr(namespace, "load_in_4bit", False):
+            eight, four = (self._as_given(name, arguments) for name in ("load_in_8bit", "load_in_4bit"))
+            raise InputError(f"{eight} and {four} are both set; choose one of them.")
         try:
             parsed = self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
             for settings in parsed:
                 if not isinstance(settings, SinKDConfig):  # it has checked itself
                     check_settings(settings)
+                if isinstance(settings, ModelConfig):
+                    check_revision("model_revision", settings.model_revision, settings.model_name_or_path)
         except SettingError as error:
             raise error.said_as(self._as_given(error.setting, arguments)) from error
         except InputError:
@@ -159,7 +165,8 @@ class SinKDParser(CommandParser, TrlParser):
                 values.append(self._get_value(action, text))
                 self._check_value(action, values[-1])
             except argparse.ArgumentError as error:
-                raise InputError(f"{path}: {action.dest}: {error.message}.") from error
+                end = "?" if "Did you mean" in error.message else "."
+                raise InputError(f"{path}: {action.dest}: {error.message}{end}") from error
         return values if many else values[0]
 
 

@@ -1,6 +1,7 @@
 """Adapters that would not train, or not load as they were trained: refused before training."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ def check_method(peft_config: Any) -> None:
             f"{type(peft_config).__name__} puts virtual tokens in front of the prompt, which moves the answer "
             "positions away from the teacher's; use LoRA."
         )
+    _check_numbers(peft_config)
     if getattr(peft_config, "init_lora_weights", None) == "eva":
         raise InputError(
             "init_lora_weights 'eva' begins with what the layers read from a data set, which a `peft_config` alone "
@@ -48,6 +50,24 @@ def check_method(peft_config: Any) -> None:
             "layer_replication makes several layers of one layer's weights, which cannot be saved as an ordinary "
             "model; drop it."
         )
+
+
+def _check_numbers(peft_config: Any) -> None:
+    """Refuses numbers with which an adapter's part of every output, and so its gradient, is 0 or not finite."""
+    for name, value in vars(peft_config).items():
+        if name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(f"peft_config has {name}={value}, with which nothing is trained; give 0 to below 1.")
+        if name in ("lora_alpha", "alpha"):
+            scales = {name: value}
+        elif name == "alpha_pattern":
+            scales = {f"{name}[{key!r}]": scale for key, scale in (value or {}).items()}
+        else:
+            continue
+        for shown_as, scale in scales.items():
+            if isinstance(scale, (int, float)) and not 0 < scale < math.inf:
+                raise InputError(
+                    f"peft_config has {shown_as}={scale}, with which nothing is trained; give a number above 0."
+                )
 
 
 def check_given(student: Any) -> None:
@@ -69,6 +89,7 @@ def check_given(student: Any) -> None:
     config = student.peft_config[names[0]]
     if isinstance(config, PromptLearningConfig):
         check_method(config)
+    _check_numbers(config)
     layers = [module for module in student.modules() if isinstance(module, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
         raise InputError(

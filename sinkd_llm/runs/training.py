@@ -20,7 +20,7 @@ from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scoring import Scorer, source_size_bytes
 from sinkd_llm.secrets import masked_command
 from sinkd_llm.setting_checks import check_settings
-from sinkd_llm.setting_combinations import check_best_metric
+from sinkd_llm.setting_combinations import check_best_metric, check_revision
 from sinkd_llm.terminal import is_main_process, say
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ def plan_training(
         raise InputError("--output_dir is empty; give the folder that the model is to be written to.")
     for arguments in (task_args, model_args):
         check_settings(arguments)
+    check_revision("model_revision", model_args.model_revision, model_args.model_name_or_path)
     output_dir = Path(str(training_args.output_dir))
     checkpoint = find_checkpoint(training_args.resume_from_checkpoint, output_dir)
     if is_main_process():  # the others would find what it has begun

@@ -54,6 +54,13 @@ def _text(value: Any) -> Any:
     return value
 
 
+def _json_value(value: Any) -> str:
+    """What `tojson` writes for a value that JSON does not have: a null without text is an error by its column."""
+    if isinstance(value, Null):
+        return str(value)
+    raise TypeError(f"an object of type {type(value).__name__} is no JSON")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """A call's result, such as that of `column.get('key')`, where null has no text either."""
@@ -67,6 +74,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     # one filter of its own is `regex_replace`.
     made = _Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_text, optimized=False)
     made.filters["regex_replace"] = _regex_replace
+    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_value}
     made.tests["none"] = lambda value: value is None or isinstance(value, Null)
     return made
 

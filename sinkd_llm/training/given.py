@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
+from sinkd_llm.library_errors import first_words
 
 
-def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any, compute_metrics: Any) -> None:
+def check_arguments(
+    args: Any, train_dataset: Any, eval_dataset: Any, compute_metrics: Any, data_collator: Any = None
+) -> None:
     """
     Refuses arguments of [`SinKDTrainer`] that are of another kind than it takes.
 
@@ -19,6 +24,7 @@ def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any, compute_me
             f"args is a {type(args).__name__}, but distillation has settings of its own; give a SinKDConfig, which "
             "takes everything that TrainingArguments takes: SinKDConfig(output_dir=…, alpha=…)."
         )
+    args.check()
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "
@@ -29,6 +35,11 @@ def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any, compute_me
             f"compute_metrics is a {type(compute_metrics).__name__}; give a function that takes an EvalPrediction, "
             "such as ranking_metrics(task)."
         )
+    if data_collator is not None and not callable(data_collator):
+        raise InputError(
+            f"data_collator is a {type(data_collator).__name__}; give a function that takes a list of rows and "
+            "returns a batch, or leave it out."
+        )
     check_dataset(train_dataset, "train_dataset", named=False)
     check_dataset(eval_dataset, "eval_dataset")
     if eval_dataset is None and str(args.eval_strategy).rsplit(".", 1)[-1].lower() != "no":
@@ -36,6 +47,61 @@ def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any, compute_me
             f"eval_strategy is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but there is no "
             "eval_dataset; give one, or set eval_strategy to 'no'."
         )
+
+
+def check_optimizers(optimizers: Any, student: Any) -> None:
+    """
+    Refuses an optimizer that would move nothing of the student.
+
+    Args:
+        optimizers: what was given: an optimizer or `None`, and a schedule or `None`.
+        student (`nn.Module`): as it is trained, its adapter included.
+
+    Raises:
+        InputError: saying what to give.
+    """
+    if not isinstance(optimizers, (tuple, list)) or len(optimizers) != 2:
+        raise InputError("optimizers is not a pair; give (optimizer, schedule), either of them None for the default.")
+    groups = getattr(optimizers[0], "param_groups", None)
+    if groups is None:
+        return
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    if not any(parameter.requires_grad and id(parameter) in held for parameter in student.parameters()):
+        raise InputError(
+            "The optimizer that was given holds no trainable parameter of the student, so nothing would be trained; "
+            "make it of the parameters of the very model that is given (with its adapter, if it has one), or leave "
+            "it out and set optim."
+        )
+
+
+def check_collator(collator: Any, rows: Any) -> None:
+    """
+    Tries a collator that was given on the first rows; random numbers stay as they were.
+
+    Args:
+        collator (`Callable`): takes a list of tokenised rows.
+        rows (`Dataset`, *optional*): the tokenised rows.
+
+    Raises:
+        InputError: if it fails, or returns no batch.
+    """
+    if not rows:
+        return
+    wanted = "it has to return a mapping of tensors with input_ids and labels (-100 where nothing is supervised)"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            batch = collator([rows[index] for index in range(min(2, len(rows)))])
+    except InputError:
+        raise
+    except Exception as error:  # somebody's own function may fail in any way
+        raise InputError(
+            f"data_collator fails on the first rows ({type(error).__name__}: {first_words(error)}); {wanted}."
+        ) from error
+    if not isinstance(batch, Mapping):
+        raise InputError(f"data_collator returns a {type(batch).__name__} for the first rows; {wanted}.")
+    if "labels" not in batch:
+        names = ", ".join(map(str, batch)) or "nothing"
+        raise InputError(f"data_collator returns a batch without labels ({names}); {wanted}.")
 
 
 def check_dataset(dataset: Any, argument: str, *, needed: bool = False, named: bool = True) -> None:

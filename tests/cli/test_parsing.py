@@ -27,7 +27,7 @@ def config(tmp_path):
 
 
 def test_flags_win_over_the_file(config):
-    file = config("task: sst2\nalpha: 0.5\nsinkhorn_weight: 0.3\nlora_r: 4\n")
+    file = config("task: sst2\nalpha: 0.5\nsinkhorn_weight: 0.3\nuse_peft: true\nlora_r: 4\n")
     task, training, model = parse_training("distill", [*file, "--sinkhorn_weight", "0"])
     assert (task.task, training.alpha, training.sinkhorn_weight, model.lora_r) == ("sst2", 0.5, 0.0, 4)
 
@@ -85,7 +85,13 @@ def test_default_output_dir_names_command_and_task(argv, folder):
         (["--config"], "--config needs a file"),
         (["--config", "absent.yaml"], "There is no recipe absent.yaml: it does not exist"),
         (["--report_to", "no_such_tracker"], "report_to names 'no_such_tracker'"),
-        (["--load_in_4bit", "--load_in_8bit"], "8 bit and 4 bit"),
+        (["--load_in_4bit", "--load_in_8bit"], "--load_in_8bit and --load_in_4bit are both set"),
+        (["--lora_r", "8"], "--lora_r is 8, which would have no effect: it needs --use_peft."),
+        (
+            ["--model_name_or_path", "smollm2-135m", "--model_revision", "v1"],
+            "--model_revision is 'v1', which would have",
+        ),
+        (["--optim", "adamw_torchh"], "in all). Did you mean 'adamw_torch'? "),
         (["--eval_strategy", "steps", "--load_best_model_at_end", "--save_strategy", "epoch"], "strategy"),
     ],
 )

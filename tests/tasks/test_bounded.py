@@ -89,6 +89,7 @@ def test_a_text_without_measure() -> None:
     ("source", "message"),
     [
         ("{% for p in parts %}{{null}}{% endfor %}", "has no text for row 0: its column 'null' is null"),
+        ("{{null | tojson}}", "has no text for row 0: its column 'null' is null"),
         ("{% for p in parts %}{{missing}}{% endfor %}", "The column 'missing', .* is not in row 0"),
         ("{% for p in parts %}{{p.foo}}{% endfor %}", "fails on row 0: .*no attribute 'foo'"),
         ("{% for p in parts %}{{p + 1}}{% endfor %}", "fails on row 0: TypeError"),

@@ -3,11 +3,15 @@
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset
+from peft import LoraConfig
 from transformers import TrainingArguments
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.adapters import add_adapter
+from sinkd_llm.training.given import check_optimizers
 from tests.test_trainer import rows
 
 STREAM = IterableDataset.from_generator(lambda: iter(rows(4)))
@@ -81,3 +85,40 @@ def test_fewer_rows_than_a_batch_that_has_to_be_full(batch: int, train: Any) -> 
 def test_empty_rows_are_refused(train: Any) -> None:
     with pytest.raises(InputError, match="no rows"):
         train(train_dataset=Dataset.from_dict({"prompt": [], "completion": []}))
+
+
+def test_a_setting_that_was_changed_is_checked_when_the_trainer_is_made(tmp_path: Any) -> None:
+    args = SinKDConfig(str(tmp_path / "out"), use_cpu=True)
+    args.alpha = 7
+    with pytest.raises(InputError, match=r"^alpha is 7"):
+        SinKDTrainer(model="no/such-model", args=args, train_dataset=rows())
+
+
+@pytest.mark.parametrize(
+    ("collator", "message"),
+    [
+        ("collator", "data_collator is a str"),
+        (lambda rows: rows, "data_collator returns a list"),
+        (lambda rows: {"input_ids": []}, "without labels"),
+        (lambda rows: rows[0]["nope"], "data_collator fails on the first rows .KeyError"),
+    ],
+)
+def test_collators_that_make_no_batch(collator: Any, message: str, train: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        train(data_collator=collator)
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 1.0}, {"lora_alpha": 0}, {"alpha_pattern": {"q_proj": 0}}])
+def test_adapters_that_would_not_move(settings: dict[str, Any], tiny_causal_lm: Any) -> None:
+    with pytest.raises(InputError, match=f"peft_config has {next(iter(settings))}"):
+        add_adapter(tiny_causal_lm(seed=1), LoraConfig(target_modules="all-linear", **settings))
+
+
+def test_an_optimizer_of_another_model(tiny_causal_lm: Any) -> None:
+    student, other = tiny_causal_lm(seed=1), tiny_causal_lm(seed=1)
+    check_optimizers((torch.optim.SGD(student.parameters(), lr=0.1), None), student)
+    check_optimizers((None, None), student)
+    with pytest.raises(InputError, match="no trainable parameter of the student"):
+        check_optimizers((torch.optim.SGD(other.parameters(), lr=0.1), None), student)
+    with pytest.raises(InputError, match="not a pair"):
+        check_optimizers(torch.optim.SGD(student.parameters(), lr=0.1), student)
