@@ -18,6 +18,8 @@ from sinkd_llm.errors import InputError, SettingError, shown
 from sinkd_llm.runs.data import TaskArguments
 from sinkd_llm.setting_checks import check_settings
 from sinkd_llm.setting_combinations import check_revision
+from sinkd_llm.setting_rules import NEEDS
+from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,6 +103,7 @@ class SinKDParser(CommandParser, TrlParser):
         if default_output_dir is not None and namespace.output_dir is None:
             name = Path(str(namespace.task or namespace.dataset_name or "run")).stem
             self.set_defaults(output_dir=default_output_dir.format(task=name))
+        self._set_aside(namespace, arguments)
         if getattr(namespace, "load_in_8bit", False) and getattr(namespace, "load_in_4bit", False):
             eight, four = (self._as_given(name, arguments) for name in ("load_in_8bit", "load_in_4bit"))
             raise InputError(f"{eight} and {four} are both set; choose one of them.")
@@ -121,12 +124,23 @@ class SinKDParser(CommandParser, TrlParser):
         say_repeated(self, argv)
         return parsed
 
+    def _set_aside(self, namespace: argparse.Namespace, arguments: Sequence[str]) -> None:
+        """What the recipe sets for something that a flag switches off goes with it, with a word."""
+        defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+        for name, switch in NEEDS.items():
+            recipes = name in self._recipe_keys and not self._is_flag(name, arguments)
+            if recipes and self._is_flag(switch, arguments) and not getattr(namespace, switch):
+                self.set_defaults(**{name: defaults[name]})
+                say(f"Note: {name} of {self._recipe} goes with --{switch}, which is switched off.")
+
+    def _is_flag(self, setting: str, arguments: Sequence[str]) -> bool:
+        actions = [self._option_string_actions.get(word.split("=")[0]) for word in arguments]
+        return any(action is not None and action.dest == setting for action in actions)
+
     def _as_given(self, setting: str, arguments: Sequence[str]) -> str:
         """A setting as the user wrote it: on the command line, or in the recipe."""
-        for word in arguments:
-            action = self._option_string_actions.get(word.split("=")[0])
-            if action is not None and action.dest == setting:
-                return f"--{setting}"
+        if self._is_flag(setting, arguments):
+            return f"--{setting}"
         return f"{self._recipe}: {setting}" if setting in self._recipe_keys else f"--{setting}"
 
     def _use_config(self, path: str) -> dict[str, str]:

@@ -32,6 +32,14 @@ def test_flags_win_over_the_file(config):
     assert (task.task, training.alpha, training.sinkhorn_weight, model.lora_r) == ("sst2", 0.5, 0.0, 4)
 
 
+def test_what_a_flag_switches_off_takes_the_recipe_s_settings_with_it(config, capsys):
+    file = config("task: sst2\nuse_peft: true\nlora_r: 4\n")
+    assert parse_training("distill", [*file, "--use_peft", "false"])[2].lora_r == 16
+    assert "lora_r of " in capsys.readouterr().err
+    with pytest.raises(InputError, match="--lora_r is 8, .* needs --use_peft"):
+        parse_training("distill", [*file, "--use_peft", "false", "--lora_r", "8"])
+
+
 def test_equals_sign_hyphens_and_position_do_not_matter(config):
     _, path = config("task: sst2\n")
     _, training, _ = parse_training("distill", ["--max-steps=7", f"--config={path}"])
