@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
-from sinkd_llm.models.kinds import class_words, warn_of_router
+from sinkd_llm.models.kinds import (
+    class_order,
+    class_words,
+    is_new_head,
+    name_classes,
+    same_words,
+    warn_of_router,
+)
 from sinkd_llm.models.loading import build_quantization_config, load_model
-from sinkd_llm.models.pair_checks import check_apart
+from sinkd_llm.models.pair_checks import check_apart, check_has_weights
 from sinkd_llm.models.partitioning import is_partitioned, whole_weights
-from sinkd_llm.models.probes import check_reading
+from sinkd_llm.models.probes import check_reading, float_dtypes
 from sinkd_llm.models.pruning import select_layers
 from sinkd_llm.models.tokenization import NoTokenizerError, check_same_tokenizer, load_tokenizer
 from sinkd_llm.teachers import CachedTeacher, resolve_placement
@@ -58,8 +66,11 @@ def load_pair(
         classes = None  # as beside a teacher that scores words
     student = load_student(model, teacher, args, quantization_config, classes)
     for role, loaded in (("The teacher", teacher), ("The student", student)):
-        if loaded is not None and not hasattr(unwrap(loaded), "sinkd_source"):  # load_model has asked its own
-            check_reading(loaded, role)
+        if loaded is not None:
+            check_has_weights(loaded, role)
+            # load_model has asked its own, but not in what the run computes.
+            if not hasattr(unwrap(loaded), "sinkd_source") or len(float_dtypes(loaded)) > 1:
+                check_reading(loaded, role, _precision(args))
     warn_of_router(unwrap(student))
     if cache is not None or teacher is not None:
         warn_of_regression(student, args)
@@ -68,9 +79,14 @@ def load_pair(
         return Pair(student, None, cache, tokenizer)
     if teacher is not None:
         name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
-        check_pair(teacher, name, student, tokenizer, args.trust_remote_code)
+        check_pair(teacher, name, student, tokenizer, args.trust_remote_code, classes)
         check_apart(teacher, student)
     return Pair(student, teacher, None, tokenizer)
+
+
+def _precision(args: SinKDConfig) -> torch.dtype:
+    """What the run computes in: the dtype of its autocast, else float32."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def warn_of_regression(student: Any, args: SinKDConfig) -> None:
@@ -205,6 +221,11 @@ def _load_student(
             **(args.model_init_kwargs or {}),  # type: ignore[dict-item]
         }
         student = load(model, quantization_config=quantization_config, **arguments)
+        if classes and "labels" not in (args.model_init_kwargs or {}) and is_new_head(student) and teacher is not None:
+            words = class_words(unwrap(teacher).config)
+            if same_words(words, classes):  # a new head learns the teacher's classes by their numbers
+                order = class_order(tuple(classes), words)
+                name_classes(unwrap(student).config, [classes[order.index(c)] for c in range(len(classes))])
         if args.student_layers is None:
             return student
         cut = select_layers(student, args.student_layers, args.student_decoder_layers)
@@ -237,7 +258,14 @@ def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     )
 
 
-def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: Any, trust: bool) -> None:
+def check_pair(
+    teacher: Any,
+    teacher_name: str | None,
+    student: Any,
+    tokenizer: Any,
+    trust: bool,
+    classes: Sequence[str] | None = None,
+) -> None:
     """
     Refuses a teacher whose outputs mean something else than the student's: other classes, other tokens.
 
@@ -247,6 +275,7 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
         student (`PreTrainedModel`): the student.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer whose ids both models will read.
         trust (`bool`): whether code that comes with the teacher's tokenizer may run.
+        classes (`Sequence[str]`, *optional*): the task's, in its order, in which heads without names are read.
 
     Raises:
         InputError: with the first difference. Vocabularies that are padded to different sizes pass if their
@@ -266,18 +295,18 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
         )
     if architectures[0].scores_classes:
         words = [class_words(unwrap(model).config) for model in (teacher, student)]
-        if words[0] and words[1] and words[0] != words[1] and set(words[0]) == set(words[1]):
-            raise InputError(
-                f"The teacher's classes are {', '.join(words[0])} and the student's {', '.join(words[1])}: the same "
-                "in another order, and the loss compares them by number. Build the student from the teacher's layers, "
-                "or give it the teacher's order (`labels` of load_model)."
-            )
+        _check_class_order(words[0], words[1], classes)
     name = teacher_name or unwrap(teacher).config._name_or_path
     if name:
         teacher_tokenizer = _teacher_tokenizer(name, teacher_name is not None, trust)
         if teacher_tokenizer is not None:
             check_same_tokenizer(teacher_tokenizer, tokenizer)
             return
+        logger.warning(
+            "%s holds no tokenizer of the teacher's, so it is taken to read the student's tokens; if it was trained "
+            "with another tokenizer, what it says is about other words. Save its tokenizer beside it.",
+            name,
+        )
     if architectures[0].scores_classes:
         sizes = [model.get_input_embeddings().weight.shape[0] for model in (teacher, student)]
     if sizes[0] != sizes[1]:
@@ -285,6 +314,28 @@ def check_pair(teacher: Any, teacher_name: str | None, student: Any, tokenizer: 
             f"The teacher knows {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could "
             "not be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
         )
+
+
+def _check_class_order(
+    theirs: tuple[str, ...] | None, ours: tuple[str, ...] | None, classes: Sequence[str] | None
+) -> None:
+    """Refuses a teacher whose classes stand in another order than the student's: the loss compares their numbers."""
+    reordered = bool(theirs and ours) and theirs != ours and set(theirs or ()) == set(ours or ())
+    if not reordered and classes:
+        # A head that calls its classes something else is read in the task's order.
+        reordered = class_order(tuple(classes), theirs) != class_order(tuple(classes), ours)
+    if not reordered:
+        return
+    each = [
+        ", ".join(words) if words else "without names, taken in the task's order: " + ", ".join(classes or ())
+        for words in (theirs, ours)
+    ]
+    raise InputError(
+        f"The teacher's classes are {each[0]}, and the student's {each[1]}: the same in another order, and the loss "
+        "compares them by number. Start the student from its encoder without a classification head, and it gets one "
+        "in the teacher's order; or cut it from the teacher (student_layers). If a head's order is known to be "
+        "another, write it into id2label of its config.json."
+    )
 
 
 def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:

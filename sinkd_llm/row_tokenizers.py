@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.data import AnswerTokenizer, checked_rows
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import get_architecture, output_size, unwrap
-from sinkd_llm.models.kinds import class_words
+from sinkd_llm.models.kinds import class_order, class_words
 from sinkd_llm.models.tokenization import check_vocabulary
 from sinkd_llm.row_checks import Row
 from sinkd_llm.values import shown
@@ -226,15 +226,6 @@ class ClassTokenizer(AnswerTokenizer):
         target = row.get("target")
         target = numbers[row["label"]] if target is None else float(target)
         return (target - min(numbers)) / (max(numbers) - min(numbers))
-
-
-@functools.lru_cache(maxsize=64)
-def class_order(choices: tuple[str, ...], words: tuple[str, ...] | None) -> tuple[int, ...]:
-    """The class of each choice: the one of its name, if the head's `words` are those of the choices."""
-    names = [choice.strip().lower() for choice in choices]
-    if words is None or sorted(words) != sorted(names) or len(set(names)) < len(names):
-        return tuple(range(len(choices)))
-    return tuple(words.index(name) for name in names)
 
 
 def choice_values(choices: Sequence[str], name: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
 from sinkd_llm.errors import InputError
-from sinkd_llm.row_tokenizers import class_order
+from sinkd_llm.models import load_model
+from sinkd_llm.models.kinds import class_order
 from tests.test_evaluation import Task
 from tests.test_trainer import rows
 
@@ -65,3 +67,60 @@ def test_a_pair_in_different_orders_is_refused(
             processing_class=marked_tokenizer("bert"),
             train_dataset=rows(),
         )
+
+
+def make_trainer(student: Any, teacher: Any, tokenizer: Any, folder: Path) -> SinKDTrainer:
+    return SinKDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=SinKDConfig(output_dir=str(folder / "run"), use_cpu=True, report_to=[], max_steps=2),
+        processing_class=tokenizer,
+        train_dataset=rows(),
+    )
+
+
+def test_a_new_head_takes_the_teachers_order(tiny_model: Any, marked_tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer = marked_tokenizer("bert")
+    teacher = named(tiny_model("bert", "SequenceClassification"), "POSITIVE", "NEGATIVE")
+    tiny_model("bert", "SequenceClassification", seed=1).bert.save_pretrained(tmp_path / "encoder")
+    trainer = make_trainer(str(tmp_path / "encoder"), teacher, tokenizer, tmp_path)
+    assert trainer.model.config.id2label == {0: "positive", 1: "negative"}
+    assert trainer.model.config.label2id == {"positive": 0, "negative": 1}
+    answers = [" negative", " positive"]
+    dataset = rows()
+    taught = [feature["answer_ids"] for feature in trainer.train_dataset]
+    assert taught == [[1 - row["label"]] for row in dataset]
+    assert dataset[0]["choices"] == answers
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert load_model(tmp_path / "saved").config.id2label == {0: "positive", 1: "negative"}
+    without = make_trainer(str(tmp_path / "encoder"), None, tokenizer, tmp_path)
+    assert without.model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_a_saved_head_keeps_the_order_of_its_weights(tiny_model: Any, tmp_path: Path) -> None:
+    labels = ["negative", "positive"]
+    named(tiny_model("bert", "SequenceClassification"), "Positive", "Negative").save_pretrained(tmp_path / "a")
+    assert load_model(tmp_path / "a", labels=labels).config.id2label == {
+        0: "Positive",
+        1: "Negative",
+    }
+    named(tiny_model("bert", "SequenceClassification"), "LABEL_0", "LABEL_1").save_pretrained(tmp_path / "b")
+    assert load_model(tmp_path / "b", labels=labels).config.id2label == {
+        0: "negative",
+        1: "positive",
+    }
+
+
+@pytest.mark.parametrize("words", [("LABEL_0", "LABEL_1"), ("bad", "good")])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_head_without_the_tasks_words_beside_a_teacher_in_another_order(
+    tiny_model: Any, marked_tokenizer: Any, tmp_path: Path, words: tuple[str, str], by_name: bool
+) -> None:
+    teacher = named(tiny_model("bert", "SequenceClassification"), "positive", "negative")
+    student: Any = named(tiny_model("bert", "SequenceClassification", seed=1), *words)
+    if by_name:
+        student.save_pretrained(tmp_path / "student")
+        student = str(tmp_path / "student")
+    with pytest.raises(InputError, match=r"another order.*without a classification head"):
+        make_trainer(student, teacher, marked_tokenizer("bert"), tmp_path)

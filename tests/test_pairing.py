@@ -169,3 +169,37 @@ def test_a_student_trained_under_autocast_is_compared_without_it(
     trainer.train()
     trainer.save_model(str(tmp_path / "student"))
     assert (tmp_path / "student" / "sinkd_student.json").is_file()
+
+
+def test_a_model_without_weights_is_refused(
+    tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    whole = tiny_causal_lm()
+    with torch.device("meta"):
+        empty = type(whole)(whole.config)
+    for role, models in (("student", (empty, whole)), ("teacher", (whole, empty))):
+        with pytest.raises(InputError, match=rf"The {role} has no weights: .*meta device"):
+            make_trainer(tmp_path, tiny_tokenizer, model=models[0], teacher_model=models[1])
+
+
+def test_a_student_of_several_dtypes_is_refused(
+    tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    student = tiny_causal_lm()
+    student.model.layers[0].to(torch.bfloat16)
+    with pytest.raises(InputError, match=r"The student .*several dtypes.*bf16"):
+        make_trainer(tmp_path, tiny_tokenizer, model=student, teacher_model=tiny_causal_lm(seed=1))
+
+
+def test_a_teacher_without_a_tokenizer_is_said(
+    tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_causal_lm(seed=1).save_pretrained(tmp_path / "teacher")
+    with caplog.at_level("WARNING", logger="sinkd_llm"):
+        make_trainer(tmp_path, tiny_tokenizer, model=tiny_causal_lm(), teacher_model=str(tmp_path / "teacher"))
+    assert "holds no tokenizer of the teacher's" in caplog.text
+    caplog.clear()
+    tiny_tokenizer.save_pretrained(tmp_path / "teacher")
+    with caplog.at_level("WARNING", logger="sinkd_llm"):
+        make_trainer(tmp_path, tiny_tokenizer, model=tiny_causal_lm(), teacher_model=str(tmp_path / "teacher"))
+    assert "holds no tokenizer" not in caplog.text

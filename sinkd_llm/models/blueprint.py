@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from sinkd_llm.models.foreign import reading
-from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
+from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head, name_classes, saved_class
 from sinkd_llm.models.loading import adapter_base, new_modules
-from sinkd_llm.models.loading_options import dtype_from, dtype_name
+from sinkd_llm.models.loading_options import check_attention, dtype_from, dtype_name
 from sinkd_llm.models.sources import ModelSource, fetch_adapter, resolve_model_source
 
 
@@ -41,6 +41,7 @@ def blueprint(
 
     placing = ("quantization_config", "device_map", "merge_adapter", "probe")
     wanted = dtype_from(dtype, {name: value for name, value in other.items() if name not in placing})
+    check_attention(attn_implementation)
     source = fetch_adapter(resolve_model_source(name_or_path, revision or "main"))
     if source.kind == "adapter":
         base, base_revision = adapter_base(source)[:2]
@@ -54,8 +55,16 @@ def blueprint(
         )
     config = _read_config(source, trust_remote_code)
     kind = choose_kind(source.name, config, kind, labels is not None)
-    for name, value in head_options(kind, labels).items():
+    # The saved head has other outputs than are wanted, or there is none.
+    fresh = (
+        kind == "sequence-classification"
+        and labels is not None
+        and not (saved_class(config).endswith("ForSequenceClassification") and config.num_labels == len(labels))
+    )
+    for name, value in head_options(kind, labels, config).items():
         setattr(config, name, value)
+    if fresh and labels is not None:
+        name_classes(config, labels)
     saved = getattr(config, "dtype", None)
     if wanted == "auto":
         wanted = dtype_name(saved) if saved is not None and not source.gguf_file else "float32"
@@ -68,8 +77,7 @@ def blueprint(
             attn_implementation="eager" if attn_implementation == "eager" else None,
         )
     model.tie_weights()
-    saved_head = next(iter(getattr(config, "architectures", None) or ()), "").endswith("ForSequenceClassification")
-    new = () if labels is None or saved_head else [name for name in model.state_dict() if is_head(kind, model, name)]
+    new = [name for name in model.state_dict() if is_head(kind, model, name)] if fresh else ()
     model.sinkd_new_modules = new_modules(set(new))
     model.name_or_path = model.config._name_or_path = source.name
     return model.eval()

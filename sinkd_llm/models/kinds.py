@@ -1,5 +1,6 @@
 """What a checkpoint is loaded as: which head, and which of its weights may be new."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -99,9 +100,20 @@ def _check_saved_head(name: str, saved: str, kinds: frozenset[str], family: str,
     )
 
 
-def head_options(kind: str, labels: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that give a classification head one output a label."""
+def head_options(kind: str, labels: Sequence[str] | None, config: Any) -> dict[str, Any]:
+    """
+    Arguments of `from_pretrained` that give a classification head one output a label.
+
+    A saved head that calls its classes by the same words keeps its own order: its weights are in that.
+
+    Args:
+        kind (`str`): what the checkpoint is loaded as.
+        labels (`Sequence[str]`, *optional*): the classes to learn.
+        config (`PretrainedConfig`): of the checkpoint, as it was saved.
+    """
     if kind != "sequence-classification" or labels is None:
+        return {}
+    if saved_class(config).endswith("ForSequenceClassification") and same_words(class_words(config), labels):
         return {}
     return {
         "num_labels": len(labels),
@@ -116,6 +128,32 @@ def class_words(config: Any) -> tuple[str, ...] | None:
     words = tuple(str(names[i]).strip().lower() for i in sorted(names))
     # LABEL_0 is what Transformers calls a class that nobody named.
     return words if words and not any(word.startswith("label_") for word in words) else None
+
+
+def same_words(words: Sequence[str] | None, choices: Sequence[str]) -> bool:
+    """Whether a head's [`class_words`] are the choices of a task, each once and in any order."""
+    names = [choice.strip().lower() for choice in choices]
+    return words is not None and sorted(words) == sorted(names) and len(set(names)) == len(names)
+
+
+@functools.lru_cache(maxsize=64)
+def class_order(choices: tuple[str, ...], words: tuple[str, ...] | None) -> tuple[int, ...]:
+    """The class of each choice: the one of its name, if the head's `words` are those of the choices."""
+    if words is None or not same_words(words, choices):
+        return tuple(range(len(choices)))
+    return tuple(words.index(choice.strip().lower()) for choice in choices)
+
+
+def is_new_head(model: Any) -> bool:
+    """Whether a classification head was put on while the model was loaded; a new pooler alone is none."""
+    return bool(set(getattr(model, "sinkd_new_modules", ())) - {"pooler"})
+
+
+def name_classes(config: Any, labels: Sequence[str]) -> None:
+    """Names the classes of a head that is new; what an earlier one was for is forgotten with it."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = None
 
 
 def warn_of_router(model: Any) -> None:

@@ -15,8 +15,8 @@ from sinkd_llm.models.completeness import check_complete
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.gguf import converted_model, quiet_transformers
-from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head
-from sinkd_llm.models.loading_options import dtype_from
+from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind, head_options, is_head, is_new_head, name_classes
+from sinkd_llm.models.loading_options import check_attention, dtype_from
 from sinkd_llm.models.partitioning import waits_for_weights, whole_weights
 from sinkd_llm.models.probes import check_reading
 from sinkd_llm.models.sources import (
@@ -96,6 +96,7 @@ def load_model(
             or on later tokens.
     """
     wanted = dtype_from(dtype, other)
+    check_attention(attn_implementation)
     source = fetch_adapter(resolve_model_source(name_or_path, revision or "main"))
     check_unchanged(source)
     warn_of_quantisation(source, quantization_config)
@@ -137,7 +138,7 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # collected below, where the message can name them
-            **head_options(kind, labels),
+            **head_options(kind, labels, config),
             **{name: value for name, value in options.items() if value is not None},
         )
     model, info = loaded
@@ -149,6 +150,8 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     bundled = source.kind == "bundled" or source.gguf_file is not None
     model.name_or_path = model.config._name_or_path = source.name if bundled else source.path
     model.sinkd_new_modules = new_modules(new)
+    if labels is not None and is_new_head(model):
+        name_classes(model.config, labels)
     if new:
         logger.info("%s gets a new head: %s.", source.name, ", ".join(model.sinkd_new_modules))
         model.sinkd_source = None  # no name gives this head again

@@ -23,6 +23,26 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
+def check_attention(name: str | None) -> None:
+    """
+    Makes sure that an `attn_implementation` is one that Transformers has, or a kernel on the model hub.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    if name is None:
+        return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if isinstance(name, str) and (name.removeprefix("paged|") in known or name in known or "/" in name):
+        return
+    raise InputError(
+        f"attn_implementation is {name!r}, which is no way that Transformers computes attention; give one of "
+        f"{', '.join(known)}, or leave it out.{nearest(str(name), known)}"
+    )
+
+
 def dtype_from(dtype: str | torch.dtype | None, other: Mapping[str, Any]) -> str:
     """
     The name of the dtype that is asked for, by `dtype` or by the older word `torch_dtype` among `other` arguments.

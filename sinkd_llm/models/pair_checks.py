@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.partitioning import is_partitioned, waits_for_weights
 from sinkd_llm.models.sources import ModelSource
 
 
@@ -42,6 +43,30 @@ def _places(model: Any) -> Iterator[tuple[str, tuple[Any, int]]]:
     for name, weight in unwrap(model).named_parameters():
         if weight.numel() and not weight.is_meta:
             yield name, (weight.device, weight.untyped_storage().data_ptr())
+
+
+def check_has_weights(model: Any, role: str) -> None:
+    """
+    Refuses a model that was built without weights, on torch's meta device.
+
+    Weights that are offloaded to a disk, or that another process sends later, are not asked for.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): student or teacher.
+        role (`str`): which of them, for the message.
+
+    Raises:
+        InputError: naming the first weight that has a shape only.
+    """
+    inner = unwrap(model)
+    if is_partitioned(inner) or waits_for_weights() or getattr(inner, "hf_device_map", None):
+        return
+    empty = next((name for name, weight in inner.named_parameters() if weight.is_meta), None)
+    if empty is not None:
+        raise InputError(
+            f"{role} has no weights: {empty} is on torch's meta device, which keeps shapes alone. Build or load it "
+            "outside of `torch.device('meta')`, or give its name."
+        )
 
 
 def check_trains(student: Any) -> None:

@@ -5,7 +5,10 @@ into their state), and a later token must not change what a decoder says of earl
 models would see the answer that they are to predict).
 """
 
+import contextlib
+import inspect
 import logging
+import re
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ _SHARE_OF_HALF = 0.2
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "decoder_start_token_id", "sep_token_id")
 
 
-def check_reading(model: Any, name: str) -> None:
+def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -> None:
     """
     Refuses a model whose outputs depend on padding, or a decoder whose outputs depend on later tokens.
 
@@ -36,9 +39,11 @@ def check_reading(model: Any, name: str) -> None:
     Args:
         model (`PreTrainedModel`): possibly wrapped.
         name (`str`): of the model, for the message.
+        precision (`torch.dtype`, *optional*): what the run computes in, where that is known: that of its autocast,
+            else float32. Then a model of mixed dtypes whose forward fails for that is refused.
 
     Raises:
-        InputError: with what changed the outputs.
+        InputError: with what changed the outputs, or with the weight of another dtype.
     """
     inner = unwrap(model)
     architecture = get_architecture(model)
@@ -54,7 +59,7 @@ def check_reading(model: Any, name: str) -> None:
     training = inner.training
     inner.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _autocast(inner, precision):
             found = _fault_of(inner, architecture)
     except InputError:
         raise
@@ -67,6 +72,8 @@ def check_reading(model: Any, name: str) -> None:
         NotImplementedError,
         ImportError,
     ) as error:
+        if precision is not None and re.search(r"dtype|scalar type", str(error)):
+            _check_one_dtype(inner, name, error)
         # A kernel that is only on a GPU, a family that needs texts of a certain length: training says it again.
         logger.info("%s (%s) could not be run on a short text: %s", name, type(inner).__name__, error)
         return
@@ -74,6 +81,33 @@ def check_reading(model: Any, name: str) -> None:
         inner.train(training)
     if found is not None:
         raise InputError(f"{name!r} ({type(inner).__name__}) {found}")
+
+
+def float_dtypes(model: Any) -> dict[torch.dtype, str]:
+    """The floating dtypes of a model's parameters, each with the first parameter that has it."""
+    found: dict[torch.dtype, str] = {}
+    for name, parameter in unwrap(model).named_parameters():
+        if parameter.is_floating_point():
+            found.setdefault(parameter.dtype, name)
+    return found
+
+
+def _autocast(model: Any, precision: torch.dtype | None) -> Any:
+    """That of the run, where only that lets a model of several dtypes run; one of them is a half then."""
+    if precision not in (torch.bfloat16, torch.float16) or len(float_dtypes(model)) < 2:
+        return contextlib.nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=precision)
+
+
+def _check_one_dtype(model: Any, name: str, error: Exception) -> None:
+    found = float_dtypes(model)
+    if len(found) < 2:
+        return
+    each = ", ".join(f"{weight} is {str(dtype).removeprefix('torch.')}" for dtype, weight in found.items())
+    raise InputError(
+        f"{name} ({type(model).__name__}) has weights of several dtypes, between which its forward fails: {each}. "
+        "Convert it to one, as with model.float(), or train with bf16, whose autocast converts them."
+    ) from error
 
 
 def _cannot_run(model: Any) -> bool:
@@ -96,7 +130,7 @@ def _fault_of(model: Any, architecture: Architecture) -> str | None:
     alone = architecture.supervised_logits(model, _batch(kind, texts_SL, pad, 0))
     logits_NV = alone.logits_NV[alone.example_N == 0].float()
     spread_N = (logits_NV - logits_NV.mean(dim=-1, keepdim=True)).abs().amax(dim=-1).clamp_min(1e-30)
-    share = _SHARE.get(next(model.parameters()).dtype, _SHARE_OF_HALF)
+    share = max(_SHARE.get(dtype, _SHARE_OF_HALF) for dtype in float_dtypes(model))
 
     def differs(other_NV: Tensor) -> Tensor:
         return (other_NV.float() - logits_NV).abs().amax(dim=-1) / spread_N > share
@@ -113,11 +147,23 @@ def _fault_of(model: Any, architecture: Architecture) -> str | None:
     # Half of the rows: in a mixture of experts rounding may send single tokens elsewhere.
     if float(padded_N.float().mean()) >= 0.5:
         return (
-            "depends on padding: beside a longer text it gives other logits for the same text, because it reads "
-            "padding into a state or counts it as positions, so scores and gradients would depend on what else is in "
-            "a batch. Give a model that masks padding, as most with attention alone do."
+            "depends on padding: beside a longer text it gives other logits for the same text, because "
+            f"{_likely_cause(model, kind)}, so scores and gradients would depend on what else is in a batch. Give a "
+            "model that masks padding, as most with attention alone do."
         )
     return None
+
+
+def _likely_cause(model: Any, kind: str) -> str:
+    if getattr(model, "_is_stateful", False):
+        return "it reads padding into the state that it keeps"
+    learned = any("position" in name and hasattr(module, "embedding_dim") for name, module in model.named_modules())
+    if kind == "causal-lm" and learned and "position_ids" not in inspect.signature(model.forward).parameters:
+        return (
+            "it looks its positions up in a table and counts them from the padding on the left, with no position_ids "
+            "to say otherwise"
+        )
+    return "it reads padding into a state or counts it as positions"
 
 
 def _plain_ids(model: Any) -> Tensor:

@@ -8,7 +8,15 @@ from typing import Literal
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import BUNDLED, bundled_file
-from sinkd_llm.models.stored_config import CONFIG, check_adapter_config, check_config, check_tokens, weight_files
+from sinkd_llm.models.stored_config import (
+    CONFIG,
+    check_adapter_config,
+    check_config,
+    check_packed,
+    check_tokens,
+    not_fetched,
+    weight_files,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -166,12 +174,14 @@ def check_model_folder(folder: Path) -> None:
         raise InputError(f"{folder} is no model folder: it has no {CONFIG}.{hint}")
     check_config(folder / CONFIG, 0)  # a configuration that is none is said before its weights are missed
     if (folder / WEIGHTS).is_file():
-        largest = _check_safetensors(folder / WEIGHTS)
+        weights = [folder / WEIGHTS]
     elif (folder / WEIGHTS_INDEX).is_file():
-        largest = max(_check_safetensors(folder / shard) for shard in weight_files(folder / WEIGHTS_INDEX))
+        weights = [folder / shard for shard in weight_files(folder / WEIGHTS_INDEX)]
     else:
         raise InputError(f"{folder} has a {CONFIG} but no {WEIGHTS}{_pickle_hint(folder)}")
-    check_config(folder / CONFIG, largest)
+    found = [_check_safetensors(file) for file in weights]
+    config = check_config(folder / CONFIG, max(largest for largest, _ in found))
+    check_packed(folder / CONFIG, config, [name for _, names in found for name in names])
     if (folder / GENERATION_CONFIG).is_file():
         check_tokens(folder / GENERATION_CONFIG)
 
@@ -187,7 +197,7 @@ def _check_adapter(folder: Path) -> None:
         seen.append(base)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_pickle_hint(folder)}")
-    check_adapter_config(folder / ADAPTER_CONFIG, _check_safetensors(folder / ADAPTER_WEIGHTS))
+    check_adapter_config(folder / ADAPTER_CONFIG, _check_safetensors(folder / ADAPTER_WEIGHTS)[0])
     if not (folder / BASE_FOLDER).is_dir() and ((folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()):
         raise InputError(
             f"{folder} holds both a full model and an adapter, so it is not clear which is meant. "
@@ -215,8 +225,8 @@ def _pickle_hint(folder: Path) -> str:
     )
 
 
-def _check_safetensors(file: Path) -> int:
-    """The largest dimension of any weight in a file that is whole."""
+def _check_safetensors(file: Path) -> tuple[int, list[str]]:
+    """The largest dimension of any weight in a file that is whole, and the names of its weights."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -227,8 +237,10 @@ def _check_safetensors(file: Path) -> int:
     try:
         with safe_open(file, framework="pt") as stored:
             names = list(stored.keys())
-            return max((n for name in names for n in stored.get_slice(name).get_shape()), default=0)
+            return max((n for name in names for n in stored.get_slice(name).get_shape()), default=0), names
     except (SafetensorError, OSError) as error:
+        if said := not_fetched(file):
+            raise InputError(said) from error
         raise InputError(
             f"{file} is damaged or cut short ({error}): the save or copy was interrupted. Save or copy it again."
         ) from error
@@ -239,6 +251,8 @@ def _check_gguf(file: Path) -> None:
         raise InputError(f"There is no file {str(file)!r}. {_WHAT_CAN_BE_GIVEN}")
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
+            if said := not_fetched(file):
+                raise InputError(said)
             raise InputError(f"{str(file)!r} is no GGUF file. {_WHAT_CAN_BE_GIVEN}")
 
 

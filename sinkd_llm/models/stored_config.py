@@ -5,7 +5,8 @@ Transformers and PEFT end in whatever a wrong value leads to: an error of anothe
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ _ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
     "inference_mode": (bool,),
     "fan_in_fan_out": (bool,),
 }
+# The probabilities of dropout, under all the names that the families give them.
+_DROPOUT = re.compile(r"(dropout(_?(prob|rate|p))?|pdrop|layerdrop|drop_?(path_?)?(prob|rate))$")
+# What stands in a file that was not fetched: a pointer of Git LFS, or a web page that says why.
+_POINTER = b"version https://git-lfs"
+_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _IN_WORDS = {
     str: "a text",
     list: "a list",
@@ -91,8 +97,32 @@ _IN_WORDS = {
 }
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def not_fetched(file: Path) -> str | None:
+    """What `file` holds instead of its content, and what to do, if a download put something else in its place."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(256)
+    except OSError:
+        return None
+    if start.startswith(_POINTER):
+        return (
+            f"{file} is a pointer of Git LFS and not the file itself: the repository was cloned without Git LFS. "
+            "Run `git lfs pull` there, or download the file."
+        )
+    if _PAGE.match(start):
+        return (
+            f"{file} is a web page: the download gave a page, such as a log-in or an error, in place of the file. "
+            "Download it again."
+        )
+    return None
+
+
+def read_json(file: Path, writer: str = "Transformers") -> dict[str, Any]:
     """The JSON object in `file`.
+
+    Args:
+        file (`Path`): what is read.
+        writer (`str`, *optional*, defaults to `"Transformers"`): what writes such files, for the message.
 
     Raises:
         InputError: if the file is missing, cut short or holds something else.
@@ -102,12 +132,14 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{file.parent} has no {file.name}.") from None
     except (ValueError, OSError, RecursionError) as error:
+        if said := not_fetched(file):
+            raise InputError(said) from error
         raise InputError(
             f"{file} is not readable JSON ({error}): the folder is half written. Save the model again."
         ) from error
     if not isinstance(content, dict):
         raise InputError(
-            f"{file} holds no JSON object but {_shown(content)}: it was not written by Transformers. Copy the file "
+            f"{file} holds no JSON object but {_shown(content)}: it was not written by {writer}. Copy the file "
             "from the model's own folder again."
         )
     return content
@@ -134,6 +166,7 @@ def check_config(file: Path, largest: int) -> dict[str, Any]:
                 _check_size(file, path + key, key, value, largest)
             elif key.endswith("_token_id"):
                 _check_token(file, path + key, value)
+        _check_dropout(file, path, part)
     names = config.get("architectures") or []
     if not all(isinstance(name, str) for name in names):
         raise InputError(_wrong(file, "architectures", names, "a list of class names"))
@@ -154,6 +187,35 @@ def check_tokens(file: Path) -> None:
             _check_token(file, key, value)
 
 
+def check_packed(file: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """
+    Refuses a `quantization_config` of bitsandbytes over weights that were saved in full precision.
+
+    Transformers takes such weights for packed ones and loads them as they are, and the first forward ends in an error
+    about a state that they lack.
+
+    Args:
+        file (`Path`): the `config.json`.
+        config (`dict`): its content.
+        names (`Iterable[str]`): of all stored weights.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    for path, part in _parts(config):
+        stored = part.get("quantization_config") or {}
+        bits = 4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None
+        if bits is None or stored.get("quant_method", "bitsandbytes") != "bitsandbytes":
+            continue
+        mark = ".quant_state.bitsandbytes__" if bits == 4 else ".SCB"
+        if not any(mark in name for name in names):
+            raise InputError(
+                f"{file}: {path}quantization_config says that the weights are packed in {bits} bits by bitsandbytes, "
+                f"but those beside it are not packed. Take the key out and load the model with load_in_{bits}bit, or "
+                "copy the file from the save that the weights are of."
+            )
+
+
 def check_adapter_config(file: Path, largest: int) -> dict[str, Any]:
     """
     The content of an `adapter_config.json`, if its ranks are none that the weights beside it cannot have.
@@ -169,6 +231,7 @@ def check_adapter_config(file: Path, largest: int) -> dict[str, Any]:
 
     config = read_json(file)
     _check_types(file, "", config, _ADAPTER_TYPES)
+    _check_dropout(file, "", config)
     known = [str(kind.value) for kind in PeftType]
     if config.get("peft_type") not in known:
         raise InputError(_wrong(file, "peft_type", config.get("peft_type"), f"one of {', '.join(known)}"))
@@ -250,6 +313,15 @@ def _check_size(file: Path, path: str, key: str, value: Any, largest: int) -> No
             )
     elif value > _MOST[key]:
         raise InputError(_wrong(file, path, value, f"at most {_MOST[key]}"))
+
+
+def _check_dropout(file: Path, path: str, content: Mapping[str, Any]) -> None:
+    for key, value in content.items():
+        if value is None or isinstance(value, bool) or not _DROPOUT.search(key):
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float) or not 0 <= number <= 1:
+                raise InputError(_wrong(file, path + key, value, "a probability from 0 to 1"))
 
 
 def _check_token(file: Path, path: str, value: Any) -> None:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from sinkd_llm.errors import InputError, shown
 from sinkd_llm.integrity import check_manifest
 from sinkd_llm.models.sources import STUDENT_RECORD, ModelSource
 from sinkd_llm.models.stored_config import read_json
@@ -54,8 +55,13 @@ def trained_over(source: ModelSource) -> str | None:
     file = Path(source.path) / STUDENT_RECORD
     if source.kind not in ("folder", "adapter") or not file.is_file():
         return None
-    quantisation = read_json(file).get("base_quantisation")
-    return quantisation if isinstance(quantisation, str) else None
+    quantisation = read_json(file, "sinkd_llm, which keeps there how a student was trained").get("base_quantisation")
+    if quantisation is not None and not isinstance(quantisation, str):
+        raise InputError(
+            f"{file}: base_quantisation is {shown(quantisation)}, but must be the name of a quantisation or null. "
+            "Copy the file from the run's own folder again, or delete it if the base was not quantised."
+        )
+    return quantisation
 
 
 def quantisation_name(quantization_config: Any) -> str | None:

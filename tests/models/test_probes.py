@@ -166,3 +166,26 @@ def test_a_model_that_lacks_tokens_of_its_tokenizer(tiny_causal_lm: Any, tiny_to
     grown.add_special_tokens({"pad_token": "<padding>"})
     with pytest.raises(InputError, match="'<padding>'"):
         row_tokenizer(tiny_causal_lm("llama"), grown)
+
+
+def test_positions_from_a_table_are_named_as_the_cause() -> None:
+    config = transformers.BartConfig(
+        vocab_size=420, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32, init_std=0.5
+    )
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match=r"depends on padding.*positions up in a table.*padding on the left"):
+        check_reading(transformers.BartForCausalLM(config), "bart")
+
+
+def test_weights_of_several_dtypes_are_refused_where_they_fail(tiny_causal_lm: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    mixed = tiny_causal_lm("llama")
+    mixed.model.layers[1].to(torch.bfloat16)
+    with pytest.raises(InputError, match=r"several dtypes.*embed_tokens.weight is float32.*layers\.1\..* is bfloat16"):
+        check_reading(mixed, "The student", torch.float32)
+    check_reading(mixed, "The student", torch.bfloat16)  # autocast converts them
+    check_reading(mixed, "The student")  # whether the run uses it is not known
+    adapted = get_peft_model(tiny_causal_lm("llama").to(torch.bfloat16), LoraConfig(target_modules=["q_proj"]))
+    assert len({weight.dtype for weight in adapted.parameters()}) == 2
+    check_reading(adapted, "The student", torch.float32)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BitsAndBytesConfig
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, load_tokenizer, resolve_model_source
@@ -143,3 +144,78 @@ def test_the_older_word_for_dtype_and_unknown_arguments(model_folder: Path) -> N
     for load in (load_model, blueprint):
         with pytest.raises(InputError, match=r"no argument 'atn_implementation'.*Did you mean 'attn_implementation'"):
             load(model_folder, atn_implementation="sdpa")
+
+
+@pytest.mark.parametrize("value", [2.0, -0.1, float("nan"), "0.1", [0.1, 3]])
+@pytest.mark.parametrize("key", ["attention_dropout", "resid_pdrop", "hidden_dropout_prob", "encoder_layerdrop"])
+def test_a_dropout_that_is_no_probability_is_named(model_folder: Path, key: str, value: Any) -> None:  # noqa: F811
+    change(model_folder / "config.json", **{key: value})
+    with pytest.raises(InputError, match=rf"config.json: {key} is .*from 0 to 1"):
+        resolve_model_source(model_folder)
+    for fine in (0, 1, 0.1, None, [0.1, 0.2]):
+        change(model_folder / "config.json", **{key: fine})
+        resolve_model_source(model_folder)
+
+
+def test_an_adapters_dropout_is_a_probability(adapter_folder: Path) -> None:  # noqa: F811
+    change(adapter_folder / "adapter_config.json", lora_dropout=2.0)
+    with pytest.raises(InputError, match=r"adapter_config.json: lora_dropout is 2.0"):
+        resolve_model_source(adapter_folder)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", [{"quant_method": "bitsandbytes"}, {}])
+def test_whole_weights_are_not_taken_for_packed_ones(
+    model_folder: Path,  # noqa: F811
+    bits: int,
+    method: dict[str, str],
+) -> None:
+    change(model_folder / "config.json", quantization_config={**method, f"load_in_{bits}bit": True})
+    with pytest.raises(InputError, match=rf"config.json: quantization_config says .*packed in {bits} bits"):
+        load_model(model_folder)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_are_taken(tiny_causal_lm: Callable[..., Any], tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny_causal_lm("llama", hidden=64).save_pretrained(tmp_path / "whole")
+    options = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    load_model(tmp_path / "whole", quantization_config=options).save_pretrained(tmp_path / "packed")
+    assert resolve_model_source(tmp_path / "packed").kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n", "pointer of Git LFS"),
+        ("<!DOCTYPE html><html><body>Log in</body></html>", "is a web page"),
+        ("\n<html>", "is a web page"),
+    ],
+)
+def test_what_was_not_fetched_is_said(
+    model_folder: Path,  # noqa: F811
+    content: str,
+    message: str,
+) -> None:
+    (model_folder / "some.gguf").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_model(model_folder / "some.gguf")
+    for name in ("model.safetensors", "config.json"):
+        (model_folder / name).write_text(content)
+        with pytest.raises(InputError, match=rf"{name} is .*{message.split()[-1]}"):
+            load_model(model_folder)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"base_quantisation": 3}'])
+def test_a_damaged_record_says_whose_it_is(model_folder: Path, content: str) -> None:  # noqa: F811
+    (model_folder / "sinkd_student.json").write_text(content)
+    with pytest.raises(InputError, match=r"sinkd_student\.json.*(sinkd_llm|base_quantisation is 3)"):
+        load_model(model_folder)
+
+
+@pytest.mark.parametrize("load", [load_model, blueprint])
+def test_a_way_of_attention_that_is_none_names_the_setting(model_folder: Path, load: Any) -> None:  # noqa: F811
+    with pytest.raises(InputError, match=r"attn_implementation is 'nope'.*eager.*sdpa"):
+        load(model_folder, attn_implementation="nope")
+    for fine in ("eager", "sdpa"):
+        load(model_folder, attn_implementation=fine)

@@ -262,3 +262,18 @@ def test_which_models_have_a_router(tiny_causal_lm: Any) -> None:
     assert has_router_loss(transformers.MixtralConfig())
     assert has_router_loss(transformers.Qwen3MoeConfig())
     assert not has_router_loss(tiny_causal_lm("llama").config)
+
+
+def test_a_head_of_several_numbers_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    model = tiny_model("bert", num_labels=2, problem_type="regression")
+    model.save_pretrained(tmp_path / "two")
+    for labels in (None, ["a", "b"], ["a", "b", "c"]):
+        with pytest.raises(InputError, match=r"predicts 2 numbers \(problem_type: regression"):
+            load_model(tmp_path / "two", labels=labels)
+    with pytest.raises(InputError, match="predicts 2 numbers"):
+        get_architecture(model)
+    one = tiny_model("bert", num_labels=1, problem_type="regression")
+    assert get_architecture(one).scores_classes
+    one.save_pretrained(tmp_path / "one")
+    fresh = load_model(tmp_path / "one", labels=["a", "b", "c"])  # its head gives way to one that classifies
+    assert (fresh.config.problem_type, fresh.config.num_labels) == (None, 3)

@@ -119,11 +119,19 @@ def other_head(name: str) -> str | None:
 
 def check_classes_exclude_each_other(name: str, config: Any) -> None:
     """
-    Refuses a multi-label head: it says yes or no to each label by itself, where one class of all is trained and asked.
+    Refuses heads whose outputs are no classes of which one is right, where one of all is trained and asked: one that
+    says yes or no to each label by itself, and one that predicts several numbers.
 
     Raises:
         InputError: if the configuration's `problem_type` says so.
     """
+    outputs = getattr(config, "num_labels", None) or 0
+    if getattr(config, "problem_type", None) == "regression" and outputs > 1:
+        raise InputError(
+            f"{name} has a head that predicts {outputs} numbers (problem_type: regression in its config.json), which "
+            "would be taken for the scores of classes; here a regression has one output. Give a model with one "
+            "output, or one with a head for single_label_classification."
+        )
     if getattr(config, "problem_type", None) == "multi_label_classification":
         raise InputError(
             f"{name} has a head for several labels at a time (problem_type: multi_label_classification in its "
