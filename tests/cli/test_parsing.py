@@ -36,7 +36,7 @@ def test_what_a_flag_switches_off_takes_the_recipe_s_settings_with_it(config, ca
     file = config("task: sst2\nuse_peft: true\nlora_r: 4\n")
     assert parse_training("distill", [*file, "--use_peft", "false"])[2].lora_r == 16
     assert "lora_r of " in capsys.readouterr().err
-    with pytest.raises(InputError, match="--lora_r is 8, .* needs --use_peft"):
+    with pytest.raises(InputError, match=r"--lora_r is 8, .* needs --use_peft"):
         parse_training("distill", [*file, "--use_peft", "false", "--lora_r", "8"])
 
 
