@@ -168,7 +168,7 @@ def test_carriage_returns(write) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"text,label\na,1\n"), "is packed with gzip, not text; unpack it first"),
+        (gzip.compress(b"text,label\na,1\n", mtime=0), "is packed with gzip, not text; unpack it first"),
         (b"PK\x03\x04rest", "is a zip archive or a spreadsheet"),
         (b"PAR1rest", r"is a Parquet file, not text; write it as JSON lines, .*pandas.read_parquet"),
         ("text,label\na,1\n".encode("utf-16"), "is UTF-16, not text; convert it with iconv -f utf-16"),
