@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, plain
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.secrets import is_secret_name
 from sinkd_llm.setting_checks import check_settings
@@ -327,12 +327,9 @@ class SinKDConfig(TrainingArguments):
         self._check_completed()
 
     def check(self) -> None:
-        """
-        Checks the settings again, as when they were made: attributes may have been set since.
-
-        Raises:
-            InputError: for the first setting that cannot be used.
-        """
+        """Checks the settings again, for attributes may have been set since; raises as making them does."""
+        if plain(self.eval_strategy) == "no":
+            self.do_eval = False  # made from eval_strategy, and so as old as the settings
         check_settings(self)
         check_together(self)
         self._check_completed()

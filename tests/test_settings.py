@@ -284,3 +284,10 @@ def test_an_error_of_our_own_keeps_its_traceback():
 
 def test_long_values_are_shown_short():
     assert shown("x" * 100_000) == repr("x" * 100_000)[:120] + "… (100,002 characters)"
+
+
+def test_an_evaluation_may_be_switched_off_later(tmp_path):
+    args = made(tmp_path, eval_strategy="steps", eval_steps=2)
+    args.eval_strategy = "no"
+    args.check()
+    assert not args.do_eval
