@@ -22,6 +22,15 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, tiny_causal_lm: Any, tiny_
     return folder
 
 
+def without_adapter(argv: list[str]) -> list[str]:
+    """The same flags for a student whose own weights are trained."""
+    kept = [word for word in argv if word != "--use_peft"]
+    for name in ("--lora_r", "--lora_dropout"):
+        place = kept.index(name)
+        del kept[place : place + 2]
+    return kept
+
+
 @pytest.fixture(scope="session")
 def distill_argv(teacher: Path) -> Callable[..., list[str]]:
     """The flags of a short distillation into a folder; dropout, so that random states matter."""

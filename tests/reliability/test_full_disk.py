@@ -11,6 +11,7 @@ import torch
 
 from sinkd_llm.checkpoints import checkpoint_problem, checkpoints, last_whole
 from sinkd_llm.cli import main
+from tests.reliability.conftest import without_adapter
 
 SAVING = ("--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1")
 
@@ -39,7 +40,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 def test_a_really_full_disk(small_disk, distill_argv, capsys):
     folder = small_disk / "run"
-    argv = [word for word in distill_argv(folder, *SAVING) if word != "--use_peft"]  # whole weights: larger files
+    argv = without_adapter(distill_argv(folder, *SAVING))  # whole weights: larger files
     assert main(argv) == 2
     line = error_line(capsys)
     assert line.startswith("sinkd: error: ")

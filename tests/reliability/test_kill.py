@@ -51,7 +51,8 @@ def test_ten_kills_and_the_same_weights(zygote, distill_argv, tmp_path):
         count += answer["codes"] == [-signal.SIGKILL]
         half_written += any(checkpoint_problem(c) for c in checkpoints(killed))
         # With save_total_limit 1 the one checkpoint is deleted only after its successor is whole.
-        assert step <= 4 or last_whole(killed) is not None
+        # (of a run that was faster than its kill, this test itself has just removed it).
+        assert step <= 4 or answer["codes"] == [0] or last_whole(killed) is not None
     assert count >= 7
     assert half_written >= 4
     assert "is passed over: " in log.read_text()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sinkd_llm.checkpoints import last_whole
 from sinkd_llm.cli import main
 from sinkd_llm.integrity import MANIFEST_FILE
+from tests.reliability.conftest import without_adapter
 
 SAVING = ("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2")
 
@@ -36,8 +37,10 @@ def run(stopped, tmp_path):
 
 def resume(distill_argv, run, *more, drop=()):
     argv = distill_argv(run, *SAVING, "--resume_from_checkpoint", "true")
+    if "--use_peft" in drop:
+        argv = without_adapter(argv)
     for flag in drop:
-        del argv[argv.index(flag)]
+        argv = [word for word in argv if word != flag]
     return main([*argv, *more])
 
 
