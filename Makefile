@@ -37,7 +37,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (about an hour)
+fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (ten minutes)
 	$(BIN)/python -m tools.fuzz
 
 benchmarks: $(STAMP) ## run every script in benchmarks/ and write its results beside it
