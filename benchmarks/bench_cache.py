@@ -15,14 +15,14 @@ from common import interleaved_medians, write
 from peft import LoraConfig
 
 from sinkd_llm import DistillationObjective, SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
-from sinkd_llm.data import tokenize_dataset
-from sinkd_llm.pair_inputs import rows_for
-from sinkd_llm.runs.caching import CacheArguments, write_cache
+from sinkd_llm.inputs.contract import tokenize_dataset
+from sinkd_llm.inputs.pair import rows_for
+from sinkd_llm.runs.cache import CacheArguments, write_cache
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import LocalTeacher
-from sinkd_llm.teachers.cache_layout import CacheLayout
-from sinkd_llm.teachers.cache_manifest import Manifest
-from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan
+from sinkd_llm.teachers.cache.layout import CacheLayout
+from sinkd_llm.teachers.cache.manifest import Manifest
+from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
 
 NAME = "smollm2-135m"
 BATCH = 32
@@ -100,22 +100,22 @@ def writing(
     """The bare teacher on a batch, the same and its rows written, and the tokens of the batch."""
     answers, collator = rows_for(model, None, tokenizer, 1024, False, None)  # type: ignore[arg-type]
     features = tokenize_dataset(train, answers)  # type: ignore[arg-type]
-    plan, teacher = RowPlan(features), LocalTeacher(model)  # type: ignore[arg-type]
-    batch = collator([features[i] for i in plan.order.tolist()])
+    ordered, teacher = RowOrder(features), LocalTeacher(model)  # type: ignore[arg-type]
+    batch = collator([features[i] for i in ordered.order.tolist()])
     layout = CacheLayout("topk", model.config.vocab_size, 32, (1.0, 2.0), "fixed16")  # type: ignore[attr-defined]
 
     def forward() -> float:
         started = time.perf_counter()
-        teacher.supervised_logits(batch)
+        teacher.supervised_rows(batch)
         return time.perf_counter() - started
 
     def caching() -> float:
         manifest = Manifest(None, None, layout, tail_at=[2**i for i in range(16)])  # type: ignore[arg-type]
-        writer = CacheWriter(folder, manifest, plan, shard_bytes=1)
+        writer = CacheWriter(folder, manifest, ordered, shard_bytes=1)
         folder.mkdir(exist_ok=True)
         started = time.perf_counter()
-        supervised = teacher.supervised_logits(batch)
-        writer.add(plan.order.tolist(), supervised.logits_NV, supervised.example_N)
+        supervised = teacher.supervised_rows(batch)
+        writer.add(ordered.order.tolist(), supervised.logits_NV, supervised.example_N)
         return time.perf_counter() - started
 
     return forward, caching, int(batch["attention_mask"].sum())

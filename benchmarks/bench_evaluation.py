@@ -15,10 +15,10 @@ from common import interleaved_medians, write
 from peft import LoraConfig
 
 from sinkd_llm import SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
-from sinkd_llm.collator import AnswerCollator
-from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.evaluation import score_choices
-from sinkd_llm.models.architectures import get_architecture
+from sinkd_llm.inputs.collator import AnswerCollator
+from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.models.kinds import kind_of
 
 BATCH = 32
 REPEATS = 2
@@ -55,7 +55,7 @@ class OneForwardPerChoice:
 def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
-    architecture, collator, naive = get_architecture(model), AnswerCollator(0), OneForwardPerChoice(tokenizer)
+    kind, collator, naive = kind_of(model), AnswerCollator(0), OneForwardPerChoice(tokenizer)
     rows: list[list[str]] = []
     share, step, side = data_side()
     for name, count in ROWS.items():
@@ -72,7 +72,7 @@ def main() -> None:
             return run
 
         def ranked(share: bool, features: list = features) -> Callable[[], Any]:
-            return lambda: score_choices(architecture, model, collator(features), share_prompts=share)
+            return lambda: score_choices(kind, model, collator(features), share_prompts=share)
 
         cases = {}
         if name != "record":  # there it takes minutes

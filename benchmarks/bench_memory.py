@@ -1,7 +1,7 @@
-"""How close the estimate of `sinkd env --plan` comes to the memory that training takes.
+"""How close the estimate of `sinkd env --estimate` comes to the memory that training takes.
 
 Each run is a process of its own, on the CPU: the peak of its resident memory during two training steps, minus what
-it held before any model was loaded. One row is repeated, so that every batch is the one that is planned.
+it held before any model was loaded. One row is repeated, so that every batch is the one that is estimated.
 """
 
 import json
@@ -68,7 +68,7 @@ def measure(case: str, folder: Path, *callbacks: Any) -> int:
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.runs.data import load_run_data
     from sinkd_llm.runs.training import adapter_config, apply_model_arguments
-    from sinkd_llm.trainer import SinKDTrainer
+    from sinkd_llm.training.trainer import SinKDTrainer
 
     task_args, training_args, model_args = arguments(case, folder)
     train = load_run_data(task_args, training_args.sample_seed).train
@@ -88,11 +88,11 @@ def measure(case: str, folder: Path, *callbacks: Any) -> int:
 
 
 def estimate(case: str, folder: Path) -> tuple[int, str]:
-    """The planned bytes of one device, and the micro-batch in words."""
-    from sinkd_llm.runs.plan import plan_run
+    """The estimated bytes of one device, and the micro-batch in words."""
+    from sinkd_llm.runs.memory import estimate_memory
 
-    plan = plan_run(*arguments(case, folder))
-    return plan.device("none", 1, checkpointing=plan.checkpointing).total, plan.batch.split(", ", 1)[1]
+    estimate = estimate_memory(*arguments(case, folder))
+    return estimate.device("none", 1, checkpointing=estimate.checkpointing).total, estimate.batch.split(", ", 1)[1]
 
 
 def in_fork(function: Any, case: str) -> Any:
@@ -113,8 +113,8 @@ def measure_all() -> dict[str, int]:
 def main() -> None:
     import trl  # noqa: F401 - imported before the forks
 
-    import sinkd_llm.runs.plan
-    import sinkd_llm.trainer  # noqa: F401
+    import sinkd_llm.runs.memory
+    import sinkd_llm.training.trainer  # noqa: F401
 
     if sys.argv[1:] == ["measure"]:
         print(json.dumps(measure_all()))
@@ -131,12 +131,12 @@ def write_table(measured: list[dict[str, int]]) -> None:
     """The estimates beside what was measured with the default allocator and with the exact one."""
     rows = []
     for case in CASES:
-        planned, batch = in_fork(estimate, case)
+        estimated, batch = in_fork(estimate, case)
         usual, exact = (results[case] for results in measured)
-        numbers = [f"{size / 1e6:,.0f}" for size in (planned, exact, usual)]
-        rows.append([case, batch, *numbers, f"{planned / exact:.2f}", f"{planned / usual:.2f}"])
-    header = ["run", "micro-batch", "planned", "measured", "default allocator"]
-    header += ["planned / measured", "planned / default"]
+        numbers = [f"{size / 1e6:,.0f}" for size in (estimated, exact, usual)]
+        rows.append([case, batch, *numbers, f"{estimated / exact:.2f}", f"{estimated / usual:.2f}"])
+    header = ["run", "micro-batch", "estimated", "measured", "default allocator"]
+    header += ["estimated / measured", "estimated / default"]
     write("memory", "Planned and measured memory of training, MB", header, rows, NOTES)
 
 
@@ -145,8 +145,8 @@ Measured: peak resident memory of two training steps on the CPU in fp32, minus w
 model. `measured` is with `MALLOC_MMAP_THRESHOLD_=65536`, with which the C library gives freed memory back at once:
 what training needs. The default allocator keeps some of what was freed.
 
-The target is 15 to 20 %. With the default allocator three runs miss it: what it keeps is no part of the plan. Beside
-tensors a process takes 30 to 110 MB more while it trains, which is most of the gap on MiniLM, the smallest run.
+The target is 15 to 20 %. With the default allocator three runs miss it: what it keeps is no part of the estimate.
+Beside tensors a process takes 30 to 110 MB more while it trains, which is most of the gap on MiniLM, the smallest run.
 """
 
 if __name__ == "__main__":

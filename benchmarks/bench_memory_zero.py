@@ -1,4 +1,4 @@
-"""How close `sinkd env --plan` comes to the memory of a process under ZeRO.
+"""How close `sinkd env --estimate` comes to the memory of a process under ZeRO.
 
 Two processes on the CPU, started by `accelerate launch` with the files in `ds_configs/`; the runs are those of
 `bench_memory.py` (the measured ones there are of one process). The peak is counted from the beginning of the first
@@ -27,8 +27,8 @@ NOTES = f"""
 {PROCESSES} processes over gloo on the CPU, fp32. Measured: peak resident memory of two training steps, minus what the
 process held before it loaded a model; the fuller process, with `MALLOC_MMAP_THRESHOLD_=65536`.
 
-The target is 15 to 20 %. Stages 1 and 2 keep it. Stage 3 takes 400 to 440 MB more than planned, up to 20 % of what was
-measured (in another run 340 to 390 MB): what DeepSpeed and gloo stage while they gather parameters is not counted.
+The target is 15 to 20 %. Stages 1 and 2 keep it. Stage 3 takes 400 to 440 MB more than estimated, up to 20 % of what
+was measured (in another run 340 to 390 MB): what DeepSpeed and gloo stage while they gather parameters is not counted.
 """
 
 
@@ -58,13 +58,13 @@ def launch(case: str, setup: str) -> int:
 
 
 def estimate(case: str, folder: Path) -> dict[str, tuple[int, str]]:
-    """The planned bytes of one device in every set-up, and the micro-batch in words."""
-    from sinkd_llm.runs.plan import plan_run
+    """The estimated bytes of one device in every set-up, and the micro-batch in words."""
+    from sinkd_llm.runs.memory import estimate_memory
 
-    plan = plan_run(*arguments(case, folder))
-    batch = plan.batch.split(", ", 1)[1]
+    estimate = estimate_memory(*arguments(case, folder))
+    batch = estimate.batch.split(", ", 1)[1]
     setups = {setup for _, setup in RUNS}
-    return {s: (plan.device(s, PROCESSES, checkpointing=plan.checkpointing).total, batch) for s in setups}
+    return {s: (estimate.device(s, PROCESSES, checkpointing=estimate.checkpointing).total, batch) for s in setups}
 
 
 def main() -> None:
@@ -73,18 +73,18 @@ def main() -> None:
         return
     import trl  # noqa: F401 - imported before the forks
 
-    import sinkd_llm.runs.plan  # noqa: F401
+    import sinkd_llm.runs.memory  # noqa: F401
 
-    planned = {case: in_fork(estimate, case) for case in {case for case, _ in RUNS}}
+    estimated = {case: in_fork(estimate, case) for case in {case for case, _ in RUNS}}
     rows = []
     for case, setup in RUNS:
-        (plan, batch), found = planned[case][setup], launch(case, setup)
-        rows.append([case, setup, batch, f"{plan / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{plan / found:.2f}"])
+        (estimate, batch), found = estimated[case][setup], launch(case, setup)
+        rows.append([case, setup, batch, f"{estimate / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{estimate / found:.2f}"])
         print(rows[-1], file=sys.stderr, flush=True)
     write(
         "memory_zero",
         "Planned and measured memory of a process under ZeRO, MB",
-        ["run", "set-up", "micro-batch", "planned", "measured", "planned / measured"],
+        ["run", "set-up", "micro-batch", "estimated", "measured", "estimated / measured"],
         rows,
         NOTES,
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm._version import __version__
 
 _LAZY = {
-    "SinKDConfig": "sinkd_llm.config",
-    "SinKDTrainer": "sinkd_llm.trainer",
+    "SinKDConfig": "sinkd_llm.training.config",
+    "SinKDTrainer": "sinkd_llm.training.trainer",
     "InputError": "sinkd_llm.errors",
     "load_task": "sinkd_llm.tasks",
     "list_tasks": "sinkd_llm.tasks",
@@ -25,14 +25,14 @@ _LAZY = {
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
-    from sinkd_llm.config import SinKDConfig
     from sinkd_llm.errors import InputError
     from sinkd_llm.evaluation import evaluate_task
     from sinkd_llm.models import load_model, load_tokenizer, select_layers
     from sinkd_llm.objectives import DistillationObjective
     from sinkd_llm.optimal_transport import pairwise_cost, sinkhorn
     from sinkd_llm.tasks import list_tasks, load_task
-    from sinkd_llm.trainer import SinKDTrainer
+    from sinkd_llm.training.config import SinKDConfig
+    from sinkd_llm.training.trainer import SinKDTrainer
 
 
 def __getattr__(name: str) -> Any:

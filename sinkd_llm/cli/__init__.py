@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print_error(
             f"the memory of the device is full ({first_words(error)}). Lower per_device_train_batch_size or "
-            "max_length; 'sinkd env --plan RECIPE.yaml' says what a run needs."
+            "max_length; 'sinkd env --estimate RECIPE.yaml' says what a run needs."
         )
         return 2
 

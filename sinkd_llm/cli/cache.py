@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sinkd_llm.runs.caching import CacheResult
+    from sinkd_llm.runs.cache import CacheResult
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse `argv`, write the cache, print what it holds."""
     from sinkd_llm.cli.parsing import parse_recipe
-    from sinkd_llm.runs.caching import CacheArguments, run_cache
+    from sinkd_llm.runs.cache import CacheArguments, run_cache
 
     task_args, training_args, model_args, cache_args = parse_recipe("cache", argv, CacheArguments, "teacher cache")
     _show(run_cache(task_args, training_args, model_args, cache_args, argv=argv))
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(result: "CacheResult") -> None:
-    from sinkd_llm.report import format_bytes
+    from sinkd_llm.report.page import format_bytes
     from sinkd_llm.terminal import show
 
     manifest, layout = result.manifest, result.manifest.layout

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from sinkd_llm.errors import InputError, nearest, plain, shown
-from sinkd_llm.setting_checks import MOST_CHOICES, listed_choices
-from sinkd_llm.setting_rules import OTHER_NAMES
 from sinkd_llm.terminal import say
+from sinkd_llm.training.settings.checks import MOST_CHOICES, listed_choices
+from sinkd_llm.training.settings.rules import OTHER_NAMES
 
 # What a word processor makes of two hyphens, or of one.
 _DASHES = "‐‑‒–—―−﹘﹣－"

@@ -1,6 +1,6 @@
 """`sinkd env`: versions, devices, memory, and what is missing with the command that installs it.
 
-With `--plan recipe.yaml`: the memory that the recipe's run needs, on one device and on several.
+With `--estimate recipe.yaml`: the memory that the recipe's run needs, on one device and on several.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.environment import package_version, total_memory_bytes, versions
 from sinkd_llm.errors import InputError, shown
-from sinkd_llm.report import format_bytes
-from sinkd_llm.setting_rules import RANGES
+from sinkd_llm.report.page import format_bytes
 from sinkd_llm.terminal import show
+from sinkd_llm.training.settings.rules import RANGES
 
 # Extra of this package -> the distribution that it brings, and what it is for.
 EXTRAS = {
@@ -29,17 +29,17 @@ def main(argv: Sequence[str]) -> int:
         prog="sinkd env",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="After --plan, any flag of sinkd distill and finetune overrides the recipe.",
+        epilog="After --estimate, any flag of sinkd distill and finetune overrides the recipe.",
     )
-    parser.add_argument("--plan", metavar="RECIPE.yaml", help="estimate the memory of this run")
+    parser.add_argument("--estimate", metavar="RECIPE.yaml", help="estimate the memory of this run")
     parser.add_argument("--memory", help="memory of one device, such as 24GB; default: of the device here")
-    parser.add_argument("--num_devices", type=int, help="the most devices to plan for; default: the GPUs here, or 8")
+    parser.add_argument("--num_devices", type=int, help="most devices to estimate for; default: the GPUs here, or 8")
     known, rest = parser.parse_known_args(list(argv))
-    if known.plan is not None:
-        return _plan(known.plan, known.memory, known.num_devices, rest)
+    if known.estimate is not None:
+        return _estimate(known.estimate, known.memory, known.num_devices, rest)
     if rest or known.memory is not None or known.num_devices is not None:
         first = shown(rest[0])[1:-1] if rest else "--memory or --num_devices"
-        raise InputError(f"{first} needs --plan RECIPE.yaml; see 'sinkd env --help'.")
+        raise InputError(f"{first} needs --estimate RECIPE.yaml; see 'sinkd env --help'.")
     lines = dict(versions())
     lines["platform"] = platform.platform()
     lines |= _devices()
@@ -50,17 +50,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _plan(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
+def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
+    from sinkd_llm.cli.memory_table import parse_bytes, show_estimate
     from sinkd_llm.cli.parsing import parse_training
-    from sinkd_llm.cli.plan import parse_bytes, show_plan
     from sinkd_llm.cli.recipe_file import read_config
-    from sinkd_llm.runs.plan import plan_run
+    from sinkd_llm.runs.memory import estimate_memory
 
     if devices is not None and (problem := RANGES["num_devices"].refusal(devices)) is not None:
         raise InputError(f"--num_devices {problem}")
     size = None if memory is None else parse_bytes(memory)
     given = {
-        *read_config(recipe, "--plan"),
+        *read_config(recipe, "--estimate"),
         *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides),
     }
     has_teacher = bool(given & {"teacher_model_name_or_path", "teacher_cache"})
@@ -74,7 +74,7 @@ def _plan(recipe: str, memory: str | None, devices: int | None, overrides: Seque
         size, memory_is = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     else:
         size, memory_is = total_memory_bytes(), "this machine's memory: no GPU here"
-    show_plan(plan_run(*arguments), devices or gpus or 8, size, memory_is)
+    show_estimate(estimate_memory(*arguments), devices or gpus or 8, size, memory_is)
     return 0
 
 

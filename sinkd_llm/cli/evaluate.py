@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.cli.parsing import SinKDParser
     from sinkd_llm.files import write_whole
     from sinkd_llm.models import build_quantization_config
-    from sinkd_llm.report import results_table
+    from sinkd_llm.report.page import results_table
     from sinkd_llm.runs import run_evaluate
     from sinkd_llm.runs.inputs import user_path
     from sinkd_llm.secrets import masked

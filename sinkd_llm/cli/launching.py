@@ -16,7 +16,7 @@ from sinkd_llm.cli.recipe_file import read_config
 from sinkd_llm.errors import InputError, nearest, shown
 from sinkd_llm.interrupts import leave_terminal, terminating_signals
 from sinkd_llm.library_errors import first_words
-from sinkd_llm.setting_rules import RANGES
+from sinkd_llm.training.settings.rules import RANGES
 
 FOLDER = "ds_configs"
 

@@ -13,13 +13,13 @@ from trl import ModelConfig, TrlParser
 from sinkd_llm.cli.command_parser import CommandParser, meant_flag, refuse_unknown, say_repeated
 from sinkd_llm.cli.launching import LaunchArguments
 from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
-from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError, SettingError, shown
 from sinkd_llm.runs.data import TaskArguments
-from sinkd_llm.setting_checks import check_settings
-from sinkd_llm.setting_combinations import check_revision
-from sinkd_llm.setting_rules import NEEDS
 from sinkd_llm.terminal import say
+from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.settings.checks import check_settings
+from sinkd_llm.training.settings.combinations import check_revision
+from sinkd_llm.training.settings.rules import NEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

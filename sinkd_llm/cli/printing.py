@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sinkd_llm.environment import peak_memory_bytes
-from sinkd_llm.report import (
+from sinkd_llm.report.page import (
     METRICS_FILE,
     REPORT_FILE,
     RESULTS_FILE,

@@ -76,7 +76,7 @@ def _change(before: dict[str, float], after: dict[str, float]) -> str:
 
 
 def _show_next(folder: Path, seconds: float) -> None:
-    from sinkd_llm.report import REPORT_FILE, format_duration
+    from sinkd_llm.report.page import REPORT_FILE, format_duration
     from sinkd_llm.terminal import show
 
     student, teacher = folder / "student", folder / "teacher"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError, shown
-from sinkd_llm.setting_rules import REFUSED_ENVIRONMENT
+from sinkd_llm.training.settings.rules import REFUSED_ENVIRONMENT
 from sinkd_llm.yaml_files import read_yaml_mapping
 
 

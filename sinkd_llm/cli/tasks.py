@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.errors import InputError
-from sinkd_llm.setting_rules import RANGES
+from sinkd_llm.training.settings.rules import RANGES
 
 if TYPE_CHECKING:
-    from sinkd_llm.task_check import TaskCheck
+    from sinkd_llm.runs.task_check import TaskCheck
     from sinkd_llm.tasks import Task, TaskInfo
 
 DEFAULT_TOKENIZER = "smollm2-135m"
@@ -101,7 +101,7 @@ def _show_row(row: dict[str, Any]) -> None:
 
 def _check(name: str, data_dir: str | None, split: str | None, model: str | None, kind: str | None) -> int:
     from sinkd_llm.models.blueprint import blueprint
-    from sinkd_llm.task_check import check_task
+    from sinkd_llm.runs.task_check import check_task
     from sinkd_llm.tasks import load_task
     from sinkd_llm.terminal import say, show
 

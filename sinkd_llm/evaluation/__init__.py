@@ -1,7 +1,7 @@
 """Scores of a model on a task: choices are ranked, free text is generated."""
 
+from sinkd_llm.evaluation.evaluator import TaskScore, evaluate_task, shortest
 from sinkd_llm.evaluation.ranking import ChoiceScores, choice_log_likelihoods, refuse_non_finite, score_choices
-from sinkd_llm.evaluation.scoring import TaskScore, evaluate_task, shortest
 from sinkd_llm.evaluation.trainer_metrics import accuracy, ranking_metrics
 
 __all__ = [

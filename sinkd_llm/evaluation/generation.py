@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from sinkd_llm.collator import AnswerCollator, right_padded
-from sinkd_llm.data import AnswerTokenizer
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.evaluation.ranking import batches_by_length, from_all, on_device, refuse_non_finite
-from sinkd_llm.models.architectures import (
+from sinkd_llm.inputs.collator import AnswerCollator, right_padded
+from sinkd_llm.inputs.contract import AnswerTokenizer
+from sinkd_llm.inputs.row_tokenizers import special_ids
+from sinkd_llm.models.kinds import (
     LOGITS_AT_A_TIME,
     context_length,
     decoder_input_ids,
-    get_architecture,
+    kind_of,
     output_size,
     unwrap,
 )
-from sinkd_llm.row_tokenizers import special_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,11 +105,11 @@ class GenerationSettings:
 
 def check_can_generate(model: "PreTrainedModel", task: "Task") -> None:
     """Refuses a model that writes no text."""
-    architecture = get_architecture(model)
-    if architecture.model_kind not in ("causal-lm", "seq2seq-lm"):
+    kind = kind_of(model)
+    if kind.name not in ("causal-lm", "seq2seq-lm"):
         raise InputError(
             f"The answers of the task {task.name!r} are generated, and {type(unwrap(model)).__name__} is an "
-            f"{architecture.name}, which writes no text; give a decoder-only or encoder-decoder model, or a task with "
+            f"{kind.title}, which writes no text; give a decoder-only or encoder-decoder model, or a task with "
             "answer choices."
         )
 
@@ -146,7 +146,7 @@ def generate_answers(
     """
     settings = GenerationSettings.of(task)
     tokenizer = answer_tokenizer.tokenizer
-    decoder_only = get_architecture(model).model_kind == "causal-lm"
+    decoder_only = kind_of(model).name == "causal-lm"
     prompts = _prompts(model, answer_tokenizer, settings, dataset, decoder_only)
     texts: dict[int, str] = {}
     inner: Any = unwrap(model)
@@ -240,14 +240,14 @@ def reference_log_likelihoods(
     Raises:
         NonFiniteError: naming rows whose log-likelihood is NaN or infinite.
     """
-    architecture = get_architecture(model)
+    kind = kind_of(model)
     lengths = [len(ids) for ids in features["answer_ids"]]
     batch_size = max(1, min(batch_size, LOGITS_AT_A_TIME // (max(lengths) * output_size(model))))
     sums: dict[int, float] = {}
     totals = [len(p) + n for p, n in zip(features["prompt_ids"], lengths, strict=True)]
     for chosen in batches_by_length(totals, batch_size, share=share):
         batch = on_device(collator([features[i] for i in chosen]), device or model.device)
-        supervised = architecture.supervised_logits(model, batch)
+        supervised = kind.supervised_rows(model, batch)
         nll_N = torch.nn.functional.cross_entropy(
             supervised.logits_NV.float(), supervised.labels_N, reduction="none"
         ).double()

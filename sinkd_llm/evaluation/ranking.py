@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import NonFiniteError
-from sinkd_llm.models.architectures import (
+from sinkd_llm.inputs.collator import AnswerCollator
+from sinkd_llm.models.kinds import (
     IGNORE_INDEX,
-    Architecture,
-    SupervisedLogits,
+    Kind,
+    SupervisedRows,
     can_share_prompts,
     shared_prompt_logits,
 )
@@ -48,12 +48,12 @@ class ChoiceScores:
     number_B: Tensor | None = None
 
 
-def choice_log_likelihoods(supervised: SupervisedLogits, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def choice_log_likelihoods(supervised: SupervisedRows, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """
     Log-likelihood of every choice of a ranking batch.
 
     Args:
-        supervised ([`SupervisedLogits`]): rows of the batch's S sequences.
+        supervised ([`SupervisedRows`]): rows of the batch's S sequences.
         batch (`Mapping`): `choice_ids` `[B, C, T]` and `choice_sequence` `[B, C]` of [`AnswerCollator`].
 
     Returns:
@@ -64,7 +64,7 @@ def choice_log_likelihoods(supervised: SupervisedLogits, batch: Mapping[str, Any
 
 
 def score_choices(
-    architecture: Architecture, model: torch.nn.Module, batch: Mapping[str, Any], *, share_prompts: bool = True
+    kind: Kind, model: torch.nn.Module, batch: Mapping[str, Any], *, share_prompts: bool = True
 ) -> ChoiceScores:
     """
     Runs a model on a ranking batch.
@@ -73,19 +73,19 @@ def score_choices(
     continue from the cache: see [`shared_prompt_logits`]. Choices of one token cost one forward in any case.
 
     Args:
-        architecture ([`Architecture`]): of the model.
+        kind ([`Kind`]): of the model.
         model (`nn.Module`): possibly wrapped.
         batch (`Mapping`): of the family's collator, on the model's device.
         share_prompts (`bool`, *optional*, defaults to `True`): `False` runs every batch in one forward, so that the
             ranks of a sharded model stay in step.
     """
     several = len(batch["labels"]) > len(batch["choice_ids"])
-    if several and share_prompts and architecture.model_kind == "causal-lm" and can_share_prompts(model):
+    if several and share_prompts and kind.name == "causal-lm" and can_share_prompts(model):
         return _scores(shared_prompt_logits(model, batch, _prompt_of_sequence(batch)), batch)
-    return _scores([architecture.supervised_logits(model, batch)], batch)
+    return _scores([kind.supervised_rows(model, batch)], batch)
 
 
-def _scores(parts: Iterable[SupervisedLogits], batch: Mapping[str, Any]) -> ChoiceScores:
+def _scores(parts: Iterable[SupervisedRows], batch: Mapping[str, Any]) -> ChoiceScores:
     """The scores from the supervised logits of the batch, in parts of whole sequences."""
     choice_ids_BCT, sequence_BC = batch["choice_ids"], batch["choice_sequence"]
     present_BC = sequence_BC >= 0
@@ -135,7 +135,7 @@ class Ranking:
 
 def rank_choices(
     model: "PreTrainedModel",
-    architecture: Architecture,
+    kind: Kind,
     collator: AnswerCollator,
     features: "Dataset",
     batch_size: int,
@@ -158,7 +158,7 @@ def rank_choices(
         [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
     ):
         batch = on_device(collator([features[i] for i in chosen]), device or model.device)
-        scores = score_choices(architecture, model, batch, share_prompts=alone)
+        scores = score_choices(kind, model, batch, share_prompts=alone)
         numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
         rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
         for i, (sums, lengths, number) in zip(chosen, rows, strict=True):

@@ -7,12 +7,12 @@ _LAZY = {
     "ModelSource": "sources",
     "resolve_model_source": "sources",
     "folder_size_bytes": "sources",
-    "load_tokenizer": "tokenization",
-    "check_same_tokenizer": "tokenization",
+    "load_tokenizer": "tokenizers",
+    "check_same_tokenizer": "tokenizers",
     "load_model": "loading",
     "build_quantization_config": "loading",
     "count_parameters": "loading",
-    "select_layers": "pruning",
+    "select_layers": "layers",
     "save_student": "saving",
 }
 
@@ -20,11 +20,11 @@ __all__ = [*_LAZY]
 
 if TYPE_CHECKING:
     from sinkd_llm.models.bundled import BUNDLED
+    from sinkd_llm.models.layers import select_layers
     from sinkd_llm.models.loading import build_quantization_config, count_parameters, load_model
-    from sinkd_llm.models.pruning import select_layers
     from sinkd_llm.models.saving import save_student
     from sinkd_llm.models.sources import ModelSource, folder_size_bytes, resolve_model_source
-    from sinkd_llm.models.tokenization import check_same_tokenizer, load_tokenizer
+    from sinkd_llm.models.tokenizers import check_same_tokenizer, load_tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.models.adapter_facts import is_switched_off, kind_of, loads_merged_only, plain_name
-from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.adapter_facts import is_switched_off, loads_merged_only, peft_type_of, plain_name
+from sinkd_llm.models.kinds import unwrap
 
 
 def refuse_hidden_adapter(model: Any) -> None:
@@ -160,8 +160,8 @@ def check_adapted(adapted: Any) -> None:
     _check_merges(base, tuners)
     if loads_merged_only(adapted) and getattr(base, "quantization_method", None) is not None:
         raise InputError(
-            f"An adapter of the kind {kind_of(adapted)} is saved folded into its base, for Transformers cannot load "
-            "it otherwise, and a quantised base cannot take it in; use plain LoRA, or load the student without "
+            f"An adapter of the type {peft_type_of(adapted)} is saved folded into its base, for Transformers cannot "
+            "load it otherwise, and a quantised base cannot take it in; use plain LoRA, or load the student without "
             "quantisation."
         )
 

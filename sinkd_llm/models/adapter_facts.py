@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.kinds import unwrap
 
 # Adapters that Transformers itself loads from a folder as PEFT wrote them: tests/models/test_adapters.py holds it.
 # The others share weights between their layers, or keep something under a name that Transformers does not know.
@@ -25,7 +25,7 @@ def is_switched_off(adapted: Any) -> bool:
     return bool(layers) and all(layer.disable_adapters for layer in layers)
 
 
-def kind_of(adapted: Any) -> str:
+def peft_type_of(adapted: Any) -> str:
     """PEFT's name for the kind of adapter, for messages."""
     config = next(iter(adapted.peft_config.values()))
     kind = str(getattr(config.peft_type, "value", config.peft_type))

@@ -17,7 +17,7 @@ from sinkd_llm.models.adapter_checks import (
     check_method,
     refuse_hidden_adapter,
 )
-from sinkd_llm.models.architectures import get_architecture, unwrap
+from sinkd_llm.models.kinds import kind_of, unwrap
 from sinkd_llm.models.partitioning import whole_weights
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _fitted(student: Any, config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    task_type = get_architecture(student).lora_task_type
+    task_type = kind_of(student).lora_task_type
     if config.task_type is None:
         config.task_type = task_type
     elif config.task_type != task_type:

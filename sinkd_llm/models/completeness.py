@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import is_head, saved_class
+from sinkd_llm.models.kinds.choose import is_head, saved_class
 
 # What checkpoints carry although it is computed anew: Transformers leaves it out of most models' reports, not of all.
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$")

@@ -53,7 +53,7 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
 
         # Both know sources.py, as this module does.
         from sinkd_llm.models.completeness import check_complete
-        from sinkd_llm.models.kinds import AUTO_CLASSES, choose_kind
+        from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind
 
         config = transformers.AutoConfig.from_pretrained(source.path, gguf_file=source.gguf_file)
         kind = choose_kind(source.name, config, None, new_head=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkd_llm.models.architectures import forward_parameters, unwrap
+from sinkd_llm.models.kinds import forward_parameters, unwrap
 
 ROWS, TOKENS = 2, 8
 # Largest share of the outputs by which two loads of one model may differ: rounding, never another computation.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.partitioning import is_partitioned, waits_for_weights
 from sinkd_llm.models.sources import ModelSource
 

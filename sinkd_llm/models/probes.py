@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import IGNORE_INDEX, Architecture, get_architecture, unwrap
+from sinkd_llm.models.kinds import IGNORE_INDEX, Kind, kind_of, unwrap
 from sinkd_llm.models.partitioning import is_partitioned
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
         InputError: with what changed the outputs, or with the weight of another dtype.
     """
     inner = unwrap(model)
-    architecture = get_architecture(model)
+    kind = kind_of(model)
     if _cannot_run(inner):
         if getattr(inner, "_is_stateful", False):
             logger.warning(
@@ -60,7 +60,7 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
     inner.eval()
     try:
         with torch.no_grad(), _autocast(inner, precision):
-            found = _fault_of(inner, architecture)
+            found = _fault_of(inner, kind)
     except InputError:
         raise
     except (
@@ -120,14 +120,14 @@ def _cannot_run(model: Any) -> bool:
     )
 
 
-def _fault_of(model: Any, architecture: Architecture) -> str | None:
-    kind = architecture.model_kind
+def _fault_of(model: Any, kind: Kind) -> str | None:
+    name = kind.name
     ids_L = _plain_ids(model)
     texts_SL = ids_L[None]
     if kind == "causal-lm":  # beside a text that ends in another way
         texts_SL = torch.stack([ids_L, torch.cat([ids_L[:_CHANGED_FROM], ids_L[: _LENGTH - _CHANGED_FROM]])])
     pad = int(getattr(model.config, "pad_token_id", None) or 0)
-    alone = architecture.supervised_logits(model, _batch(kind, texts_SL, pad, 0))
+    alone = kind.supervised_rows(model, _batch(name, texts_SL, pad, 0))
     logits_NV = alone.logits_NV[alone.example_N == 0].float()
     spread_N = (logits_NV - logits_NV.mean(dim=-1, keepdim=True)).abs().amax(dim=-1).clamp_min(1e-30)
     share = max(_SHARE.get(dtype, _SHARE_OF_HALF) for dtype in float_dtypes(model))
@@ -143,12 +143,12 @@ def _fault_of(model: Any, architecture: Architecture) -> str | None:
                 "sees later tokens: changing the end of a text changes its logits at the beginning, so it would read "
                 "the answers that it is to predict. Give a decoder that reads from left to right."
             )
-    padded_N = differs(architecture.supervised_logits(model, _batch(kind, ids_L[None], pad, _PADDING)).logits_NV)
+    padded_N = differs(kind.supervised_rows(model, _batch(name, ids_L[None], pad, _PADDING)).logits_NV)
     # Half of the rows: in a mixture of experts rounding may send single tokens elsewhere.
     if float(padded_N.float().mean()) >= 0.5:
         return (
             "depends on padding: beside a longer text it gives other logits for the same text, because "
-            f"{_likely_cause(model, kind)}, so scores and gradients would depend on what else is in a batch. Give a "
+            f"{_likely_cause(model, name)}, so scores and gradients would depend on what else is in a batch. Give a "
             "model that masks padding, as most with attention alone do."
         )
     return None

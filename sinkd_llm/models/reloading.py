@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import get_architecture, unwrap
+from sinkd_llm.models.kinds import kind_of, unwrap
 from sinkd_llm.models.loading import load_model
 from sinkd_llm.models.outputs import allowed_difference, difference, fits_beside, probe_outputs
 from sinkd_llm.models.partitioning import whole_weights
@@ -52,7 +52,7 @@ def load_again(model: Any, folder: Path, merge_adapter: bool) -> Any:
         return load_model(
             folder,
             dtype=str(base.dtype).removeprefix("torch."),
-            kind=get_architecture(model).model_kind,
+            kind=kind_of(model).name,
             merge_adapter=merge_adapter,
             # Code that is part of the running process already was trusted when it was loaded.
             trust_remote_code=type(base).__module__.startswith("transformers_modules"),

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_facts import base_weights, loads_merged_only
-from sinkd_llm.models.architectures import unwrap
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.gguf import quiet_transformers
+from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.origin import base_by_name, base_source, settle_base
 from sinkd_llm.models.placing import check_place, staged, write_record
 from sinkd_llm.models.reloading import base_quantisation, can_compare, load_again, what_differs

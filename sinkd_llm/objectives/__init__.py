@@ -10,10 +10,10 @@ from sinkd_llm.objectives.divergences import (
     temperature_factor,
     total_variation,
 )
+from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
 from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
+from sinkd_llm.objectives.signals import TopKSignal
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
-from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.top_k import TopKSignal
 
 __all__ = [
     "DIVERGENCES",

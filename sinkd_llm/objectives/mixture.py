@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sinkd_llm.distributed import RowLayout
 from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, squared_error, temperature_factor
+from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
+from sinkd_llm.objectives.signals import TopKSignal, student_bucket_logits
 from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, sinkd_term
-from sinkd_llm.objectives.spanning import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.top_k import TopKSignal, student_bucket_logits
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.optimal_transport.precision import full_precision
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sinkd_llm.objectives.top_k import TopKSignal
+from sinkd_llm.objectives.signals import TopKSignal
 from sinkd_llm.optimal_transport import TransportPlan, pairwise_cost, pairwise_top_k_cost, sinkhorn
 from sinkd_llm.optimal_transport.precision import full_precision
 

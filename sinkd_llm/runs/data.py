@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.row_checks import READ_COLUMNS, checked_row
+from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.tasks.files import Rows, read_csv, read_json, read_text
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sinkd_llm.checkpoints import NotSavedError, last_whole, write_failure
 from sinkd_llm.errors import InputError
+from sinkd_llm.training.checkpoints import NotSavedError, last_whole, write_failure
 
 # What gloo and NCCL say when another process is gone, or did not come to a collective operation in time.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "collective operation timeout")

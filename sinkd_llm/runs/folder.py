@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sinkd_llm.checkpoints import CHECKPOINT, checkpoints, last_whole
 from sinkd_llm.errors import InputError
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
-from sinkd_llm.report import METRICS_FILE, REPORT_FILE, RESULTS_FILE
+from sinkd_llm.report.page import METRICS_FILE, REPORT_FILE, RESULTS_FILE
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, user_path
 from sinkd_llm.terminal import say
+from sinkd_llm.training.checkpoints import CHECKPOINT, checkpoints, last_whole
 
 # Where an earlier run waits, inside the folder, until the new one is whole: no other place is sure to be on the same
 # disk and writable.

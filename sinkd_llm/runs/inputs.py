@@ -12,9 +12,9 @@ from sinkd_llm.errors import InputError
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from sinkd_llm.config import SinKDConfig
     from sinkd_llm.runs.data import TaskArguments
     from sinkd_llm.tasks import Task
+    from sinkd_llm.training.config import SinKDConfig
 
 # Of the words of a command line, those that name a file that is read.
 _FILE_FLAGS = ("--config", "--accelerate_config", "--accelerate-config")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
 from sinkd_llm.files import write_whole
-from sinkd_llm.report import RESULTS_FILE, TEACHER, ResultRow, find_row
+from sinkd_llm.report.page import RESULTS_FILE, TEACHER, ResultRow, find_row
 from sinkd_llm.runs.data import RunData, TaskArguments
 from sinkd_llm.secrets import masked, masked_command
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from sinkd_llm.config import SinKDConfig
+    from sinkd_llm.training.config import SinKDConfig
 
 # Follows from other settings or from the machine, or says nothing about the result.
 _DERIVED = ("do_eval", "dataloader_pin_memory", "overwrite_output_dir", "dataset_train_split", "dataset_test_split")

@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.checkpoints import find_checkpoint
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import Interrupted, termination_raises
 from sinkd_llm.library_errors import naming_settings
-from sinkd_llm.report import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
+from sinkd_llm.report.page import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
 from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
+from sinkd_llm.runs.evaluate import Scorer, source_size_bytes
 from sinkd_llm.runs.failures import explained
 from sinkd_llm.runs.folder import RunFolder, check_output_dir, is_in, no_empty_folder, run_folder, weights_size_bytes
 from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.record import write_results
-from sinkd_llm.runs.scoring import Scorer, source_size_bytes
 from sinkd_llm.secrets import masked_command
-from sinkd_llm.setting_checks import check_settings
-from sinkd_llm.setting_combinations import check_best_metric, check_revision
 from sinkd_llm.terminal import is_main_process, say
+from sinkd_llm.training.checkpoints import find_checkpoint
+from sinkd_llm.training.settings.checks import check_settings
+from sinkd_llm.training.settings.combinations import check_best_metric, check_revision
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from sinkd_llm.config import SinKDConfig
-    from sinkd_llm.trainer import SinKDTrainer
+    from sinkd_llm.training.config import SinKDConfig
+    from sinkd_llm.training.trainer import SinKDTrainer
 
 
 class TrainingInterrupted(Interrupted):
@@ -125,7 +125,7 @@ def _check_quantised(model_args: "ModelConfig") -> None:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class PreparedRun:
     """
     What a training run will do, checked as far as that goes without a model in memory.
 
@@ -149,13 +149,13 @@ class TrainingPlan:
         return is_in(self.checkpoint, self.output_dir)
 
 
-def plan_training(
+def prepare_run(
     command: str,
     task_args: TaskArguments,
     training_args: "SinKDConfig",
     model_args: "ModelConfig",
     argv: Sequence[str] | None = None,
-) -> TrainingPlan:
+) -> PreparedRun:
     """
     Resolve and check paths, checkpoint, models' folders and rows of a run. Nothing is written or deleted.
 
@@ -184,7 +184,7 @@ def plan_training(
     if data.evaluation is None and training_args.eval_on_start:
         raise InputError(f"eval_on_start is set, but {data.name} has no rows to evaluate on; leave it out.")
     check_best_metric(training_args, _metrics_of_an_evaluation(data, training_args))
-    return TrainingPlan(command, output_dir, checkpoint, data, resume_command(command, argv))
+    return PreparedRun(command, output_dir, checkpoint, data, resume_command(command, argv))
 
 
 def _metrics_of_an_evaluation(data: RunData, training_args: "SinKDConfig") -> list[str]:
@@ -203,24 +203,24 @@ def _train(
     model_args: "ModelConfig",
     argv: Sequence[str] | None,
 ) -> RunResult:
-    plan = plan_training(command, task_args, training_args, model_args, argv)
-    with no_empty_folder(plan.output_dir) if is_main_process() else nullcontext():
-        trainer = _load_trainer(plan, training_args, model_args)
+    run = prepare_run(command, task_args, training_args, model_args, argv)
+    with no_empty_folder(run.output_dir) if is_main_process() else nullcontext():
+        trainer = _load_trainer(run, training_args, model_args)
         # One process holds the folder for all of a launch; the others wait until it is theirs.
-        holds = run_folder(plan.output_dir, overwrite=task_args.overwrite_output_dir, continuing=plan.continuing)
+        holds = run_folder(run.output_dir, overwrite=task_args.overwrite_output_dir, continuing=run.continuing)
         with holds if is_main_process() else nullcontext() as folder:
             trainer.accelerator.wait_for_everyone()
-            return _act(plan, trainer, folder, (task_args, training_args, model_args), argv)
+            return _act(run, trainer, folder, (task_args, training_args, model_args), argv)
 
 
-def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
+def _load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
     """Models, tokenizer and rows, loaded and checked to fit each other and the checkpoint."""
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from sinkd_llm.evaluation import ranking_metrics
     from sinkd_llm.models import build_quantization_config
-    from sinkd_llm.trainer import SinKDTrainer
+    from sinkd_llm.training.trainer import SinKDTrainer
 
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # pinning is for copies to a GPU; torch would warn
@@ -230,7 +230,7 @@ def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: 
     cached = training_args.teacher_cache is not None
     needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
     say(f"Loading {' and '.join(filter(None, needed))} …")
-    data = plan.data
+    data = run.data
     with naming_settings(training_args, model_args):
         trainer = SinKDTrainer(
             model=model_args.model_name_or_path,
@@ -243,28 +243,28 @@ def _load_trainer(plan: TrainingPlan, training_args: "SinKDConfig", model_args: 
         )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    if plan.checkpoint is not None:
-        trainer.check_checkpoint(plan.checkpoint)
+    if run.checkpoint is not None:
+        trainer.check_checkpoint(run.checkpoint)
     return trainer
 
 
 def _act(
-    plan: TrainingPlan,
+    run: PreparedRun,
     trainer: "SinKDTrainer",
     folder: RunFolder | None,
     arguments: "tuple[TaskArguments, SinKDConfig, ModelConfig]",
     argv: Sequence[str] | None,
 ) -> RunResult:
     """Score, train, save, score again, and write the records."""
-    from sinkd_llm.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback
+    from sinkd_llm.training.callbacks import InterruptCallback, MetricsFileCallback, RichProgressCallback
 
-    output_dir, checkpoint, data = plan.output_dir, plan.checkpoint, plan.data
-    interrupt = InterruptCallback(plan.resume, save=trainer.save_checkpoint)
+    output_dir, checkpoint, data = run.output_dir, run.checkpoint, run.data
+    interrupt = InterruptCallback(run.resume, save=trainer.save_checkpoint)
     bar = RichProgressCallback()
     for callback in (bar, MetricsFileCallback(output_dir / METRICS_FILE), interrupt):
         trainer.add_callback(callback)
     teacher_name = arguments[1].teacher_model_name_or_path
-    names = (BEFORE, AFTER) if plan.command == "distill" else ("before", "after")
+    names = (BEFORE, AFTER) if run.command == "distill" else ("before", "after")
     scorer = Scorer(trainer, data)
     rows = []
     if trainer.teacher_cache is not None:
@@ -280,7 +280,7 @@ def _act(
         + " (Ctrl-C saves and stops) …"
     )
     try:
-        with explained(output_dir, plan.resume):
+        with explained(output_dir, run.resume):
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
@@ -290,7 +290,7 @@ def _act(
         raise TrainingInterrupted("training was stopped; nothing is lost", interrupt.exit_code)
     if folder is not None:
         folder.set_aside(checkpoints=False)  # the model of a finished run that was gone on from
-    with explained(output_dir, plan.resume, saving=True):
+    with explained(output_dir, run.resume, saving=True):
         trainer.save_model(str(output_dir))
     if folder is not None:
         folder.model_is_whole = True
@@ -303,10 +303,10 @@ def _act(
         "loss_from_step": int(trainer.loss_from_step),
     }
     if is_main_process():
-        with explained(output_dir, plan.resume):
-            write_results(output_dir, plan.command, argv, data, rows, training, arguments)
+        with explained(output_dir, run.resume):
+            write_results(output_dir, run.command, argv, data, rows, training, arguments)
             write_report(output_dir)
-    return RunResult(plan.command, output_dir, rows, training)
+    return RunResult(run.command, output_dir, rows, training)
 
 
 def resume_command(command: str, argv: Sequence[str] | None) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import SupervisedLogits, get_architecture, unwrap
+from sinkd_llm.models.kinds import SupervisedRows, kind_of, unwrap
 
 
 class LocalTeacher:
@@ -20,11 +20,11 @@ class LocalTeacher:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.architecture = get_architecture(model)
+        self.kind = kind_of(model)
         self.model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def supervised_logits(self, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedLogits:
+    def supervised_rows(self, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
         """
         The same rows, in the same order, as the student's of this batch.
 
@@ -39,7 +39,7 @@ class LocalTeacher:
                 overflows in half precision.
         """
         with_hidden = with_hidden and self._head is not None
-        supervised = self.architecture.supervised_logits(self.model, batch, with_hidden)
+        supervised = self.kind.supervised_rows(self.model, batch, with_hidden)
         finite_N = torch.isfinite(supervised.logits_NV).all(dim=-1)
         if not finite_N.all():
             names = batch.get("example_id")
@@ -54,7 +54,7 @@ class LocalTeacher:
 
     @torch.no_grad()
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """The head's logits `[N, V]` of hidden states that [`supervised_logits`] gave, on any rank."""
+        """The head's logits `[N, V]` of hidden states that [`supervised_rows`] gave, on any rank."""
         assert self._head is not None
         logits_NV: Tensor = self._head(hidden_NH)
         return logits_NV
@@ -62,7 +62,7 @@ class LocalTeacher:
     @property
     def _head(self) -> nn.Module | None:
         """The head, if all of it is here, and if its inputs are smaller than its outputs."""
-        head = unwrap(self.model).get_output_embeddings() if not self.architecture.scores_classes else None
+        head = unwrap(self.model).get_output_embeddings() if not self.kind.scores_classes else None
         weight = getattr(head, "weight", None)
         # Of a head that is sharded over ranks (ZeRO-3, FSDP) the missing shards are larger than any batch of logits.
         if weight is None or hasattr(weight, "ds_id") or hasattr(weight, "device_mesh"):

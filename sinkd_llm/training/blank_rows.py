@@ -15,8 +15,8 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.architectures import IGNORE_INDEX
-from sinkd_llm.pair_inputs import TEACHER
+from sinkd_llm.inputs.pair import TEACHER
+from sinkd_llm.models.kinds import IGNORE_INDEX
 
 _BLANK = "blank"
 

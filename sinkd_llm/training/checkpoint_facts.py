@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sinkd_llm.models.architectures import unwrap
+from sinkd_llm.models.kinds import unwrap
 
 if TYPE_CHECKING:
-    from sinkd_llm.trainer import SinKDTrainer
+    from sinkd_llm.training.trainer import SinKDTrainer
 
 # Numbers of each parameter that stand for it: a sum over all would read gigabytes at every start.
 _SAMPLED = 64

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sinkd_llm.config import SinKDConfig
-from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import choice_log_likelihoods, refuse_non_finite, score_choices
-from sinkd_llm.models.architectures import Architecture
+from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.pair import TEACHER
+from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.partitioning import is_partitioned, on_device
-from sinkd_llm.pair_inputs import TEACHER
 from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import (
     TeacherChoices,
     answer_losses,
@@ -39,12 +39,12 @@ class EvaluatingTrainer(ResumableTrainer):
     `transformers.Trainer` whose evaluation is this project's; [`SinKDTrainer`] is the one to use.
 
     Attributes:
-        architecture ([`Architecture`]): the student's.
+        kind ([`Kind`]): the student's.
         teacher ([`LocalTeacher`], *optional*): whose choices are compared with the student's.
     """
 
     args: SinKDConfig
-    architecture: Architecture
+    kind: Kind
     teacher: LocalTeacher | None
     _answer_tokenizer: AnswerTokenizer
     _teacher_choices: TeacherChoices
@@ -155,10 +155,10 @@ class EvaluatingTrainer(ResumableTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if "choice_ids" not in inputs:
-                losses = answer_losses(self.architecture.supervised_logits(model, inputs), names_of(inputs))
+                losses = answer_losses(self.kind.supervised_rows(model, inputs), names_of(inputs))
                 return None, losses, losses[1]
             # The ranks of a sharded model have to make the same number of forwards.
-            scores = score_choices(self.architecture, model, inputs, share_prompts=self.args.world_size == 1)
+            scores = score_choices(self.kind, model, inputs, share_prompts=self.args.world_size == 1)
         scores_BC = scores.log_likelihood_BC
         present_BC = inputs["choice_sequence"] >= 0
         refuse_non_finite(scores_BC.where(present_BC, 0).tolist(), row_names(inputs), "log-likelihood of an answer")
@@ -182,7 +182,7 @@ class EvaluatingTrainer(ResumableTrainer):
             flag = torch.tensor([float(unknown)], device=self.args.device)
             unknown = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
         if unknown:
-            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_logits(theirs), theirs)
+            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_rows(theirs), theirs)
             self._teacher_choices.add(keys, scores_BC.argmax(dim=-1).tolist())
         return torch.tensor(self._teacher_choices.of(keys), device=inputs["label"].device)
 

@@ -15,19 +15,19 @@ from transformers import EvalPrediction
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import ChoiceScores, refuse_non_finite
-from sinkd_llm.models.architectures import SupervisedLogits
+from sinkd_llm.models.kinds import SupervisedRows
 from sinkd_llm.objectives import cross_entropy, squared_error
 
 # What `prediction_step` gives for rows without choices: their losses and their numbers of tokens.
 _LOSSES_ONLY = 2
 
 
-def answer_losses(supervised: SupervisedLogits, examples: Sequence[str]) -> tuple[Tensor, Tensor]:
+def answer_losses(supervised: SupervisedRows, examples: Sequence[str]) -> tuple[Tensor, Tensor]:
     """
     Cross-entropy of each row's answer, summed over its tokens, and its number of tokens: `[B]` each.
 
     Args:
-        supervised ([`SupervisedLogits`]): of a batch without choices.
+        supervised ([`SupervisedRows`]): of a batch without choices.
         examples (sequence of `str`): the names of its B rows.
 
     Raises:

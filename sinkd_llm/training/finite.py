@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.models.architectures import Architecture, unwrap
 from sinkd_llm.models.finite import check_finite_weights
+from sinkd_llm.models.kinds import Kind, unwrap
 
 # Updates in a row that a loss scaler may skip. Each halves the scale, which starts at 2^16: after so many it is not
 # the scale that overflows.
@@ -91,7 +91,7 @@ class FiniteGate:
 
 def check_sound(
     student: nn.Module,
-    architecture: Architecture,
+    kind: Kind,
     batch: Mapping[str, Any] | None,
     together: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
@@ -101,7 +101,7 @@ def check_sound(
 
     Args:
         student (`nn.Module`): as it is trained, perhaps wrapped.
-        architecture ([`Architecture`]): of it.
+        kind ([`Kind`]): of it.
         batch (`Mapping`, *optional*): a training batch, for one forward without gradient and without dropout.
         together (`Callable`, *optional*): makes one answer of those of all processes: the sum of a number.
 
@@ -130,7 +130,7 @@ def check_sound(
     student.eval()
     try:
         with torch.no_grad():
-            logits_NV = architecture.supervised_logits(student, batch).logits_NV
+            logits_NV = kind.supervised_rows(student, batch).logits_NV
     finally:
         student.train(was_training)
     broken = (~logits_NV.isfinite().all()).float()

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.library_errors import first_words
+from sinkd_llm.training.config import SinKDConfig
 
 
 def check_arguments(

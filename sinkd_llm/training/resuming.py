@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import Trainer
 
-from sinkd_llm.checkpoints import CHECKPOINT, find_checkpoint, saving_checkpoint
 from sinkd_llm.errors import InputError
 from sinkd_llm.integrity import check_manifest
 from sinkd_llm.secrets import masked
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoint_facts import adapter_facts, differences, run_facts
+from sinkd_llm.training.checkpoints import CHECKPOINT, find_checkpoint, saving_checkpoint
 
 if TYPE_CHECKING:
-    from sinkd_llm.config import SinKDConfig
+    from sinkd_llm.training.config import SinKDConfig
 
 _ARGUMENTS_FILE = "training_args.bin"
 
@@ -79,7 +79,7 @@ class ResumableTrainer(Trainer):
         Make sure that this run can go on from a checkpoint; says what is otherwise and may be.
 
         Args:
-            checkpoint (`Path`): a whole one, see [`~sinkd_llm.checkpoints.find_checkpoint`].
+            checkpoint (`Path`): a whole one, see [`~sinkd_llm.training.checkpoints.find_checkpoint`].
 
         Returns:
             `dict`: what its manifest says of its run.

@@ -89,7 +89,7 @@ def test_a_key_of_a_recipe_likewise(capsys, tmp_path):
         (["tasks", "show", "quickstart", "--limit", "0"], "--limit is 0; give 1 or more"),
         (["tasks", "show", "quickstart", "--limit", "x" * 9000], "--limit: invalid int value"),
         (["tasks", "nope"], "invalid choice: 'nope'"),
-        (["env", "--plan"], "--plan: expected one argument"),
+        (["env", "--estimate"], "--estimate: expected one argument"),
         (["x" * 9000], "there is no command 'xxx"),
         (["\x1b[31mred\x07"], "there is no command '\\x1b[31mred\\x07'"),
     ],

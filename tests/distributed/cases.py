@@ -46,7 +46,7 @@ def make_models(folder: Path, build: Any, tokenizer: Any, t5: Any, t5_tokenizer:
 def cache_teacher(models: Path) -> None:
     """Writes `cache`: what `teacher` says about the rows that are trained on, in full."""
     from sinkd_llm import SinKDConfig, load_model, load_tokenizer
-    from sinkd_llm.runs.caching import CacheArguments, write_cache
+    from sinkd_llm.runs.cache import CacheArguments, write_cache
     from sinkd_llm.runs.data import RunData
 
     name = str(models / "teacher")

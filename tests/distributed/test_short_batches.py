@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 def cache_teacher(folder: Path) -> None:
     """Writes what the decoder-only teacher says about the rows of the cached run."""
     from sinkd_llm import SinKDConfig, load_model, load_tokenizer
-    from sinkd_llm.runs.caching import CacheArguments, write_cache
+    from sinkd_llm.runs.cache import CacheArguments, write_cache
     from sinkd_llm.runs.data import RunData
 
     name = str(folder / "causal" / "teacher")

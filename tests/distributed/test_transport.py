@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import naive
 from tests.conftest import REPOSITORY
 from tests.distributed import transport_worker as worker
+from tests.support import naive
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -12,7 +12,7 @@ from sinkd_llm.models import load_model
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.probes import check_reading
 from tests.conftest import ENCODER_DECODERS, ENCODERS
-from tests.models.test_architectures import FAMILIES
+from tests.models.test_kinds import FAMILIES
 from tests.models.test_loading import adapter_folder, model_folder  # noqa: F401 - fixtures
 
 # ---- finite weights
@@ -155,7 +155,7 @@ def test_a_trainer_asks_models_that_were_made_in_python(tiny_tokenizer: Any, tmp
 def test_a_model_that_lacks_tokens_of_its_tokenizer(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     import copy
 
-    from sinkd_llm.row_tokenizers import row_tokenizer
+    from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 
     row_tokenizer(tiny_causal_lm("llama"), tiny_tokenizer)
     with pytest.raises(InputError, match=rf"embeddings for 300 tokens, but its tokenizer gives {len(tiny_tokenizer)}"):

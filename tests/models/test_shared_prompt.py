@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from sinkd_llm.collator import AnswerCollator
 from sinkd_llm.evaluation import score_choices
-from sinkd_llm.models.architectures import can_share_prompts, get_architecture, shared_prompt, shared_prompt_logits
+from sinkd_llm.inputs.collator import AnswerCollator
+from sinkd_llm.models.kinds import can_share_prompts, kind_of, shared_prompt, shared_prompt_logits
 
 # Random weights of the usual size give nearly uniform predictions, which would hide a wrong position or mask.
 SPREAD = 8.0
@@ -49,12 +49,12 @@ def model_of(family: str, tiny_causal_lm: Any) -> Any:
 def test_log_likelihoods_are_those_of_one_forward(family: str, multiple: int | None, tiny_causal_lm: Any) -> None:
     model = model_of(family, tiny_causal_lm)
     batch = AnswerCollator(0, multiple)(ROWS)
-    architecture = get_architecture(model)
+    kind = kind_of(model)
     assert can_share_prompts(model)
     assert len(batch["labels"]) > len(ROWS)
     with torch.no_grad():
-        expected = score_choices(architecture, model, batch, share_prompts=False)
-        got = score_choices(architecture, model, batch)
+        expected = score_choices(kind, model, batch, share_prompts=False)
+        got = score_choices(kind, model, batch)
     spread_of_scores = expected.log_likelihood_BC[0, 0] - expected.log_likelihood_BC[1, 0]
     assert abs(spread_of_scores) > 0.1
     torch.testing.assert_close(got.log_likelihood_BC, expected.log_likelihood_BC, atol=1e-5, rtol=1e-5)
@@ -74,7 +74,7 @@ def test_rows_come_in_order_and_in_parts_of_bounded_size(
     assert (sequences, len(parts)) == (5, 3)
     assert all(len(part.logits_NV) <= 10 for part in parts)
     with torch.no_grad():
-        whole = get_architecture(model).supervised_logits(model, batch)
+        whole = kind_of(model).supervised_rows(model, batch)
     for name in ("labels_N", "example_N", "position_N"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     torch.testing.assert_close(torch.cat([part.logits_NV for part in parts]), whole.logits_NV, atol=1e-4, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_choices_of_one_token_stay_at_one_forward(tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm("llama")
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    score_choices(get_architecture(model), model, AnswerCollator(0)([ROWS[2]]))
+    score_choices(kind_of(model), model, AnswerCollator(0)([ROWS[2]]))
     assert len(calls) == 1
 
 
@@ -93,6 +93,6 @@ def test_a_model_without_keys_and_values_is_run_whole(tiny_causal_lm: Any) -> No
     assert not can_share_prompts(model)
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    scores = score_choices(get_architecture(model), model, AnswerCollator(0)(ROWS))
+    scores = score_choices(kind_of(model), model, AnswerCollator(0)(ROWS))
     assert torch.isfinite(scores.log_likelihood_BC[0]).all()
     assert len(calls) == 1

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
-from sinkd_llm.models.architectures import forward_parameters, get_architecture
 from sinkd_llm.models.blueprint import blueprint
-from sinkd_llm.models.kinds import has_router_loss
+from sinkd_llm.models.kinds import forward_parameters, kind_of
+from sinkd_llm.models.kinds.choose import has_router_loss
 from tests.models.test_loading import adapter_folder, model_folder, same_weights  # noqa: F401 - fixtures
 
 
@@ -85,7 +85,7 @@ def test_bases_whose_head_is_their_embedding_are_whole(tiny_model: Any, tiny_cau
 
 def test_a_pretraining_checkpoint_keeps_its_masked_language_model(tiny_model: Any, tmp_path: Path) -> None:
     save_as("BertForPreTraining", tiny_model("bert").config, tmp_path)
-    assert get_architecture(load_model(tmp_path)).model_kind == "masked-lm"
+    assert kind_of(load_model(tmp_path)).model_kind == "masked-lm"
     assert load_model(tmp_path, labels=["a", "b"]).sinkd_new_modules == ("classifier",)
 
 
@@ -137,7 +137,7 @@ def test_a_head_of_several_labels_at_a_time_is_refused(tiny_model: Any, tmp_path
         with pytest.raises(InputError, match="multi_label_classification"):
             load_model(tmp_path, labels=labels)
     with pytest.raises(InputError, match="multi_label_classification"):
-        get_architecture(model)
+        kind_of(model)
 
 
 def test_a_changed_file_is_seen(model_folder: Path) -> None:  # noqa: F811
@@ -189,14 +189,14 @@ class UnheardForTokenClassification(Unheard):
 def test_a_class_of_the_users_own_is_asked_for_its_ancestors_and_head(tiny_causal_lm: Any) -> None:
     config = tiny_causal_lm("llama").config
     for known in (Tuned, Unheard):
-        assert get_architecture(known(config)).model_kind == "causal-lm"
+        assert kind_of(known(config)).model_kind == "causal-lm"
     for unknown in (
         UnheardForTokenClassification,
         transformers.LlamaModel,
         transformers.LlamaForSequenceClassification,
     ):
         with pytest.raises(InputError, match="ForCausalLM"):
-            get_architecture(unknown(config))
+            kind_of(unknown(config))
 
 
 CODE = """
@@ -232,21 +232,21 @@ def test_code_that_comes_with_a_model_may_call_it_as_it_likes(
         load_model(model_folder)
     model = load_model(model_folder, trust_remote_code=True)
     assert type(model).__name__ == "OddWriter"
-    assert get_architecture(model).model_kind == "causal-lm"
+    assert kind_of(model).name == "causal-lm"
     assert same_weights(model, expected)
     shutil.rmtree(model_folder)
 
 
 def test_a_compiled_model_is_given_what_its_forward_takes(tiny_causal_lm: Any) -> None:
-    from tests.models.test_architectures import ROWS, collate
+    from tests.models.test_kinds import ROWS, collate
 
     model = tiny_causal_lm("gpt2")  # absolute positions: without position_ids padding would count
     seen: list[dict[str, Any]] = []
     compiled = torch.compile(model, backend="eager")
-    expected = get_architecture(model).supervised_logits(model, collate(ROWS)).logits_NV
+    expected = kind_of(model).supervised_rows(model, collate(ROWS)).logits_NV
     model.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
     assert forward_parameters(compiled) == forward_parameters(model) >= {"position_ids", "logits_to_keep"}
-    logits_NV = get_architecture(compiled).supervised_logits(compiled, collate(ROWS)).logits_NV
+    logits_NV = kind_of(compiled).supervised_rows(compiled, collate(ROWS)).logits_NV
     assert {"position_ids", "logits_to_keep"} <= seen[-1].keys()
     torch.testing.assert_close(logits_NV, expected)
 
@@ -271,9 +271,9 @@ def test_a_head_of_several_numbers_is_refused(tiny_model: Any, tmp_path: Path) -
         with pytest.raises(InputError, match=r"predicts 2 numbers \(problem_type: regression"):
             load_model(tmp_path / "two", labels=labels)
     with pytest.raises(InputError, match="predicts 2 numbers"):
-        get_architecture(model)
+        kind_of(model)
     one = tiny_model("bert", num_labels=1, problem_type="regression")
-    assert get_architecture(one).scores_classes
+    assert kind_of(one).scores_classes
     one.save_pretrained(tmp_path / "one")
     fresh = load_model(tmp_path / "one", labels=["a", "b", "c"])  # its head gives way to one that classifies
     assert (fresh.config.problem_type, fresh.config.num_labels) == (None, 3)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinkd_llm.objectives import DIVERGENCES, cross_entropy, forward_kl, temperature_factor
-from tests import naive
+from tests.support import naive
 
 NAMES = tuple(DIVERGENCES)
 

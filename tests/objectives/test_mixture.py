@@ -16,7 +16,7 @@ from sinkd_llm.objectives import (
     temperature_factor,
 )
 from sinkd_llm.optimal_transport import GRADIENTS
-from tests import naive
+from tests.support import naive
 
 N, V = 7, 12
 WHERE = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from sinkd_llm.distributed import RowLayout
 from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, TopKSignal, cross_entropy, squared_error
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS, pairwise_cost, pairwise_top_k_cost, sinkhorn
-from tests import naive
+from tests.support import naive
 
 N, V = 6, 9
 WHERE = {"example_N": torch.tensor([0, 0, 1, 1, 2, 2]), "position_N": torch.tensor([0, 1, 0, 1, 0, 1])}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sinkd_llm.objectives import TRANSPORT_SCOPES, sinkd, sinkd_term
 from sinkd_llm.optimal_transport import GRADIENTS
-from tests import naive
+from tests.support import naive
 
 
 def logits(N: int, V: int, seed: int = 0, scale: float = 3.0) -> Tensor:

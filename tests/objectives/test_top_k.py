@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, TopKSignal, sinkd_term
-from sinkd_llm.objectives.top_k import student_bucket_logits
+from sinkd_llm.objectives.signals import student_bucket_logits
 from sinkd_llm.optimal_transport import pairwise_cost, pairwise_top_k_cost, top_k_cost
-from tests import naive
+from tests.support import naive
 
 N, V = 7, 12
 WHERE = {

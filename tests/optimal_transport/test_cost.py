@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkd_llm.optimal_transport import COST_NORMS, pairwise_cost
 from sinkd_llm.optimal_transport import cost as cost_module
-from tests import naive
+from tests.support import naive
 
 
 def distributions(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:

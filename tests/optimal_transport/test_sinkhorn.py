@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sinkd_llm.optimal_transport import GRADIENTS, TransportPlan, pairwise_cost, sinkhorn
-from tests import naive
+from tests.support import naive
 
 
 def costs(*shape: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.data import load_run_data
 from tests.properties import values

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinkd_llm.checkpoints import checkpoint_problem, checkpoints, last_whole
 from sinkd_llm.cli import main
+from sinkd_llm.training.checkpoints import checkpoint_problem, checkpoints, last_whole
 from tests.reliability.conftest import without_adapter
 
 SAVING = ("--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1")
@@ -91,7 +91,7 @@ def test_a_full_disk_when_the_model_is_saved(distill_argv, tmp_path, monkeypatch
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         fail = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        patch.setattr("sinkd_llm.trainer.save_student", lambda *_, **__: (_ for _ in ()).throw(fail))
+        patch.setattr("sinkd_llm.training.trainer.save_student", lambda *_, **__: (_ for _ in ()).throw(fail))
         assert main(distill_argv(folder, *SAVING)) == 2
     line = error_line(capsys)
     assert f"{folder} could not be written (No space left on device). {folder}/checkpoint-6 is whole" in line
@@ -101,7 +101,7 @@ def test_a_full_disk_when_the_model_is_saved(distill_argv, tmp_path, monkeypatch
 
 
 def test_a_full_disk_at_the_records(distill_argv, tmp_path, monkeypatch, capsys):
-    from sinkd_llm.callbacks import MetricsFileCallback
+    from sinkd_llm.training.callbacks import MetricsFileCallback
 
     on_log = MetricsFileCallback.on_log
 

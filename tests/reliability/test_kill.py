@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sinkd_llm.checkpoints import checkpoint_problem, checkpoints, last_whole
+from sinkd_llm.training.checkpoints import checkpoint_problem, checkpoints, last_whole
 from tests.reliability.zygote import PLACES
 
 STEPS = 22

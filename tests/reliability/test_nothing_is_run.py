@@ -123,7 +123,7 @@ def test_code_that_comes_with_a_model_does_not_run_unasked(custom_code, tmp_path
         "evaluate": ["evaluate", "--model_name_or_path", str(folder), *EVALUATE],
         "finetune": ["finetune", "--model_name_or_path", str(folder), *run],
         "distill": ["distill", "--teacher_model_name_or_path", str(folder), "--student_layers", "2", *run],
-        "plan": ["env", "--plan", str(tmp_path / "recipe.yaml")],
+        "plan": ["env", "--estimate", str(tmp_path / "recipe.yaml")],
     }[command]
     (tmp_path / "recipe.yaml").write_text(f"model_name_or_path: {folder}\ntask: quickstart\n")
     assert main(argv) == 2

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sinkd_llm.checkpoints import last_whole
 from sinkd_llm.cli import main
 from sinkd_llm.integrity import MANIFEST_FILE
+from sinkd_llm.training.checkpoints import last_whole
 from tests.reliability.conftest import without_adapter
 
 SAVING = ("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2")
@@ -202,7 +202,7 @@ def test_a_run_that_ended_at_its_last_checkpoint_trains_no_step_more(distill_arg
     [("step", signal.SIGTERM, 143), ("evaluation", signal.SIGTERM, 143), ("step", signal.SIGHUP, 129)],
 )
 def test_a_signal_saves_and_the_run_goes_on(distill_argv, tmp_path, monkeypatch, capsys, place, signum, code):
-    from sinkd_llm.callbacks import InterruptCallback
+    from sinkd_llm.training.callbacks import InterruptCallback
 
     whole, folder = tmp_path / "whole", tmp_path / "run"
     argv = ["--max_steps", "4", "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "2"]
@@ -243,7 +243,7 @@ def test_a_run_whose_terminal_is_closed_saves(distill_argv, tmp_path):
 
 
 def test_a_run_under_nohup_outlives_its_terminal(distill_argv, tmp_path, monkeypatch):
-    from sinkd_llm.callbacks import InterruptCallback
+    from sinkd_llm.training.callbacks import InterruptCallback
 
     original = InterruptCallback.on_step_end
 
@@ -263,7 +263,7 @@ def test_a_run_under_nohup_outlives_its_terminal(distill_argv, tmp_path, monkeyp
 def test_sigterm_before_training_leaves_what_was_there(
     distill_argv, stopped, tmp_path, monkeypatch, capsys, overwrite
 ):
-    from sinkd_llm.runs.scoring import Scorer
+    from sinkd_llm.runs.evaluate import Scorer
 
     folder = tmp_path / "run"
     if overwrite:

@@ -46,7 +46,7 @@ def arm(at: str, step: int, signal_number: int = signal.SIGKILL) -> None:
     import transformers.trainer as trainer_module
     from transformers import TrainerState
 
-    from sinkd_llm.trainer import SinKDTrainer
+    from sinkd_llm.training.trainer import SinKDTrainer
 
     def at_step(trainer: Any) -> bool:
         return bool(trainer.state.global_step == step)
@@ -134,7 +134,7 @@ def serve() -> None:
     import sinkd_llm.cli.parsing
     import sinkd_llm.evaluation
     import sinkd_llm.runs.training
-    import sinkd_llm.trainer  # noqa: F401
+    import sinkd_llm.training.trainer  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -3,10 +3,10 @@
 import pytest
 from trl import ModelConfig
 
-from sinkd_llm.config import SinKDConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.runs import TaskArguments, run_distill, run_finetune
 from sinkd_llm.runs.training import resume_command
+from sinkd_llm.training.config import SinKDConfig
 
 
 @pytest.mark.parametrize(

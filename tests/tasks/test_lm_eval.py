@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
 from sinkd_llm.tasks import Task, list_tasks, load_task
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows
-from tests.tasks.samples import SAMPLES
+from tests.support.samples import SAMPLES
 
 PROMPTS = [(info.name, prompt) for info in list_tasks() for prompt in info.prompts]
 # No real files of these are here: the samples of the tests stand in.

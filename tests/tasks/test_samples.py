@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from sinkd_llm.tasks import list_tasks, load_task
-from tests.tasks.samples import OTHERS, SAMPLES
+from tests.support.samples import OTHERS, SAMPLES
 
 CASES = [(name, prompt) for name, sample in SAMPLES.items() for prompt in sample.prompts]
 

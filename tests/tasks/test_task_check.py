@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sinkd_llm.cli import main
-from sinkd_llm.data import AnswerTokenizer, verbalizer_ids
 from sinkd_llm.errors import InputError
-from sinkd_llm.row_tokenizers import EncoderDecoderTokenizer
-from sinkd_llm.task_check import Range, check_task
+from sinkd_llm.inputs.contract import AnswerTokenizer, verbalizer_ids
+from sinkd_llm.inputs.row_tokenizers import EncoderDecoderTokenizer
+from sinkd_llm.runs.task_check import Range, check_task
 from sinkd_llm.tasks import Task
 
 

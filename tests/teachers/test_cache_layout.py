@@ -10,8 +10,8 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.objectives import TopKSignal, sinkd_term
 from sinkd_llm.optimal_transport import pairwise_top_k_cost
-from sinkd_llm.teachers.cache_layout import CacheLayout, choose_temperatures
-from tests import naive
+from sinkd_llm.teachers.cache.layout import CacheLayout, choose_temperatures
+from tests.support import naive
 
 TEMPERATURES = (1.0, 2.0)
 

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 from sinkd_llm import files
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers import CachedTeacher
-from sinkd_llm.teachers import cache_writer as writing
-from sinkd_llm.teachers.cache_files import file_checksum
-from sinkd_llm.teachers.cache_manifest import MANIFEST, Manifest
-from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan
-from tests.teachers.caches import add_rows, contents, features, new_manifest, write
+from sinkd_llm.teachers.cache import writer as writing
+from sinkd_llm.teachers.cache.arrays import file_checksum
+from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
+from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
+from tests.support.caches import add_rows, contents, features, new_manifest, write
 
 
 class Crash(BaseException):
@@ -25,8 +25,8 @@ class Crash(BaseException):
 
 
 def replace(folder: Path, rows: Any, stop_after: int | None = None) -> None:
-    plan = RowPlan(rows)
-    with CacheWriter(folder, new_manifest(plan), plan, 100, overwrite=True) as writer:
+    ordered = RowOrder(rows)
+    with CacheWriter(folder, new_manifest(ordered), ordered, 100, overwrite=True) as writer:
         if writer.manifest.complete:
             return
         if stop_after is not None:

@@ -14,12 +14,12 @@ from datasets import Dataset
 
 from sinkd_llm import files
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers.cache_files import map_arrays
-from sinkd_llm.teachers.cache_layout import CacheLayout
-from sinkd_llm.teachers.cache_manifest import MANIFEST, Manifest
-from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan, remove_cache
-from tests import naive
-from tests.teachers.caches import TOP_K, WIDTH, contents, features, new_manifest, teacher_rows, write
+from sinkd_llm.teachers.cache.arrays import map_arrays
+from sinkd_llm.teachers.cache.layout import CacheLayout
+from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
+from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder, remove_cache
+from tests.support import naive
+from tests.support.caches import TOP_K, WIDTH, contents, features, new_manifest, teacher_rows, write
 
 
 class Crash(BaseException):
@@ -77,14 +77,14 @@ def test_a_crash_at_every_single_write_is_survived(
 SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
-from sinkd_llm.teachers.cache_writer import CacheWriter, RowPlan
-from tests.teachers.caches import add_rows, features, new_manifest
+from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
+from tests.support.caches import add_rows, features, new_manifest
 
 folder, rows, chance = Path(sys.argv[1]), features(120), random.Random(0)
-plan = RowPlan(rows)
+ordered = RowOrder(rows)
 
 def run(pipe):
-    with CacheWriter(folder, new_manifest(plan), plan, 100) as writer:
+    with CacheWriter(folder, new_manifest(ordered), ordered, 100) as writer:
         os.write(pipe, b"%d\\n" % writer.done)
         if not writer.manifest.complete:
             add_rows(writer, rows)
@@ -170,9 +170,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    plan = RowPlan(features())
-    with CacheWriter(tmp_path, new_manifest(plan), plan):
-        other = CacheWriter(tmp_path, new_manifest(plan), plan)
+    ordered = RowOrder(features())
+    with CacheWriter(tmp_path, new_manifest(ordered), ordered):
+        other = CacheWriter(tmp_path, new_manifest(ordered), ordered)
         with pytest.raises(InputError, match="Another process is writing"):
             other.__enter__()
     write(tmp_path, features())  # the lock is free again
@@ -181,7 +181,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 def test_repeated_ids_are_refused_by_name() -> None:
     rows = Dataset.from_list([*features(4), features(1, start=2)[0]])
     with pytest.raises(InputError, match="Rows 2 and 4 have the same id 'row-2'"):
-        RowPlan(rows)
+        RowOrder(rows)
 
 
 def test_overwriting_removes_the_cache_and_nothing_else(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_overwriting_removes_the_cache_and_nothing_else(tmp_path: Path) -> None:
 def test_the_longest_rows_are_cached_first() -> None:
     rows = features()
     lengths = [len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows]
-    assert [lengths[i] for i in RowPlan(rows).order] == sorted(lengths, reverse=True)
+    assert [lengths[i] for i in RowOrder(rows).order] == sorted(lengths, reverse=True)
 
 
 def test_the_tail_masses_are_those_of_the_teacher(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_at_k_32_a_token_takes_at_most_200_bytes_on_disk(
             "answer_ids": [[4]] * 10_000,
         }
     )
-    plan = RowPlan(rows)
+    ordered = RowOrder(rows)
     layout = CacheLayout("topk", width, 32, (1.0, 2.0), "fixed16")
     logits = torch.randn(10, width)
     arrays = layout.encode(logits)
-    new = new_manifest(plan, layout)
+    new = new_manifest(ordered, layout)
     new.tail_at = [1]
-    with CacheWriter(tmp_path, new, plan) as writer:
+    with CacheWriter(tmp_path, new, ordered) as writer:
         # The same ten rows a thousand times, which are not worth computing as often.
         many = {name: np.concatenate([array] * 50) for name, array in arrays.items()}
         monkeypatch.setattr(CacheLayout, "encode", lambda *_: many)

@@ -7,17 +7,17 @@ import torch
 
 from sinkd_llm.teachers import LocalTeacher
 from tests.conftest import ENCODER_DECODERS, ENCODERS
-from tests.models.test_architectures import FAMILIES, collate
-from tests.models.test_architectures import ROWS as TOKENS
-from tests.models.test_families import ROWS, batch_for
+from tests.models.test_choose import ROWS, batch_for
+from tests.models.test_kinds import FAMILIES, collate
+from tests.models.test_kinds import ROWS as TOKENS
 
 
 def check(teacher: LocalTeacher, batch: dict[str, Any]) -> None:
-    rows = teacher.supervised_logits(batch, with_hidden=True)
+    rows = teacher.supervised_rows(batch, with_hidden=True)
     assert rows.hidden_NH is not None
     assert rows.hidden_NH.shape == (len(rows.labels_N), 32)
     torch.testing.assert_close(teacher.logits(rows.hidden_NH), rows.logits_NV, rtol=1e-5, atol=1e-6)
-    plain = teacher.supervised_logits(batch)
+    plain = teacher.supervised_rows(batch)
     assert plain.hidden_NH is None
     assert torch.equal(plain.logits_NV, rows.logits_NV)
 
@@ -41,14 +41,14 @@ def test_logits_that_are_changed_behind_the_head_are_not_those_of_hidden_states(
 ) -> None:
     model = tiny_causal_lm("gemma2")
     model.config.final_logit_softcapping = cap
-    rows = LocalTeacher(model).supervised_logits(collate(TOKENS), with_hidden=True)
+    rows = LocalTeacher(model).supervised_rows(collate(TOKENS), with_hidden=True)
     assert (rows.hidden_NH is None) == (cap is not None)  # even one that hardly bends logits as small as these
 
 
 def test_an_added_bias_is_seen(tiny_model: Any, marked_tokenizer: Any) -> None:
     model, tokenizer = tiny_model("bart"), marked_tokenizer("bart")
     model.final_logits_bias += 0.1
-    rows = LocalTeacher(model).supervised_logits(batch_for(model, tokenizer, ROWS), with_hidden=True)
+    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, ROWS), with_hidden=True)
     assert rows.hidden_NH is None
 
 
@@ -56,15 +56,15 @@ def test_no_hidden_states_where_logits_are_smaller(
     tiny_model: Any, tiny_causal_lm: Any, marked_tokenizer: Any
 ) -> None:
     model, tokenizer = tiny_model("bert"), marked_tokenizer("bert")
-    rows = LocalTeacher(model).supervised_logits(batch_for(model, tokenizer, ROWS[:1]), with_hidden=True)
+    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, ROWS[:1]), with_hidden=True)
     assert rows.hidden_NH is None  # two classes
     wide = LocalTeacher(tiny_causal_lm("llama", hidden=64, vocab=48))
-    assert wide.supervised_logits(collate(TOKENS), with_hidden=True).hidden_NH is None
+    assert wide.supervised_rows(collate(TOKENS), with_hidden=True).hidden_NH is None
 
 
 def test_a_batch_without_supervised_tokens_has_empty_hidden_states(tiny_causal_lm: Any) -> None:
     batch = collate(TOKENS)
     batch["labels"][:] = -100
-    rows = LocalTeacher(tiny_causal_lm("llama")).supervised_logits(batch, with_hidden=True)
+    rows = LocalTeacher(tiny_causal_lm("llama")).supervised_rows(batch, with_hidden=True)
     assert rows.hidden_NH is not None
     assert rows.hidden_NH.shape == (0, 32)

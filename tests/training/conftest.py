@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sinkd_llm import SinKDTrainer
-from tests.test_trainer import changed_trainer, rows
+from tests.training.test_trainer import changed_trainer, rows
 
 
 @pytest.fixture

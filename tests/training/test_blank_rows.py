@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.pair_inputs import TEACHER
+from sinkd_llm.inputs.pair import TEACHER
 from sinkd_llm.training.blank_rows import (
     BlankingCollator,
     PaddedSampler,

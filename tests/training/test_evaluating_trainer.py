@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from sinkd_llm.collator import AnswerCollator
-from sinkd_llm.data import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.errors import InputError, NonFiniteError
+from sinkd_llm.inputs.collator import AnswerCollator
+from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.training.evaluation import row_keys
-from tests.test_trainer import rows
+from tests.training.test_trainer import rows
 
 
 def answers(count: int = 7, choices: bool = True) -> Dataset:

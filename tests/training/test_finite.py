@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from sinkd_llm.checkpoints import last_whole
 from sinkd_llm.errors import InputError, NonFiniteError
+from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.finite import SKIPPED_AT_MOST, FiniteGate, check_sound
 
 
@@ -139,7 +139,7 @@ def test_a_look_before_a_save_changes_nothing(train: Any, tiny_causal_lm: Any) -
 def test_every_process_hears_of_outputs_that_one_of_them_finds_broken(train: Any) -> None:
     trainer = train()
     batch = trainer.data_collator(list(trainer.train_dataset.select(range(2))))
-    check_sound(trainer.model, trainer.architecture, batch, lambda number: number)
+    check_sound(trainer.model, trainer.kind, batch, lambda number: number)
     for at_fault, message in ((1, "of another process"), (2, "outputs are NaN or infinite")):
         asked: list[torch.Tensor] = []
 
@@ -150,7 +150,7 @@ def test_every_process_hears_of_outputs_that_one_of_them_finds_broken(train: Any
             return number + (len(asked) == at_fault)
 
         with pytest.raises(NonFiniteError, match=message):
-            check_sound(trainer.model, trainer.architecture, batch, together)
+            check_sound(trainer.model, trainer.kind, batch, together)
 
 
 def test_the_error_is_one_of_input() -> None:

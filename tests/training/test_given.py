@@ -12,7 +12,7 @@ from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.training.given import check_optimizers
-from tests.test_trainer import rows
+from tests.training.test_trainer import rows
 
 STREAM = IterableDataset.from_generator(lambda: iter(rows(4)))
 

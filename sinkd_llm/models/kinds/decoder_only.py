@@ -1,0 +1,67 @@
+"""Decoder-only language models: the prompt and its answer are one sequence.
+
+Shapes: B sequences of a batch, L tokens of the longest, N supervised tokens of the batch, K kept
+positions, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sinkd_llm.models.kinds.contract import (
+    IGNORE_INDEX,
+    SupervisedRows,
+    answer_rows,
+    forward_parameters,
+    hidden_rows,
+    recorded_head,
+)
+
+
+class DecoderOnly:
+    """Llama, Qwen, Gemma, GPT-2 and their like: the token at position l is predicted at l - 1."""
+
+    title = "decoder-only"
+    name = "causal-lm"
+    lora_task_type: str | None = "CAUSAL_LM"
+    scores_classes = False
+
+    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+        """Runs the model once and its head only at the positions that predict an answer token.
+
+        Args:
+            model (`nn.Module`): a causal language model, possibly wrapped by PEFT or DDP.
+            batch (`Mapping`): `input_ids`, `attention_mask` and `labels`, each `[B, L]`. Padding may
+                stand on either side; on the left, the answers end together and K is smallest.
+            with_hidden (`bool`, *optional*, defaults to `False`): see [`SupervisedRows`].
+        """
+        labels_BL = batch["labels"]
+        supervised_BL = labels_BL[:, 1:] != IGNORE_INDEX
+        example_N, source_N, position_N = answer_rows(supervised_BL)
+        labels_N = labels_BL[example_N, source_N + 1]
+
+        # The last token predicts nothing that is supervised: the model need not see it. A batch
+        # without a supervised token still runs at one position, so that every rank of a distributed
+        # job makes the same forward and gets gradients of zeros.
+        input_ids = batch["input_ids"][:, :-1]
+        attention_mask = batch["attention_mask"][:, :-1]
+        kept_K = source_N.unique() if source_N.numel() else source_N.new_zeros(1)
+
+        takes = forward_parameters(model)
+        arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "position_ids" in takes:
+            # Models with absolute positions count padding unless told otherwise.
+            arguments["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        if "use_cache" in takes:
+            arguments["use_cache"] = False
+        keeps = "logits_to_keep" in takes
+        if keeps:
+            arguments["logits_to_keep"] = kept_K
+        with recorded_head(model, with_hidden) as calls:
+            logits = model(**arguments).logits
+        column_N = torch.searchsorted(kept_K, source_N) if keeps else source_N
+        logits_NV = logits[example_N, column_N]
+        hidden_NH = hidden_rows(calls, lambda scores: scores[example_N, column_N], logits_NV)
+        return SupervisedRows(logits_NV, labels_N, example_N, position_N, hidden_NH)

@@ -1,0 +1,86 @@
+"""Encoder-decoder language models: the prompt is the encoder's, the answer the decoder's.
+
+Shapes: B prompts of a batch, L tokens of the longest, S answers (S = B unless choices are ranked), T tokens
+of the longest, N supervised tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.kinds.contract import (
+    IGNORE_INDEX,
+    SupervisedRows,
+    accepted,
+    answer_rows,
+    logits_at,
+    unwrap,
+)
+
+
+class EncoderDecoder:
+    """T5, mT5, Flan-T5, BART, Marian, Pegasus and their like."""
+
+    title = "encoder-decoder"
+    name = "seq2seq-lm"
+    lora_task_type: str | None = "SEQ_2_SEQ_LM"
+    scores_classes = False
+
+    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+        """Runs the encoder once a prompt, the decoder once an answer, the head only at answer tokens.
+
+        The decoder reads the answer shifted right by the model itself, behind its own start token. Padding
+        stands on the right of the answers, where a causal decoder never looks.
+
+        Args:
+            model (`nn.Module`): possibly wrapped by PEFT or DDP.
+            batch (`Mapping`): `input_ids` and `attention_mask` `[B, L]`; `targets` `[S, T]`, the answers with
+                the special tokens of the model, -100 on padding; `labels` `[S, T]`, the same without the
+                tokens that are not supervised. With `prompt_of_answer` `[S]`, several answers share a prompt.
+            with_hidden (`bool`, *optional*, defaults to `False`): see [`SupervisedRows`].
+        """
+        labels_ST = batch["labels"]
+        supervised_ST = labels_ST != IGNORE_INDEX
+        arguments: dict[str, Any] = {
+            "decoder_input_ids": decoder_input_ids(model, batch["targets"]),
+            **accepted(model, {"use_cache": False}),
+        }
+        prompt_S = batch.get("prompt_of_answer")
+        prompts = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if prompt_S is None:
+            arguments |= prompts
+        else:
+            from transformers.modeling_outputs import BaseModelOutput
+
+            # Inside wrappers; only ranking gets here, which takes no gradient that they would gather.
+            hidden = unwrap(model).get_encoder()(**prompts).last_hidden_state
+            arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden.index_select(0, prompt_S))
+            arguments["attention_mask"] = prompts["attention_mask"].index_select(0, prompt_S)
+        logits_NV, hidden_NH = logits_at(model, supervised_ST, with_hidden, **arguments)
+        example_N, column_N, position_N = answer_rows(supervised_ST)
+        return SupervisedRows(logits_NV, labels_ST[example_N, column_N], example_N, position_N, hidden_NH)
+
+
+def decoder_input_ids(model: nn.Module, targets_ST: Tensor) -> Tensor:
+    """What the decoder reads to predict `targets_ST` (-100 on padding), the model's own way.
+
+    Raises:
+        InputError: if the model's configuration names no start or padding token.
+    """
+    inner = unwrap(model)
+    config = inner.config
+    try:
+        if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
+            return inner.prepare_decoder_input_ids_from_labels(labels=targets_ST)
+        shifted_ST = targets_ST.new_zeros(targets_ST.shape)
+        shifted_ST[:, 1:] = targets_ST[:, :-1]
+        shifted_ST[:, 0] = config.decoder_start_token_id
+        return shifted_ST.masked_fill(shifted_ST == IGNORE_INDEX, config.pad_token_id)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{type(inner).__name__} cannot say what its decoder reads first: its configuration has "
+            f"decoder_start_token_id={getattr(config, 'decoder_start_token_id', None)} and "
+            f"pad_token_id={config.pad_token_id}. Set both in its config.json."
+        ) from error

@@ -1,0 +1,268 @@
+"""A shallower student from the layers of a model."""
+
+import copy
+import json
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.adapter_checks import refuse_hidden_adapter
+from sinkd_llm.models.adapter_facts import is_switched_off
+from sinkd_llm.models.kinds import unwrap
+from sinkd_llm.models.outputs import probe_outputs
+
+logger = logging.getLogger(__name__)
+
+
+def kept_layers(num_layers: int, total: int, part: str = "") -> list[int]:
+    """
+    Indices of `num_layers` evenly spaced layers out of `total`, the first and the last among them.
+
+    Layer i of the student is layer `round(i * (total - 1) / (num_layers - 1))` of the model, halves
+    rounded up. A single layer is the first. The first layer always stays: in T5 it holds the position biases of
+    all of them. `part` names the layers in the error.
+
+    Raises:
+        InputError: if `num_layers` is not in `[1, total]`.
+    """
+    if not 1 <= num_layers <= total:
+        raise InputError(
+            f"Cannot take {num_layers} {f'{part} ' if part else ''}layers from a model that has {total}. "
+            f"Give a number from 1 to {total}."
+        )
+    if num_layers == 1:
+        return [0]
+    # Whole-number arithmetic: floating point may fall on either side of a half.
+    steps = num_layers - 1
+    return [(2 * i * (total - 1) + steps) // (2 * steps) for i in range(num_layers)]
+
+
+def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = None) -> Any:
+    """
+    A student made of evenly spaced layers of `model`.
+
+    Embeddings, final norm and head are kept, so is the width. The student has its own copy of every
+    weight; the dropped layers are never copied. An adapter on `model` is folded into the copy, or left out of it where
+    it is switched off. The student is built
+    from its own configuration around these weights, as it will be when it is loaded: what a layer computes from its
+    index (DiffLlama's lambda, GPT-2's scale by the inverse of it) follows its new place.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the model to take layers from; it is not changed.
+        num_layers (`int`): in `[1, layers of the model]`; which ones: [`kept_layers`]. Of an encoder-decoder,
+            the layers of its encoder.
+        num_decoder_layers (`int`, *optional*, defaults to `num_layers`): layers of its decoder.
+
+    Returns:
+        `PreTrainedModel`: an ordinary model with a configuration of its own. It has no
+        `name_or_path`, because no name gives these weights again.
+
+    Raises:
+        InputError: if a number is out of range, a model without a decoder of its own is given
+            `num_decoder_layers`, or the architecture cannot be cut this way.
+    """
+    source = unwrap(model)
+    refuse_hidden_adapter(source)
+    stacks = _layer_stacks(source)
+    if num_decoder_layers is not None and len(stacks) == 1:
+        raise InputError(
+            f"{type(source).__name__} has one stack of layers, so the number of decoder layers means nothing; drop it."
+        )
+    wanted = (num_layers, num_layers if num_decoder_layers is None else num_decoder_layers)
+    kept = {
+        name: kept_layers(number, len(source.get_submodule(name)), part)
+        for (part, name), number in zip(stacks.items(), wanted, strict=False)
+    }
+    originals = {name: source.get_submodule(name) for name in kept}
+    # The short lists stand in while copying, so that the dropped layers take no memory.
+    for name, indices in kept.items():
+        _put(source, name, nn.ModuleList([originals[name][index] for index in indices]))
+    try:
+        student = copy.deepcopy(model)
+    finally:
+        for name, original in originals.items():
+            _put(source, name, original)
+    if student_is_wrapped := unwrap(student) is not student:
+        student = student.unload() if is_switched_off(student) else student.merge_and_unload()
+
+    for part, name in stacks.items():
+        _shorten_config(student.config, part, kept[name], len(originals[name]))
+    student = rebuilt(student)
+    if student_is_wrapped:
+        student.requires_grad_(True)
+    _check_runs(student)
+    student.sinkd_source = None
+    student.nameor_path = student.config._name_or_path = ""
+    return student
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+# What a part's number of layers is called; the first name that a configuration has counts.
+_COUNTS = {
+    "": ("num_hidden_layers",),
+    "encoder": ("encoder_layers", "num_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers"),
+}
+
+
+def _count_name(config: Any, part: str) -> str | None:
+    return next((name for name in _COUNTS[part] if isinstance(getattr(config, name, None), int)), None)
+
+
+def _layer_stacks(model: nn.Module) -> dict[str, str]:
+    """Part (`""`, or `"encoder"` and `"decoder"`) to the name of its `ModuleList`, e.g. `model.layers`."""
+    config: Any = getattr(model, "config", None)
+    parts = ("encoder", "decoder") if getattr(config, "is_encoder_decoder", False) else ("",)
+    stacks = {}
+    for part in parts:
+        count = _count_name(config, part)
+        total = getattr(config, count) if count else None
+        # Parents come before their children, so lists inside a layer (experts, T5's sublayers) are not met first.
+        for name, module in model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == total and (not part or part in name.split(".")):
+                stacks[part] = name
+                break
+    if len(stacks) < len(parts):
+        raise InputError(
+            f"Cannot take layers from {type(model).__name__}: it has no single list of layers"
+            + (" in its encoder and in its decoder." if len(parts) > 1 else ".")
+        )
+    return stacks
+
+
+def _shorten_config(config: Any, part: str, kept: list[int], total: int) -> None:
+    """Makes `config` describe the kept layers: their number and every list with one entry a layer."""
+    for name, value in list(vars(config).items()) if not part else []:
+        if name == "mlp_only_layers":  # lists layers by index
+            setattr(config, name, [new for new, old in enumerate(kept) if old in value])
+        elif (
+            isinstance(value, list | tuple)
+            and len(value) == total
+            and not name.endswith(("_token_id", "_token_ids"))
+            and name not in ("architectures", "attention_types")
+        ):
+            setattr(config, name, [value[index] for index in kept])
+    if hasattr(config, "attention_types"):  # GPT-Neo: [[pattern, repetitions], …]
+        config.attention_types = [[list(config.attention_layers), 1]]
+    setattr(config, str(_count_name(config, part)), len(kept))
+
+
+def rebuilt(model: Any) -> Any:
+    """
+    `model` as its configuration alone describes it, around the very same weights.
+
+    Args:
+        model (`PreTrainedModel`): it is used up: its weights, packed ones too, move to the result.
+
+    Raises:
+        InputError: if a model of this configuration has other weights.
+    """
+    from accelerate import init_empty_weights
+    from accelerate.hooks import add_hook_to_module
+    from transformers.initialization import no_init_weights
+
+    cls, on_meta = type(model), all(parameter.is_meta for parameter in model.parameters())
+    # As from its file, so that what does not survive there does not survive here.
+    config = type(model.config).from_dict(json.loads(json.dumps(model.config.to_dict(), default=str)))
+    config._attn_implementation = model.config._attn_implementation
+    try:
+        with torch.device("meta") if on_meta else init_empty_weights(include_buffers=False), no_init_weights():
+            fresh = cls._from_config(config, dtype=model.dtype)
+    except Exception as error:  # whatever a class raises that is not made of a configuration alone
+        raise InputError(
+            f"Cannot take layers from {cls.__name__}: it cannot be built again from its configuration ({error})."
+        ) from error
+    _check_same_weights(model, fresh)
+    for name, module in model.named_modules(remove_duplicate=False):
+        twin = fresh.get_submodule(name)
+        if type(module) is not type(twin) and module is not model and next(module.parameters(False), None) is not None:
+            _put(fresh, name, module)  # a layer of a quantisation
+            continue
+        for key in module._parameters:
+            twin._parameters[key] = module._parameters[key]
+        for key, buffer in twin._buffers.items():
+            ours = module._buffers.get(key)
+            if key not in twin._non_persistent_buffers_set:
+                twin._buffers[key] = ours
+            elif buffer is not None and ours is not None:
+                twin._buffers[key] = buffer.to(ours.device)
+        if (hook := getattr(module, "_hf_hook", None)) is not None:  # accelerate's, of a model on several devices
+            add_hook_to_module(twin, hook)
+    _tie(fresh)
+    for key, value in vars(model).items():
+        if key not in vars(fresh):  # how it was quantised, where it lies
+            setattr(fresh, key, value)
+    if getattr(model, "generation_config", None) is not None:
+        fresh.generation_config = model.generation_config
+    return fresh.train(model.training)
+
+
+def _check_same_weights(model: Any, fresh: Any) -> None:
+    ours: dict[str, Any] = {name: weight.shape for name, weight in model.named_parameters(remove_duplicate=False)}
+    theirs: dict[str, Any] = {name: weight.shape for name, weight in fresh.named_parameters(remove_duplicate=False)}
+    if getattr(model, "is_quantized", False):  # packed weights have other shapes
+        ours, theirs = dict.fromkeys(ours), dict.fromkeys(theirs)
+    if ours != theirs:
+        differing = sorted(ours.items() ^ theirs.items())
+        raise InputError(
+            f"Cannot take layers from {type(model).__name__}: its layers are not of one kind, and "
+            f"its configuration cannot say which kinds remain ({differing[0][0]} differs)."
+        )
+
+
+def _tie(model: Any) -> None:
+    """Ties what the configuration ties, as loading does."""
+    before = dict(model.named_parameters(remove_duplicate=False))
+    model.tie_weights()
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight is not before[name] and not weight.is_meta and not torch.equal(weight, before[name]):
+            raise InputError(
+                f"The configuration of {type(model).__name__} ties {name} to another weight, but they differ, so one "
+                "of them would be lost when it is saved; set config.tie_word_embeddings to False first."
+            )
+
+
+def _check_runs(student: Any) -> None:
+    """
+    Makes sure that the student computes something, and that an encoder-decoder can generate.
+
+    Transformers sizes the cache of T5 by the number of encoder layers, which is too few for a decoder with more; such
+    a student generates without one.
+    """
+    if any(weight.is_meta for weight in student.parameters()) or getattr(student, "is_quantized", False):
+        return  # the forward of a quantised model may repack its weights for good
+    try:
+        probe_outputs(student)
+    except Exception as error:  # whatever a model raises whose layers need each other
+        raise InputError(
+            f"Cannot take layers from {type(student).__name__}: without the others the kept ones do not run "
+            f"({type(error).__name__}: {error}). Take another number of layers."
+        ) from error
+    if not getattr(student.config, "is_encoder_decoder", False):
+        return
+    ids = torch.zeros(1, 1, dtype=torch.long, device=student.get_input_embeddings().weight.device)
+    settings = student.generation_config
+    for use_cache in (True, False):
+        try:
+            student.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, use_cache=use_cache, num_beams=1
+            )
+            break
+        except (IndexError, KeyError):
+            if not use_cache:
+                raise
+            logger.warning(
+                "%s of %d encoder and %d decoder layers generates without a cache, slower: Transformers builds one "
+                "for the encoder's number of layers.",
+                type(student).__name__,
+                getattr(student.config, str(_count_name(student.config, "encoder"))),
+                getattr(student.config, str(_count_name(student.config, "decoder"))),
+            )
+            settings.use_cache = False

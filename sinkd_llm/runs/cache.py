@@ -1,0 +1,289 @@
+"""`cache`: run a teacher once over the training rows of a recipe and keep what the losses need."""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.environment import versions
+from sinkd_llm.errors import InputError
+from sinkd_llm.interrupts import termination_raises
+from sinkd_llm.locks import refuse_if_locked
+from sinkd_llm.report.page import TEACHER, ResultRow
+from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
+from sinkd_llm.runs.evaluate import score_record, score_task, source_size_bytes
+from sinkd_llm.runs.folder import no_empty_folder
+from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
+from sinkd_llm.runs.training import apply_model_arguments
+from sinkd_llm.terminal import progress, say
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from sinkd_llm.teachers import LocalTeacher
+    from sinkd_llm.teachers.cache.layout import CacheLayout
+    from sinkd_llm.teachers.cache.manifest import Manifest, TeacherIdentity
+    from sinkd_llm.teachers.cache.writer import CacheWriter
+    from sinkd_llm.training.config import SinKDConfig
+
+
+@dataclass
+class CacheArguments:
+    """
+    What is kept of the teacher, and where.
+
+    Args:
+        output (`str`, *optional*): folder of the cache. Default: the recipe's `teacher_cache`.
+        content (`str`, *optional*, defaults to `"topk"`): `"topk"`, `"verbalizers"` (the answer tokens only) or
+            `"full"` (all logits). Classification heads are always kept in full.
+        top_k (`int`, *optional*, defaults to `32`): logits of a row that `"topk"` keeps; with
+            `vocabulary: verbalizers` the answer tokens are among them.
+        temperatures (`list[float]`, *optional*): where the mass of the other ids is stored, beside 1 and those
+            of the recipe.
+        encoding (`str`, *optional*): `"fixed16"` or `"float32"`, see [`~sinkd_llm.teachers.cache.layout`]. Default:
+            `"float32"` for `"full"`, else `"fixed16"`.
+        vocabulary_size (`int`, *optional*): keep the first so many logits of a row, for a student with fewer.
+        score_teacher (`bool`, *optional*, defaults to `True`): score the teacher for the students' results tables.
+        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in `output`.
+    """
+
+    output: str | None = field(
+        default=None, metadata={"help": "Folder of the cache. Default: the recipe's teacher_cache."}
+    )
+    content: str = field(
+        default="topk",
+        metadata={
+            "help": "What is kept of a row: the largest logits, those of the answer tokens, or all.",
+            "choices": ["topk", "verbalizers", "full"],
+        },
+    )
+    top_k: int = field(default=32, metadata={"help": "Logits of a row that topk keeps."})
+    temperatures: list[float] | None = field(
+        default=None,
+        metadata={"help": "Where the mass of the other ids is stored, beside 1 and the recipe's temperatures."},
+    )
+    encoding: str | None = field(
+        default=None,
+        metadata={
+            "help": "How logits are stored. Default: float32 for full, else fixed16.",
+            "choices": ["fixed16", "float32"],
+        },
+    )
+    vocabulary_size: int | None = field(
+        default=None, metadata={"help": "Keep the first so many logits of a row, for a student with fewer."}
+    )
+    score_teacher: bool = field(
+        default=True, metadata={"help": "Score the teacher, for the results tables of its students."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace another cache in output."})
+
+
+@dataclass
+class CacheResult:
+    """What `sinkd cache` gives: the manifest, how many examples were cached before, and what to say of its width."""
+
+    folder: Path
+    manifest: "Manifest"
+    cached_before: int
+    seconds: float
+    warning: str | None
+
+
+@termination_raises()
+def run_cache(
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    cache_args: CacheArguments,
+    argv: Sequence[str] | None = None,
+) -> CacheResult:
+    """
+    Run the teacher of a recipe over its training rows, or over those that an interrupted run has left.
+
+    Args:
+        task_args, training_args, model_args: the recipe, as for [`run_distill`].
+        cache_args ([`CacheArguments`]): what is kept, and where.
+        argv (`Sequence[str]`, *optional*): the flags this came from; they name the recipe's file.
+
+    Raises:
+        InputError: for settings that contradict each other, a folder that holds something else or that is read, rows
+            for which the teacher gives NaN or infinite logits, and whatever the rooms below refuse.
+    """
+    folder = _folder(training_args, cache_args)
+    if training_args.teacher_model_name_or_path is None:
+        raise InputError("--teacher_model_name_or_path is missing: the model to cache.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
+    from sinkd_llm.training.pair import default_tokenizer, load_teacher
+
+    _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
+    data = load_run_data(task_args, training_args.sample_seed)
+    apply_model_arguments(training_args, model_args)
+    say(f"Loading {training_args.teacher_model_name_or_path} …")
+    model = load_teacher(None, training_args)
+    if getattr(model, "quantization_method", None) is None:
+        model.to(training_args.device)
+    tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
+    with no_empty_folder(folder):
+        return write_cache(folder, model, tokenizer, data, training_args, cache_args)
+
+
+def _check_folder(folder: Path, inputs: Iterable[Input]) -> None:
+    """Before anything is loaded: may a cache be written there?"""
+    from sinkd_llm.teachers.cache.writer import refuse_other_files
+
+    refuse_other_files(folder)
+    # The cache that the recipe names may be the one to write.
+    refuse_inputs("--output", folder, [given for given in inputs if given.what != "the teacher cache"])
+    refuse_if_locked(folder, "wait, or give another folder")
+
+
+def write_cache(
+    folder: Path, model: Any, tokenizer: Any, data: RunData, training_args: "SinKDConfig", cache_args: CacheArguments
+) -> CacheResult:
+    """
+    As [`run_cache`], for a teacher and rows that are loaded already.
+
+    Args:
+        folder (`Path`): of the cache.
+        model (`PreTrainedModel`): the teacher that `training_args.teacher_model_name_or_path` names. It is frozen.
+        tokenizer (`PreTrainedTokenizerBase`): the one that the students will be trained with.
+        data ([`RunData`]): the rows; those for evaluation score the teacher.
+        training_args, cache_args: as for [`run_cache`].
+    """
+    from sinkd_llm.evaluation import shortest
+    from sinkd_llm.inputs.contract import tokenize_dataset
+    from sinkd_llm.inputs.pair import rows_for
+    from sinkd_llm.models.kinds import context_length
+    from sinkd_llm.teachers import LocalTeacher
+    from sinkd_llm.teachers.cache.identity import tokenizer_hash
+    from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity
+    from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
+
+    teacher = LocalTeacher(model)
+    cut_at = shortest(training_args.max_length, context_length(model))
+    settings = (training_args.apply_chat_template, training_args.add_eos)
+    answer_tokenizer, collator = rows_for(model, None, tokenizer, cut_at, *settings)
+    features = tokenize_dataset(data.train, answer_tokenizer, num_proc=training_args.dataset_num_proc)
+    ordered = RowOrder(features)
+    layout = _layout(model, data, answer_tokenizer, training_args, cache_args)
+    width = layout.vocabulary_size if layout.temperatures else 0
+    tail_at = [2**i for i in range(width.bit_length()) if 2**i < width]
+    rows = RowsIdentity(
+        data.name, ordered.hash, len(features), tokenizer_hash(tokenizer), training_args.max_length, cut_at, *settings
+    )
+    manifest = Manifest(_identity(model, training_args), rows, layout, tail_at=tail_at, versions=versions())
+    with CacheWriter(folder, manifest, ordered, overwrite=cache_args.overwrite) as writer:
+        before, started = writer.done, time.perf_counter()
+        if not writer.manifest.complete:
+            if before:
+                say(f"Going on behind {before} examples that are cached already")
+            with progress(f"Caching {len(features)} examples of {data.name}") as on_progress:
+                write_rows(writer, teacher, features, collator, training_args, on_progress)
+        seconds = time.perf_counter() - started
+        if not writer.manifest.complete:
+            writer.finish(_score(teacher, tokenizer, data, training_args) if cache_args.score_teacher else None)
+        manifest = writer.manifest
+    objective = training_args.objective()
+    coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full"
+    warning = manifest.width_warning(objective.sinkhorn_temperature, training_args.cache_tolerance) if coarse else None
+    return CacheResult(folder, manifest, before, seconds, warning)
+
+
+def write_rows(
+    writer: "CacheWriter", teacher: "LocalTeacher", features: "Dataset", collator: Any, args: "SinKDConfig", seen: Any
+) -> None:
+    """Run the teacher over the rows that the writer still wants, `per_device_eval_batch_size` at a time."""
+    for rows in writer.batches(args.per_device_eval_batch_size):
+        columns = features[rows]
+        batch = collator([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+        batch = {name: x.to(args.device) if hasattr(x, "to") else x for name, x in batch.items()}
+        supervised = teacher.supervised_rows(batch)
+        writer.add(rows, supervised.logits_NV, supervised.example_N)
+        seen(writer.added, len(features))
+
+
+def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:
+    name = cache_args.output or training_args.teacher_cache
+    if name is None:
+        raise InputError("--output is missing: the folder of the cache (or 'teacher_cache: folder' in the recipe).")
+    if not name.strip():
+        raise InputError("--output is empty; give the folder of the cache.")
+    folder = user_path("--output", name)
+    check_path(f"--output {folder}", folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; give a folder.")
+    return folder
+
+
+def _layout(
+    model: Any, data: RunData, answer_tokenizer: Any, args: "SinKDConfig", cache_args: CacheArguments
+) -> "CacheLayout":
+    from sinkd_llm.inputs.contract import verbalizer_ids
+    from sinkd_llm.models.kinds import kind_of, output_size
+    from sinkd_llm.teachers.cache.layout import CacheLayout, choose_temperatures
+
+    outputs = output_size(model)
+    size = cache_args.vocabulary_size or outputs
+    if not 1 <= size <= outputs:
+        raise InputError(f"vocabulary_size is {size}, but the teacher has {outputs} logits; give 1 to {outputs}.")
+    if kind_of(model).scores_classes:
+        # A handful of numbers; a regression's are predictions, of which a softmax would leave nothing.
+        return CacheLayout("full", outputs, outputs, (), "float32")
+    if cache_args.content == "full":
+        return CacheLayout("full", size, size, (), cache_args.encoding or "float32")
+    objective = args.objective()
+    temperatures = choose_temperatures(
+        objective.temperature, objective.sinkhorn_temperature, more=cache_args.temperatures or ()
+    )
+    always: tuple[int, ...] = ()
+    if cache_args.content == "verbalizers" or objective.vocabulary == "verbalizers":
+        always = tuple(verbalizer_ids(data.train, answer_tokenizer).tolist())
+    k = len(always) if cache_args.content == "verbalizers" else cache_args.top_k
+    return CacheLayout(cache_args.content, size, k, temperatures, cache_args.encoding or "fixed16", always)
+
+
+def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
+    from sinkd_llm.models.kinds import kind_of, output_size, unwrap
+    from sinkd_llm.teachers.cache.identity import weights_hash
+    from sinkd_llm.teachers.cache.manifest import TeacherIdentity
+
+    kind = kind_of(model)
+    name, revision = str(args.teacher_model_name_or_path), args.teacher_model_revision
+    loading = {"dtype": str(model.dtype)}
+    if args.teacher_quantised is not None:
+        loading["quantised"] = args.teacher_quantised
+    # On the hub a branch moves; the commit that was loaded does not.
+    commit = getattr(unwrap(model).config, "_commit_hash", None)
+    if commit is not None:
+        loading["commit"] = str(commit)
+    return TeacherIdentity(
+        name,
+        revision,
+        weights_hash(name, revision),
+        kind.name,
+        output_size(model),
+        kind.scores_classes,
+        loading,
+    )
+
+
+def _score(teacher: "LocalTeacher", tokenizer: Any, data: RunData, args: "SinKDConfig") -> dict[str, Any] | None:
+    """The teacher's row of the results table, where there is a task and rows to score on."""
+    if data.task is None or data.evaluation is None:
+        return None
+    from sinkd_llm.models import count_parameters
+
+    score = score_task(TEACHER, teacher.model, tokenizer, data.task, data.evaluation, args)
+    row = ResultRow(
+        TEACHER,
+        dict(score.metrics),
+        *count_parameters(teacher.model),
+        source_size_bytes(str(args.teacher_model_name_or_path)),
+        score.num_examples,
+        score.seconds,
+    )
+    return score_record(row, data, score.predictions)

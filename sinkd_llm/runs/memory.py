@@ -1,0 +1,217 @@
+"""`sinkd env --estimate`: what a run would need, from its settings and its longest rows, without its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.memory import (
+    DeviceMemory,
+    ModelSize,
+    StepMemory,
+    device_memory,
+    model_size,
+    optimizer_bytes,
+    trace_step,
+)
+from sinkd_llm.models.kinds import IGNORE_INDEX, context_length
+from sinkd_llm.runs.data import TaskArguments, load_run_data
+from sinkd_llm.runs.training import adapter_config, apply_model_arguments, check_distill, check_finetune
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from sinkd_llm.training.config import SinKDConfig
+
+# Rows that may be the longest once they are tokens: those with the most characters.
+_CANDIDATES = 512
+_WITHOUT_LIMIT = 1024
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """
+    The memory of a run, set-up by set-up.
+
+    Attributes:
+        command (`str`): `"finetune"` or `"distill"`.
+        student, teacher ([`ModelSize`]): the two models; no teacher for fine-tuning.
+        steps (`dict[bool, StepMemory]`): of one micro-batch, without and with gradient checkpointing.
+        checkpointing (`bool`): whether the run asks for it.
+        batch (`str`): the micro-batch that was counted, in words.
+        teacher_sizes (`dict[str, ModelSize]`): what the teacher would be as `"float32"`, `"bfloat16"`, `"8bit"`,
+            `"4bit"`.
+        optimizer (`float`): bytes of its states for a trained parameter, see [`optimizer_bytes`].
+        accumulation (`int`): micro-batches of an update.
+        teacher_place (`str` or `None`): where the run has its teacher under DeepSpeed, or `"cache"`; `None`: the
+            default.
+    """
+
+    command: str
+    student: ModelSize
+    teacher: ModelSize | None
+    steps: dict[bool, StepMemory]
+    checkpointing: bool
+    batch: str
+    teacher_sizes: dict[str, ModelSize]
+    optimizer: float
+    accumulation: int
+    teacher_place: str | None
+
+    def device(
+        self,
+        setup: str,
+        devices: int,
+        *,
+        checkpointing: bool,
+        teacher: ModelSize | None = None,
+        place: str | None = None,
+    ) -> DeviceMemory:
+        """One device's memory; `teacher` and `place` in place of the run's own."""
+        return device_memory(
+            setup,
+            devices,
+            self.student,
+            teacher or self.teacher,
+            self.steps[checkpointing],
+            teacher_place=place or (self.teacher_place if setup != "none" or self.teacher_place == "cache" else None),
+            optimizer=self.optimizer,
+            accumulation=self.accumulation,
+        )
+
+
+def estimate_memory(
+    task_args: TaskArguments, training_args: "SinKDConfig", model_args: "ModelConfig"
+) -> MemoryEstimate:
+    """
+    Count what the run that these arguments describe would hold, on the meta device.
+
+    Args are those of [`run_distill`] or, without a teacher, of [`run_finetune`].
+
+    Raises:
+        InputError: for settings that contradict each other, and for models whose configuration or tokenizer cannot
+            be read.
+    """
+    import torch
+
+    from sinkd_llm.inputs.contract import class_names, verbalizer_ids
+    from sinkd_llm.inputs.pair import TEACHER
+    from sinkd_llm.models import load_tokenizer
+    from sinkd_llm.models.adapters import add_adapter
+    from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.training.pair import load_student
+    from sinkd_llm.training.trainer import disable_dropout
+
+    teacher_name = training_args.teacher_model_name_or_path
+    cached = training_args.teacher_cache is not None
+    (check_distill if teacher_name is not None or cached else check_finetune)(training_args, model_args)
+    if cached and teacher_name is None:
+        teacher_name = model_args.model_name_or_path  # stands for logits over the same vocabulary; it is not loaded
+    apply_model_arguments(training_args, model_args)
+    try:
+        rows: Dataset | None = load_run_data(task_args, training_args.sample_seed).train
+    except InputError as error:
+        rows, missing = None, str(error)
+
+    trust = training_args.trust_remote_code
+    teacher = None
+    if teacher_name is not None:
+        options: dict[str, Any] = dict(training_args.teacher_model_init_kwargs or {})  # type: ignore[arg-type]
+        defaults = {"revision": training_args.teacher_model_revision, "trust_remote_code": trust}
+        teacher = blueprint(teacher_name, **{**defaults, **options})
+    classes = class_names(rows) if rows is not None else None
+    student = load_student(model_args.model_name_or_path, teacher, training_args, None, classes, load=blueprint)
+    student = add_adapter(student, adapter_config(model_args))
+    if training_args.disable_dropout:
+        disable_dropout(student)
+    tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
+    rows_in_words, batch, answer_tokenizer = _largest_batch(student, teacher, tokenizer, rows, training_args)
+    if rows is None:
+        rows_in_words += f" (the data could not be read: {missing})"
+    restricted = training_args.vocabulary == "verbalizers"
+    ids = None
+    if restricted:
+        ids = verbalizer_ids(rows, answer_tokenizer) if rows is not None else torch.arange(2)
+    autocast = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+    steps = {
+        checkpointing: trace_step(
+            student,
+            teacher,
+            training_args.objective(),
+            batch,
+            teacher_batch=batch.get(TEACHER),
+            verbalizer_ids=ids,
+            gradient_checkpointing=checkpointing,
+            autocast=autocast,
+        )
+        for checkpointing in (False, True)
+    }
+    packed = training_args.teacher_quantised or "none"
+    sizes = {}
+    if teacher is not None:
+        sizes = {"float32": model_size(teacher, bytes_each=4), "bfloat16": model_size(teacher, bytes_each=2)}
+        sizes |= {form: model_size(teacher, form, bytes_each=2) for form in ("8bit", "4bit")}
+    return MemoryEstimate(
+        command="distill" if teacher is not None else "finetune",
+        student=model_size(student, _quantisation(model_args), nested=model_args.use_bnb_nested_quant),
+        teacher=None if teacher is None else model_size(teacher, packed),
+        steps=steps,
+        checkpointing=bool(training_args.gradient_checkpointing),
+        batch=rows_in_words,
+        teacher_sizes=sizes,
+        optimizer=optimizer_bytes(str(getattr(training_args.optim, "value", training_args.optim))),
+        accumulation=training_args.gradient_accumulation_steps,
+        teacher_place=_teacher_place(training_args, packed),
+    )
+
+
+def _teacher_place(training_args: "SinKDConfig", packed: str) -> str | None:
+    if training_args.teacher_cache is not None:
+        return "cache"
+    if packed != "none":
+        return "replicate"  # packed weights cannot be partitioned
+    return None if training_args.teacher_deepspeed == "auto" else training_args.teacher_deepspeed
+
+
+def _quantisation(model_args: "ModelConfig") -> str:
+    return "4bit" if model_args.load_in_4bit else "8bit" if model_args.load_in_8bit else "none"
+
+
+def _largest_batch(
+    student: Any, teacher: Any, tokenizer: Any, rows: "Dataset | None", args: "SinKDConfig"
+) -> tuple[str, Mapping[str, Any], Any]:
+    """The micro-batch of the longest rows, in words and as the collator makes it; and what tokenises rows."""
+    from sinkd_llm.evaluation import shortest
+    from sinkd_llm.inputs.pair import TEACHER, rows_for
+
+    length = shortest(args.max_length, *(context_length(model) for model in (student, teacher) if model is not None))
+    settings = (length, args.apply_chat_template, args.add_eos)
+    answer_tokenizer, collator = rows_for(
+        student, teacher, tokenizer, *settings, pad_to_multiple_of=args.pad_to_multiple_of
+    )
+    size = args.per_device_train_batch_size
+    if rows is None:
+        filler = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else 0
+        row: dict[str, Any] = {"example_id": "row", "answer_ids": [0]}
+        row["prompt_ids"] = [filler] * ((length or _WITHOUT_LIMIT) - 1)
+        batch = collator([{**row, TEACHER: row}] * size)
+        return f"{size} rows of max_length{_size(batch)}", batch, answer_tokenizer
+    features = answer_tokenizer.features(_longest_texts(rows, max(_CANDIDATES, size)))
+    features.sort(key=lambda row: len(row["prompt_ids"]) + len(row["answer_ids"]), reverse=True)
+    batch = collator((features * size)[:size])
+    return f"the {size} longest of {len(rows)} rows{_size(batch)}", batch, answer_tokenizer
+
+
+def _size(batch: Mapping[str, Any]) -> str:
+    rows, length = batch["input_ids"].shape
+    labels = batch["labels"]
+    supervised = int((labels != IGNORE_INDEX).sum()) if labels.ndim == 2 else len(labels)
+    return f", {rows} × {length} tokens, {supervised} supervised"
+
+
+def _longest_texts(rows: "Dataset", count: int) -> "list[dict[str, Any]]":
+    columns = [rows[name][:] for name in ("prompt", "completion")]
+    lengths = [len(str(prompt)) + len(str(answer)) for prompt, answer in zip(*columns, strict=True)]
+    longest = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)[:count]
+    return list(rows.select(longest).to_list())

@@ -1,0 +1,267 @@
+"""`manifest.json`: what a cache holds, of which teacher, over which rows, and how much lies outside of it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.files import write_whole
+from sinkd_llm.teachers.cache.layout import CONTENTS, ENCODINGS, CacheLayout
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """Which teacher: its name and revision, the hash of its files (`None` on the hub), and what it scores."""
+
+    name: str
+    revision: str
+    weights: str | None
+    model_kind: str
+    outputs: int
+    scores_classes: bool
+    loading: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowsIdentity:
+    """Which rows, read in which way. `cut_at` is `max_length`, or the teacher's context where that is shorter."""
+
+    task: str
+    hash: str
+    examples: int
+    tokenizer: str
+    max_length: int | None
+    cut_at: int | None
+    apply_chat_template: bool
+    add_eos: bool | None
+
+
+@dataclass
+class Manifest:
+    """The manifest of a cache.
+
+    Args:
+        teacher, rows, layout: what it is the cache of; a difference makes it another cache.
+        shards (`list[dict]`): of each file of rows its name, length, checksum, the examples `[start, stop)` in
+            caching order, its tokens, and its sums of tail masses.
+        index (`dict`, *optional*): the file that says where an example's rows are. Written last.
+        tail_at (`list[int]`): the K at which tail masses are sampled.
+        teacher_score (`dict`, *optional*): the teacher's row of the results table, and what it predicted.
+        versions (`dict`): of the libraries that wrote it.
+    """
+
+    teacher: TeacherIdentity
+    rows: RowsIdentity
+    layout: CacheLayout
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    index: dict[str, Any] | None = None
+    tail_at: list[int] = field(default_factory=list)
+    teacher_score: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return self.index is not None
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard["tokens"] for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Of the rows and the index."""
+        return sum(record["bytes"] for record in (*self.shards, *([self.index] if self.index else [])))
+
+    def mean_tail(self, temperature: float) -> float:
+        """The mass that the teacher gives to the ids that are not kept, mean over all tokens."""
+        i = self.layout.temperatures.index(temperature)
+        return sum(shard["tail_sums"][i] for shard in self.shards) / max(self.tokens, 1)
+
+    def sampled_tails(self, temperature: float) -> dict[int, float]:
+        """The same at other K, over a sample of the tokens."""
+        i = self.layout.temperatures.index(temperature)
+        count = max(sum(shard["sampled_tokens"] for shard in self.shards), 1)
+        return {
+            k: sum(shard["sampled_tail_sums"][i][j] for shard in self.shards) / count
+            for j, k in enumerate(self.tail_at)
+        }
+
+    def cost_width(self, temperature: float) -> float:
+        """Bound of the mean width of the cost's interval, over any student: 2 min(tau_p, tau_q) <= 2 tau_p, and what
+        the encoding of the logits adds."""
+        return 2 * self.mean_tail(temperature) + self.layout.cost_error(temperature)
+
+    def sufficient_k(self, temperature: float, tolerance: float) -> int | None:
+        """The smallest sampled K at which the width is at most `tolerance`, or `None` if none does."""
+        tails = self.sampled_tails(temperature)
+        left = tolerance - self.layout.cost_error(temperature)
+        return next((k for k in self.tail_at if 2 * tails[k] <= left), None)
+
+    def width_warning(self, temperature: float, tolerance: float) -> str | None:
+        """
+        What to say where the interval of the transport cost is wider than `tolerance` on average, or `None`.
+
+        Args:
+            temperature (`float`): of the transport term.
+            tolerance (`float`): in units of the cost, which lies in [0, 2].
+        """
+        if temperature not in self.layout.temperatures or self.cost_width(temperature) <= tolerance:
+            return None
+        k = self.sufficient_k(temperature, tolerance)
+        advice = f"--top_k {k}" if k is not None and k <= self.layout.vocabulary_size // 4 else "--content full"
+        return (
+            f"at temperature {temperature:g} the teacher gives {self.mean_tail(temperature):.1%} of its mass to ids "
+            f"that are not cached, so the transport cost (0 to 2) is known only to within "
+            f"{self.cost_width(temperature):.3f}; {advice} would bring that to {tolerance:g} or less, and a lower "
+            "sinkhorn_temperature leaves less outside, too."
+        )
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """What another cache has otherwise, in words."""
+        found = []
+        for part in ("teacher", "rows", "layout"):
+            ours, theirs = asdict(getattr(self, part)), asdict(getattr(other, part))
+            found += [f"{part}.{key}: {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Replaces the manifest of `folder` as a whole."""
+        content = {"format": FORMAT, "complete": self.complete, **asdict(self)}
+        write_whole(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """
+        The manifest of `folder`.
+
+        Raises:
+            InputError: if there is none, or it is not one that this version writes.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise InputError(
+                f"{folder} is no teacher cache: it has no {MANIFEST}. 'sinkd cache --config recipe.yaml --output "
+                f"{folder}' writes one."
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if type(content["format"]) is not int or content["format"] != FORMAT:
+                raise InputError(
+                    f"{path} is of format {content['format']} and this version reads {FORMAT}; write the cache again."
+                )
+            _check(content)
+            layout: Mapping[str, Any] = content["layout"]
+            return cls(
+                TeacherIdentity(**content["teacher"]),
+                RowsIdentity(**content["rows"]),
+                CacheLayout(
+                    **{**layout, "temperatures": tuple(layout["temperatures"]), "always": tuple(layout["always"])}
+                ),
+                *(content[key] for key in ("shards", "index", "tail_at", "teacher_score", "versions")),
+            )
+        except InputError as error:
+            if str(path) in str(error):
+                raise
+            raise InputError(f"{path} is damaged ({error}); write the cache again with --overwrite.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path} is damaged ({type(error).__name__}: {error}); write the cache again with --overwrite."
+            ) from error
+
+
+# Of each part of the file, its keys and what stands behind them.
+_NUMBER = (int, float)
+_FIELDS: dict[str, dict[str, Any]] = {
+    "teacher": {
+        **dict.fromkeys(("name", "revision", "model_kind"), str),
+        **{"weights": (str, type(None)), "outputs": int, "scores_classes": bool, "loading": dict},
+    },
+    "rows": {
+        **dict.fromkeys(("task", "hash", "tokenizer"), str),
+        **{"examples": int, "max_length": (int, type(None)), "cut_at": (int, type(None))},
+        **{"apply_chat_template": bool, "add_eos": (bool, type(None))},
+    },
+    "layout": {
+        **{"content": str, "vocabulary_size": int, "k": int, "temperatures": list, "encoding": str, "always": list},
+    },
+    "shard": {
+        **{"file": str, "bytes": int, "checksum": str, "start": int, "stop": int, "tokens": int},
+        **{"tail_sums": list, "sampled_tokens": int, "sampled_tail_sums": list},
+    },
+    "index": {"file": str, "bytes": int, "checksum": str},
+    "teacher_score": {"rows": str, "predictions": (list, type(None)), "name": str, "metrics": dict},
+}
+
+
+def _check(content: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for the first value of a manifest that is of another kind than this version writes."""
+    for part in ("teacher", "rows", "layout"):
+        _check_fields(part, content[part])
+    layout, temperatures = content["layout"], content["layout"]["temperatures"]
+    _check_list("layout.temperatures", temperatures, _NUMBER)
+    _check_list("layout.always", layout["always"], int)
+    for name, known in (("content", CONTENTS), ("encoding", ENCODINGS)):
+        if layout[name] not in known:
+            raise ValueError(f"layout.{name} is {layout[name]!r}")
+    _check_list("tail_at", content["tail_at"], int)
+    _check_list("shards", content["shards"], dict)
+    stop = 0
+    for number, shard in enumerate(content["shards"]):
+        _check_fields("shard", shard)
+        if shard["start"] != stop or not stop <= shard["stop"] <= content["rows"]["examples"]:
+            raise ValueError(f"shard {number} holds the examples {shard['start']} to {shard['stop']}")
+        stop = shard["stop"]
+        _check_list("tail_sums", shard["tail_sums"], _NUMBER, len(temperatures))
+        _check_list("sampled_tail_sums", shard["sampled_tail_sums"], list, len(temperatures))
+        for sums in shard["sampled_tail_sums"]:
+            _check_list("sampled_tail_sums", sums, _NUMBER, len(content["tail_at"]))
+    if content["index"] is not None:
+        _check_fields("index", content["index"])
+        if stop != content["rows"]["examples"]:
+            raise ValueError(f"its shards end at example {stop} of {content['rows']['examples']}")
+    if not isinstance(content["versions"], dict):
+        raise ValueError("versions is no mapping")
+    score = content["teacher_score"]
+    if score is not None:
+        _check_fields("teacher_score", score)
+        for name, value in score["metrics"].items():
+            if not _is(value, _NUMBER):
+                raise ValueError(f"teacher_score.metrics.{name} is {value!r}")
+        for name in ("parameters", "trainable_parameters", "num_examples", "seconds"):
+            if not _is(score.get(name, 0), _NUMBER):
+                raise ValueError(f"teacher_score.{name} is {score[name]!r}")
+
+
+def _check_fields(part: str, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{part} is {str(values)[:40]!r}")
+    for name, kind in _FIELDS[part].items():
+        if not _is(values[name], kind):
+            raise ValueError(f"{part}.{name} is {str(values[name])[:40]!r}")
+        if kind is int and values[name] < 0:
+            raise ValueError(f"{part}.{name} is {values[name]}")
+        if name == "file" and (Path(values[name]).name != values[name] or not values[name]):
+            raise ValueError(f"{part}.file is {values[name]!r}, no name of a file beside it")
+
+
+def _check_list(name: str, values: Any, kind: Any, length: int | None = None) -> None:
+    if not isinstance(values, list) or not all(_is(value, kind) for value in values):
+        raise ValueError(f"{name} is {str(values)[:40]!r}")
+    if length is not None and len(values) != length:
+        raise ValueError(f"{name} has {len(values)} entries instead of {length}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """As `isinstance`, but a boolean is no number, and NaN neither."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, kinds)

@@ -1,0 +1,277 @@
+"""A teacher that ran earlier: its signal comes from files, and no model is loaded.
+
+Shape suffixes: N supervised tokens of a batch.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
+from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
+from sinkd_llm.teachers.cache.manifest import Manifest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sinkd_llm.objectives import DistillationObjective, TopKSignal
+
+logger = logging.getLogger(__name__)
+
+# A cache up to this size is read once and checked before training; a larger one shard by shard, when it is needed.
+CHECKED_AT_ONCE_BYTES = 2**30
+
+
+class CachedTeacher:
+    """
+    Gives the teacher's signal at the supervised tokens of a batch, by the ids of its examples.
+
+    Shards and index are memory-mapped: what is read is what a batch needs, and its pages are given back. Memory does
+    not grow with the rows.
+
+    Args:
+        folder (`str` or `Path`): what `sinkd cache` wrote.
+
+    Raises:
+        InputError: if it is no cache, not complete, or its files are not those that were written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.manifest = Manifest.load(self.folder)
+        if self.manifest.index is None:
+            raise InputError(
+                f"{self.folder} is not complete: {self._cached_examples()} of {self.manifest.rows.examples} examples "
+                "are cached. Start the same 'sinkd cache' again; it goes on from there."
+            )
+        checks = self.manifest.bytes <= CHECKED_AT_ONCE_BYTES
+        for record in (*self.manifest.shards, self.manifest.index):
+            # The index is always read: every look-up needs it.
+            self._refuse(problem_of_file(self.folder, record, read=checks or record is self.manifest.index))
+        self._unchecked = set() if checks else set(range(len(self.manifest.shards)))
+        self._index = map_arrays(self.folder / self.manifest.index["file"]).arrays
+        self._shards = [map_arrays(self.folder / shard["file"]) for shard in self.manifest.shards]
+        self._check_arrays()
+        tokens = [shard["tokens"] for shard in self.manifest.shards]
+        self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
+
+    def _check_arrays(self) -> None:
+        """Refuses arrays that are not what the manifest says: they could be read, and rows would be other rows."""
+        index, examples, total = self._index, self.manifest.rows.examples, self.manifest.tokens
+        for name in ("key", "print", "first", "count"):
+            array = index.get(name)
+            if array is None or array.shape != (examples,) or array.dtype.kind != "u":
+                self._refuse(f"the index has no {name} of {examples} examples")
+        ends = index["first"].astype(np.int64) + index["count"].astype(np.int64)
+        if len(ends) and (ends.max() > total or (index["key"][1:] < index["key"][:-1]).any()):
+            self._refuse("the index names rows that are not there")
+        expected = self.manifest.layout.shapes
+        for shard, mapped in zip(self.manifest.shards, self._shards, strict=True):
+            found = {name: (array.dtype.str.lstrip("<|=>"), array.shape[1:]) for name, array in mapped.arrays.items()}
+            rows = {len(array) for array in mapped.arrays.values()}
+            if found != expected or rows != {shard["tokens"]}:
+                self._refuse(f"{shard['file']} does not hold {shard['tokens']} rows of this layout")
+
+    def signal(self, example_ids: Sequence[str], device: torch.device | str) -> "tuple[Tensor | TopKSignal, Tensor]":
+        """
+        The rows of the supervised tokens of a batch, in the order of all families: example by example, and each
+        answer from its beginning.
+
+        Args:
+            example_ids (`Sequence[str]`): names of the examples of the batch.
+            device (`torch.device`): where the signal goes.
+
+        Returns:
+            `tuple`: the signal, and each row's place in its answer, `[N]`.
+
+        Raises:
+            InputError: naming the examples that are not in the cache.
+        """
+        entry = self._entries([example_key(name) for name in example_ids], example_ids)
+        counts = self._index["count"][entry].astype(np.int64)
+        position = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
+        rows = np.repeat(self._index["first"][entry].astype(np.int64), counts) + position
+        return self.manifest.layout.decode(self._read(rows), device), torch.from_numpy(position).to(device)
+
+    def check_rows(self, features: "Dataset") -> None:
+        """
+        Makes sure that every row is in the cache, with the same tokens.
+
+        Raises:
+            InputError: naming the first that is not.
+        """
+        for part in row_prints(features):
+            entry = self._entries(part.keys, part.names)
+            differ = self._index["print"][entry] ^ part.prints
+            for shift, what in ((np.uint64(32), "answer"), (np.uint64(0), "prompt")):
+                wrong = np.flatnonzero((differ >> shift) & np.uint64(0xFFFFFFFF))
+                if len(wrong):
+                    task = self.manifest.rows.task
+                    self._refuse_rows(
+                        [part.names[i] for i in wrong],
+                        f"have another {what} than when task {task!r} was cached in",
+                    )
+
+    def check_run(self, settings: dict[str, Any], tokenizer: Any, model_kind: str, outputs: int) -> None:
+        """
+        Makes sure that a run reads its rows as the cache did, and that its student scores the same things.
+
+        Args:
+            settings (`dict`): `max_length`, `apply_chat_template` and `add_eos` of the run.
+            tokenizer (`PreTrainedTokenizerBase`): the run's.
+            model_kind (`str`): of the student's family.
+            outputs (`int`): the student's vocabulary or classes.
+
+        Raises:
+            InputError: with everything that differs.
+        """
+        rows, teacher, layout = self.manifest.rows, self.manifest.teacher, self.manifest.layout
+        differs = [
+            f"{name} is {value} here and {getattr(rows, name)} there"
+            for name, value in settings.items()
+            if value != getattr(rows, name)
+        ]
+        if rows.tokenizer != tokenizer_hash(tokenizer):
+            differs.append("the tokenizer is another")
+        if model_kind != teacher.model_kind:
+            differs.append(f"the student is a {model_kind} and the cached teacher a {teacher.model_kind}")
+        elif teacher.scores_classes and outputs != teacher.outputs:
+            differs.append(f"the student has {outputs} classes and the cached teacher {teacher.outputs}")
+        elif layout.content != "full" and outputs < layout.vocabulary_size:
+            differs.append(
+                f"the student's vocabulary has {outputs} ids and the cached rows {layout.vocabulary_size} (cache with "
+                f"--vocabulary_size {outputs})"
+            )
+        if differs:
+            raise InputError(
+                f"The teacher cache {self.folder} is not for this run: {'; '.join(differs)}. Change the run, or cache "
+                "the teacher again with this recipe."
+            )
+
+    def check_teacher(self, name: str | None, revision: str, quantised: str | None = None) -> None:
+        """
+        Makes sure that the teacher that a run names is the cached one; one that is not on this machine is
+        compared by its name.
+
+        Args:
+            name (`str`, *optional*): of the teacher, if the run has one.
+            revision (`str`): of it.
+            quantised (`str`, *optional*): `"4bit"` or `"8bit"` if the run asks for such a teacher. A run that does
+                not may train from a cache of either, for it loads none.
+
+        Raises:
+            InputError: if it is another.
+        """
+        teacher = self.manifest.teacher
+        cached = teacher.loading.get("quantised")
+        if quantised is not None and quantised != cached:
+            raise InputError(
+                f"The run asks for a teacher in {quantised} (teacher_load_in_{quantised}), but the cache "
+                f"{self.folder} is of one {f'in {cached}' if cached else 'that was not quantised'}; drop the setting, "
+                "or cache the teacher again with this recipe."
+            )
+        if name is None:
+            return
+        try:
+            weights = weights_hash(name, revision)
+        except InputError:
+            weights = None  # not here, which is what caches are for
+        same = (name, revision) == (teacher.name, teacher.revision)
+        if (weights is None and same) or (weights is not None and weights == teacher.weights):
+            return
+        what = "its files have changed since" if same else f"that is the cache of {teacher.name}"
+        raise InputError(
+            f"The run names the teacher {name} and the cache {self.folder}, but {what}; cache this teacher, or drop "
+            "the name."
+        )
+
+    def check_objective(
+        self, objective: "DistillationObjective", verbalizer_ids: Tensor | None, tolerance: float
+    ) -> None:
+        """
+        Makes sure that the loss can be computed from what is kept, and warns where it is known less well than
+        `tolerance`, see [`Manifest.width_warning`].
+
+        Raises:
+            InputError: saying how to cache it.
+        """
+        layout = self.manifest.layout
+        if layout.content == "full":
+            return
+        verbalizers = objective.vocabulary == "verbalizers"
+        used = {"temperature": objective.temperature} if objective.alpha > 0 and objective.divergence != "none" else {}
+        if objective.sinkhorn_weight > 0 and not verbalizers:
+            used["sinkhorn_temperature"] = objective.sinkhorn_temperature
+        for name, temperature in used.items():
+            if temperature not in layout.temperatures:
+                known = ", ".join(f"{t:g}" for t in layout.temperatures)
+                raise InputError(
+                    f"{name} is {temperature:g}, but the cache {self.folder} knows the mass outside of its ids at "
+                    f"{known} only; train at one of these, or cache with --temperatures {temperature:g}."
+                )
+        if objective.sinkhorn_weight == 0:
+            return
+        if verbalizers:
+            lost = sorted(set([] if verbalizer_ids is None else verbalizer_ids.tolist()) - set(layout.always))
+            if lost:
+                raise InputError(
+                    f"vocabulary is 'verbalizers', but the cache {self.folder} does not keep the ids {lost} of every "
+                    "row; cache with this recipe, which keeps them."
+                )
+        elif objective.cost_norm != "l1":
+            raise InputError(
+                f"cost_norm is {objective.cost_norm!r}, which needs the teacher's whole rows; use l1, or cache with "
+                "--content full."
+            )
+        elif warning := self.manifest.width_warning(objective.sinkhorn_temperature, tolerance):
+            logger.warning("The teacher cache %s is coarse: %s", self.folder, warning)
+
+    def _cached_examples(self) -> int:
+        return self.manifest.shards[-1]["stop"] if self.manifest.shards else 0
+
+    def _entries(self, keys: Any, names: Sequence[str]) -> "np.ndarray[Any, Any]":
+        """Places in the index."""
+        wanted = np.asarray(keys, np.uint64)
+        known = self._index["key"]
+        entry = np.searchsorted(known, wanted)
+        missing = (entry == len(known)) | (known[np.minimum(entry, len(known) - 1)] != wanted)
+        if missing.any():
+            self._refuse_rows([names[i] for i in np.flatnonzero(missing).tolist()], "are not in")
+        return entry
+
+    def _read(self, rows: "np.ndarray[Any, Any]") -> dict[str, "np.ndarray[Any, Any]"]:
+        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
+        needed = np.unique(shard_N).tolist()
+        for s in needed:
+            if s in self._unchecked:
+                self._refuse(problem_of_file(self.folder, self.manifest.shards[s]))
+                self._unchecked.discard(s)
+        layout = self._shards[needed[0] if needed else 0].arrays  # no supervised token: empty rows of the right width
+        out = {name: np.empty((len(rows), *array.shape[1:]), array.dtype) for name, array in layout.items()}
+        for s in needed:
+            here = np.flatnonzero(shard_N == s)
+            for name, array in self._shards[s].arrays.items():
+                out[name][here] = array[rows[here] - self._starts[s]]
+            self._shards[s].release()
+        return out
+
+    def _refuse_rows(self, names: Sequence[str], what: str) -> None:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise InputError(
+            f"Rows {what} the teacher cache {self.folder}: {shown}. Train on the rows that were cached (a "
+            "sample of --max_train_samples is drawn with --data_seed, or without one with --seed), or cache the "
+            "teacher again with this recipe."
+        )
+
+    def _refuse(self, problem: str | None) -> None:
+        if problem is not None:
+            raise InputError(
+                f"The teacher cache {self.folder} is damaged: {problem}. Start the same 'sinkd cache' again; it "
+                "writes again what is missing."
+            )

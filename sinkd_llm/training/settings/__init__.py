@@ -1,0 +1,1 @@
+"""The settings of a run: their ranges, and which go together."""

@@ -1,0 +1,304 @@
+"""What each setting may be: ranges of numbers, and settings of other tools that have no effect here.
+
+One table for `SinKDConfig` (with all of `transformers.TrainingArguments`), TRL's `ModelConfig` and the arguments of
+every command; [`~sinkd_llm.training.settings.checks`] holds the values against it. No name stands for two things.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# More updates, rows or bytes than any run has; counters of 32 and 64 bits are far above it.
+MANY = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Range:
+    """
+    Numbers that a setting may be.
+
+    Args:
+        low, high (`float`): the ends, which belong to it.
+        above, below (`bool`, *optional*): whether `low`, or `high`, does not belong to it.
+        whole (`bool`, *optional*): only whole numbers.
+        shares (`bool`, *optional*): a number below 1 is a share of training, from 1 on it is a number of updates.
+        also (`tuple`, *optional*): values outside that mean something.
+        advice (`str`, *optional*): what to do, in place of the range in words.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+    shares: bool = False
+    also: tuple[float, ...] = ()
+    advice: str = ""
+
+    def refusal(self, value: Any) -> str | None:
+        """The rest of a sentence that begins with the setting, or `None` for a number that is fine."""
+        from sinkd_llm.errors import shown
+
+        if value in self.also:
+            return None
+        if self.whole and not (isinstance(value, int) or hasattr(value, "__index__")):
+            return f"is {shown(value)}, but it takes a whole number; {self.in_words()}."
+        inside = self.low <= value <= self.high  # false for NaN
+        if (self.above and value == self.low) or (self.below and value == self.high):
+            inside = False
+        if not inside:
+            return f"is {shown(value)}; {self.in_words()}."
+        if self.shares and value > 1 and not float(value).is_integer():
+            return f"is {shown(value)}; from 1 on it counts updates, so {self.in_words()}."
+        return None
+
+    def in_words(self) -> str:
+        """What to give."""
+        if self.advice:
+            return self.advice
+        if self.shares:
+            first = f"{'above ' if self.above else 'from '}{_number(self.low)}"
+            return f"give a share of training ({first}, below 1) or a whole number from 1 to {_number(self.high)}"
+        first = f"above {_number(self.low)}" if self.above else f"from {_number(self.low)}"
+        last = (
+            f"below {_number(self.high)}"
+            if self.below
+            else f"{'at most' if self.above else 'to'} {_number(self.high)}"
+        )
+        joined = f"{first} and {last}" if self.above or self.below else f"{first} {last}"
+        others = "".join(f", or {_number(value)}" for value in self.also)
+        return f"give a {'whole ' if self.whole else ''}number {joined}{others}"
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:g}"
+
+
+_COUNT = Range(1, MANY, whole=True)
+_BATCH = Range(1, 1_000_000, whole=True)
+_SEED = Range(0, 2**32 - 1, whole=True)
+_STEPS = Range(0, MANY, above=True, shares=True)
+_BETA = Range(0, 1, below=True)
+_PROCESSES = Range(1, 1024, whole=True)
+# A softmax at a hundredth is a choice. At more than a hundred, rounding in fp32 times the squared temperature is as
+# large as the divergence itself.
+_TEMPERATURE = Range(0.01, 100)
+_ROWS = Range(1, 10**12, whole=True, advice="give 1 or more, or leave it out for all rows")
+
+RANGES: dict[str, Range] = {
+    # transformers.TrainingArguments
+    "per_device_train_batch_size": _BATCH,
+    "per_device_eval_batch_size": _BATCH,
+    "gradient_accumulation_steps": _BATCH,
+    "num_train_epochs": Range(0, 1_000_000, above=True),
+    "max_steps": Range(1, MANY, whole=True, also=(-1,), advice="give 1 or more, or -1 to go by num_train_epochs"),
+    "learning_rate": Range(0, 100, above=True),
+    "warmup_steps": Range(0, MANY, shares=True),
+    "weight_decay": Range(0, 100),
+    "adam_beta1": _BETA,
+    "adam_beta2": _BETA,
+    "adam_epsilon": Range(0, 1, above=True),
+    # Clipped to less, a gradient moves no weight in fp32; 0 switches clipping off.
+    "max_grad_norm": Range(1e-6, 1_000_000, also=(0,)),
+    "neftune_noise_alpha": Range(0, 1000, above=True),
+    "torch_empty_cache_steps": _COUNT,
+    "logging_steps": _STEPS,
+    "eval_steps": _STEPS,
+    "save_steps": _STEPS,
+    "eval_delay": Range(0, MANY),
+    "eval_accumulation_steps": _COUNT,
+    "save_total_limit": Range(1, MANY, whole=True, advice="give 1 or more, or leave it out to keep all checkpoints"),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": Range(0, 1024, whole=True),
+    "dataloader_prefetch_factor": Range(1, 10_000, whole=True),
+    "ddp_bucket_cap_mb": Range(1, 1_000_000, whole=True),
+    "ddp_timeout": Range(1, 10**8, whole=True),
+    # SinKDConfig
+    "student_layers": Range(1, 100_000, whole=True, advice="a student has at least one layer"),
+    "student_decoder_layers": Range(1, 100_000, whole=True, advice="a student has at least one layer"),
+    "cache_tolerance": Range(0, MANY, above=True, advice="give a positive number, 2 to never warn"),
+    "max_length": Range(
+        2,
+        10_000_000,
+        whole=True,
+        advice="a prompt and an answer need at least 2 tokens and no model reads more than 10,000,000; null means the "
+        "model's own context",
+    ),
+    "dataset_num_proc": _PROCESSES,
+    "pad_to_multiple_of": Range(1, 1_000_000, whole=True),
+    "alpha": Range(0, 1),
+    "temperature": _TEMPERATURE,
+    "sinkhorn_weight": Range(0, 1_000_000),
+    "sinkhorn_temperature": _TEMPERATURE,
+    # Costs are at most 2: below, exp(-cost / epsilon) has no digits left in fp32; above, the plan is uniform.
+    "sinkhorn_epsilon": Range(0.0001, 100),
+    "sinkhorn_iterations": Range(1, 100_000, whole=True),
+    "sinkhorn_threshold": Range(0, 1, above=True, below=True),
+    # trl.ModelConfig
+    "lora_r": Range(1, 100_000, whole=True),
+    "lora_alpha": Range(1, 1_000_000, whole=True),
+    "lora_dropout": Range(0, 1, below=True),
+    # commands
+    "max_train_samples": _ROWS,
+    "max_eval_samples": _ROWS,
+    "top_k": Range(1, 100_000_000, whole=True),
+    "temperatures": _TEMPERATURE,
+    "vocabulary_size": Range(1, 100_000_000, whole=True),
+    "batch_size": _BATCH,
+    "num_processes": Range(1, 10_000, whole=True, advice="give a whole number from 1 on, at most 10,000"),
+    "num_devices": Range(1, 1_000_000, whole=True, advice="give 1 or more, at most 1,000,000"),
+    "limit": Range(1, MANY, whole=True, advice=f"give 1 or more, at most {MANY:,}"),
+}
+
+# Settings of text whose choices TRL does not name.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "lora_task_type": ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
+    "bnb_4bit_quant_storage": ("uint8", "float16", "bfloat16", "float32"),
+}
+
+_OWN_LOSS = "the losses here are computed from logits and not by the model or by Trainer"
+_SCORES = "evaluation ranks the answers here, and takes what it needs from the batch itself"
+_SCRIPTS = "only the example scripts of Transformers read it"
+_LENGTHS = "rows are drawn at random or in order here, as the transport problem is over the rows of a batch"
+
+# Setting -> (values it may have beside its default, why every other is refused).
+NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "label_smoothing_factor": ((0, None), f"it would have no effect: {_OWN_LOSS}"),
+    "use_liger_kernel": ((False,), f"it would replace the forward that gives the logits: {_OWN_LOSS}"),
+    "liger_kernel_config": ((None,), f"it belongs to use_liger_kernel, which is refused: {_OWN_LOSS}"),
+    "label_names": ((None,), f"it would have no effect or hide the evaluation loss: {_OWN_LOSS}"),
+    "prediction_loss_only": ((False,), f"it would have no effect: {_SCORES}"),
+    "include_for_metrics": (([], None), f"it would have no effect: {_SCORES}"),
+    "batch_eval_metrics": ((False,), f"a task's metrics are over all rows, not over batches: {_SCORES}"),
+    "eval_do_concat_batches": ((True,), "the metrics here take all rows together"),
+    "eval_use_gather_object": ((False,), "the scores here are tensors, which are gathered as they are"),
+    "remove_unused_columns": ((False,), "it would remove the columns that batches are made of"),
+    "length_column_name": (("length",), f"it would have no effect: {_LENGTHS}"),
+    "auto_find_batch_size": (
+        (False,),
+        "a smaller batch is another transport problem, so none is chosen silently; see 'sinkd env --estimate'",
+    ),
+    "bf16_full_eval": ((False,), "it would turn the student itself into bf16; give --dtype bfloat16 for that"),
+    "fp16_full_eval": ((False,), "it would turn the student itself into fp16; give --dtype float16 for that"),
+    "enable_jit_checkpoint": ((False,), "a run saves and stops at SIGTERM by itself"),
+    "do_train": ((False,), f"it would have no effect: {_SCRIPTS}"),
+    "do_predict": ((False,), f"it would have no effect: {_SCRIPTS}"),
+    "local_rank": ((-1,), "it would have no effect: a launcher tells a process its rank by LOCAL_RANK"),
+}
+
+# Setting -> the switch without which nothing reads it.
+NEEDS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
+            *("lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
+        ),
+        "use_peft",
+    ),
+    **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
+}
+
+# Values of settings that are otherwise fine.
+REFUSED_VALUES: dict[tuple[str, str], str] = {
+    ("train_sampling_strategy", "group_by_length"): _LENGTHS,
+    ("train_sampling_strategy", "batch_rebalance"): _LENGTHS,
+    ("debug", "tpu_metrics_debug"): "it is for TPUs, where nothing of this was tried",
+    # They change weights during the backward pass, before the gradient is whole, clipped or checked.
+    **{
+        ("optim", name): "it changes weights before the gradient is clipped and checked"
+        for name in (
+            *("lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
+            *("galore_adafactor_layerwise", "apollo_adamw_layerwise"),
+        )
+    },
+}
+
+# Optimizer names that begin so -> the keys of optim_args that they read; the others read none.
+OPTIM_ARGS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    "ademamix": ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3"),
+    "paged_ademamix": ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3"),
+    "galore": ("rank", "update_proj_gap", "scale", "proj_type"),
+    "apollo": ("rank", "proj", "scale_type", "update_proj_gap", "scale", "proj_type"),
+    "grokadamw": ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"),
+    "schedule_free": ("weight_lr_power", "r"),
+    "stable_adamw": ("max_lr", "kahan_sum", "decouple_lr"),
+    "adamw_torch_4bit": ("block_size", "bf16_stochastic_round"),
+    "adamw_torch_8bit": ("block_size", "bf16_stochastic_round"),
+    "adamw_anyprecision": ("use_kahan_summation", "momentum_dtype", "variance_dtype", "compensation_buffer_dtype"),
+    "rmsprop_bnb": (),  # Transformers passes them on as text, which it does not take
+}
+# Optimizer names that begin so read no adam_beta1, adam_beta2 and adam_epsilon.
+NOT_ADAM = ("sgd", "adagrad", "rmsprop", "adafactor", "galore", "grokadamw", "schedule_free_sgd")
+
+# Environment variables that a recipe may not set: they decide which code runs, or are the launcher's own.
+REFUSED_ENVIRONMENT = (
+    *("LD_*", "DYLD_*", "PYTHON*", "PATH", "HOME", "SHELL", "BASH_ENV", "ENV", "IFS", "GCONV_PATH", "OPENSSL_*"),
+    *("CC", "CXX", "CUDA_HOME", "CUDA_PATH", "TRITON_*", "TORCHINDUCTOR_*", "TORCH_EXTENSIONS_DIR", "GIT_*"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("TORCHELASTIC_*", "ACCELERATE_*", "SINKD_DEBUG"),
+)
+
+# What other tools call a flag -> what it is called here; where none of these exists, nothing is suggested.
+OTHER_NAMES: dict[str, str | None] = {
+    **dict.fromkeys(("lr", "learning_rate_init"), "learning_rate"),
+    **dict.fromkeys(("beta", "sinkhorn_beta", "ot_weight", "sd_weight"), "sinkhorn_weight"),
+    **dict.fromkeys(("batch_size", "bs", "train_batch_size", "per_gpu_train_batch_size", "micro_batch_size"),
+                    "per_device_train_batch_size"),
+    **dict.fromkeys(("eval_batch_size", "per_gpu_eval_batch_size"), "per_device_eval_batch_size"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "max_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "max_train_steps", "total_steps", "max_iters"), "max_steps"),
+    **dict.fromkeys(("model", "model_name", "model_path", "student", "student_model", "base_model", "pretrained"),
+                    "model_name_or_path"),
+    **dict.fromkeys(("student_name_or_path", "student_model_name_or_path"), "model_name_or_path"),
+    **dict.fromkeys(("teacher", "teacher_model", "teacher_name", "teacher_path", "teacher_name_or_path"),
+                    "teacher_model_name_or_path"),
+    **dict.fromkeys(("data", "data_path", "data_folder"), "data_dir"),
+    **dict.fromkeys(("dataset", "train_file", "dataset_path", "train_data"), "dataset_name"),
+    **dict.fromkeys(("lora_rank", "rank", "lora_dim", "r"), "lora_r"),
+    **dict.fromkeys(("lora", "peft", "use_lora"), "use_peft"),
+    **dict.fromkeys(("grad_accum", "grad_acc", "accumulation_steps", "gradient_accumulation", "grad_accum_steps"),
+                    "gradient_accumulation_steps"),
+    **dict.fromkeys(("output", "out", "save_dir", "out_dir", "output_path", "save_path"), "output_dir"),
+    **dict.fromkeys(("warmup", "warmup_ratio", "num_warmup_steps"), "warmup_steps"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule"), "lr_scheduler_type"),
+    **dict.fromkeys(("optimizer", "optimiser"), "optim"),
+    **dict.fromkeys(("tau", "kd_temperature", "temp", "T"), "temperature"),
+    **dict.fromkeys(("eps", "epsilon", "reg"), "sinkhorn_epsilon"),
+    **dict.fromkeys(("iterations", "sinkhorn_iters", "n_iters"), "sinkhorn_iterations"),
+    **dict.fromkeys(("loss", "loss_type", "kd_loss", "objective"), "divergence"),
+    **dict.fromkeys(("kd_weight", "kl_weight", "distill_weight", "lmbda", "kd_ratio"), "alpha"),
+    **dict.fromkeys(("gpus", "num_gpus", "nproc", "nproc_per_node", "n_gpu"), "num_processes"),
+    **dict.fromkeys(("load_4bit", "4bit", "use_4bit"), "load_in_4bit"),
+    **dict.fromkeys(("load_8bit", "8bit", "use_8bit"), "load_in_8bit"),
+    **dict.fromkeys(("torch_dtype", "precision", "fp32"), "dtype"),
+    **dict.fromkeys(("resume", "resume_from", "checkpoint"), "resume_from_checkpoint"),
+    **dict.fromkeys(("overwrite", "force"), "overwrite_output_dir"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "cutoff_len", "model_max_length", "block_size", "seq_length"),
+                    "max_length"),
+    **dict.fromkeys(("evaluation_strategy", "do_eval"), "eval_strategy"),
+    **dict.fromkeys(("layers", "num_layers", "n_layers"), "student_layers"),
+    **dict.fromkeys(("cpu", "no_cuda"), "use_cpu"),
+    **dict.fromkeys(("cache", "cache_dir"), "teacher_cache"),
+    **dict.fromkeys(("random_seed", "random_state"), "seed"),
+    **dict.fromkeys(("logging", "log_steps", "log_interval"), "logging_steps"),
+    **dict.fromkeys(("wandb", "tracker", "log_with"), "report_to"),
+    **dict.fromkeys(("samples", "num_samples", "max_samples", "n_rows"), "max_train_samples"),
+    **dict.fromkeys(("config_file", "cfg", "recipe", "yaml"), "config"),
+    **dict.fromkeys(("verbose", "quiet", "v", "device", "group_by_length", "fp8", "threads"), None),
+}  # fmt: skip
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in `value`, however deep, is NaN or infinite."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,357 @@
+"""`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel
+
+from sinkd_llm.distributed import Ranks
+from sinkd_llm.errors import InputError
+from sinkd_llm.evaluation import accuracy, shortest
+from sinkd_llm.inputs.contract import class_names, tokenize_dataset, verbalizer_ids
+from sinkd_llm.inputs.pair import TEACHER, rows_for
+from sinkd_llm.models.adapters import add_adapter
+from sinkd_llm.models.kinds import context_length, kind_of, output_size
+from sinkd_llm.models.pair_checks import check_fsdp, check_not_read, check_scale, check_trains, folders_read
+from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
+from sinkd_llm.models.saving import base_by_name, check_saveable, save_student
+from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.teachers import LocalTeacher, place_teacher
+from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
+from sinkd_llm.training.checkpoints import last_whole
+from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
+from sinkd_llm.training.evaluation import EvaluationMetrics, TeacherChoices
+from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
+from sinkd_llm.training.given import check_arguments, check_collator, check_optimizers
+from sinkd_llm.training.pair import load_pair
+from sinkd_llm.training.term_log import TermLog
+from sinkd_llm.training.window import TransportSpan
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig, PeftModel
+    from torch.utils.data import DataLoader
+    from transformers import (
+        BitsAndBytesConfig,
+        DataCollator,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+    )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0: of modules, and of layers that keep it as a number (attention, BART)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+class SinKDTrainer(EvaluatingTrainer):
+    """
+    Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
+
+    Without a teacher it fine-tunes with cross-entropy on the answers, which is how teachers are made.
+
+    Example:
+
+    ```python
+    from sinkd_llm import SinKDConfig, SinKDTrainer, load_task
+
+    task = load_task("quickstart")
+    trainer = SinKDTrainer(
+        model="smollm2-135m",
+        args=SinKDConfig(output_dir="teacher", max_steps=10),
+        train_dataset=task.load("train"),
+        eval_dataset=task.load("validation"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            The student: a name for [`load_model`] or a model. `None` with `args.student_layers` builds it
+            from the teacher's own layers.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, a name or a model; or see `args.teacher_model_name_or_path`. It is frozen in place.
+            With `args.teacher_cache` none is needed.
+        args ([`SinKDConfig`], *optional*):
+            The settings. Default: those of `SinKDConfig` with the output folder `<model>-SinKD`.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Default: the one of the student's family, see [`row_collator`].
+        train_dataset ([`~datasets.Dataset`], *optional*):
+            Rows of a task (`load_task(name).load("train")`) or TRL's prompt-completion rows, plain or
+            conversational.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Likewise. Rows with choices are scored by rank classification; others by the training loss.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer of both models. Default: the one that belongs to `model`, else to the teacher.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Gets the log-probabilities of the choices `[n, C]` as `predictions` and the gold indices as
+            `label_ids`; [`ranking_metrics`] makes one from a task. Where a regression head is trained, `predictions`
+            are these and its predictions `[n]`, in [0, 1]. Default: accuracy.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Added to those of `transformers.Trainer`.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantises the student while it is loaded; needs `model` to be a string.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Wraps the student in an adapter.
+
+    Raises:
+        InputError: for combinations that would train the wrong thing; each says what to do instead.
+    """
+
+    _tag_names = ("sinkd", "distillation")
+    # Every term is divided by the supervised tokens of the accumulation window, not by micro-batches.
+    loss_is_scaled_for_ga = True
+
+    args: SinKDConfig
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel | None" = None,
+        teacher_model: str | PreTrainedModel | None = None,
+        args: SinKDConfig | None = None,
+        data_collator: "DataCollator | None" = None,
+        train_dataset: "Dataset | None" = None,
+        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        processing_class: "PreTrainedTokenizerBase | None" = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: "list[TrainerCallback] | None" = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        if args is None:
+            source = model if model is not None else teacher_model
+            name = source if isinstance(source, str) else getattr(source, "name_or_path", "model")
+            args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
+        check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator)
+        pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
+        student, teacher, cache, processing_class = pair.student, pair.teacher, pair.cache, pair.tokenizer
+        self.teacher_cache = cache
+        self._read_from = folders_read(
+            model, teacher_model, args.teacher_model_name_or_path, args.teacher_cache, student, teacher
+        )
+        if args.output_dir is not None:
+            check_not_read(args.output_dir, self._read_from)
+        stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
+        student = add_adapter(student, peft_config, stage)
+        check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
+        check_optimizers(optimizers, student)
+        if args.disable_dropout:
+            disable_dropout(student)
+        if args.gradient_checkpointing and hasattr(student, "peft_config"):
+            # The frozen embedding's output needs a gradient, or a checkpointed block has none to pass on.
+            student.enable_input_require_grads()
+            if stage == 3:
+                # Stage 3 releases a block's weights after its forward; only the reentrant kind asks for them again.
+                args.gradient_checkpointing_kwargs = {
+                    **(args.gradient_checkpointing_kwargs or {}),  # type: ignore[dict-item]
+                    "use_reentrant": True,
+                }
+
+        self.kind = kind_of(student)
+        self.objective: DistillationObjective = args.objective()
+        self.teacher = LocalTeacher(teacher) if teacher is not None else None
+        lengths = [context_length(m) for m in (student, teacher) if m is not None]
+        if cache is not None:
+            lengths.append(cache.manifest.rows.cut_at)
+        answer_tokenizer, collator = rows_for(
+            student,
+            teacher,
+            processing_class,
+            shortest(args.max_length, *lengths),
+            args.apply_chat_template,
+            args.add_eos,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        self.verbalizer_ids: Tensor | None = None
+        if (self.teacher or cache) and args.vocabulary == "verbalizers" and train_dataset is not None:
+            self.verbalizer_ids = verbalizer_ids(train_dataset, answer_tokenizer).to(args.device)
+        if cache is not None:
+            cache.check_objective(self.objective, self.verbalizer_ids, args.cache_tolerance)
+
+        def tokenized(dataset: Any, ranking: bool) -> Any:
+            if dataset is None:
+                return None
+            if isinstance(dataset, dict):
+                return {name: tokenized(part, ranking) for name, part in dataset.items()}
+            with args.main_process_first(desc="tokenising"):
+                return tokenize_dataset(dataset, answer_tokenizer, ranking=ranking, num_proc=args.dataset_num_proc)
+
+        self._teacher_choices = TeacherChoices()
+        self._term_log = TermLog()
+        self._last_batch: Mapping[str, Any] | None = None
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=data_collator or collator,
+            train_dataset=tokenized(train_dataset, ranking=False),
+            eval_dataset=tokenized(eval_dataset, ranking=True),
+            processing_class=processing_class,
+            compute_metrics=EvaluationMetrics(compute_metrics or accuracy, self.teacher is not None),
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if data_collator is not None:
+            check_collator(self.data_collator, self.train_dataset)
+        check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None), student)
+        self._gate = FiniteGate(scaled=args.fp16 or self.accelerator.scaler is not None)
+        # Trainer counts the supervised tokens of the accumulation window only for models that take the
+        # count; here the objective takes it.
+        self.model_accepts_loss_kwargs = True
+        self._answer_tokenizer = answer_tokenizer
+        if cache is not None and self.train_dataset is not None:
+            cache.check_rows(self.train_dataset)
+        if self.teacher:
+            self.teacher.model = place_teacher(self.teacher.model, self.accelerator, args.teacher_deepspeed)
+            self._teacher_is_sharded = is_partitioned(self.teacher.model)
+        ranks = Ranks.of() if args.transport_across_devices else None
+        if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            raise InputError(
+                "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
+                "all ranks would count its rows several times; set transport_across_devices to false."
+            )
+        self.transport = TransportSpan(self.kind, cache or self.teacher, ranks, args.transport_accumulation)
+        self._check_teacher_scale()
+
+    def _check_teacher_scale(self) -> None:
+        """A regression teacher's predictions for the first rows lie on the scale that is learnt here."""
+        rows: Any = self.train_dataset
+        if self.teacher is None or not rows or not self.kind.scores_classes:
+            return
+        if output_size(self.teacher.model) != 1:
+            return
+        batch = self._prepare_inputs(self.data_collator([rows[i] for i in range(min(32, len(rows)))]))
+        check_scale(self.teacher.supervised_rows(batch.get(TEACHER, batch)).logits_NV)
+
+    # ---- training
+
+    def get_train_dataloader(self) -> "DataLoader[Any]":
+        """As Transformers', but no row comes twice in an epoch where several processes train: see `blank_rows.py`."""
+        if self.train_dataset is None:
+            raise InputError("There is nothing to train on: give train_dataset to the trainer.")
+        check_trains(self.model)
+        rows: Any = self.train_dataset
+        collator: Any = self.data_collator
+        processes = self.args.world_size
+        if processes > 1:
+            # Transformers makes the loader of these two attributes.
+            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(collator)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = rows, collator
+        if processes > 1:
+            loader = spread_without_repeats(loader, rows)
+        check_not_empty(loader, len(rows), self.args.per_device_train_batch_size, processes)
+        return loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of the next accumulation window, and how many supervised tokens they have."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.transport.open_window(batches, self._prepare_inputs)
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective on the supervised tokens of a micro-batch.
+
+        Args:
+            num_items_in_batch (`Tensor` or `int`, *optional*): supervised tokens of the accumulation window,
+                over all processes (of this one, without `average_tokens_across_devices`).
+        """
+        averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        student, teacher, transport = self.transport.rows(
+            model, inputs, self.objective, self.verbalizer_ids, None if averaged else num_items_in_batch
+        )
+        output = self.objective(
+            student.logits_NV,
+            teacher,
+            student.labels_N,
+            example_N=student.example_N,
+            position_N=student.position_N,
+            verbalizer_ids=self.verbalizer_ids,
+            num_items=num_items_in_batch,
+            transport=transport,
+            with_diagnostics=model.training and self._logs_after_this_step(),
+        )
+        # The count is over all processes, and their gradients are averaged, not summed.
+        scale = self.accelerator.num_processes if averaged else 1
+        if model.training:
+            self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs))
+            self._last_batch = inputs
+            N = len(student.labels_N)
+            divisor = torch.as_tensor(
+                N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
+            )
+            self._term_log.add(output, scale * N / divisor.clamp(min=1), self.state.global_step)
+        loss = output.loss * scale if averaged else output.loss
+        return (loss, {}) if return_outputs else loss
+
+    def _logs_after_this_step(self) -> bool:
+        """Diagnostics cost a little, so they are computed only where the logger shows them."""
+        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, looked at together with the terms of the update: the last moment to stop it."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._gate.look(self.state.global_step + 1, norm, model, self._way_on)
+        return norm
+
+    def _way_on(self) -> str:
+        whole = last_whole(self.args.output_dir or ".")
+        return f"{whole.name} is whole: go on from it." if whole else "No checkpoint was written before."
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the terms, whose weighted sum is the loss, and the means of the diagnostics since the last record."""
+        if "loss" in logs and (values := self._term_log.take()):
+            means = torch.stack([value.float() for value in values.values()]).to(self.args.device)
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs.update(zip(values, means.tolist(), strict=True))
+        super().log(logs, start_time)
+
+    # ---- saving
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_sound()
+        super()._save_checkpoint(model, trial)
+
+    def _check_sound(self) -> None:
+        """Nothing is saved whose weights or outputs are not finite; all processes have to call this."""
+
+        def together(number: Tensor) -> Tensor:
+            return torch.as_tensor(self.accelerator.reduce(number, reduction="sum"))
+
+        check_sound(self.model_wrapped, self.kind, self._last_batch, together)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        check_not_read(output_dir or self.args.output_dir or ".", self._read_from)
+        self._check_sound()
+        student = self.accelerator.unwrap_model(self.model)
+        weights = gathered_weights(student, base_by_name(student)) if is_partitioned(student) else None
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir or "."
+            save_student(student, self.processing_class, folder, state_dict=weights, check=self.args.check_saved)
+        self.accelerator.wait_for_everyone()  # no process may read the folder before it is whole
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -1,0 +1,225 @@
+"""Encoder-decoders and encoders: supervised logits against the plain forward of Transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.collator import row_collator
+from sinkd_llm.inputs.contract import tokenize_dataset
+from sinkd_llm.inputs.row_tokenizers import row_tokenizer
+from sinkd_llm.models.kinds import context_length, kind_of
+from tests.conftest import ENCODER_DECODERS, ENCODERS
+
+ROWS = [
+    {"id": "a", "prompt": "Review: good film\nSentiment:", "choices": [" negative", " positive"], "label": 1},
+    {"id": "b", "prompt": "the plot was not good but the food is great .", "choices": [" bad", " good"], "label": 0},
+    {"id": "c", "prompt": "question:", "choices": [" no", " yes"], "label": 1},
+]
+LONG = [{**row, "choices": [" not a great film", row["choices"][1]]} for row in ROWS]
+
+
+def batch_for(model: Any, tokenizer: Any, rows: list[dict], ranking: bool = False, **settings: Any) -> dict[str, Any]:
+    dataset = Dataset.from_list([{**row, "completion": row["choices"][row["label"]]} for row in rows])
+    features = tokenize_dataset(dataset, row_tokenizer(model, tokenizer, **settings), ranking=ranking)
+    return row_collator(model, tokenizer)(list(features))
+
+
+# ---- encoder-decoder
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("add_eos", [False, True])
+def test_an_encoder_decoder_predicts_as_transformers_does(
+    family: str, add_eos: bool, tiny_model: Callable[..., Any], marked_tokenizer: Callable[[str], Any]
+) -> None:
+    model, tokenizer = tiny_model(family), marked_tokenizer(family)
+    rows = [*LONG, *ROWS]
+    supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows, add_eos=add_eos))
+    expected, labels = [], []
+    for row in rows:  # one by one: no padding
+        target = tokenizer(text_target=row["choices"][row["label"]].lstrip(), return_tensors="pt")["input_ids"]
+        prompt = tokenizer(row["prompt"], return_tensors="pt")
+        logits = model(input_ids=prompt["input_ids"], labels=target).logits[0]
+        answer = slice(1 if family in ("bart", "pegasus") else 0, None if add_eos else -1)
+        expected.append(logits[answer])
+        labels.append(target[0][answer])
+    torch.testing.assert_close(supervised.logits_NV, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert supervised.labels_N.tolist() == torch.cat(labels).tolist()
+    counts = [len(label) for label in labels]
+    assert supervised.example_N.tolist() == [e for e, count in enumerate(counts) for _ in range(count)]
+    assert supervised.position_N.tolist() == [t for count in counts for t in range(count)]
+
+
+def test_the_head_of_t5_is_scaled_and_runs_only_at_answers(tiny_model: Any, marked_tokenizer: Any) -> None:
+    model, tokenizer = tiny_model("t5", tie_word_embeddings=True), marked_tokenizer("t5")
+    assert model.config.scale_decoder_outputs
+    inputs = []
+    model.lm_head.register_forward_hook(lambda _, args, __: inputs.append(args[0]))
+    supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, LONG + ROWS))
+    assert [tuple(x.shape) for x in inputs] == [(len(supervised.labels_N), 32)]
+    torch.testing.assert_close(supervised.logits_NV, inputs[0] @ model.shared.weight.T)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_ranking_encodes_a_prompt_once(family: str, tiny_model: Any, marked_tokenizer: Any) -> None:
+    from sinkd_llm.evaluation import choice_log_likelihoods
+
+    model, tokenizer = tiny_model(family), marked_tokenizer(family)
+    rows = [{**row, "choices": [" not good film", " bad food", " the food"]} for row in LONG]
+    batch = batch_for(model, tokenizer, rows, ranking=True)
+    read = []
+    model.get_encoder().register_forward_hook(lambda *_: read.append(1))
+    with torch.no_grad():
+        scores, lengths = choice_log_likelihoods(kind_of(model).supervised_rows(model, batch), batch)
+    assert len(read) == 1
+    assert batch["input_ids"].shape[0] == 3
+    for b, row in enumerate(rows):
+        for c, choice in enumerate(row["choices"]):
+            target = tokenizer(text_target=choice.lstrip(), return_tensors="pt")["input_ids"]
+            logits = model(input_ids=tokenizer(row["prompt"], return_tensors="pt")["input_ids"], labels=target).logits
+            rows_TV = logits[0].log_softmax(-1)
+            answer = range(1 if family == "bart" else 0, target.shape[1] - 1)
+            want = sum(float(rows_TV[t, target[0, t]].detach()) for t in answer)
+            assert float(scores[b, c]) == pytest.approx(want, rel=1e-4)
+            assert lengths[b, c] == len(answer)
+
+
+def test_an_encoder_decoder_without_a_start_token_is_refused(tiny_model: Any, marked_tokenizer: Any) -> None:
+    model = tiny_model("bart", decoder_start_token_id=None)
+    batch = batch_for(model, marked_tokenizer("bart"), ROWS)
+    with pytest.raises(InputError, match="decoder_start_token_id"):
+        kind_of(model).supervised_rows(model, batch)
+
+
+# ---- encoder-only
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_classification_head_scores_as_in_transformers(
+    family: str, pair: bool, tiny_model: Any, marked_tokenizer: Any
+) -> None:
+    model, tokenizer = tiny_model(family, num_labels=2), marked_tokenizer(family)
+    rows = ROWS
+    if pair:
+        rows = [{**row, "text": row["prompt"], "text_pair": "the film" * (i + 1)} for i, row in enumerate(ROWS)]
+    rows = [{**row, "choices": [" bad", " good"]} for row in rows]
+    supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows))
+    expected = [
+        model(**tokenizer(row.get("text", row["prompt"]), row.get("text_pair"), return_tensors="pt")).logits
+        for row in rows
+    ]
+    torch.testing.assert_close(supervised.logits_NV, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert supervised.labels_N.tolist() == [row["label"] for row in rows]
+    assert supervised.example_N.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_masked_language_model_is_asked_at_the_mask(family: str, tiny_model: Any, marked_tokenizer: Any) -> None:
+    model, tokenizer = tiny_model(family, "MaskedLM"), marked_tokenizer(family)
+    rows = [{**ROWS[0], "prompt": "a <mask> in the text"}, *ROWS]
+    supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows))
+    expected = []
+    for row in rows:
+        inputs = tokenizer(row["prompt"] + " <mask>", return_tensors="pt")
+        at = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[-1, 0]
+        expected.append(model(**inputs).logits[0, at])
+    torch.testing.assert_close(supervised.logits_NV, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    answers = [tokenizer(row["choices"][row["label"]], add_special_tokens=False)["input_ids"] for row in rows]
+    assert supervised.labels_N.tolist() == [answer for (answer,) in answers]
+
+
+def test_the_head_of_a_masked_language_model_runs_only_at_masks(tiny_model: Any, marked_tokenizer: Any) -> None:
+    model = tiny_model("bert", "MaskedLM")
+    shapes = []
+    model.cls.predictions.decoder.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
+    kind_of(model).supervised_rows(model, batch_for(model, marked_tokenizer("bert"), ROWS))
+    assert shapes == [(3, 32)]
+
+
+def test_answers_that_a_mask_cannot_hold_are_refused(tiny_model: Any, marked_tokenizer: Any) -> None:
+    model = tiny_model("bert", "MaskedLM")
+    with pytest.raises(InputError, match="one token at the mask"):
+        batch_for(model, marked_tokenizer("bert"), LONG)
+    with pytest.raises(InputError, match="no mask token"):
+        batch_for(model, marked_tokenizer("t5"), ROWS)
+    with pytest.raises(InputError, match="predicts no end"):
+        batch_for(model, marked_tokenizer("bert"), ROWS, add_eos=True)
+
+
+def test_choices_that_are_not_the_classes_of_the_head_are_refused(tiny_model: Any, marked_tokenizer: Any) -> None:
+    tokenizer = marked_tokenizer("bert")
+    with pytest.raises(InputError, match="3 different lists"):
+        batch_for(tiny_model("bert", num_labels=2), tokenizer, ROWS)
+    with pytest.raises(InputError, match=r"2 answer choices.*3 outputs"):
+        batch_for(tiny_model("bert", num_labels=3), tokenizer, ROWS[:1])
+
+
+def test_long_texts_are_cut(tiny_model: Any, marked_tokenizer: Any) -> None:
+    for family, head in (("bert", "SequenceClassification"), ("bert", "MaskedLM"), ("t5", "")):
+        model, tokenizer = tiny_model(family, head), marked_tokenizer(family)
+        row = {**ROWS[0], "prompt": "good " * 50 + "film Sentiment:"}
+        batch = batch_for(model, tokenizer, [row], max_length=16)
+        ids = batch["input_ids"][0].tolist()
+        assert len(ids) == 16
+        assert ids[-1] == tokenizer.eos_token_id
+        assert "film Sentiment:" in tokenizer.decode(ids)
+        assert (tokenizer.mask_token_id in ids) == (head == "MaskedLM")
+    model, tokenizer = tiny_model("bert"), marked_tokenizer("bert")
+    row = {**ROWS[0], "text": "good " * 50, "text_pair": "a film"}
+    ids = batch_for(model, tokenizer, [row], max_length=16)["input_ids"][0].tolist()
+    assert len(ids) == 16
+    assert " a film" in tokenizer.decode(ids).replace("</s>", " ")
+
+
+@pytest.mark.parametrize(("family", "bound"), [("bert", 128), ("roberta", 127), ("bart", 128), ("t5", None)])
+def test_how_much_a_model_reads(family: str, bound: int | None, tiny_model: Any) -> None:
+    # RoBERTa's first position stands behind the padding token's row of its table.
+    model = tiny_model(family)
+    assert context_length(model) == bound
+    if bound and family != "bart":
+        model(input_ids=torch.full((1, bound), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, bound + 1), 5))
+
+
+# ---- all of them
+
+EVERY = [("t5", ""), ("bart", ""), ("bert", "SequenceClassification"), ("roberta", "MaskedLM")]
+
+
+@pytest.mark.parametrize(("family", "head"), EVERY)
+def test_the_order_of_the_batch_does_not_matter(
+    family: str, head: str, tiny_model: Any, marked_tokenizer: Any
+) -> None:
+    model, tokenizer = tiny_model(family, head), marked_tokenizer(family)
+    rows = [{**row, "choices": [" bad", " good"]} for row in ROWS]
+    forward, backward = (
+        kind_of(model).supervised_rows(model, batch_for(model, tokenizer, order)) for order in (rows, rows[::-1])
+    )
+    for e in range(3):
+        ours, theirs = forward.logits_NV[forward.example_N == e], backward.logits_NV[backward.example_N == 2 - e]
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "head"), [pair for pair in EVERY if pair[1] != "SequenceClassification"])
+def test_no_supervised_token_gives_no_row_and_zero_gradients(
+    family: str, head: str, tiny_model: Any, marked_tokenizer: Any
+) -> None:
+    model = tiny_model(family, head)
+    batch = batch_for(model, marked_tokenizer(family), ROWS)
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    supervised = kind_of(model).supervised_rows(model, batch)
+    assert supervised.logits_NV.shape == (0, model.config.vocab_size)
+    supervised.logits_NV.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_models_without_a_head_are_refused(tiny_model: Any) -> None:
+    for model in (tiny_model("t5").encoder, tiny_model("bert").bert):
+        with pytest.raises(InputError, match=r"ForConditionalGeneration"):
+            kind_of(model)

@@ -1,0 +1,126 @@
+"""A head whose classes stand in another order than the task's choices."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
+from sinkd_llm.errors import InputError
+from sinkd_llm.models import load_model
+from sinkd_llm.models.kinds.choose import class_order
+from tests.evaluation.test_evaluator import Task
+from tests.training.test_trainer import rows
+
+
+def swapped(model: Any) -> Any:
+    """The same classifier with its classes in the other order."""
+    with torch.no_grad():
+        for parameter in (model.classifier.weight, model.classifier.bias):
+            parameter.copy_(parameter.flip(0))
+    return model
+
+
+def named(model: Any, *words: str) -> Any:
+    model.config.id2label = dict(enumerate(words))
+    return model
+
+
+def test_choices_find_their_class_by_name(
+    tiny_model: Callable[..., Any], marked_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = marked_tokenizer("bert")
+    plain = named(tiny_model("bert", "SequenceClassification", seed=3), "negative", "positive")
+    other = named(swapped(tiny_model("bert", "SequenceClassification", seed=3)), "Positive", "Negative")
+    with caplog.at_level(logging.WARNING, logger="sinkd_llm"):
+        first = evaluate_task(plain, tokenizer, Task(), rows(12))
+        second = evaluate_task(other, tokenizer, Task(), rows(12))
+    assert first.predictions == second.predictions
+    assert first.log_likelihoods == second.log_likelihoods
+    assert not caplog.records
+
+
+def test_other_words_are_taken_in_order_with_a_warning(
+    tiny_model: Callable[..., Any], marked_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = named(tiny_model("bert", "SequenceClassification"), "contradiction", "entailment")
+    with caplog.at_level(logging.WARNING, logger="sinkd_llm"):
+        evaluate_task(model, marked_tokenizer("bert"), Task(), rows(4))
+    assert "contradiction, entailment" in caplog.text
+    assert class_order((" no", " yes"), ("contradiction", "entailment")) == (0, 1)
+    assert class_order((" b", " c", " a"), ("a", "b", "c")) == (1, 2, 0)
+
+
+def test_a_pair_in_different_orders_is_refused(
+    tiny_model: Callable[..., Any], marked_tokenizer: Any, tmp_path: Any
+) -> None:
+    teacher = named(tiny_model("bert", "SequenceClassification"), "positive", "negative")
+    student = named(tiny_model("bert", "SequenceClassification", seed=1), "negative", "positive")
+    with pytest.raises(InputError, match="another order"):
+        SinKDTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=SinKDConfig(output_dir=str(tmp_path), use_cpu=True),
+            processing_class=marked_tokenizer("bert"),
+            train_dataset=rows(),
+        )
+
+
+def make_trainer(student: Any, teacher: Any, tokenizer: Any, folder: Path) -> SinKDTrainer:
+    return SinKDTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=SinKDConfig(output_dir=str(folder / "run"), use_cpu=True, report_to=[], max_steps=2),
+        processing_class=tokenizer,
+        train_dataset=rows(),
+    )
+
+
+def test_a_new_head_takes_the_teachers_order(tiny_model: Any, marked_tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer = marked_tokenizer("bert")
+    teacher = named(tiny_model("bert", "SequenceClassification"), "POSITIVE", "NEGATIVE")
+    tiny_model("bert", "SequenceClassification", seed=1).bert.save_pretrained(tmp_path / "encoder")
+    trainer = make_trainer(str(tmp_path / "encoder"), teacher, tokenizer, tmp_path)
+    assert trainer.model.config.id2label == {0: "positive", 1: "negative"}
+    assert trainer.model.config.label2id == {"positive": 0, "negative": 1}
+    answers = [" negative", " positive"]
+    dataset = rows()
+    taught = [feature["answer_ids"] for feature in trainer.train_dataset]
+    assert taught == [[1 - row["label"]] for row in dataset]
+    assert dataset[0]["choices"] == answers
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert load_model(tmp_path / "saved").config.id2label == {0: "positive", 1: "negative"}
+    without = make_trainer(str(tmp_path / "encoder"), None, tokenizer, tmp_path)
+    assert without.model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_a_saved_head_keeps_the_order_of_its_weights(tiny_model: Any, tmp_path: Path) -> None:
+    labels = ["negative", "positive"]
+    named(tiny_model("bert", "SequenceClassification"), "Positive", "Negative").save_pretrained(tmp_path / "a")
+    assert load_model(tmp_path / "a", labels=labels).config.id2label == {
+        0: "Positive",
+        1: "Negative",
+    }
+    named(tiny_model("bert", "SequenceClassification"), "LABEL_0", "LABEL_1").save_pretrained(tmp_path / "b")
+    assert load_model(tmp_path / "b", labels=labels).config.id2label == {
+        0: "negative",
+        1: "positive",
+    }
+
+
+@pytest.mark.parametrize("words", [("LABEL_0", "LABEL_1"), ("bad", "good")])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_head_without_the_tasks_words_beside_a_teacher_in_another_order(
+    tiny_model: Any, marked_tokenizer: Any, tmp_path: Path, words: tuple[str, str], by_name: bool
+) -> None:
+    teacher = named(tiny_model("bert", "SequenceClassification"), "positive", "negative")
+    student: Any = named(tiny_model("bert", "SequenceClassification", seed=1), *words)
+    if by_name:
+        student.save_pretrained(tmp_path / "student")
+        student = str(tmp_path / "student")
+    with pytest.raises(InputError, match=r"another order.*without a classification head"):
+        make_trainer(student, teacher, marked_tokenizer("bert"), tmp_path)
