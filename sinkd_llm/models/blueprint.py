@@ -79,7 +79,7 @@ def blueprint(
     model.tie_weights()
     new = [name for name in model.state_dict() if is_head(kind, model, name)] if fresh else ()
     model.sinkd_new_modules = new_modules(set(new))
-    model.nameor_path = model.config._name_or_path = source.name
+    model.name_or_path = model.config._name_or_path = source.name
     return model.eval()
 
 

@@ -95,7 +95,7 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
         student.requires_grad_(True)
     _check_runs(student)
     student.sinkd_source = None
-    student.nameor_path = student.config._name_or_path = ""
+    student.name_or_path = student.config._name_or_path = ""
     return student
 
 

@@ -148,14 +148,14 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     model.sinkd_source = source
     # The converted copy's place in the cache is no name that anyone should see or store.
     bundled = source.kind == "bundled" or source.gguf_file is not None
-    model.nameor_path = model.config._name_or_path = source.name if bundled else source.path
+    model.name_or_path = model.config._name_or_path = source.name if bundled else source.path
     model.sinkd_new_modules = new_modules(new)
     if labels is not None and is_new_head(model):
         name_classes(model.config, labels)
     if new:
         logger.info("%s gets a new head: %s.", source.name, ", ".join(model.sinkd_new_modules))
         model.sinkd_source = None  # no name gives this head again
-        model.nameor_path = model.config._name_or_path = ""
+        model.name_or_path = model.config._name_or_path = ""
     return model
 
 
@@ -222,14 +222,14 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
         raise InputError(f"The adapter {source.name!r} needs its base model {base_name!r}: {error}") from error
     if has_base:
         base.sinkd_source = None  # it lives inside this folder only, so it must go where the student goes
-        base.nameor_path = base.config._name_or_path = ""
+        base.name_or_path = base.config._name_or_path = ""
     model = _with_adapter(base, source, base_name, trainable=not merge)
     check_finite_weights(model, source.name)
     if not merge or getattr(base, "is_quantized", False):
         return model
     merged = _merged(model, source)
     merged.sinkd_source = None
-    merged.nameor_path = merged.config._name_or_path = ""
+    merged.name_or_path = merged.config._name_or_path = ""
     return merged.eval()
 
 

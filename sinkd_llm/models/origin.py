@@ -36,9 +36,9 @@ def base_source(model: Any) -> ModelSource | None:
     if changes_base(model) or loads_merged_only(model):
         return None
     source: ModelSource | None = getattr(base, "sinkd_source", None)
-    if source is None and base.nameor_path:  # loaded with Transformers itself
+    if source is None and base.name_or_path:  # loaded with Transformers itself
         try:
-            source = resolve_model_source(base.nameor_path)
+            source = resolve_model_source(base.name_or_path)
         except InputError:
             return None
     # Plain Transformers code knows no bundled names, and does not read a GGUF file by this path.

@@ -93,7 +93,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
             f"token {tokenizer.eos_token!r}."
         )
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.nameor_path = source.name
+    tokenizer.name_or_path = source.name
     return tokenizer
 
 

@@ -285,8 +285,8 @@ def test_a_student_has_no_name(tiny_causal_lm: Callable[..., Any], tmp_path: Pat
     teacher = load_model(tmp_path)
     student = select_layers(teacher, 2)
     assert student.sinkd_source is None
-    assert student.nameor_path == student.config._name_or_path == ""
-    assert teacher.nameor_path == str(tmp_path)
+    assert student.name_or_path == student.config._name_or_path == ""
+    assert teacher.name_or_path == str(tmp_path)
 
 
 def test_an_architecture_without_one_list_of_layers_is_refused() -> None:

@@ -224,7 +224,7 @@ def test_a_hub_model(model_folder: Path, in_hub_cache: Callable[[Path, str], Non
     in_hub_cache(model_folder, "org/name")
     model = load_model("org/name")
     assert same_weights(model, load_model(model_folder))
-    assert (model.sinkd_source.kind, model.nameor_path) == ("hub", "org/name")
+    assert (model.sinkd_source.kind, model.name_or_path) == ("hub", "org/name")
     assert load_tokenizer("org/name").get_vocab() == tiny_tokenizer.get_vocab()
 
 
@@ -255,7 +255,7 @@ def test_a_folder_loads_as_it_was_saved(model_folder: Path, tiny_causal_lm: Any)
     assert same_weights(model, tiny_causal_lm())
     assert not model.training
     assert model.dtype == torch.float32
-    assert model.nameor_path == model.config._name_or_path == str(model_folder)
+    assert model.name_or_path == model.config._name_or_path == str(model_folder)
     assert model.sinkd_source == resolve_model_source(model_folder)
 
 
@@ -389,7 +389,7 @@ def test_an_adapter_is_merged_into_an_ordinary_model(model_folder: Path, adapter
     assert torch.allclose(merged(ids).logits, expected(ids).logits, atol=1e-5)
     assert not torch.allclose(merged(ids).logits, load_model(model_folder)(ids).logits, atol=1e-2)
     assert merged.sinkd_source is None
-    assert merged.nameor_path == ""
+    assert merged.name_or_path == ""
     merged.save_pretrained(tmp_path / "merged")
     assert same_weights(load_model(tmp_path / "merged"), merged)
 
@@ -454,7 +454,7 @@ def test_a_gguf_file_becomes_an_ordinary_model(
         assert not getattr(model, mark, None)
     assert not hasattr(model.config, "quantization_config")
     assert "Title" not in str(model.config)
-    assert model.nameor_path == str(file)
+    assert model.name_or_path == str(file)
 
     copied = copy.deepcopy(model)
     ids = torch.arange(8)[None]
@@ -632,7 +632,7 @@ def test_counting(tiny_causal_lm: Any, tmp_path: Path) -> None:
 def test_smollm2(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2
     assert count_parameters(model)[0] == 134_515_008
-    assert model.nameor_path == "smollm2-135m"
+    assert model.name_or_path == "smollm2-135m"
     assert model.sinkd_source.kind == "bundled"
     assert tokenizer.chat_template
     ids = tokenizer("The capital of France is", return_tensors="pt")

@@ -152,7 +152,7 @@ def test_an_adapter_of_a_hub_model_names_it_with_its_revision(
 ) -> None:
     model = tiny_causal_lm()
     model.sinkd_source = ModelSource("org/name", "hub", "org/name", revision="v2")
-    model.nameor_path = "org/name"
+    model.name_or_path = "org/name"
     save_student(with_adapter(model), tiny_tokenizer, tmp_path)
     assert weight_files(tmp_path) == {"adapter_model.safetensors"}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
