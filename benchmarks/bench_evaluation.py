@@ -15,10 +15,10 @@ from common import interleaved_medians, write
 from peft import LoraConfig
 
 from sinkd_llm import SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
-from sinkd_llm.evaluation import score_choices
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.kinds.choices import score_choices
 
 BATCH = 32
 REPEATS = 2

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import choice_log_likelihoods, refuse_non_finite, score_choices
+from sinkd_llm.evaluation import refuse_non_finite
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.inputs.pair import TEACHER
 from sinkd_llm.models.kinds import Kind
+from sinkd_llm.models.kinds.choices import choice_log_likelihoods, score_choices
 from sinkd_llm.models.partitioning import is_partitioned, on_device
 from sinkd_llm.teachers import LocalTeacher
 from sinkd_llm.training.config import SinKDConfig

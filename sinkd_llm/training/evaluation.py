@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import ChoiceScores, refuse_non_finite
+from sinkd_llm.evaluation import refuse_non_finite
 from sinkd_llm.models.kinds import SupervisedRows
+from sinkd_llm.models.kinds.choices import ChoiceScores
 from sinkd_llm.objectives import cross_entropy, squared_error
 
 # What `prediction_step` gives for rows without choices: their losses and their numbers of tokens.

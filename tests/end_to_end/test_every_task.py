@@ -134,11 +134,11 @@ def test_instructions_are_answered_freely(
 
 def test_a_regression_predicts_the_number(tiny_model: Any, task_tokenizer: Any, tmp_path: Path) -> None:
     """One output, between the smallest and the largest choice; the nearest choice is the answer."""
-    from sinkd_llm.evaluation import choice_log_likelihoods
     from sinkd_llm.inputs.collator import row_collator
     from sinkd_llm.inputs.contract import tokenize_dataset
     from sinkd_llm.inputs.row_tokenizers import row_tokenizer
     from sinkd_llm.models.kinds import SupervisedRows, kind_of
+    from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 
     _, rows = rows_of("stsb", tmp_path)
     model = tiny_model("bert", vocab=len(task_tokenizer), num_labels=1)

@@ -8,10 +8,11 @@ import torch
 from datasets import Dataset
 
 from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.evaluation import choice_log_likelihoods, evaluate_task, ranking_metrics
+from sinkd_llm.evaluation import evaluate_task, ranking_metrics
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 
 ROWS = [
     ("Review: good film\nSentiment:", [" positive", " negative"], 0),

@@ -66,7 +66,7 @@ def test_the_head_of_t5_is_scaled_and_runs_only_at_answers(tiny_model: Any, mark
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_ranking_encodes_a_prompt_once(family: str, tiny_model: Any, marked_tokenizer: Any) -> None:
-    from sinkd_llm.evaluation import choice_log_likelihoods
+    from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 
     model, tokenizer = tiny_model(family), marked_tokenizer(family)
     rows = [{**row, "choices": [" not good film", " bad food", " the food"]} for row in LONG]

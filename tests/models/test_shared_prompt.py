@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from sinkd_llm.evaluation import score_choices
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.models.kinds import can_share_prompts, kind_of, shared_prompt, shared_prompt_logits
+from sinkd_llm.models.kinds.choices import score_choices
 
 # Random weights of the usual size give nearly uniform predictions, which would hide a wrong position or mask.
 SPREAD = 8.0
