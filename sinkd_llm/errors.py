@@ -1,10 +1,15 @@
 """The one exception that means: the input was wrong, and here is what to do."""
 
 from enum import Enum
+from importlib.metadata import PackageNotFoundError
 from typing import Any
+
+from sinkd_llm.secrets import masked_text
 
 # More of a value does not help to find it, and may be a whole file that was pasted.
 LONGEST_SHOWN = 120
+# Of what a library says; some print all the names of a model.
+LONGEST_SAID = 300
 
 
 class InputError(ValueError):
@@ -47,6 +52,27 @@ def shown(value: object) -> str:
     if len(text) <= LONGEST_SHOWN:
         return text
     return f"{text[:LONGEST_SHOWN]}… ({len(text):,} characters)"
+
+
+def first_line(error: BaseException) -> str:
+    """
+    What a library said, to stand inside a sentence: the first line that holds text, without secrets and its full stop.
+
+    A line that only announces ("1 validation error for …", "Validation error for field 'x':") brings those that follow
+    it along. Where nothing was said, the name of the error stands.
+
+    Args:
+        error (`BaseException`): what was raised.
+
+    Returns:
+        `str`: one line of at most 300 characters, and `…` where more was said.
+    """
+    # Where a flag needs a package that is not here (--deepspeed), the package's name is a whole sentence.
+    said = error.name if isinstance(error, PackageNotFoundError) else str(error)
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()] or [type(error).__name__]
+    announces = lines[0].endswith(":") or "validation error" in lines[0]
+    text = masked_text(" ".join(lines) if announces else lines[0]).rstrip(".")
+    return text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID].rstrip()}…"
 
 
 def plain(value: Any) -> Any:

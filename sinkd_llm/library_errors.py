@@ -7,11 +7,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from importlib.metadata import PackageNotFoundError
 from typing import Any
 
-from sinkd_llm.errors import InputError, SettingError, plain, shown
-from sinkd_llm.secrets import MASK, is_secret_name, masked_text
+from sinkd_llm.errors import InputError, SettingError, first_line, plain, shown
+from sinkd_llm.secrets import MASK, is_secret_name
 
 # What libraries call a setting in their messages.
 _SAID_AS = {"r": "lora_r", "rank": "lora_r", "target_modules": "lora_target_modules", "alpha_lora": "lora_alpha"}
@@ -42,10 +41,10 @@ def naming_settings(*arguments: Any) -> Iterator[None]:
         name = _mentioned(str(error), arguments)
         library = _library(frames[-1].filename if frames else "")
         if name is None:
-            raise InputError(f"{library} refuses these settings: {first_words(error)}.") from error
+            raise InputError(f"{library} refuses these settings: {first_line(error)}.") from error
         value = next(getattr(one, name) for one in arguments if hasattr(one, name))
         given = MASK if is_secret_name(name) else shown(plain(value))
-        raise SettingError(name, f"is {given}, which {library} refuses: {first_words(error)}.") from error
+        raise SettingError(name, f"is {given}, which {library} refuses: {first_line(error)}.") from error
 
 
 def _mentioned(text: str, arguments: Sequence[Any]) -> str | None:
@@ -66,11 +65,3 @@ def _library(path: str) -> str:
     parts = path.replace(os.sep, "/").split("/site-packages/")
     name = parts[-1].split("/")[0] if len(parts) > 1 else ""
     return name.removesuffix(".py") or f"Python {sys.version_info.major}.{sys.version_info.minor}"
-
-
-def first_words(error: BaseException) -> str:
-    """What a library said, on one line and without the advice that follows."""
-    # Where a flag needs a package that is not here (--deepspeed), the package's name is a whole sentence.
-    said = error.name if isinstance(error, PackageNotFoundError) else str(error)
-    text = " ".join(said.split()).rstrip(".") or type(error).__name__
-    return masked_text(text if len(text) <= 300 else f"{text[:300]}…")

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sinkd_llm"
 # Leaves know no room, only each other.
 LEAVES: dict[str, set[str]] = {
     "_version": set(),
-    "errors": set(),
+    "errors": {"secrets"},
     "files": set(),
     "interrupts": set(),
     "secrets": set(),

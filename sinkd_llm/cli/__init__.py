@@ -15,8 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from sinkd_llm._version import __version__
-from sinkd_llm.errors import InputError, nearest, shown
-from sinkd_llm.library_errors import first_words
+from sinkd_llm.errors import InputError, first_line, nearest, shown
 from sinkd_llm.terminal import (
     drop_known_noise,
     drop_output,
@@ -111,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or not _is_out_of_memory(error):
             raise
         _print_error(
-            f"the memory of the device is full ({first_words(error)}). Lower per_device_train_batch_size or "
+            f"the memory of the device is full ({first_line(error)}). Lower per_device_train_batch_size or "
             "max_length; 'sinkd env --estimate RECIPE.yaml' says what a run needs."
         )
         return 2

@@ -13,9 +13,8 @@ from typing import Any
 
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.cli.recipe_file import read_config
-from sinkd_llm.errors import InputError, nearest, shown
+from sinkd_llm.errors import InputError, first_line, nearest, shown
 from sinkd_llm.interrupts import leave_terminal, terminating_signals
-from sinkd_llm.library_errors import first_words
 from sinkd_llm.training.settings.rules import RANGES
 
 FOLDER = "ds_configs"
@@ -134,7 +133,7 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
     try:
         settings: Any = load_config_from_file(str(config))
     except Exception as error:  # accelerate checks little: a broken file fails in many ways
-        raise InputError(f"{config} is not an accelerate configuration ({first_words(error)}).") from error
+        raise InputError(f"{config} is not an accelerate configuration ({first_line(error)}).") from error
     number = num_processes or (settings.num_processes if settings.num_processes > 0 else _gpus())
     if number < 1:
         raise InputError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.answer_choices import (
     check_choice_tokens,
     choice_sets,
@@ -20,6 +20,7 @@ from sinkd_llm.inputs.answer_choices import (
     rows_of_choices,
     verbalizer_ids,
 )
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row, checked_row, row_name
 from sinkd_llm.models.bundled import cache_dir
 
@@ -44,18 +45,11 @@ class AnswerTokenizer:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the tokenizer that both models share.
-        max_length (`int` or `None`, *optional*): longest sequence, prompt and answer together.
-        apply_chat_template (`bool`, *optional*, defaults to `False`): render plain prompts as a user's
-            turn. Conversational rows always are.
-        add_eos (`bool`, *optional*): supervise the end-of-sequence token after the answer. Default:
-            yes for plain prompt-completion rows, no for rows with choices and for conversational rows,
-            whose template closes the turn.
+        reading ([`Reading`], *optional*): how rows become tokens.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    max_length: int | None = None
-    apply_chat_template: bool = False
-    add_eos: bool | None = None
+    reading: Reading = Reading()
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """
@@ -152,7 +146,7 @@ class AnswerTokenizer:
         return self._encode(answers)
 
     def _templated(self, row: Row) -> bool:
-        return self.apply_chat_template or not isinstance(row["prompt"], str)
+        return self.reading.apply_chat_template or not isinstance(row["prompt"], str)
 
     def _texts(self, row: Row, answers: list[Any], name: str) -> tuple[str, list[str]]:
         """Prompt and answers as text, a conversation rendered by the chat template."""
@@ -186,12 +180,11 @@ class AnswerTokenizer:
                 messages, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except Exception as error:  # a template is a small program, and says by an exception what it refuses
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             roles = ", ".join(message["role"] for message in messages[:8])
             raise InputError(
-                f"The tokenizer's chat template refuses {name} ({reason}), whose turns are {roles}; give the turns "
-                "that it takes (many take no system turn, and a user's and an assistant's by turns), or another chat "
-                "template."
+                f"The tokenizer's chat template refuses {name} ({first_line(error)}), whose turns are {roles}; "
+                "give the turns that it takes (many take no system turn, and a user's and an assistant's by turns), or "
+                "another chat template."
             ) from error
         return str(text)
 
@@ -200,7 +193,7 @@ class AnswerTokenizer:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _eos_ids(self, row: Row) -> list[int]:
-        add_eos = self.add_eos
+        add_eos = self.reading.add_eos
         if add_eos is None:
             add_eos = not self._templated(row) and "choices" not in row
         if add_eos and self.tokenizer.eos_token_id is None:
@@ -223,13 +216,14 @@ class AnswerTokenizer:
                     "a prompt of at least one token."
                 )
             prefix = [first]
-        if self.max_length is None or len(prefix) + len(prompt_ids) + answer_length <= self.max_length:
+        max_length = self.reading.max_length
+        if max_length is None or len(prefix) + len(prompt_ids) + answer_length <= max_length:
             return prefix + prompt_ids, 0
-        room = self.max_length - answer_length - len(prefix)
+        room = max_length - answer_length - len(prefix)
         if room < 1:
             raise InputError(
                 f"The answer of {name} has {answer_length} tokens and leaves no room for a prompt in "
-                f"{self.max_length}; raise max_length or shorten the answer."
+                f"{max_length}; raise max_length or shorten the answer."
             )
         return prefix + prompt_ids[-room:], len(prompt_ids) - room
 
@@ -293,7 +287,7 @@ def tokenize_dataset(
             "no answer was cut.",
             len(cut),
             len(features),
-            answer_tokenizer.max_length,
+            answer_tokenizer.reading.max_length,
             sum(cut),
             answer_tokenizer.cut_place(columns),
             max(cut),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
 from sinkd_llm.models.kinds import kind_of, unwrap
 from sinkd_llm.objectives import DistillationObjective
@@ -86,10 +86,9 @@ def trace_step(
             with counter:
                 return _step(student, teacher, objective, on_meta, teachers, verbalizer_ids, counter, autocast)
         except RuntimeError as error:  # an operation that the meta device does not have
-            said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
             raise InputError(
-                f"The memory of {type(unwrap(student)).__name__} cannot be counted without its weights ({said}); "
-                "start the run with --max_steps 2 and read its peak memory instead."
+                f"The memory of {type(unwrap(student)).__name__} cannot be counted without its weights "
+                f"({first_line(error)}); start the run with --max_steps 2 and read its peak memory instead."
             ) from error
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.models.adapter_facts import is_switched_off, loads_merged_only, peft_type_of, plain_name
 from sinkd_llm.models.kinds import unwrap
 
@@ -180,8 +180,7 @@ def _check_merges(base: Any, tuners: Mapping[str, Any]) -> None:
         try:
             copy.deepcopy(module).merge()
         except Exception as error:  # PEFT raises whatever its parts raise
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"The adapter cannot be folded into {name} ({said}), and the student could not be loaded as an "
-                "ordinary model; change `peft_config`."
+                f"The adapter cannot be folded into {name} ({first_line(error)}), and the student could not be loaded "
+                "as an ordinary model; change `peft_config`."
             ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.models.adapter_checks import (
     check_adapted,
     check_all_found,
@@ -186,7 +186,7 @@ def _shape_of(student: Any) -> Any:
 
 
 def _misfit(student: Any, error: Exception) -> InputError:
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    said = first_line(error)
     # PEFT writes `target_modules` and "Target modules".
     words = {
         name: re.compile(rf"\b{name.replace('_', '[_ ]')}\b", re.IGNORECASE if "_" in name else 0)
@@ -195,4 +195,4 @@ def _misfit(student: Any, error: Exception) -> InputError:
     named = [name for name in _SETTINGS if words[name].search(said)][:1]
     flags = [f"--{_FLAGS.get(name) or 'lora_' + name}" for name in named if _FLAGS.get(name, "") is not None]
     advice = f"Change {flags[0]} ({named[0]} of `peft_config`)." if flags else "Change --lora_… or `peft_config`."
-    return InputError(f"The adapter does not fit {type(unwrap(student)).__name__}: {said.rstrip('.')}. {advice}")
+    return InputError(f"The adapter does not fit {type(unwrap(student)).__name__}: {said}. {advice}")

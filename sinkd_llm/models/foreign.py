@@ -30,7 +30,7 @@ def reading(source: ModelSource, what: str) -> Iterator[None]:
     except ImportError as error:
         raise InputError(
             f"{what} of {source.name!r} needs a Python package that is missing here: "
-            f"{what_was_said(error).rstrip('.')}. Install it, or "
+            f"{what_was_said(error)}. Install it, or "
             "give a save of the model that does without, such as one that is not quantised."
         ) from error
     except Exception as error:
@@ -38,4 +38,4 @@ def reading(source: ModelSource, what: str) -> Iterator[None]:
             raise
         if source.kind == "hub":
             raise hub_error(source, error) from error
-        raise InputError(f"{what} in {source.path} cannot be read: {what_was_said(error)}") from error
+        raise InputError(f"{what} in {source.path} cannot be read: {what_was_said(error)}.") from error

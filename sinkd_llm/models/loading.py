@@ -262,7 +262,7 @@ def _with_adapter(base: Any, source: ModelSource, base_name: str, trainable: boo
     except Exception as error:
         if "out of memory" in str(error):
             raise
-        raise InputError(f"{weights} does not fit its base model {base_name!r}: {what_was_said(error)}") from error
+        raise InputError(f"{weights} does not fit its base model {base_name!r}: {what_was_said(error)}.") from error
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))

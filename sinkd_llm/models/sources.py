@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.models.bundled import BUNDLED, bundled_file
 from sinkd_llm.models.stored_config import (
     CONFIG,
@@ -137,18 +137,15 @@ def fetch_adapter(source: ModelSource) -> ModelSource:
 
 def hub_error(source: ModelSource, error: Exception) -> InputError:
     """The error for a hub id that could not be read, from what Transformers said."""
-    said = what_was_said(error)
-    said = said if len(said) <= 300 else said[:300].rstrip() + " …"
     return InputError(
-        f"{source.name!r} is no local folder and could not be loaded from the model hub: {said} {_WHAT_CAN_BE_GIVEN}"
+        f"{source.name!r} is no local folder and could not be loaded from the model hub: {what_was_said(error)}. "
+        f"{_WHAT_CAN_BE_GIVEN}"
     )
 
 
 def what_was_said(error: Exception) -> str:
     """What another library said, in a line, and the flag it asks for where it would run foreign code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    # "Validation error for field 'x':" says what is wrong in the next line.
-    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    said = first_line(error)
     if isinstance(error, (KeyError, AttributeError, IndexError, ZeroDivisionError, TypeError)):
         said = f"{type(error).__name__}: {said}"  # "'x'" alone says nothing
     if "trust_remote_code" in str(error):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.tasks.files import Rows, read_csv, read_json, read_text
 
@@ -171,9 +171,8 @@ def _load_splits(name: str, arguments: TaskArguments) -> dict[str, Any]:
     try:
         loaded = datasets.load_dataset(name, arguments.dataset_config)
     except Exception as error:  # network, name, configuration: the hub fails in many ways
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(
-            f"the data set {name!r} could not be loaded ({reason}). Check the name and the network, or "
+            f"the data set {name!r} could not be loaded ({first_line(error)}). Check the name and the network, or "
             "give a local .jsonl or .csv file."
         ) from error
     return dict(loaded)
@@ -203,9 +202,9 @@ def _rows_of_file(rows: Rows) -> "Dataset":
     try:
         return datasets.Dataset.from_list(checked)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"the rows of {rows.source} do not fit into one table ({reason}); give each column one type in all rows."
+            f"the rows of {rows.source} do not fit into one table ({first_line(error)}); give each column one type in "
+            "all rows."
         ) from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.training.checkpoints import NotSavedError, last_whole, write_failure
 
 # What gloo and NCCL say when another process is gone, or did not come to a collective operation in time.
@@ -56,7 +56,7 @@ def explained(output_dir: Path, resume_command: str, *, saving: bool = False) ->
         advice = f"go on from {whole.name} with: {resume_command}" if whole else "start again"
         raise InputError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost contact with another one, which died "
-            f"or did not answer in time ({_first_line(error)}). Its own last words say why; then {advice}"
+            f"or did not answer in time ({first_line(error)}). Its own last words say why; then {advice}"
         ) from error
 
 
@@ -68,7 +68,3 @@ def _is_lost_process(error: Exception) -> bool:
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

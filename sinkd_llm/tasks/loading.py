@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.tasks.files import READERS, Rows, read_csv, read_json
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
 from sinkd_llm.tasks.schema import as_written
@@ -216,10 +216,9 @@ def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
     try:
         data = datasets.load_dataset(config["dataset_path"], config.get("dataset_name"), split=split_name, **kwargs)
     except Exception as error:  # the hub fails in many ways: network, name, configuration, split
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"The data set {name}, split {split_name!r}, of the task {config['task']!r} could not be "
-            f"loaded ({reason}). {_local_advice(config)}"
+            f"loaded ({first_line(error)}). {_local_advice(config)}"
         ) from error
     if not isinstance(data, datasets.Dataset):
         raise InputError(

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from sinkd_llm.errors import InputError
-from sinkd_llm.library_errors import first_words
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.training.config import SinKDConfig
 
 
@@ -95,7 +94,7 @@ def check_collator(collator: Any, rows: Any) -> None:
         raise
     except Exception as error:  # somebody's own function may fail in any way
         raise InputError(
-            f"data_collator fails on the first rows ({type(error).__name__}: {first_words(error)}); {wanted}."
+            f"data_collator fails on the first rows ({type(error).__name__}: {first_line(error)}); {wanted}."
         ) from error
     if not isinstance(batch, Mapping):
         raise InputError(f"data_collator returns a {type(batch).__name__} for the first rows; {wanted}.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import Trainer
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.integrity import check_manifest
 from sinkd_llm.secrets import masked
 from sinkd_llm.terminal import say
@@ -217,10 +217,9 @@ def _reading(checkpoint: str | None, what: str) -> Iterator[None]:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError) as error:
         if "out of memory" in str(error):
             raise
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            f"{what} of {checkpoint} do not fit this run, or are damaged ({first[:300]}); go on with the settings of "
-            "the run that wrote it, or from another checkpoint."
+            f"{what} of {checkpoint} do not fit this run, or are damaged ({first_line(error)}); go on with the settings "
+            "of the run that wrote it, or from another checkpoint."
         ) from error
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.errors import InputError, SettingError, nearest, plain, shown
-from sinkd_llm.library_errors import first_words
+from sinkd_llm.errors import InputError, SettingError, first_line, nearest, plain, shown
 from sinkd_llm.training.settings.checks import check_names, check_settings, mapping_of
 from sinkd_llm.training.settings.rules import NOT_ADAM, OPTIM_ARGS
 
@@ -336,7 +335,7 @@ def _try_optimizer(args: "TrainingArguments", name: str) -> None:
         optimizer.step()
     except Exception as error:  # each of 40 optimizers fails in its own way: a package, a device, a value
         raise SettingError(
-            setting, f"is {shown(args.optim_args or name)}, which fails: {first_words(error)}."
+            setting, f"is {shown(args.optim_args or name)}, which fails: {first_line(error)}."
         ) from error
     return optimizer
 
@@ -357,7 +356,7 @@ def _try_scheduler(args: "TrainingArguments", name: str) -> None:
             schedule.step()
     except Exception as error:
         problem = f"is {shown(given)}, which lr_scheduler_type {name} refuses" if given else f"is {name}, which fails"
-        raise SettingError(setting, f"{problem}: {first_words(error)}.") from error
+        raise SettingError(setting, f"{problem}: {first_line(error)}.") from error
 
 
 def check_best_metric(args: "TrainingArguments", names: Sequence[str]) -> None:
