@@ -251,8 +251,3 @@ def _check_gguf(file: Path) -> None:
             if said := not_fetched(file):
                 raise InputError(said)
             raise InputError(f"{str(file)!r} is no GGUF file. {_WHAT_CAN_BE_GIVEN}")
-
-
-def folder_size_bytes(path: str | Path) -> int:
-    """Bytes on disk of all files under the folder `path`."""
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
