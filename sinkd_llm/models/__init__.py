@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "BUNDLED": "bundled",
-    "ModelSource": "sources",
-    "resolve_model_source": "sources",
-    "folder_size_bytes": "sources",
+    "ModelSource": "names",
+    "resolve_model_source": "names",
+    "folder_size_bytes": "names",
     "load_tokenizer": "tokenizers",
     "check_same_tokenizer": "tokenizers",
     "load_model": "loading",
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sinkd_llm.models.layers import select_layers
     from sinkd_llm.models.loading import build_quantization_config, count_parameters, load_model
     from sinkd_llm.models.saving import save_student
-    from sinkd_llm.models.sources import ModelSource, folder_size_bytes, resolve_model_source
+    from sinkd_llm.models.names import ModelSource, resolve_model_source
     from sinkd_llm.models.tokenizers import check_same_tokenizer, load_tokenizer
 
 

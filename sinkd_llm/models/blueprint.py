@@ -10,7 +10,7 @@ from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_head, name_classes, saved_class
 from sinkd_llm.models.loading import adapter_base, new_modules
 from sinkd_llm.models.loading_options import check_attention, dtype_from, dtype_name
-from sinkd_llm.models.sources import ModelSource, fetch_adapter, resolve_model_source
+from sinkd_llm.models.names import ModelSource, fetch_adapter, resolve_model_source
 
 
 def blueprint(

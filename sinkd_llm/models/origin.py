@@ -12,7 +12,7 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_facts import base_weights, changes_base, loads_merged_only
 from sinkd_llm.models.partitioning import is_partitioned
-from sinkd_llm.models.sources import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source
+from sinkd_llm.models.names import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source
 
 
 def base_by_name(model: Any) -> bool:

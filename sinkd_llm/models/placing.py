@@ -11,7 +11,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.integrity import MANIFEST_FILE, write_manifest
-from sinkd_llm.models.sources import (
+from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_FOLDER,

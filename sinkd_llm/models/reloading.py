@@ -13,7 +13,7 @@ from sinkd_llm.models.kinds import kind_of, unwrap
 from sinkd_llm.models.loading import load_model
 from sinkd_llm.models.outputs import allowed_difference, difference, fits_beside, probe_outputs
 from sinkd_llm.models.partitioning import whole_weights
-from sinkd_llm.models.sources import ADAPTER_CONFIG, BASE_FOLDER, ModelSource
+from sinkd_llm.models.names import ADAPTER_CONFIG, BASE_FOLDER, ModelSource
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError, shown
 from sinkd_llm.integrity import check_manifest
-from sinkd_llm.models.sources import STUDENT_RECORD, ModelSource
+from sinkd_llm.models.names import STUDENT_RECORD, ModelSource
 from sinkd_llm.models.stored_config import read_json
 
 logger = logging.getLogger(__name__)

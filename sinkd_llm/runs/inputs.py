@@ -48,7 +48,7 @@ def model_inputs(what: str, name: str | None, _depth: int = 0) -> list[Input]:
     if name is None:
         return []
     from sinkd_llm.models import resolve_model_source
-    from sinkd_llm.models.sources import ADAPTER_CONFIG, BASE_REFERENCE
+    from sinkd_llm.models.names import ADAPTER_CONFIG, BASE_REFERENCE
 
     source = resolve_model_source(name)
     if source.kind == "hub":

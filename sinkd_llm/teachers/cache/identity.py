@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.sources import resolve_model_source
+from sinkd_llm.models.names import resolve_model_source
 from sinkd_llm.teachers.cache.arrays import file_checksum
 
 if TYPE_CHECKING:

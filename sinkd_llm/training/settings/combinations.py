@@ -70,7 +70,7 @@ def check_revision(setting: str, revision: str | None, source: str | None) -> No
     """
     if revision in (None, "main") or source is None:
         return
-    from sinkd_llm.models.sources import resolve_model_source
+    from sinkd_llm.models.names import resolve_model_source
 
     try:
         kind = resolve_model_source(source).kind
