@@ -1,5 +1,6 @@
 """What this machine has: package versions, devices, memory. Imports torch only when asked about it."""
 
+import os
 import platform
 import sys
 from importlib import metadata
@@ -21,6 +22,20 @@ def versions() -> dict[str, str]:
     """Versions of this package, Python, and the packages that a result depends on."""
     found = {"sinkd-llm": __version__, "python": platform.python_version()}
     return found | {name: package_version(name) or "not installed" for name in PACKAGES}
+
+
+def is_debugging() -> bool:
+    """Whether `SINKD_DEBUG` asks for the traceback of every error, and for what libraries tell one another."""
+    return os.environ.get("SINKD_DEBUG", "") not in ("", "0")
+
+
+def default_device() -> str:
+    """`cuda`, `mps` or `cpu`: the first that is here."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def describe_device(device: object) -> str:
@@ -47,8 +62,6 @@ def peak_memory_bytes() -> int:
 
 def total_memory_bytes() -> int:
     """Memory of the machine; 0 where the system does not say."""
-    import os
-
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

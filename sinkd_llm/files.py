@@ -1,9 +1,34 @@
-"""Files that are written whole or not at all."""
+"""Files: written whole or not at all, the user's cache folder, and how large things are on disk."""
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where assembled and converted models are kept: `$SINKD_CACHE_DIR`, else the user's cache folder.
+
+    Everything in it can be deleted at any time; it is made again from its source.
+    """
+    if chosen := os.environ.get("SINKD_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sinkd_llm"
+
+
+def bytes_under(folder: Path, pattern: str = "*", keep: Callable[[Path], bool] = lambda path: True) -> int:
+    """
+    Bytes of the files under a folder, at any depth.
+
+    Args:
+        folder (`Path`): the folder.
+        pattern (`str`, *optional*, defaults to `"*"`): of the files' names.
+        keep (`Callable[[Path], bool]`, *optional*): which files to count, by their path from the folder on.
+    """
+    files = (file for file in folder.rglob(pattern) if file.is_file() and keep(file.relative_to(folder)))
+    return sum(file.stat().st_size for file in files)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

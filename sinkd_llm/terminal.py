@@ -209,27 +209,3 @@ def show_warnings_once() -> None:
     for handler in [h for h in logger.handlers if isinstance(h, _WarnOnce)]:
         logger.removeHandler(handler)
     logger.addHandler(_WarnOnce())
-
-
-# What libraries say at import on every machine without a GPU, and no user of this command can or need act on.
-_KNOWN_NOISE = {
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    "DeepSpeed": "Setting accelerator to CPU",
-}
-
-
-class _Drop(logging.Filter):
-    def __init__(self, beginning: str) -> None:
-        super().__init__()
-        self.beginning = beginning
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.beginning)
-
-
-def drop_known_noise() -> None:
-    """Drop the messages of `_KNOWN_NOISE`; others of the same libraries are shown as before."""
-    for name, beginning in _KNOWN_NOISE.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, _Drop) for f in logger.filters):
-            logger.addFilter(_Drop(beginning))

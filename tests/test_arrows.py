@@ -14,6 +14,8 @@ LEAVES: dict[str, set[str]] = {
     "interrupts": set(),
     "secrets": set(),
     "environment": {"_version"},
+    "quiet": {"environment", "terminal"},
+    "units": {"errors"},
     "integrity": {"errors", "files"},
     "library_errors": {"errors", "secrets"},
     "locks": {"errors"},
@@ -49,7 +51,7 @@ ALONE = {
     "optimal_transport": {"errors"},
     "objectives": {"errors", "distributed"},
     "metrics": {"errors"},
-    "report": {"errors", "files"},
+    "report": {"errors", "files", "units"},
 }
 
 

@@ -1,12 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where the cache is."""
 
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from sinkd_llm.files import write_whole
+from sinkd_llm.files import bytes_under, cache_dir, write_whole
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -50,7 +51,22 @@ def test_what_cannot_be_written_is_named(tmp_path, place):
 
 
 def test_a_device_is_written_to_and_not_replaced():
-    from pathlib import Path
-
     write_whole(Path(os.devnull), "nothing")
     assert not Path(os.devnull).is_file()
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("SINKD_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "sinkd_llm"
+
+
+def test_bytes_are_those_of_all_files_that_are_meant(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"12345")
+    (tmp_path / "y").write_bytes(b"123")
+    assert bytes_under(tmp_path) == 8
+    assert bytes_under(tmp_path, "x") == 5
+    assert bytes_under(tmp_path, keep=lambda file: file.parts[0] != "a") == 3

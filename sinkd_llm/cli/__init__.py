@@ -9,15 +9,14 @@ import errno
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from sinkd_llm._version import __version__
+from sinkd_llm.environment import is_debugging
 from sinkd_llm.errors import InputError, first_line, nearest, shown
+from sinkd_llm.quiet import quieten_libraries
 from sinkd_llm.terminal import (
-    drop_known_noise,
     drop_output,
     flush_output,
     is_main_process,
@@ -36,19 +35,6 @@ COMMANDS = {
     "tasks": "list the tasks, show their rendered rows, or check one of your own",
     "env": "show versions, devices and what is missing",
 }
-
-QUIET_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports its use from here too
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
-}
-
 
 # What a system says of a file -> what to do about it.
 _ADVICE = {
@@ -77,14 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0].startswith("--local_rank="):
         del arguments[0]  # from the `deepspeed` launcher, which sets LOCAL_RANK too
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    debug = os.environ.get("SINKD_DEBUG", "") not in ("", "0")
-    if not debug:
-        # What one library tells another about its next version is not for the user of this command.
-        for category in (FutureWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", category)
-    warnings.showwarning = _show_warning
+    debug = is_debugging()
+    quieten_libraries()
     write_everything()
     try:
         try:
@@ -116,20 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    if file is None:
-        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
-    else:
-        file.write(warnings.formatwarning(message, category, filename, lineno, line))
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
@@ -149,7 +115,6 @@ def _dispatch(arguments: list[str]) -> int:
             f"The commands are {', '.join(COMMANDS)}; 'sinkd --help' says what they do."
         )
     show_warnings_once()
-    drop_known_noise()
     return int(import_module(f"sinkd_llm.cli.{command}").main(arguments[1:]))
 
 

@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(result: "CacheResult") -> None:
-    from sinkd_llm.report.page import format_bytes
     from sinkd_llm.terminal import show
+    from sinkd_llm.units import format_bytes
 
     manifest, layout = result.manifest, result.manifest.layout
     each = manifest.bytes / max(manifest.tokens, 1)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.environment import package_version, total_memory_bytes, versions
 from sinkd_llm.errors import InputError, shown
-from sinkd_llm.report.page import format_bytes
 from sinkd_llm.terminal import show
 from sinkd_llm.training.settings.rules import RANGES
+from sinkd_llm.units import format_bytes, parse_bytes
 
 # Extra of this package -> the distribution that it brings, and what it is for.
 EXTRAS = {
@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
-    from sinkd_llm.cli.memory_table import parse_bytes, show_estimate
+    from sinkd_llm.cli.memory_table import show_estimate
     from sinkd_llm.cli.parsing import parse_training
     from sinkd_llm.cli.recipe_file import read_config
     from sinkd_llm.runs.memory import estimate_memory
 
     if devices is not None and (problem := RANGES["num_devices"].refusal(devices)) is not None:
         raise InputError(f"--num_devices {problem}")
-    size = None if memory is None else parse_bytes(memory)
+    size = None if memory is None else parse_bytes(memory, "--memory")
     given = {
         *read_config(recipe, "--estimate"),
         *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides),

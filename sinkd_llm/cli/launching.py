@@ -1,7 +1,6 @@
 """`--accelerate_config`: a training command that starts itself in several processes."""
 
 import contextlib
-import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.cli.recipe_file import read_config
 from sinkd_llm.errors import InputError, first_line, nearest, shown
 from sinkd_llm.interrupts import leave_terminal, terminating_signals
+from sinkd_llm.quiet import hide_failures_of_torchrun
 from sinkd_llm.training.settings.rules import RANGES
 
 FOLDER = "ds_configs"
@@ -146,8 +146,7 @@ def _launch(config: Path, num_processes: int | None, words: list[str]) -> int:
     if getattr(settings, "use_cpu", False):
         os.environ["ACCELERATE_USE_CPU"] = "true"  # accelerate's own launcher reads it from the file and drops it
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))  # torchrun's is 1
-    if os.environ.get("SINKD_DEBUG", "") in ("", "0"):
-        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a process that failed has said why
+    hide_failures_of_torchrun()
     arguments = launch_command_parser().parse_args([*options, "--module", "sinkd_llm", *words])
     # On Ctrl-C, SIGTERM and SIGHUP every process saves; torch's launcher must not end them before.
     arguments.signals_to_handle = "SIGQUIT"

@@ -1,15 +1,13 @@
 """What `sinkd env --estimate` prints: the parts of one device, every set-up on 1 to n devices, the teacher's forms."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 
-from sinkd_llm.errors import InputError, shown
 from sinkd_llm.memory import SETUPS, DeviceMemory
 from sinkd_llm.memory.device import USABLE_SHARE
-from sinkd_llm.report.page import format_bytes
 from sinkd_llm.runs.memory import MemoryEstimate
 from sinkd_llm.terminal import show
+from sinkd_llm.units import format_bytes
 
 _NAMES = {
     "none": "no ZeRO",
@@ -20,20 +18,6 @@ _NAMES = {
 }
 # Of a terminal as it opens, and of what is pasted into a report.
 WIDTH = 80
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """`24GB`, `80 GiB`, `512M` as bytes.
-
-    Raises:
-        InputError: for anything else.
-    """
-    # Up to 15 digits: more bytes than any device has, and a number that Python counts exactly.
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?i?)b?\s*", text.lower(), re.ASCII)
-    if match is None or match.group(2) == "i" or float(match.group(1)) * _UNITS[match.group(2)] < 1:
-        raise InputError(f"--memory is {shown(text)}; give a number with a unit: 24GB, 80GiB, 512MB.")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def show_estimate(estimate: MemoryEstimate, devices: int, memory: int, memory_is: str) -> None:

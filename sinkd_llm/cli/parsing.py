@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
-from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, TrlParser
 
 from sinkd_llm.cli.command_parser import CommandParser, meant_flag, refuse_unknown, say_repeated
 from sinkd_llm.cli.launching import LaunchArguments
 from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
 from sinkd_llm.errors import InputError, SettingError, shown
+from sinkd_llm.quiet import hide_bars_of_transformers
 from sinkd_llm.runs.data import TaskArguments
 from sinkd_llm.terminal import say
 from sinkd_llm.training.config import SinKDConfig
@@ -88,7 +88,7 @@ class SinKDParser(CommandParser, TrlParser):
             InputError: for the first mistake, naming the setting as it was given: as a flag, or in the recipe. The
                 environment is then as it was before.
         """
-        disable_progress_bar()  # of Transformers: "writing shards" and the like; ours says what counts
+        hide_bars_of_transformers()
         config_parser = CommandParser(prog=self.prog, add_help=False)
         config_parser.add_argument("--config", nargs="?", const="")
         known, arguments = config_parser.parse_known_args(list(argv))

@@ -8,11 +8,11 @@ from sinkd_llm.report.page import (
     REPORT_FILE,
     RESULTS_FILE,
     describe_training,
-    format_bytes,
     results_table,
     summary,
 )
 from sinkd_llm.terminal import show
+from sinkd_llm.units import format_bytes
 
 if TYPE_CHECKING:
     from sinkd_llm.runs import RunResult

@@ -76,8 +76,9 @@ def _change(before: dict[str, float], after: dict[str, float]) -> str:
 
 
 def _show_next(folder: Path, seconds: float) -> None:
-    from sinkd_llm.report.page import REPORT_FILE, format_duration
+    from sinkd_llm.report.page import REPORT_FILE
     from sinkd_llm.terminal import show
+    from sinkd_llm.units import format_duration
 
     student, teacher = folder / "student", folder / "teacher"
     without = ["--config", str(RECIPES / "quickstart_student.yaml"), "--sinkhorn_weight", "0"]

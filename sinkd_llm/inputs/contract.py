@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, first_line
+from sinkd_llm.files import cache_dir
 from sinkd_llm.inputs.answer_choices import (
     check_choice_tokens,
     choice_sets,
@@ -22,7 +23,6 @@ from sinkd_llm.inputs.answer_choices import (
 )
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row, checked_row, row_name
-from sinkd_llm.models.bundled import cache_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -183,8 +183,8 @@ class AnswerTokenizer:
             roles = ", ".join(message["role"] for message in messages[:8])
             raise InputError(
                 f"The tokenizer's chat template refuses {name} ({first_line(error)}), whose turns are {roles}; "
-                "give the turns that it takes (many take no system turn, and a user's and an assistant's by turns), or "
-                "another chat template."
+                "give the turns that it takes (many take no system turn, and a user's and an assistant's by turns), "
+                "or another chat template."
             ) from error
         return str(text)
 

@@ -6,7 +6,6 @@ _LAZY = {
     "BUNDLED": "bundled",
     "ModelSource": "names",
     "resolve_model_source": "names",
-    "folder_size_bytes": "names",
     "load_tokenizer": "tokenizers",
     "check_same_tokenizer": "tokenizers",
     "load_model": "loading",
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from sinkd_llm.models.bundled import BUNDLED
     from sinkd_llm.models.layers import select_layers
     from sinkd_llm.models.loading import build_quantization_config, count_parameters, load_model
-    from sinkd_llm.models.saving import save_student
     from sinkd_llm.models.names import ModelSource, resolve_model_source
+    from sinkd_llm.models.saving import save_student
     from sinkd_llm.models.tokenizers import check_same_tokenizer, load_tokenizer
 
 

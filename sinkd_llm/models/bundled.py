@@ -8,17 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sinkd_llm.errors import InputError
-
-
-def cache_dir() -> Path:
-    """Where assembled and converted models are kept: `$SINKD_CACHE_DIR`, else the user's cache folder.
-
-    Everything in it can be deleted at any time; it is made again from its source.
-    """
-    if chosen := os.environ.get("SINKD_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sinkd_llm"
+from sinkd_llm.files import cache_dir
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.gguf import quiet_transformers
-from sinkd_llm.models.sources import ModelSource, hub_error, what_was_said
+from sinkd_llm.models.names import ModelSource, hub_error, what_was_said
+from sinkd_llm.quiet import quiet_transformers
 
 
 @contextlib.contextmanager

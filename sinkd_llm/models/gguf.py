@@ -6,38 +6,20 @@ it no further quantisation. So the file is converted once, into a folder of the 
 folder is what is loaded: an ordinary model, in 0.3 s.
 """
 
-import contextlib
 import hashlib
-import io
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.bundled import cache_dir
+from sinkd_llm.files import cache_dir
 from sinkd_llm.models.partitioning import whole_weights
-from sinkd_llm.models.sources import ModelSource, what_was_said
+from sinkd_llm.models.names import ModelSource, what_was_said
+from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without Transformers' progress bars and warnings; what matters in them is checked and raised."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def converted_model(source: ModelSource, dtype: str) -> Path:
@@ -147,8 +129,7 @@ def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> N
     from safetensors import SafetensorError
 
     try:
-        # One of the bars is plain tqdm, which only listens to the stream.
-        with quiet_transformers(), whole_weights(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet_transformers(stderr=True), whole_weights():
             convert(folder)
     except SafetensorError as error:  # only writing gets here: the disk is full
         raise OSError(str(error)) from error

@@ -14,12 +14,12 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.completeness import check_complete
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.foreign import reading
-from sinkd_llm.models.gguf import converted_model, quiet_transformers
+from sinkd_llm.models.gguf import converted_model
 from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_head, is_new_head, name_classes
 from sinkd_llm.models.loading_options import check_attention, dtype_from
 from sinkd_llm.models.partitioning import waits_for_weights, whole_weights
 from sinkd_llm.models.probes import check_reading
-from sinkd_llm.models.sources import (
+from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_FOLDER,
@@ -31,6 +31,7 @@ from sinkd_llm.models.sources import (
 )
 from sinkd_llm.models.stored_config import read_json
 from sinkd_llm.models.student_record import check_unchanged, warn_of_quantisation
+from sinkd_llm.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig

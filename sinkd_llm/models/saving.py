@@ -32,12 +32,8 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_facts import base_weights, loads_merged_only
 from sinkd_llm.models.finite import check_finite_weights
-from sinkd_llm.models.gguf import quiet_transformers
 from sinkd_llm.models.kinds import unwrap
-from sinkd_llm.models.origin import base_by_name, base_source, settle_base
-from sinkd_llm.models.placing import check_place, staged, write_record
-from sinkd_llm.models.reloading import base_quantisation, can_compare, load_again, what_differs
-from sinkd_llm.models.sources import (
+from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
     BASE_REFERENCE,
@@ -45,6 +41,10 @@ from sinkd_llm.models.sources import (
     WEIGHTS_INDEX,
     ModelSource,
 )
+from sinkd_llm.models.origin import base_by_name, base_source, settle_base
+from sinkd_llm.models.placing import check_place, staged, write_record
+from sinkd_llm.models.reloading import base_quantisation, can_compare, load_again, what_differs
+from sinkd_llm.quiet import quiet_transformers
 
 __all__ = ["base_by_name", "check_place", "check_saveable", "save_student"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.gguf import converted_tokenizer, quiet_transformers
+from sinkd_llm.models.gguf import converted_tokenizer
 from sinkd_llm.models.kinds import unwrap
-from sinkd_llm.models.sources import (
+from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
     ModelSource,
@@ -19,6 +19,7 @@ from sinkd_llm.models.sources import (
     what_was_said,
 )
 from sinkd_llm.models.stored_config import CONFIG, check_tokenizer_files, read_json
+from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 

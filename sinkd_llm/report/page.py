@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
+from sinkd_llm.units import (
+    NOT_KNOWN,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_rate,
+    format_score,
+    format_share,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +115,7 @@ def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
     columns["trained"] = [format_count(row.trainable_parameters) for row in rows]
     columns["on disk"] = [format_bytes(row.size_bytes) for row in rows]
     columns["examples/s"] = [format_rate(row.examples_per_second) for row in rows]
-    kept = {name: cells for name, cells in columns.items() if not name or set(cells) != {"–"}}
+    kept = {name: cells for name, cells in columns.items() if not name or set(cells) != {NOT_KNOWN}}
     return list(kept), [list(cells) for cells in zip(*kept.values(), strict=True)]
 
 
@@ -140,44 +149,6 @@ def summary(rows: Sequence[ResultRow]) -> str | None:
     if before is not None and metric in before.metrics:
         text += f"; before training it scored {format_score(before.metrics[metric])}"
     return text + "."
-
-
-def format_score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def format_share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def format_rate(value: float | None) -> str:
-    return "–" if not value else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def format_count(value: int | None) -> str:
-    if not value:
-        return "–"
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return str(value)
-
-
-def format_bytes(value: int | None) -> str:
-    if not value:
-        return "–"
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:.1f} {unit}" if value < 10 * size else f"{value / size:.0f} {unit}"
-    return f"{value} B"
-
-
-def format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def describe_training(training: Mapping[str, float]) -> str:

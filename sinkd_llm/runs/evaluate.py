@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.environment import default_device
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.page import TEACHER, ResultRow
@@ -88,15 +89,6 @@ def run_evaluate(
         seconds=score.seconds,
     )
     return EvaluateResult(row, score, list(dataset["id"]))
-
-
-def default_device() -> str:
-    """`cuda`, `mps` or `cpu`: the first that is here."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def source_size_bytes(name_or_path: str) -> int | None:

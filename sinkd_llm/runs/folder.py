@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.files import bytes_under
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
 from sinkd_llm.report.page import METRICS_FILE, REPORT_FILE, RESULTS_FILE
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, user_path
@@ -269,9 +270,8 @@ def weights_size_bytes(path: str | Path) -> int | None:
         return path.stat().st_size
     if not path.is_dir():
         return None
-    files = [
-        file
-        for file in path.rglob("*.safetensors")
-        if not any(CHECKPOINT.fullmatch(part) or part.startswith(_ASIDE) for part in file.relative_to(path).parts)
-    ]
-    return sum(file.stat().st_size for file in files) or None
+    return bytes_under(path, "*.safetensors", _is_of_the_model) or None
+
+
+def _is_of_the_model(file: Path) -> bool:
+    return not any(CHECKPOINT.fullmatch(part) or part.startswith(_ASIDE) for part in file.parts)

@@ -15,8 +15,9 @@ from transformers.trainer_utils import SaveStrategy
 
 from sinkd_llm.files import write_whole
 from sinkd_llm.interrupts import INTERRUPTED_CODE, Interrupted, leave_terminal, terminating_signals
-from sinkd_llm.report.page import LOSS_TERMS, format_duration, read_records
+from sinkd_llm.report.page import LOSS_TERMS, read_records
 from sinkd_llm.terminal import say
+from sinkd_llm.units import format_duration
 
 Write = Callable[[str], None]
 

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import Trainer
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.integrity import check_manifest
+from sinkd_llm.quiet import without_warning
 from sinkd_llm.secrets import masked
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoint_facts import adapter_facts, differences, run_facts
@@ -149,9 +149,8 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with self._no_arguments_file(output_dir), warnings.catch_warnings():
-            # A bundled model's name is none of the hub, where PEFT looks whether the vocabulary was changed.
-            warnings.filterwarnings("ignore", message="Could not find a config file in")
+        # A bundled model's name is none of the hub, where PEFT looks whether the vocabulary was changed.
+        with self._no_arguments_file(output_dir), without_warning("Could not find a config file in"):
             super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -218,8 +217,8 @@ def _reading(checkpoint: str | None, what: str) -> Iterator[None]:
         if "out of memory" in str(error):
             raise
         raise InputError(
-            f"{what} of {checkpoint} do not fit this run, or are damaged ({first_line(error)}); go on with the settings "
-            "of the run that wrote it, or from another checkpoint."
+            f"{what} of {checkpoint} do not fit this run, or are damaged ({first_line(error)}); go on with the "
+            "settings of the run that wrote it, or from another checkpoint."
         ) from error
 
 

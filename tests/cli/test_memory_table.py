@@ -5,8 +5,7 @@ import re
 import pytest
 
 from sinkd_llm.cli import main
-from sinkd_llm.cli.memory_table import device_counts, parse_bytes, table
-from sinkd_llm.errors import InputError
+from sinkd_llm.cli.memory_table import device_counts, table
 
 
 @pytest.fixture(scope="module")
@@ -166,20 +165,6 @@ def test_mistakes_are_one_line(recipe, capsys, argv, message):
     captured = capsys.readouterr()
     assert message in captured.err.splitlines()[-1]
     assert "Traceback" not in captured.err
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("24GB", 24e9), ("80 GiB", 80 * 2**30), ("512M", 512e6), ("1.5tb", 1.5e12), ("100", 100), ("3kib", 3072)],
-)
-def test_bytes_in_words(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["9" * 400 + "GB", "0.0001", "١GB", "", "GB", "24 apples", "-3GB", "0GB", "4i"])
-def test_bytes_that_are_none(text):
-    with pytest.raises(InputError, match="--memory is"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])

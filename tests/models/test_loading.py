@@ -17,45 +17,11 @@ from sinkd_llm.models import (
     BUNDLED,
     build_quantization_config,
     count_parameters,
-    folder_size_bytes,
     load_model,
     load_tokenizer,
     resolve_model_source,
 )
 from sinkd_llm.models import bundled as bundled_module
-
-
-def same_weights(one: Any, other: Any) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.fixture
-def model_folder(tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    tiny_causal_lm().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def adapter_folder(model_folder: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    with_adapter(load_model(model_folder)).save_pretrained(folder)
-    return folder
-
-
-def with_adapter(model: Any, **options: Any) -> Any:
-    """`model` with a LoRA adapter that changes its output."""
-    from peft import LoraConfig, get_peft_model
-
-    options = {"target_modules": ["q_proj", "v_proj"], "r": 4, "task_type": "CAUSAL_LM", **options}
-    torch.manual_seed(3)
-    adapted = get_peft_model(model, LoraConfig(**options))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return adapted.eval()
 
 
 @pytest.fixture
@@ -73,66 +39,6 @@ def gguf_file(
     return file, model
 
 
-def write_gguf(file: Path, model: Any, tokenizer: Any) -> None:
-    from gguf import GGUFWriter
-
-    config = model.config
-    writer = GGUFWriter(file, "llama")
-    writer.add_name("A Title In The Metadata")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([3 if token in ("<pad>", "<eos>") else 1 for token, _ in vocabulary])
-    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_bos_token_id(tokenizer.eos_token_id)
-    writer.add_unk_token_id(tokenizer.eos_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
-
-    def rotary(weight: torch.Tensor, heads: int) -> torch.Tensor:  # GGUF pairs neighbouring rows
-        return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-    names = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    tensors = {
-        "token_embd.weight": model.model.embed_tokens.weight,
-        "output_norm.weight": model.model.norm.weight,
-        "output.weight": model.lm_head.weight,
-    }
-    for index, layer in enumerate(model.model.layers):
-        for ours, theirs in names.items():
-            weight = layer.get_submodule(ours).weight
-            if theirs == "attn_q":
-                weight = rotary(weight, config.num_attention_heads)
-            elif theirs == "attn_k":
-                weight = rotary(weight, config.num_key_value_heads)
-            tensors[f"blk.{index}.{theirs}.weight"] = weight
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor.detach().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 # ---- names
@@ -619,10 +525,6 @@ def test_counting(tiny_causal_lm: Any, tmp_path: Path) -> None:
     tied = tiny_causal_lm("gpt2")
     untied = tied.lm_head.weight.numel()
     assert count_parameters(tied)[0] == sum(p.numel() for p in tied.state_dict().values()) - untied
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_bytes(b"12345")
-    (tmp_path / "y").write_bytes(b"123")
-    assert folder_size_bytes(tmp_path) == 8
 
 
 # ---- the real one

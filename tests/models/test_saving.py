@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models import bundled as bundled_module
+from sinkd_llm.files import bytes_under
 from sinkd_llm.models import (
-    folder_size_bytes,
     load_model,
     load_tokenizer,
     save_student,
@@ -462,7 +461,7 @@ def test_a_student_of_smollm2_loads_in_a_process_that_knows_nothing(smollm2: tup
     model, tokenizer = smollm2
     student = with_adapter(select_layers(model, 3))
     save_student(student, tokenizer, tmp_path / "student")
-    assert folder_size_bytes(tmp_path / "student") < 4 * model.num_parameters() / 2
+    assert bytes_under(tmp_path / "student") < 4 * model.num_parameters() / 2
     code = (
         "import torch\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -476,11 +475,3 @@ def test_a_student_of_smollm2_loads_in_a_process_that_knows_nothing(smollm2: tup
     with torch.no_grad():
         expected = student(**ids).logits[0, -1].double().sum().item()
     assert float(ran.stdout) == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path))
-    assert bundled_module.cache_dir() == tmp_path
-    monkeypatch.delenv("SINKD_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert bundled_module.cache_dir() == tmp_path / "sinkd_llm"

@@ -12,9 +12,6 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.report.page import (
     ResultRow,
     describe_training,
-    format_bytes,
-    format_count,
-    format_duration,
     read_records,
     render_report,
     results_table,
@@ -93,21 +90,6 @@ def test_the_summary_says_what_was_kept():
         "before training it scored 0.500."
     )
     assert summary([BEFORE, AFTER]) is None
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "–"), (999, "999"), (1500, "1.5 k"), (2e9, "2.0 B")])
-def test_counts(value, text):
-    assert format_count(int(value)) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(None, "–"), (500, "500 B"), (5_300_000, "5.3 MB"), (26e9, "26 GB")])
-def test_bytes(value, text):
-    assert format_bytes(value if value is None else int(value)) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(4.4, "4 s"), (125, "2 min 5 s"), (3720, "1 h 2 min")])
-def test_durations(value, text):
-    assert format_duration(value) == text
 
 
 def test_the_time_of_a_resumed_run_is_that_of_its_last_part():
