@@ -10,11 +10,9 @@ from sinkd_llm.metrics.scores import (
     check_metric_names,
     compute_metrics,
     compute_text_metrics,
-    normalize_answer,
-    perplexity,
     right_rows,
-    rouge_l,
 )
+from sinkd_llm.metrics.texts import normalize_answer, perplexity, rouge_l
 
 __all__ = [
     "CHOICE_METRICS",

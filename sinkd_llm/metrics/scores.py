@@ -1,23 +1,17 @@
 """Scores of choices, numbers and texts, under lm-evaluation-harness's names where it has one.
 
-The numbers come from scikit-learn, scipy and rouge_score, except for the string matching of question answering; this
-module checks the input and settles the cases that have no defined value.
+The numbers come from scikit-learn and scipy, and from `texts.py` where texts are compared; this module checks the
+input and settles the cases that have no defined value.
 """
 
-import functools
-import logging
 import math
-import re
-import string
-import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sinkd_llm.errors import InputError, NonFiniteError, nearest
-
-logger = logging.getLogger(__name__)
+from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.metrics.texts import mean_rouge_l, normalize_answer, overlap_f1
 
 Values = Sequence[int] | Sequence[float]
 # Squares of larger numbers, summed over many rows, may overflow.
@@ -132,59 +126,10 @@ def token_f1(predictions: Values, references: Values, rows: Rows) -> float:
     if answers is None:
         raise InputError("The metric token_f1 compares texts and needs rows with a column 'answers'.")
     scores = [
-        max((_overlap_f1(text, gold) for gold in golds), default=0.0)
+        max((overlap_f1(text, gold) for gold in golds), default=0.0)
         for text, golds in zip(_chosen_texts(predictions, rows), answers, strict=True)
     ]
     return sum(scores) / len(scores)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and English articles, single spaces: SQuAD's and ReCoRD's normalisation."""
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def _overlap_f1(prediction: str, reference: str) -> float:
-    predicted, gold = normalize_answer(prediction).split(), normalize_answer(reference).split()
-    shared = sum((Counter(predicted) & Counter(gold)).values())
-    return 2 * shared / (len(predicted) + len(gold)) if shared else 0.0
-
-
-def rouge_l(prediction: str, reference: str) -> float:
-    """
-    ROUGE-L of one text against one reference, in [0, 1], as the package `rouge_score` gives it (without stemming).
-
-    The harmonic mean of precision and recall of the longest common subsequence of words (Lin 2004, eq. 2-4 with
-    beta = 1). Words are runs of the letters a to z and of digits in lower case: every other letter separates words,
-    so that of a text in another script nothing is compared. 0 if either text has no word.
-    """
-    return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
-
-
-@functools.cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"])
-
-
-def perplexity(log_likelihoods: Sequence[float], num_tokens: Sequence[int]) -> float:
-    """
-    exp of the mean negative log-likelihood per token, at least 1, over answers given by their sums in nats.
-
-    Raises:
-        InputError: if there are no tokens.
-        NonFiniteError: for a log-likelihood that is NaN or infinite, or a mean that no number can hold.
-    """
-    if not sum(num_tokens):
-        raise InputError("There are no tokens to take the perplexity of; give at least one row.")
-    mean = -sum(log_likelihoods) / sum(num_tokens)
-    if not -1e-3 < mean < math.log(sys.float_info.max):  # rounding may leave it just below 0; NaN is nowhere
-        raise NonFiniteError(
-            f"The mean negative log-likelihood of a token is {mean:g} nats, which has no perplexity: the model gives "
-            "no numbers, or ones out of all proportion; check its weights."
-        )
-    return math.exp(max(mean, 0.0))
 
 
 CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
@@ -274,16 +219,7 @@ def compute_text_metrics(
             raise InputError(f"Row {index % len(references)} of the scored texts is {text!r}, not text.")
     if "rouge_l" not in names:
         return {}
-    foreign = sum(any(char.isalpha() and not char.isascii() for char in text) for text in references)
-    if foreign:
-        logger.warning(
-            "%d of %d reference texts have letters other than a to z, which rouge_l leaves out, as the package "
-            "rouge_score does: it says little about a text in another script.",
-            foreign,
-            len(references),
-        )
-    scores = [rouge_l(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
-    return {"rouge_l": sum(scores) / len(scores)}
+    return {"rouge_l": mean_rouge_l(predictions, references)}
 
 
 def check_metric_names(names: Iterable[str], known: Sequence[str] = CHOICE_METRICS) -> None:
