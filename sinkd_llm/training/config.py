@@ -1,19 +1,17 @@
 """`SinKDConfig`: `transformers.TrainingArguments` plus what distillation needs."""
 
 import copy
-import os
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from transformers import TrainingArguments
 
 from sinkd_llm.errors import InputError, plain
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.secrets import is_secret_name
+from sinkd_llm.training.processes import check_launch, start_cpu_group, use_cpus_if_alone
 from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_optimizer, check_revision, check_together
 
@@ -313,17 +311,11 @@ class SinKDConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        launched = int(os.environ.get("WORLD_SIZE") or 1)
-        if launched > 1 and not torch.accelerator.is_available():
-            self.use_cpu = True  # otherwise accelerate takes each process of the launch for the only one
+        use_cpus_if_alone(self)
         check_together(self)
         with naming_settings(self):
             super().__post_init__()
-        if launched > 1 and self.world_size == 1:
-            raise InputError(
-                f"The launcher started {launched} processes, but accelerate found no devices that can talk to each "
-                "other, so each would train by itself; add --use_cpu true, or start one process."
-            )
+        check_launch(self)
         self._check_completed()
 
     def check(self) -> None:
@@ -360,10 +352,7 @@ class SinKDConfig(TrainingArguments):
 
     @cached_property
     def _setup_devices(self) -> torch.device:
-        if self.use_cpu and int(os.environ.get("WORLD_SIZE") or 1) > 1 and not torch.distributed.is_initialized():
-            # On CPUs Transformers does not pass `ddp_timeout` on, and a process that hangs would never be missed. A
-            # process group that stands already it takes as it is.
-            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
+        start_cpu_group(self)
         device: torch.device = super()._setup_devices
         return device
 
