@@ -17,6 +17,7 @@ from peft import LoraConfig
 from sinkd_llm import DistillationObjective, SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
 from sinkd_llm.inputs.contract import tokenize_dataset
 from sinkd_llm.inputs.pair import rows_for
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.runs.cache import CacheArguments, write_cache
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import LocalTeacher
@@ -98,7 +99,7 @@ def writing(
     model: object, train: object, tokenizer: object, folder: Path
 ) -> tuple[Callable[[], float], Callable[[], float], int]:
     """The bare teacher on a batch, the same and its rows written, and the tokens of the batch."""
-    answers, collator = rows_for(model, None, tokenizer, 1024, False, None)  # type: ignore[arg-type]
+    answers, collator = rows_for(model, None, tokenizer, Reading(1024))  # type: ignore[arg-type]
     features = tokenize_dataset(train, answers)  # type: ignore[arg-type]
     ordered, teacher = RowOrder(features), LocalTeacher(model)  # type: ignore[arg-type]
     batch = collator([features[i] for i in ordered.order.tolist()])

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from sinkd_llm import SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.kinds.choices import score_choices
 
@@ -60,7 +61,7 @@ def main() -> None:
     share, step, side = data_side()
     for name, count in ROWS.items():
         data = load_task(name).load("validation", os.environ["SINKD_DATA_DIR"], limit=count)
-        features = list(tokenize_dataset(data, AnswerTokenizer(tokenizer, MAX_LENGTH), ranking=True))
+        features = list(tokenize_dataset(data, AnswerTokenizer(tokenizer, Reading(MAX_LENGTH)), ranking=True))
 
         def timed(function: Callable[[], Any]) -> Callable[[], float]:
             def run() -> float:

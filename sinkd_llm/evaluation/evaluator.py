@@ -1,22 +1,30 @@
-"""`evaluate_task`: how well a model does a task."""
+"""How well models do a task: its rows are tokenised once, however many models are scored on them."""
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation.generation import check_can_generate, generate_answers, reference_log_likelihoods
+from sinkd_llm.evaluation.generation import (
+    GenerationSettings,
+    check_can_generate,
+    generate_answers,
+    reading_of_prompts,
+    reference_log_likelihoods,
+)
 from sinkd_llm.evaluation.ranking import on_scale_of, rank_choices
 from sinkd_llm.inputs.collator import row_collator
-from sinkd_llm.inputs.contract import tokenize_dataset
+from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 from sinkd_llm.metrics import UNDEFINED_FOR_ONE_CLASS, perplexity, right_rows
 from sinkd_llm.models.kinds import context_length, kind_of
+from sinkd_llm.teachers.choices import row_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +46,7 @@ class TaskScore:
             lm-evaluation-harness has it (of a classification head, which reads no words, the accuracy); or of the
             generated answers.
         num_examples (`int`): rows scored.
-        seconds (`float`): wall-clock time of tokenising and scoring.
+        seconds (`float`): wall-clock time of scoring rows that are tokenised.
         predictions (`list[int]` or `list[str]`): index of the chosen answer, or the generated text, in the order of
             the data set.
         log_likelihoods (`list[list[float]]`): of every choice, summed over its tokens, in nats; where answers are
@@ -58,7 +66,142 @@ class TaskScore:
         return self.num_examples / self.seconds
 
 
-@torch.no_grad()
+class TaskEvaluator:
+    """
+    Scores models on the labelled rows of a task.
+
+    A model of another kind reads the rows in another way, and so does one with a shorter context. Each way is
+    tokenised once, when the first model needs it.
+
+    Args:
+        task ([`Task`]): names the metrics, and says how answers are generated.
+        dataset ([`~datasets.Dataset`]): rows from `task.load(split)`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the one of all models.
+        reading ([`Reading`]): how rows become tokens, before a model's context bounds it.
+        tokenized (iterable of `tuple[AnswerTokenizer, Dataset]`, *optional*): the rows as they are tokenised already
+            (`tokenize_dataset(dataset, answer_tokenizer, ranking=True)`), and by what.
+    """
+
+    def __init__(
+        self,
+        task: "Task",
+        dataset: "Dataset",
+        tokenizer: "PreTrainedTokenizerBase",
+        reading: Reading,
+        tokenized: "Iterable[tuple[AnswerTokenizer, Dataset]]" = (),
+    ) -> None:
+        self.task, self.dataset, self.tokenizer, self.reading = task, dataset, tokenizer, reading
+        self._features = list(tokenized)
+        self._prompts: list[tuple[AnswerTokenizer, list[list[int]]]] = []
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: "PreTrainedModel",
+        *,
+        batch_size: int = 32,
+        on_progress: Callable[[int, int], None] | None = None,
+        device: torch.device | None = None,
+        share: bool = False,
+    ) -> TaskScore:
+        """
+        Ranks the choices of the rows, or generates answers (`generate_until`), and computes the task's metrics.
+
+        Arguments, result and errors are those of [`evaluate_task`].
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give 1 or more.")
+        spread: dict[str, Any] = {"device": device, "share": share}
+        was_training = model.training
+        model.eval()
+        try:
+            if self.task.output_type == "generate_until":
+                return self._generated(model, batch_size, on_progress, spread)
+            return self._ranked(model, batch_size, on_progress, spread)
+        finally:
+            model.train(was_training)
+
+    def row_keys(self, model: "PreTrainedModel") -> list[bytes]:
+        """What `model` reads of each row, as [`~sinkd_llm.teachers.choices.TeacherChoices`] knows a row again."""
+        features = self._tokenized(row_tokenizer(model, self.tokenizer, self._reading_of(model)))
+        collator = row_collator(model, self.tokenizer)
+        return [key for row in features for key in row_keys(collator([row]))]
+
+    def _ranked(self, model: Any, batch_size: int, on_progress: Any, spread: dict[str, Any]) -> TaskScore:
+        task, dataset, kind = self.task, self.dataset, kind_of(model)
+        features = self._tokenized(row_tokenizer(model, self.tokenizer, self._reading_of(model)))
+        started = time.perf_counter()
+        collator = row_collator(model, self.tokenizer)
+        ranking = rank_choices(model, kind, collator, features, batch_size, on_progress, **spread)
+        labels = list(features["label"])
+        if len({*labels}) == 1 and (
+            undefined := [name for name in task.metric_names if name in UNDEFINED_FOR_ONE_CLASS]
+        ):
+            logger.warning(
+                "All %d scored rows have the same answer, for which %s is undefined and given as 0; score rows with "
+                "other answers too.",
+                len(labels),
+                " and ".join(undefined),
+            )
+        predictions = [int(np.argmax(row)) for row in ranking.log_likelihoods]
+        normalised = predictions if kind.scores_classes else self._by_character(ranking.log_likelihoods)
+        numbers = None if ranking.numbers is None else on_scale_of(ranking.numbers, dataset["choices"])
+        metrics = dict(task.compute_metrics(predictions, labels, rows=dataset, numbers=numbers))
+        metrics["acc_norm"] = float(np.mean(right_rows(normalised, labels, dataset)))
+        seconds = time.perf_counter() - started
+        return TaskScore(metrics, len(labels), seconds, predictions, ranking.log_likelihoods, numbers)
+
+    def _generated(self, model: Any, batch_size: int, on_progress: Any, spread: dict[str, Any]) -> TaskScore:
+        task = self.task
+        check_can_generate(model, task)
+        answer_tokenizer = row_tokenizer(model, self.tokenizer, self._reading_of(model))
+        features = self._tokenized(answer_tokenizer)
+        settings = GenerationSettings.of(task)
+        reading = reading_of_prompts(model, settings, answer_tokenizer.reading)
+        prompts = self._prompts_of(replace(answer_tokenizer, reading=reading))
+        started = time.perf_counter()
+        texts = generate_answers(model, self.tokenizer, prompts, settings, batch_size, on_progress, **spread)
+        metrics = dict(task.compute_metrics(texts, list(self.dataset["completion"]), rows=self.dataset))
+        sums: list[float] = []
+        if "perplexity" in task.metric_names:
+            collator = row_collator(model, self.tokenizer)
+            sums, lengths = reference_log_likelihoods(model, collator, features, batch_size, **spread)
+            metrics["perplexity"] = perplexity(sums, lengths)
+        seconds = time.perf_counter() - started
+        return TaskScore(metrics, len(texts), seconds, texts, [[value] for value in sums])
+
+    def _reading_of(self, model: Any) -> Reading:
+        return self.reading.within(context_length(model))
+
+    def _tokenized(self, answer_tokenizer: AnswerTokenizer) -> "Dataset":
+        """The rows as `answer_tokenizer` reads them; with all choices, where answers are ranked."""
+        for known, features in self._features:
+            if known == answer_tokenizer:
+                return features
+        ranking = self.task.output_type != "generate_until"
+        features = tokenize_dataset(self.dataset, answer_tokenizer, ranking=ranking)
+        self._features.append((answer_tokenizer, features))
+        return features
+
+    def _prompts_of(self, answer_tokenizer: AnswerTokenizer) -> list[list[int]]:
+        """The prompts alone, as `answer_tokenizer` reads them."""
+        for known, prompts in self._prompts:
+            if known == answer_tokenizer:
+                return prompts
+        prompts = answer_tokenizer.prompts(list(self.dataset))
+        self._prompts.append((answer_tokenizer, prompts))
+        return prompts
+
+    def _by_character(self, log_likelihoods: list[list[float]]) -> list[int]:
+        """The choices with the highest log-likelihood per character, without the delimiter before an answer."""
+        delimiter = self.task.config.get("target_delimiter", " ")
+        chosen = []
+        for row, choices in zip(log_likelihoods, self.dataset["choices"], strict=True):
+            lengths = [max(len(choice.removeprefix(delimiter)), 1) for choice in choices]
+            chosen.append(int(np.argmax(np.divide(row, lengths))))
+        return chosen
+
+
 def evaluate_task(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -77,7 +220,7 @@ def evaluate_task(
     Scores a model on labelled rows of a task: ranks the choices, or generates answers (`generate_until`).
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): a model of any supported family, also a PEFT model. Its
+        model ([`~transformers.PreTrainedModel`]): a model of any supported kind, also a PEFT model. Its
             training mode is restored afterwards.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         task ([`Task`]): names the metrics, and says how answers are generated.
@@ -99,62 +242,7 @@ def evaluate_task(
             [`tokenize_dataset`] refuses.
         NonFiniteError: for a model whose log-likelihoods or logits are NaN or infinite.
     """
-    started = time.perf_counter()
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give 1 or more.")
-    generates = task.output_type == "generate_until"
-    if generates:
-        check_can_generate(model, task)
-    length = shortest(max_length, context_length(model))
-    answer_tokenizer = row_tokenizer(model, tokenizer, length, apply_chat_template, add_eos)
-    features = tokenize_dataset(dataset, answer_tokenizer, ranking=not generates)
-    collator = row_collator(model, tokenizer)
-    spread: dict[str, Any] = {"device": device, "share": share}
-    was_training = model.training
-    model.eval()
-    try:
-        if generates:
-            texts = generate_answers(model, answer_tokenizer, task, dataset, batch_size, on_progress, **spread)
-            metrics = dict(task.compute_metrics(texts, list(dataset["completion"]), rows=dataset))
-            sums: list[float] = []
-            if "perplexity" in task.metric_names:
-                sums, lengths = reference_log_likelihoods(model, collator, features, batch_size, **spread)
-                metrics["perplexity"] = perplexity(sums, lengths)
-            seconds = time.perf_counter() - started
-            return TaskScore(metrics, len(texts), seconds, texts, [[value] for value in sums])
-        kind = kind_of(model)
-        ranking = rank_choices(model, kind, collator, features, batch_size, on_progress, **spread)
-    finally:
-        model.train(was_training)
-    labels = list(features["label"])
-    if len({*labels}) == 1 and (undefined := [name for name in task.metric_names if name in UNDEFINED_FOR_ONE_CLASS]):
-        logger.warning(
-            "All %d scored rows have the same answer, for which %s is undefined and given as 0; score rows with other "
-            "answers too.",
-            len(labels),
-            " and ".join(undefined),
-        )
-    predictions = [int(np.argmax(row)) for row in ranking.log_likelihoods]
-    normalised = predictions if kind.scores_classes else _by_character(ranking.log_likelihoods, task, dataset)
-    more: dict[str, Any] = {}
-    if ranking.numbers is not None:
-        more["numbers"] = on_scale_of(ranking.numbers, dataset["choices"])
-    metrics = dict(task.compute_metrics(predictions, labels, rows=dataset, **more))
-    metrics["acc_norm"] = float(np.mean(right_rows(normalised, labels, dataset)))
-    seconds = time.perf_counter() - started
-    return TaskScore(metrics, len(labels), seconds, predictions, ranking.log_likelihoods, **more)
-
-
-def _by_character(log_likelihoods: list[list[float]], task: "Task", dataset: "Dataset") -> list[int]:
-    """The choices with the highest log-likelihood per character, without the delimiter in front of an answer."""
-    delimiter = task.config.get("target_delimiter", " ")
-    chosen = []
-    for row, choices in zip(log_likelihoods, dataset["choices"], strict=True):
-        lengths = [max(len(choice.removeprefix(delimiter)), 1) for choice in choices]
-        chosen.append(int(np.argmax(np.divide(row, lengths))))
-    return chosen
-
-
-def shortest(*lengths: int | None) -> int | None:
-    """The smallest of the bounds that are given."""
-    return min((length for length in lengths if length is not None), default=None)
+    reading = Reading(max_length, apply_chat_template, add_eos)
+    return TaskEvaluator(task, dataset, tokenizer, reading).score(
+        model, batch_size=batch_size, on_progress=on_progress, device=device, share=share
+    )

@@ -4,7 +4,6 @@ Shapes: B rows, L tokens of the longest prompt, T tokens generated so far, N sup
 V vocabulary.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.evaluation.ranking import batches_by_length, from_all, on_device, refuse_non_finite
+from sinkd_llm.evaluation.batches import batches_by_length, from_all, on_device
+from sinkd_llm.evaluation.ranking import refuse_non_finite
 from sinkd_llm.inputs.collator import AnswerCollator, right_padded
-from sinkd_llm.inputs.contract import AnswerTokenizer
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_tokenizers import special_ids
 from sinkd_llm.models.kinds import (
     LOGITS_AT_A_TIME,
@@ -51,7 +51,7 @@ class GenerationSettings:
     How a task's answers are generated.
 
     Args:
-        stop_strings (`tuple[str, ...]`): an answer ends in front of the first of these.
+        stop_strings (`tuple[str, ...]`): an answer ends before the first of these.
         max_new_tokens (`int`): longest answer, at least 1.
         options (`dict`): of Transformers' `GenerationConfig`.
     """
@@ -116,9 +116,9 @@ def check_can_generate(model: "PreTrainedModel", task: "Task") -> None:
 
 def generate_answers(
     model: "PreTrainedModel",
-    answer_tokenizer: AnswerTokenizer,
-    task: "Task",
-    dataset: "Dataset",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    settings: GenerationSettings,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None = None,
     *,
@@ -126,28 +126,23 @@ def generate_answers(
     share: bool = False,
 ) -> list[str]:
     """
-    What the model answers to each row, without white space around it, in the order of the data set.
+    What the model answers to each prompt, without white space around it.
 
-    A prompt is cut from the left so that the longest answer still fits into the model's context. Sampling, where the
-    task asks for it, has a seed of its own: it repeats, and disturbs no other random numbers.
+    Sampling, where the settings ask for it, has a seed of its own: it repeats, and disturbs no other random numbers.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): decoder-only or encoder-decoder, in eval mode.
-        answer_tokenizer ([`AnswerTokenizer`]): of the model's family.
-        task ([`Task`]): its `generation_kwargs`.
-        dataset ([`~datasets.Dataset`]): rows with `prompt` and `completion`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        prompts (sequence of `list[int]`): token ids, as [`reading_of_prompts`] bounds them.
+        settings ([`GenerationSettings`]): how.
         batch_size (`int`): rows that are generated together, which changes no greedy answer.
         on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
         device, share: those of [`evaluate_task`].
 
     Raises:
-        InputError: for `generation_kwargs` that are wrong, or that ask for more tokens than the model can hold.
         NonFiniteError: if the model's logits are NaN or infinite.
     """
-    settings = GenerationSettings.of(task)
-    tokenizer = answer_tokenizer.tokenizer
     decoder_only = kind_of(model).name == "causal-lm"
-    prompts = _prompts(model, answer_tokenizer, settings, dataset, decoder_only)
     texts: dict[int, str] = {}
     inner: Any = unwrap(model)
     with torch.random.fork_rng(devices=_devices(model)), _generation_config(inner, tokenizer, settings) as config:
@@ -157,7 +152,7 @@ def generate_answers(
                 _prompt_batch([prompts[i] for i in chosen], tokenizer, decoder_only), device or model.device
             )
             if not decoder_only:
-                # What training puts in front of an answer without teaching it.
+                # What training puts before an answer without teaching it.
                 before = [*special_ids(tokenizer, target=True)[0], tokenizer.pad_token_id]
                 targets_BT = batch["input_ids"].new_tensor([before] * len(chosen))
                 batch["decoder_input_ids"] = decoder_input_ids(model, targets_BT)
@@ -174,7 +169,7 @@ def generate_answers(
 
 
 def cut_at(text: str, stop_strings: Sequence[str]) -> str:
-    """The text in front of the first of the stop strings."""
+    """The text before the first of the stop strings."""
     places = [text.find(stop) for stop in stop_strings]
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
@@ -230,8 +225,8 @@ def reference_log_likelihoods(
     Log-likelihood of the reference answer of each row after its prompt, in nats, and its number of tokens.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): of any family with a language-model head.
-        collator ([`AnswerCollator`]): of the family.
+        model ([`~transformers.PreTrainedModel`]): of any kind with a language-model head.
+        collator ([`AnswerCollator`]): of the model's kind.
         features ([`~datasets.Dataset`]): from `tokenize_dataset`; an end-of-sequence token counts where it is
             supervised in training.
         batch_size (`int`): rows a forward, fewer where their logits would be large.
@@ -261,28 +256,26 @@ def reference_log_likelihoods(
     return [sums[i] for i in range(len(lengths))], lengths
 
 
-def _prompts(
-    model: "PreTrainedModel",
-    answer_tokenizer: AnswerTokenizer,
-    settings: GenerationSettings,
-    dataset: "Dataset",
-    decoder_only: bool,
-) -> list[list[int]]:
-    """Token ids of the prompts, with room behind them for an answer where both share one context."""
+def reading_of_prompts(model: "PreTrainedModel", settings: GenerationSettings, reading: Reading) -> Reading:
+    """
+    How prompts are read: cut from the left so that the longest answer fits after them, where both share one context.
+
+    Raises:
+        InputError: if the settings ask for more tokens than the model can hold.
+    """
     context = context_length(model)
-    limit = answer_tokenizer.max_length
     if context is not None and settings.max_new_tokens >= context:
         raise InputError(
             f"generation_kwargs.max_gen_toks is {settings.max_new_tokens}, but {type(unwrap(model)).__name__} reads "
             f"{context} tokens in all; set it lower in the task, or in a file that includes the task."
         )
-    if context is not None and decoder_only:
-        limit = min(limit or context, context - settings.max_new_tokens)
-    return dataclasses.replace(answer_tokenizer, max_length=limit).prompts(list(dataset))
+    if context is None or kind_of(model).name != "causal-lm":
+        return reading
+    return reading.within(context - settings.max_new_tokens)
 
 
 def _prompt_batch(prompts: Sequence[list[int]], tokenizer: Any, decoder_only: bool) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` `[B, L]`, padded in front where the answer follows in the same sequence."""
+    """`input_ids` and `attention_mask` `[B, L]`, padded on the left where the answer follows in the same sequence."""
     length = max(map(len, prompts))
     masks = [[1] * len(ids) for ids in prompts]
     if not decoder_only:

@@ -9,7 +9,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, first_line
@@ -49,7 +49,7 @@ class AnswerTokenizer:
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.collator import AnswerCollator, row_collator
 from sinkd_llm.inputs.contract import AnswerTokenizer
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row
 from sinkd_llm.inputs.row_tokenizers import row_tokenizer
+from sinkd_llm.models.kinds import TEACHER
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
-
-TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class PairTokenizer(AnswerTokenizer):
     @classmethod
     def of(cls, student: AnswerTokenizer, teacher: AnswerTokenizer) -> "PairTokenizer":
         """The pair, with the student's settings."""
-        settings = (student.tokenizer, student.max_length, student.apply_chat_template, student.add_eos)
-        return cls(*settings, student, teacher)
+        return cls(student.tokenizer, student.reading, student, teacher)
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """As [`AnswerTokenizer.features`].
@@ -75,13 +74,14 @@ def rows_for(
     student: "nn.Module",
     teacher: "nn.Module | None",
     tokenizer: "PreTrainedTokenizerBase",
-    *settings: Any,
+    reading: Reading,
+    *,
     pad_to_multiple_of: int | None = None,
 ) -> "tuple[AnswerTokenizer, AnswerCollator | PairCollator]":
-    """What turns rows into the student's and the teacher's input; `settings` are those of [`row_tokenizer`]."""
+    """What turns rows into the student's and the teacher's input, see [`row_tokenizer`]."""
     tokenizers, collators = [], []
     for model in (student,) if teacher is None else (student, teacher):
-        tokenizers.append(row_tokenizer(model, tokenizer, *settings))
+        tokenizers.append(row_tokenizer(model, tokenizer, reading))
         collators.append(row_collator(model, tokenizer, pad_to_multiple_of))
     if teacher is None or type(tokenizers[0]) is type(tokenizers[1]):
         return tokenizers[0], collators[0]

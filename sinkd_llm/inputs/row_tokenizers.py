@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.contract import AnswerTokenizer, checked_rows
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row
 from sinkd_llm.models.kinds import kind_of, output_size, unwrap
 from sinkd_llm.models.kinds.choose import class_order, class_words
+from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.tokenizers import check_vocabulary
 from sinkd_llm.values import shown
 
@@ -70,13 +72,14 @@ class EncoderDecoderTokenizer(AnswerTokenizer):
         return list(special_ids(self.tokenizer, target=True)[1]) or eos if eos else []
 
     def _fit(self, row: Row, prompt_ids: list[int], answer_length: int, name: str) -> tuple[list[int], int]:
-        if self.max_length is not None and answer_length + 1 > self.max_length:
+        max_length = self.reading.max_length
+        if max_length is not None and answer_length + 1 > max_length:
             raise InputError(
-                f"The answer of {name} has {answer_length} tokens, but the decoder reads {self.max_length} at most; "
+                f"The answer of {name} has {answer_length} tokens, but the decoder reads {max_length} at most; "
                 "raise max_length or shorten the answer."
             )
         prefix, suffix = ((), ()) if self._templated(row) else special_ids(self.tokenizer)
-        return fitted(self.tokenizer, prefix, prompt_ids, suffix, self.max_length)
+        return fitted(self.tokenizer, prefix, prompt_ids, suffix, self.reading.max_length)
 
 
 class MaskTokenizer(AnswerTokenizer):
@@ -118,7 +121,7 @@ class MaskTokenizer(AnswerTokenizer):
     def _fit(self, row: Row, prompt_ids: list[int], answer_length: int, name: str) -> tuple[list[int], int]:
         prefix, suffix = special_ids(self.tokenizer)
         suffix = (int(self.tokenizer.mask_token_id), *suffix)
-        return fitted(self.tokenizer, prefix, prompt_ids, suffix, self.max_length)
+        return fitted(self.tokenizer, prefix, prompt_ids, suffix, self.reading.max_length)
 
 
 @dataclass(frozen=True)
@@ -196,10 +199,11 @@ class ClassTokenizer(AnswerTokenizer):
 
     def _read(self, rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
         """`prompt_ids`, `num_cut` and, where the tokenizer tells two texts apart, `token_type_ids` of each row."""
+        max_length = self.reading.max_length
         if rows[0].get("text") is None:
             prompts = [self._texts(row, [], name)[0] for row, name in zip(rows, names, strict=True)]
             prefix, suffix = special_ids(self.tokenizer)
-            fits = [fitted(self.tokenizer, prefix, ids, suffix, self.max_length) for ids in self._encode(prompts)]
+            fits = [fitted(self.tokenizer, prefix, ids, suffix, max_length) for ids in self._encode(prompts)]
             return [{"prompt_ids": ids, "num_cut": num_cut} for ids, num_cut in fits]
         for row, name in zip(rows, names, strict=True):
             for column in ("text", "text_pair"):
@@ -209,8 +213,8 @@ class ClassTokenizer(AnswerTokenizer):
         second = [row["text_pair"] for row in rows] if rows[0].get("text_pair") is not None else None
         whole = self.tokenizer(first, second)
         encoded: Any = whole
-        if self.max_length is not None and any(len(ids) > self.max_length for ids in whole["input_ids"]):
-            encoded = self.tokenizer(first, second, truncation="longest_first", max_length=self.max_length)
+        if max_length is not None and any(len(ids) > max_length for ids in whole["input_ids"]):
+            encoded = self.tokenizer(first, second, truncation="longest_first", max_length=max_length)
         read: list[Row] = [
             {"prompt_ids": ids, "num_cut": len(all_ids) - len(ids)}
             for ids, all_ids in zip(encoded["input_ids"], whole["input_ids"], strict=True)
@@ -279,9 +283,7 @@ _TOKENIZERS: dict[str, type[AnswerTokenizer]] = {
 def row_tokenizer(
     model: "nn.Module",
     tokenizer: "PreTrainedTokenizerBase",
-    max_length: int | None = None,
-    apply_chat_template: bool = False,
-    add_eos: bool | None = None,
+    reading: Reading,
 ) -> AnswerTokenizer:
     """
     What turns rows into what `model` reads; the arguments are those of [`AnswerTokenizer`].
@@ -292,10 +294,10 @@ def row_tokenizer(
     """
     kind = kind_of(model).name
     inner = unwrap(model)
-    check_vocabulary(inner, tokenizer, getattr(inner, "name_or_path", None) or type(inner).__name__)
+    check_vocabulary(inner, tokenizer, name_of(inner) or type(inner).__name__)
     more: dict[str, Any] = {}
     if kind == "sequence-classification":
         more = {"num_classes": output_size(model), "head_words": class_words(unwrap(model).config)}
-    if add_eos and kind in ("sequence-classification", "masked-lm"):
+    if reading.add_eos and kind in ("sequence-classification", "masked-lm"):
         raise InputError(f"add_eos is set, but {type(unwrap(model)).__name__} predicts no end of a sequence; drop it.")
-    return _TOKENIZERS[kind](tokenizer, max_length, apply_chat_template, add_eos, **more)
+    return _TOKENIZERS[kind](tokenizer, reading, **more)

@@ -147,13 +147,14 @@ def _answer_tokenizer(
 ) -> "AnswerTokenizer":
     # Imported here: listing and rendering tasks does without torch.
     from sinkd_llm.inputs.contract import AnswerTokenizer, class_names
+    from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.inputs.row_tokenizers import row_tokenizer
     from sinkd_llm.models.kinds import context_length
 
     if model_of is None:
         return AnswerTokenizer(tokenizer)
     model = model_of(class_names(rows))
-    return row_tokenizer(model, tokenizer, context_length(model))
+    return row_tokenizer(model, tokenizer, Reading(context_length(model)))
 
 
 def _token_counts(
@@ -178,8 +179,8 @@ def _token_counts(
     answers = answers or [len(ids) for ids in features["answer_ids"]]
     if num_cut := sum(count > 0 for count in cut):
         check.warnings.append(
-            f"{num_cut} of {len(features)} prompts are longer than the model reads ({answer_tokenizer.max_length} "
-            f"tokens) and lose {answer_tokenizer.cut_place(rows.column_names)}."
+            f"{num_cut} of {len(features)} prompts are longer than the model reads "
+            f"({answer_tokenizer.reading.max_length} tokens) and lose {answer_tokenizer.cut_place(rows.column_names)}."
         )
     return prompts, answers
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task, load_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import ranking_metrics
-from tests.conftest import train_tokenizer
+from tests.support.models import train_tokenizer
 from tests.support.samples import SAMPLES
 
 TASKS = [*SAMPLES, "quickstart"]
@@ -136,13 +136,14 @@ def test_a_regression_predicts_the_number(tiny_model: Any, task_tokenizer: Any, 
     """One output, between the smallest and the largest choice; the nearest choice is the answer."""
     from sinkd_llm.inputs.collator import row_collator
     from sinkd_llm.inputs.contract import tokenize_dataset
+    from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.inputs.row_tokenizers import row_tokenizer
     from sinkd_llm.models.kinds import SupervisedRows, kind_of
     from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 
     _, rows = rows_of("stsb", tmp_path)
     model = tiny_model("bert", vocab=len(task_tokenizer), num_labels=1)
-    reader, collator = row_tokenizer(model, task_tokenizer), row_collator(model, task_tokenizer)
+    reader, collator = row_tokenizer(model, task_tokenizer, Reading()), row_collator(model, task_tokenizer)
     batch = collator(list(tokenize_dataset(rows, reader)))
     assert batch["labels"].tolist() == pytest.approx([target / 5 for target in rows["target"]])
     supervised = kind_of(model).supervised_rows(model, batch)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset, verbalizer_ids
+from sinkd_llm.inputs.reading import Reading
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
@@ -48,7 +49,7 @@ def test_prompt_and_answer_together_are_the_tokens_of_the_whole_text(tiny_tokeni
 
 def test_white_space_at_the_end_of_the_prompt_goes_to_the_answer(tiny_tokenizer: Any) -> None:
     row = {"prompt": "Review: good film\nSentiment: ", "completion": "positive"}
-    features = AnswerTokenizer(tiny_tokenizer, add_eos=False).features([row], 0)[0]
+    features = AnswerTokenizer(tiny_tokenizer, Reading(add_eos=False)).features([row], 0)[0]
     assert tiny_tokenizer.decode(features["answer_ids"]) == " positive"
 
 
@@ -58,7 +59,7 @@ def test_prompt_completion_rows_are_closed_by_eos_and_task_rows_are_not(tiny_tok
     eos = tiny_tokenizer.eos_token_id
     assert tokenizer.features([plain], 0)[0]["answer_ids"][-1] == eos
     assert eos not in tokenizer.features([example()], 0)[0]["answer_ids"]
-    forced = AnswerTokenizer(tiny_tokenizer, add_eos=True)
+    forced = AnswerTokenizer(tiny_tokenizer, Reading(add_eos=True))
     assert forced.features([example()], 0)[0]["answer_ids"][-1] == eos
 
 
@@ -74,7 +75,7 @@ def test_conversations_are_rendered_by_the_chat_template(chat_tokenizer: Any) ->
 
 
 def test_plain_prompts_become_a_users_turn_on_request(chat_tokenizer: Any) -> None:
-    tokenizer = AnswerTokenizer(chat_tokenizer, apply_chat_template=True)
+    tokenizer = AnswerTokenizer(chat_tokenizer, Reading(apply_chat_template=True))
     features = tokenizer.features([example("good film?")], 0)[0]
     assert chat_tokenizer.decode(features["prompt_ids"]) == "<user>good film?<eos><assistant>"
     assert chat_tokenizer.decode(features["answer_ids"]) == "positive"
@@ -89,7 +90,7 @@ def test_a_conversation_without_a_template_is_refused(tiny_tokenizer: Any) -> No
 def test_a_long_prompt_is_cut_from_the_left_and_counted(tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows = [example("good " * 50 + "film\nSentiment:", id="long"), example(id="short")]
     with caplog.at_level(logging.WARNING):
-        features = tokenize_dataset(Dataset.from_list(rows), AnswerTokenizer(tiny_tokenizer, max_length=20))
+        features = tokenize_dataset(Dataset.from_list(rows), AnswerTokenizer(tiny_tokenizer, Reading(max_length=20)))
     long = features[0]
     assert len(long["prompt_ids"]) + len(long["answer_ids"]) == 20
     assert tiny_tokenizer.decode(long["prompt_ids"]).endswith("film\nSentiment:")
@@ -109,7 +110,7 @@ def test_bos_survives_the_cut(tiny_tokenizer: Any) -> None:
     )
     row = example("good " * 50)
     full = AnswerTokenizer(tokenizer).features([row], 0)[0]
-    cut = AnswerTokenizer(tokenizer, max_length=10).features([row], 0)[0]
+    cut = AnswerTokenizer(tokenizer, Reading(max_length=10)).features([row], 0)[0]
     bos = tokenizer.bos_token_id
     for features in (full, cut):
         assert features["prompt_ids"][0] == bos
@@ -120,7 +121,7 @@ def test_bos_survives_the_cut(tiny_tokenizer: Any) -> None:
 def test_an_answer_that_leaves_no_room_is_refused(tiny_tokenizer: Any) -> None:
     row = example(choices=[" negative", " good" * 30])
     with pytest.raises(InputError, match="no room for a prompt"):
-        AnswerTokenizer(tiny_tokenizer, max_length=10).features([row], 0)[0]
+        AnswerTokenizer(tiny_tokenizer, Reading(max_length=10)).features([row], 0)[0]
 
 
 def test_an_unlabelled_row_is_refused_by_name(tiny_tokenizer: Any) -> None:
@@ -158,7 +159,7 @@ def test_a_choice_that_begins_another_is_warned_of(tiny_tokenizer: Any, caplog: 
     tokenize_dataset(rows, AnswerTokenizer(tiny_tokenizer))
     assert "'un' begins the choice 'unxyz'" in caplog.text
     caplog.clear()
-    tokenize_dataset(rows, AnswerTokenizer(tiny_tokenizer, add_eos=True))
+    tokenize_dataset(rows, AnswerTokenizer(tiny_tokenizer, Reading(add_eos=True)))
     assert caplog.text == ""
 
 
@@ -365,8 +366,8 @@ def test_many_rows_are_tokenised_once_for_all_runs(
     assert again.to_list() == first.to_list()
     # Everything that the features depend on is in the name of the file.
     tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer), ranking=True)
-    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer, max_length=9))
-    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer, add_eos=True))
+    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer, Reading(max_length=9)))
+    tokenize_dataset(dataset, AnswerTokenizer(tiny_tokenizer, Reading(add_eos=True)))
     tokenize_dataset(dataset.select([5, 4, 3, 2, 1]), AnswerTokenizer(tiny_tokenizer))
     assert calls == [6, 6, 6, 6, 5]
     tokenize_dataset(dataset.select(range(3)), AnswerTokenizer(tiny_tokenizer))

@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.data import load_run_data
-from tests.properties import values
-from tests.properties.conftest import attempt, examples
+from tests.support import values
+from tests.support.properties import attempt, examples
 
 ROLES = st.sampled_from(["user", "assistant", "system", "nobody", "", None, 1])
 MESSAGES = st.lists(
@@ -32,7 +33,7 @@ ANY = st.fixed_dictionaries(
 
 
 def tokenise(rows: Dataset, tokenizer: Any) -> Any:
-    return tokenize_dataset(rows, AnswerTokenizer(tokenizer, max_length=4_096))
+    return tokenize_dataset(rows, AnswerTokenizer(tokenizer, Reading(max_length=4_096)))
 
 
 @examples(40, 160)
