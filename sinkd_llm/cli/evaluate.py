@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,78 +9,7 @@ from sinkd_llm.errors import InputError
 
 if TYPE_CHECKING:
     from sinkd_llm.runs import EvaluateResult
-
-
-@dataclass
-class EvaluateArguments:
-    """The flags of `sinkd evaluate`; names and meanings as in training."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A hub id, a folder, a *.gguf file or a bundled name."}
-    )
-    task: str | None = field(
-        default=None,
-        metadata={"help": "A task's name ('sinkd tasks list') or the path of a task's YAML file."},
-    )
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder with the data in the original GLUE/SuperGLUE formats."},
-    )
-    split: str = field(
-        default="validation",
-        metadata={"help": "Which rows.", "choices": ["train", "validation", "test"]},
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Score a sample of this many rows, always the same one."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Rows that are scored together."})
-    max_length: int = field(
-        default=1024, metadata={"help": "Longer prompts are cut from the left, to this many tokens."}
-    )
-    apply_chat_template: bool = field(
-        default=False, metadata={"help": "Render prompts as a user's turn in the chat template."}
-    )
-    add_eos: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Score the answers with the end-of-sequence token, as a model trained so. Default: yes where they "
-            "are generated, no where they are ranked."
-        },
-    )
-    model_revision: str = field(default="main", metadata={"help": "Revision of the model on the hub."})
-    model_kind: str | None = field(
-        default=None,
-        metadata={
-            "help": "Load the model as this. Default: what its checkpoint is.",
-            "choices": ["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"],
-        },
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Load the weights in this type.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load in 4-bit NF4 (bitsandbytes)."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Load in 8 bit (bitsandbytes)."})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention implementation, as in Transformers."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run modelling code that comes with a model from the hub."}
-    )
-    output: str | None = field(default=None, metadata={"help": "Write scores and predictions to this JSON file."})
-
-    def __post_init__(self) -> None:
-        if self.model_name_or_path is None:
-            raise InputError("--model_name_or_path is missing: the model to score.")
-        if self.task is None:
-            raise InputError("--task is missing; 'sinkd tasks list' shows the tasks.")
-        for name in ("max_eval_samples", "batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; give 1 or more.")
+    from sinkd_llm.runs.arguments import EvaluateArguments
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,8 +19,9 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.cli.parsing import SinKDParser
     from sinkd_llm.files import write_whole
     from sinkd_llm.models import build_quantization_config
-    from sinkd_llm.report.page import results_table
+    from sinkd_llm.report.table import results_table
     from sinkd_llm.runs import run_evaluate
+    from sinkd_llm.runs.arguments import EvaluateArguments
     from sinkd_llm.runs.inputs import user_path
     from sinkd_llm.secrets import masked
     from sinkd_llm.terminal import show
@@ -141,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_output(path: Path, args: EvaluateArguments) -> None:
+def _check_output(path: Path, args: "EvaluateArguments") -> None:
     """Fail before the scoring, not after it; nothing is written."""
     from sinkd_llm.runs.inputs import check_scores_file, model_inputs, task_inputs
     from sinkd_llm.tasks import load_task
@@ -150,7 +79,7 @@ def _check_output(path: Path, args: EvaluateArguments) -> None:
     check_scores_file(path, [*inputs, *task_inputs(load_task(str(args.task)), args.data_dir)])
 
 
-def _as_json(args: EvaluateArguments, result: "EvaluateResult") -> dict[str, Any]:
+def _as_json(args: "EvaluateArguments", result: "EvaluateResult") -> dict[str, Any]:
     from dataclasses import asdict
 
     from sinkd_llm.environment import versions

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -20,29 +19,6 @@ from sinkd_llm.training.settings.rules import RANGES
 FOLDER = "ds_configs"
 
 
-@dataclass
-class LaunchArguments:
-    """
-    How many processes a training command runs in.
-
-    Args:
-        accelerate_config (`str`, *optional*):
-            Name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the path of an accelerate
-            configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not looked at.
-        num_processes (`int`, *optional*):
-            Processes to start. Default: what the configuration says, else one per GPU.
-    """
-
-    accelerate_config: str | None = field(
-        default=None,
-        metadata={"help": "Run in several processes: a name in ds_configs/ (zero3, fsdp2, ddp, cpu) or a file."},
-    )
-    num_processes: int | None = field(
-        default=None,
-        metadata={"help": "Processes of --accelerate_config. Default: what it says, else one per GPU."},
-    )
-
-
 def launch(command: str, argv: Sequence[str]) -> int | None:
     """
     Runs `sinkd <command> <argv>` in several processes if `argv`, or its `--config` file, asks for it.
@@ -56,18 +32,19 @@ def launch(command: str, argv: Sequence[str]) -> int | None:
     """
     if "LOCAL_RANK" in os.environ or {"--help", "-h", "--help_all"} & set(argv):
         return None
-    asked = _asked(argv)
-    if asked.accelerate_config is None:
-        if asked.num_processes is not None:
+    config, number = _asked(argv)
+    if config is None:
+        if number is not None:
             raise InputError(
                 "--num_processes needs --accelerate_config, which says how the processes share the work: "
                 f"{', '.join(config_names())}."
             )
         return None
-    return _launch(find_config(asked.accelerate_config), asked.num_processes, [command, *argv])
+    return _launch(find_config(config), number, [command, *argv])
 
 
-def _asked(argv: Sequence[str]) -> LaunchArguments:
+def _asked(argv: Sequence[str]) -> tuple[str | None, int | None]:
+    """`accelerate_config` and `num_processes`, read without torch: a launcher need not wait for it."""
     parser = CommandParser(add_help=False)
     parser.add_argument("--config")
     for name in ("accelerate_config", "num_processes"):
@@ -75,19 +52,19 @@ def _asked(argv: Sequence[str]) -> LaunchArguments:
     try:
         known, _ = parser.parse_known_args(list(argv))
     except InputError:  # a flag without its value: the command's own parser says it better
-        return LaunchArguments()
+        return None, None
     values = read_config(known.config) if known.config else {}
     config = known.accelerate_config or values.get("accelerate_config")
     number = known.num_processes if known.num_processes is not None else values.get("num_processes")
     if number is None:
-        return LaunchArguments(None if config is None else str(config), None)
+        return None if config is None else str(config), None
     try:
         processes = int(str(number))
     except ValueError:
         processes = 0
     if RANGES["num_processes"].refusal(processes) is not None:
         raise InputError(f"num_processes is {shown(number)}; {RANGES['num_processes'].in_words()}.")
-    return LaunchArguments(None if config is None else str(config), processes)
+    return None if config is None else str(config), processes
 
 
 def config_files() -> dict[str, Path]:

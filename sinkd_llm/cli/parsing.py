@@ -10,11 +10,10 @@ from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from sinkd_llm.cli.command_parser import CommandParser, meant_flag, refuse_unknown, say_repeated
-from sinkd_llm.cli.launching import LaunchArguments
 from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
 from sinkd_llm.errors import InputError, SettingError, shown
 from sinkd_llm.quiet import hide_bars_of_transformers
-from sinkd_llm.runs.data import TaskArguments
+from sinkd_llm.runs.arguments import LaunchArguments, TaskArguments
 from sinkd_llm.terminal import say
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.settings.checks import check_settings
@@ -43,8 +42,6 @@ _HELP = {
     "dtype": "Load the weights of student and teacher in this type.",
     "use_peft": "Train a LoRA adapter instead of all weights.",
     "lora_target_modules": "LoRA target modules. Default: all linear layers.",
-    "student_layers": "Build the student from this many evenly spaced layers of the model that "
-    "--model_name_or_path names, or of the teacher if it names none.",
 }
 
 
@@ -110,9 +107,8 @@ class SinKDParser(CommandParser, TrlParser):
         try:
             parsed = self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
             for settings in parsed:
-                if not isinstance(settings, SinKDConfig):  # it has checked itself
+                if isinstance(settings, ModelConfig):  # ours have checked themselves
                     check_settings(settings)
-                if isinstance(settings, ModelConfig):
                     check_revision("model_revision", settings.model_revision, settings.model_name_or_path)
         except SettingError as error:
             raise error.said_as(self._as_given(error.setting, arguments)) from error

@@ -3,14 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sinkd_llm.environment import peak_memory_bytes
-from sinkd_llm.report.page import (
-    METRICS_FILE,
-    REPORT_FILE,
-    RESULTS_FILE,
-    describe_training,
-    results_table,
-    summary,
-)
+from sinkd_llm.report.results import METRICS_FILE, REPORT_FILE, RESULTS_FILE
+from sinkd_llm.report.table import describe_training, results_table, summary
 from sinkd_llm.terminal import show
 from sinkd_llm.units import format_bytes
 

@@ -76,7 +76,7 @@ def _change(before: dict[str, float], after: dict[str, float]) -> str:
 
 
 def _show_next(folder: Path, seconds: float) -> None:
-    from sinkd_llm.report.page import REPORT_FILE
+    from sinkd_llm.report.results import REPORT_FILE
     from sinkd_llm.terminal import show
     from sinkd_llm.units import format_duration
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import refuse_if_locked
-from sinkd_llm.report.page import TEACHER, ResultRow
-from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
+from sinkd_llm.report.results import TEACHER, ResultRow
+from sinkd_llm.runs.arguments import CacheArguments, TaskArguments
+from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.evaluate import score_record, score_task, source_size_bytes
 from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
@@ -28,57 +29,6 @@ if TYPE_CHECKING:
     from sinkd_llm.teachers.cache.manifest import Manifest, TeacherIdentity
     from sinkd_llm.teachers.cache.writer import CacheWriter
     from sinkd_llm.training.config import SinKDConfig
-
-
-@dataclass
-class CacheArguments:
-    """
-    What is kept of the teacher, and where.
-
-    Args:
-        output (`str`, *optional*): folder of the cache. Default: the recipe's `teacher_cache`.
-        content (`str`, *optional*, defaults to `"topk"`): `"topk"`, `"verbalizers"` (the answer tokens only) or
-            `"full"` (all logits). Classification heads are always kept in full.
-        top_k (`int`, *optional*, defaults to `32`): logits of a row that `"topk"` keeps; with
-            `vocabulary: verbalizers` the answer tokens are among them.
-        temperatures (`list[float]`, *optional*): where the mass of the other ids is stored, beside 1 and those
-            of the recipe.
-        encoding (`str`, *optional*): `"fixed16"` or `"float32"`, see [`~sinkd_llm.teachers.cache.layout`]. Default:
-            `"float32"` for `"full"`, else `"fixed16"`.
-        vocabulary_size (`int`, *optional*): keep the first so many logits of a row, for a student with fewer.
-        score_teacher (`bool`, *optional*, defaults to `True`): score the teacher for the students' results tables.
-        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in `output`.
-    """
-
-    output: str | None = field(
-        default=None, metadata={"help": "Folder of the cache. Default: the recipe's teacher_cache."}
-    )
-    content: str = field(
-        default="topk",
-        metadata={
-            "help": "What is kept of a row: the largest logits, those of the answer tokens, or all.",
-            "choices": ["topk", "verbalizers", "full"],
-        },
-    )
-    top_k: int = field(default=32, metadata={"help": "Logits of a row that topk keeps."})
-    temperatures: list[float] | None = field(
-        default=None,
-        metadata={"help": "Where the mass of the other ids is stored, beside 1 and the recipe's temperatures."},
-    )
-    encoding: str | None = field(
-        default=None,
-        metadata={
-            "help": "How logits are stored. Default: float32 for full, else fixed16.",
-            "choices": ["fixed16", "float32"],
-        },
-    )
-    vocabulary_size: int | None = field(
-        default=None, metadata={"help": "Keep the first so many logits of a row, for a student with fewer."}
-    )
-    score_teacher: bool = field(
-        default=True, metadata={"help": "Score the teacher, for the results tables of its students."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace another cache in output."})
 
 
 @dataclass
@@ -117,6 +67,7 @@ def run_cache(
         raise InputError("--teacher_model_name_or_path is missing: the model to cache.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
+    from sinkd_llm.models.quantisation import is_quantised
     from sinkd_llm.training.pair import default_tokenizer, load_teacher
 
     _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
@@ -124,7 +75,7 @@ def run_cache(
     apply_model_arguments(training_args, model_args)
     say(f"Loading {training_args.teacher_model_name_or_path} …")
     model = load_teacher(None, training_args)
-    if getattr(model, "quantization_method", None) is None:
+    if not is_quantised(model):
         model.to(training_args.device)
     tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
     with no_empty_folder(folder):
@@ -154,26 +105,31 @@ def write_cache(
         data ([`RunData`]): the rows; those for evaluation score the teacher.
         training_args, cache_args: as for [`run_cache`].
     """
-    from sinkd_llm.evaluation import shortest
     from sinkd_llm.inputs.contract import tokenize_dataset
-    from sinkd_llm.inputs.pair import rows_for
-    from sinkd_llm.models.kinds import context_length
+    from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.teachers.cache.identity import tokenizer_hash
     from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity
     from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
+    from sinkd_llm.training.prepare import read_rows
 
     teacher = LocalTeacher(model)
-    cut_at = shortest(training_args.max_length, context_length(model))
-    settings = (training_args.apply_chat_template, training_args.add_eos)
-    answer_tokenizer, collator = rows_for(model, None, tokenizer, cut_at, *settings)
-    features = tokenize_dataset(data.train, answer_tokenizer, num_proc=training_args.dataset_num_proc)
+    read = read_rows(model, None, tokenizer, training_args)
+    features = tokenize_dataset(data.train, read.tokenize, num_proc=training_args.dataset_num_proc)
     ordered = RowOrder(features)
-    layout = _layout(model, data, answer_tokenizer, training_args, cache_args)
+    layout = _layout(model, data, read.tokenize, training_args, cache_args)
     width = layout.vocabulary_size if layout.temperatures else 0
     tail_at = [2**i for i in range(width.bit_length()) if 2**i < width]
+    given = Reading.of(training_args)
     rows = RowsIdentity(
-        data.name, ordered.hash, len(features), tokenizer_hash(tokenizer), training_args.max_length, cut_at, *settings
+        data.name,
+        ordered.hash,
+        len(features),
+        tokenizer_hash(tokenizer),
+        given.max_length,
+        read.reading.max_length,
+        given.apply_chat_template,
+        given.add_eos,
     )
     manifest = Manifest(_identity(model, training_args), rows, layout, tail_at=tail_at, versions=versions())
     with CacheWriter(folder, manifest, ordered, overwrite=cache_args.overwrite) as writer:
@@ -182,7 +138,7 @@ def write_cache(
             if before:
                 say(f"Going on behind {before} examples that are cached already")
             with progress(f"Caching {len(features)} examples of {data.name}") as on_progress:
-                write_rows(writer, teacher, features, collator, training_args, on_progress)
+                write_rows(writer, teacher, features, read.collate, training_args, on_progress)
         seconds = time.perf_counter() - started
         if not writer.manifest.complete:
             writer.finish(_score(teacher, tokenizer, data, training_args) if cache_args.score_teacher else None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.environment import default_device
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
-from sinkd_llm.report.page import TEACHER, ResultRow
+from sinkd_llm.report.results import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData, task_split
 from sinkd_llm.runs.folder import weights_size_bytes
 from sinkd_llm.terminal import progress, say

@@ -1,6 +1,5 @@
 """The folder of a run: may it be used, who writes to it, and what becomes of an earlier run in it."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import bytes_under
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
-from sinkd_llm.report.page import METRICS_FILE, REPORT_FILE, RESULTS_FILE
+from sinkd_llm.report.results import METRICS_FILE, REPORT_FILE, RESULTS_FILE, is_finished
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, user_path
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoints import CHECKPOINT, checkpoints, last_whole
@@ -132,12 +131,8 @@ def _refuse_earlier(folder: Path, overwrite: bool) -> None:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: `results.json` says so, or what an unfinished one has logged."""
-    try:
-        content = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        if isinstance(content, dict) and {"command", "rows"} <= content.keys():
-            return True
-    except (OSError, ValueError, RecursionError):
-        pass
+    if is_finished(folder):
+        return True
     # Written when training begins, before any checkpoint and before the model.
     return (folder / METRICS_FILE).is_file() and not (folder / RESULTS_FILE).exists()
 

@@ -1,6 +1,5 @@
-"""What is kept of a run beside the model: `results.json`."""
+"""What is recorded of a run: its settings, those that were changed, and where and when it was made."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
-from sinkd_llm.files import write_whole
-from sinkd_llm.report.page import RESULTS_FILE, TEACHER, ResultRow, find_row
-from sinkd_llm.runs.data import RunData, TaskArguments
+from sinkd_llm.report.results import ResultRow, RunRecord
+from sinkd_llm.runs.arguments import TaskArguments
+from sinkd_llm.runs.data import RunData
 from sinkd_llm.secrets import masked, masked_command
 
 if TYPE_CHECKING:
@@ -38,26 +37,23 @@ def write_results(
     defaults = _settings((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
     objective = asdict(training_args.objective()) if command == "distill" else {}
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
-    teacher = find_row(rows, TEACHER)
     count = len(data.evaluation) if data.evaluation is not None else 0
     ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per character"
-    results = {
-        "command": command,
-        "command_line": masked_command(["sinkd", command, *argv]) if argv is not None else "Python",
-        "task": data.name,
-        "seed": training_args.seed,
-        "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": describe_device(training_args.device),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "evaluation": f"{count} rows" + (f"; {ranked}" if data.task is not None else ""),
-        "training": training,
-        "rows": [row.as_dict(teacher) for row in rows],
-        "settings": masked(dict(sorted((changed | objective).items()))),
-        "all_settings": masked(dict(sorted(everything.items()))),
-        "versions": versions(),
-    }
-    text = json.dumps(results, indent=2, ensure_ascii=False, default=str)
-    write_whole(output_dir / RESULTS_FILE, text + "\n")
+    RunRecord(
+        command=command,
+        command_line=masked_command(["sinkd", command, *argv]) if argv is not None else "Python",
+        task=data.name,
+        seed=training_args.seed,
+        finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        device=describe_device(training_args.device),
+        peak_memory_bytes=peak_memory_bytes(),
+        evaluation=f"{count} rows" + (f"; {ranked}" if data.task is not None else ""),
+        training=training,
+        rows=rows,
+        settings=masked(dict(sorted((changed | objective).items()))),
+        all_settings=masked(dict(sorted(everything.items()))),
+        versions=versions(),
+    ).write(output_dir)
 
 
 def _settings(arguments: "tuple[TaskArguments | None, SinKDConfig, ModelConfig]") -> dict[str, Any]:

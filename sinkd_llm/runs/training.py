@@ -1,17 +1,18 @@
 """`finetune` and `distill`: load, score, train, save, score again, report."""
 
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import Interrupted, termination_raises
 from sinkd_llm.library_errors import naming_settings
-from sinkd_llm.report.page import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow, write_report
-from sinkd_llm.runs.data import RunData, TaskArguments, load_run_data
+from sinkd_llm.report.page import write_report
+from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
+from sinkd_llm.runs.arguments import TaskArguments
+from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.evaluate import Scorer, source_size_bytes
 from sinkd_llm.runs.failures import explained
 from sinkd_llm.runs.folder import RunFolder, check_output_dir, is_in, no_empty_folder, run_folder, weights_size_bytes
@@ -192,7 +193,7 @@ def _metrics_of_an_evaluation(data: RunData, training_args: "SinKDConfig") -> li
     if data.evaluation is None or "choices" not in data.evaluation.column_names:
         return []
     follows = training_args.teacher_model_name_or_path is not None and training_args.teacher_cache is None
-    return [*(data.task.metric_names if data.task else ["acc"]), *(["teacher_agreement"] if follows else [])]
+    return [*(data.task.metric_names if data.task else ["acc"]), *(["agreement"] if follows else [])]
 
 
 @termination_raises()
@@ -219,7 +220,8 @@ def _load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "M
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from sinkd_llm.evaluation import ranking_metrics
-    from sinkd_llm.models import build_quantization_config
+    from sinkd_llm.models.adapters import adapter_config
+    from sinkd_llm.models.quantisation import build_quantization_config
     from sinkd_llm.training.trainer import SinKDTrainer
 
     if training_args.device.type == "cpu":
@@ -267,11 +269,10 @@ def _act(
     names = (BEFORE, AFTER) if run.command == "distill" else ("before", "after")
     scorer = Scorer(trainer, data)
     rows = []
-    if trainer.teacher_cache is not None:
-        teacher_row = scorer.recorded(trainer.teacher_cache.manifest.teacher_score)
-        rows += [teacher_row] if teacher_row is not None else []
-    if trainer.teacher is not None:
+    if trainer.teacher is not None and trainer.teacher.model is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
+    elif trainer.teacher is not None and (recorded := scorer.recorded(trainer.teacher.recorded_score)) is not None:
+        rows.append(recorded)
     rows.append(scorer.row(names[0], trainer.model))
 
     say(
@@ -340,20 +341,3 @@ def apply_model_arguments(training_args: "SinKDConfig", model_args: "ModelConfig
             **shared,
             **(training_args.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
         }
-
-
-def adapter_config(model_args: "ModelConfig") -> Any:
-    """The PEFT configuration that TRL's arguments ask for, or `None`."""
-    from trl import ModelConfig, get_peft_config
-
-    if model_args.use_peft and model_args.lora_target_modules is None:
-        model_args.lora_target_modules = "all-linear"  # type: ignore[assignment]
-    config: Any = get_peft_config(model_args)
-    modules = getattr(config, "target_modules", None)
-    if isinstance(modules, str) and modules != "all-linear" and re.fullmatch(r"[\w.]+", modules):
-        config.target_modules = {
-            modules
-        }  # TRL unpacks a list of one, and PEFT takes text for a pattern of whole names
-    if config is not None and model_args.lora_task_type == ModelConfig.lora_task_type:
-        config.task_type = None  # TRL's default, whatever the model: the student's family gives it
-    return config

@@ -1,6 +1,5 @@
 """Trainer callbacks: progress on the terminal, `metrics.jsonl`, and a Ctrl-C that loses nothing."""
 
-import json
 import signal
 import sys
 import threading
@@ -13,9 +12,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from sinkd_llm.files import write_whole
 from sinkd_llm.interrupts import INTERRUPTED_CODE, Interrupted, leave_terminal, terminating_signals
-from sinkd_llm.report.page import LOSS_TERMS, read_records
+from sinkd_llm.report.results import append_record, begin_records
+from sinkd_llm.report.terms import LOSS
 from sinkd_llm.terminal import say
 from sinkd_llm.units import format_duration
 
@@ -24,7 +23,7 @@ Write = Callable[[str], None]
 
 def describe_logs(logs: Mapping[str, Any]) -> str:
     """The loss terms, or the evaluation scores, of a log record in one short line."""
-    shown = {name: logs[name] for name in LOSS_TERMS if name in logs}
+    shown = {name: logs[name] for name in LOSS.labels if name in logs}
     if not shown:
         hidden = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
         shown = {k: v for k, v in logs.items() if k.startswith("eval_") and k not in hidden}
@@ -160,16 +159,8 @@ class MetricsFileCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # `train_runtime` marks the closing record of a run, here of the part before the resumption.
-        kept = [
-            record
-            for record in read_records(self.path)
-            if record.get("step", 0) <= state.global_step and "train_runtime" not in record
-        ]
-        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        if state.is_world_process_zero:
+            begin_records(self.path, state.global_step)
 
     def on_log(
         self,
@@ -180,8 +171,7 @@ class MetricsFileCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            append_record(self.path, state.global_step, logs)
 
 
 def _any_process(code: int, device: Any) -> int:

@@ -1,0 +1,185 @@
+"""The files of a run beside its model: `results.json`, and `metrics.jsonl` with one log record a line.
+
+Each is written and read here alone. A page can be made of the two at any time, also from a folder that was copied to
+another machine.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.files import write_whole
+
+RESULTS_FILE = "results.json"
+METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.html"
+
+TEACHER, BEFORE, AFTER = "teacher", "student before", "student after"
+
+# Lower is better: no share of the teacher's score, and no bar in the page.
+LOSSES = ("loss", "eval_loss", "perplexity")
+
+
+@dataclass
+class ResultRow:
+    """
+    One model in the results table.
+
+    Attributes:
+        name (`str`): `"teacher"`, `"student before"`, `"student after"`, or what the command calls it.
+        metrics (`dict[str, float]`): its scores, the most important one first.
+        parameters (`int`): parameters in all.
+        trainable_parameters (`int`): those that this run trained.
+        size_bytes (`int`, *optional*): bytes of its files on disk; `None` if it was not saved or is on
+            the hub.
+        num_examples (`int`): rows scored.
+        seconds (`float`): time of scoring them.
+    """
+
+    name: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    parameters: int = 0
+    trainable_parameters: int = 0
+    size_bytes: int | None = None
+    num_examples: int = 0
+    seconds: float = 0.0
+
+    @property
+    def examples_per_second(self) -> float | None:
+        return self.num_examples / self.seconds if self.seconds > 0 else None
+
+    def share_of(self, teacher: "ResultRow | None") -> float | None:
+        """The first metric as a share of the teacher's; `None` if there is none to compare with."""
+        metric = next(iter(self.metrics), None)
+        if teacher is None or metric is None or metric in LOSSES:
+            return None
+        reference = teacher.metrics.get(metric, 0)
+        return self.metrics[metric] / reference if reference > 0 else None
+
+    def as_dict(self, teacher: "ResultRow | None" = None) -> dict[str, Any]:
+        return asdict(self) | {
+            "examples_per_second": self.examples_per_second,
+            "share_of_teacher": self.share_of(teacher),
+        }
+
+
+def find_row(rows: Sequence[ResultRow], name: str) -> ResultRow | None:
+    """The row called `name`, if there is one."""
+    return next((row for row in rows if row.name == name), None)
+
+
+@dataclass
+class RunRecord:
+    """
+    What `results.json` holds of a finished run.
+
+    Attributes:
+        command (`str`): `"finetune"` or `"distill"`.
+        command_line (`str`): how it was called, without secrets.
+        task (`str`): what it was trained on.
+        seed (`int`): of the run.
+        finished (`str`): when, in UTC.
+        device (`str`): what it ran on.
+        peak_memory_bytes (`int`): most memory of the first process; 0 where the system does not say.
+        evaluation (`str`): in words, how many rows were scored and how.
+        training (`dict[str, float]`): `steps`, `resumed_at`, `seconds`, `loss`, `loss_from_step`.
+        rows (`list[ResultRow]`): the models.
+        settings (`dict[str, Any]`): those that differ from their defaults, and all of the objective.
+        all_settings (`dict[str, Any]`): all of them.
+        versions (`dict[str, str]`): of the packages that a result depends on.
+    """
+
+    command: str
+    command_line: str
+    task: str
+    seed: int
+    finished: str
+    device: str
+    peak_memory_bytes: int
+    evaluation: str
+    training: dict[str, float]
+    rows: list[ResultRow]
+    settings: dict[str, Any]
+    all_settings: dict[str, Any]
+    versions: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write `results.json` into a folder, whole or not at all."""
+        teacher = find_row(self.rows, TEACHER)
+        content = {name: getattr(self, name) for name in self._names()}
+        content["rows"] = [row.as_dict(teacher) for row in self.rows]
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+        write_whole(folder / RESULTS_FILE, text + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """
+        The record in a folder; entries of later versions are left out.
+
+        Raises:
+            InputError: if there is none, or it is not readable.
+        """
+        try:
+            content = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+            known = {entry.name for entry in fields(ResultRow)}
+            rows = [ResultRow(**{k: v for k, v in row.items() if k in known}) for row in content["rows"]]
+            for name in ("training", "settings", "all_settings", "versions"):
+                if not isinstance(content[name], dict):
+                    raise TypeError(f"{name} is no mapping")
+            return cls(**{name: content[name] for name in cls._names()} | {"rows": rows})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise not_readable(folder) from error
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [entry.name for entry in fields(cls)]
+
+
+def not_readable(folder: Path) -> InputError:
+    """The error for a folder without a record that makes sense."""
+    return InputError(f"{folder} holds no readable {RESULTS_FILE}, so it is no finished run.")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds the record of a run, of any version of this package."""
+    try:
+        content = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"command", "rows"} <= content.keys()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The log records of `metrics.jsonl`; an unfinished last line of a killed run, and what is none, are left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step", 0), int | float):
+            records.append(record)
+    return records
+
+
+def begin_records(path: Path, step: int) -> None:
+    """
+    Keep of `metrics.jsonl` what was logged up to a step: a run that goes on from there logs the later ones again.
+
+    Args:
+        path (`Path`): the file; its folder is made.
+        step (`int`): where training begins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # `train_runtime` marks the closing record of a run, here of the part before the resumption.
+    kept = [r for r in read_records(path) if r.get("step", 0) <= step and "train_runtime" not in r]
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def append_record(path: Path, step: int, logs: Mapping[str, Any]) -> None:
+    """Add one log record to `metrics.jsonl`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **logs}) + "\n")
