@@ -4,28 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORDS = ["good", "great", "bad", "awful", "film", "food", "plot"]
+from tests.support.rows import opinions
 
-
-def rows(count: int, start: int = 0) -> Any:
-    """Opinions of varying length; the first word decides. Answers have one to three tokens."""
-    from datasets import Dataset
-
-    out = []
-    for i in range(start, start + count):
-        quality, thing = WORDS[i % 4], WORDS[4 + i % 3]
-        label = int(i % 4 < 2)
-        choices = [" negative", " very positive" if i % 3 else " positive"]
-        out.append(
-            {
-                "id": f"opinion-{i}",
-                "prompt": f"Review: {quality} {thing}{' is a film' * (i % 3)}\nSentiment:",
-                "choices": choices,
-                "label": label,
-                "completion": choices[label],
-            }
-        )
-    return Dataset.from_list(out)
+# Answers of one to three tokens.
+POSITIVE = (" positive", " very positive", " very positive")
 
 
 def make_models(folder: Path, build: Any, tokenizer: Any, t5: Any, t5_tokenizer: Any) -> None:
@@ -46,7 +28,8 @@ def make_models(folder: Path, build: Any, tokenizer: Any, t5: Any, t5_tokenizer:
 def cache_teacher(models: Path) -> None:
     """Writes `cache`: what `teacher` says about the rows that are trained on, in full."""
     from sinkd_llm import SinKDConfig, load_model, load_tokenizer
-    from sinkd_llm.runs.cache import CacheArguments, write_cache
+    from sinkd_llm.runs.arguments import CacheArguments
+    from sinkd_llm.runs.cache import write_cache
     from sinkd_llm.runs.data import RunData
 
     name = str(models / "teacher")
@@ -54,7 +37,7 @@ def cache_teacher(models: Path) -> None:
         models / "cache",
         load_model(name),
         load_tokenizer(name),
-        RunData("opinions", None, rows(40), None),
+        RunData("opinions", None, opinions(40, positive=POSITIVE), None),
         SinKDConfig(str(models / "unused"), teacher_model_name_or_path=name, use_cpu=True, report_to="none"),
         CacheArguments(content="full"),
     )
@@ -108,8 +91,8 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
     trainer = SinKDTrainer(
         model=None if "student_layers" in settings else str(models / f"{family}student"),
         args=SinKDConfig(**settings),
-        train_dataset=rows(40),
-        eval_dataset=rows(12, 100),
+        train_dataset=opinions(40, positive=POSITIVE),
+        eval_dataset=opinions(12, 100, POSITIVE),
         peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if case.get("lora") else None,
     )
     teacher = trainer.teacher.model if trainer.teacher is not None else None
@@ -141,7 +124,7 @@ def train_case(case: dict[str, Any], out: Path) -> dict[str, Any]:
             if model is not None
         ]
     trainer.save_model(str(out / "final"))
-    kept = ("eval_loss", "eval_acc", "eval_teacher_agreement")
+    kept = ("eval_loss", "eval_acc", "eval_agreement")
     return {
         "losses": [record["loss"] for record in trainer.state.log_history if "loss" in record],
         "norms": [float(record["grad_norm"]) for record in trainer.state.log_history if "grad_norm" in record],

@@ -94,7 +94,7 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
     predicted = trainer.predict(trainer.eval_dataset)
     records = [record for record in trainer.state.log_history if "loss" in record]
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
-    kept = ("eval_loss", "eval_acc", "eval_teacher_agreement")
+    kept = ("eval_loss", "eval_acc", "eval_agreement")
     return {
         "weights": weights,
         "records": records,

@@ -3,9 +3,6 @@
 Two processes over gloo run all cases in one launch (short_batch_worker.py); the tests compare what they wrote.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
 from tests.distributed import short_batch_worker as worker
+from tests.support.launch import torchrun
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -22,7 +19,8 @@ pytestmark = pytest.mark.timeout(600)
 def cache_teacher(folder: Path) -> None:
     """Writes what the decoder-only teacher says about the rows of the cached run."""
     from sinkd_llm import SinKDConfig, load_model, load_tokenizer
-    from sinkd_llm.runs.cache import CacheArguments, write_cache
+    from sinkd_llm.runs.arguments import CacheArguments
+    from sinkd_llm.runs.cache import write_cache
     from sinkd_llm.runs.data import RunData
 
     name = str(folder / "causal" / "teacher")
@@ -63,18 +61,7 @@ def folder(
             tokenizer.save_pretrained(folder / family / "tokenizer")
             tokenizer.save_pretrained(folder / family / model)
     cache_teacher(folder)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "tests.distributed.short_batch_worker", str(folder)],
-        env=environment,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    torchrun("tests.distributed.short_batch_worker", str(folder))
     return folder
 
 

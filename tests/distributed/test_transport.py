@@ -3,9 +3,6 @@
 Two processes over gloo run all cases in one launch (transport_worker.py); the tests compare what they wrote.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import REPOSITORY
 from tests.distributed import transport_worker as worker
 from tests.support import naive
+from tests.support.launch import torchrun
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -29,18 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, tiny_c
     for name, family in (("plain", "llama"), ("capped", "gemma2")):
         for model, settings in (("student", {"seed": 1}), ("teacher", {"seed": 2, "layers": 4, "hidden": 48})):
             tiny_causal_lm(family, **settings).save_pretrained(folder / name / model)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "tests.distributed.transport_worker", str(folder)],
-        env=environment,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    torchrun("tests.distributed.transport_worker", str(folder))
     return folder
 
 

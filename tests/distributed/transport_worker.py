@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from datasets import Dataset
 from torch import Tensor
 
 from sinkd_llm.distributed import Ranks, RowLayout
 from sinkd_llm.objectives import DistillationObjective, TopKSignal
 from sinkd_llm.optimal_transport import GRADIENTS
+from tests.support.rows import sentences
+from tests.support.trainers import ONLY_SINKD
 
 V = 11
 IDS = [7, 1, 4]
@@ -127,21 +128,6 @@ def gathers(folder: Path) -> None:
     torch.save(results, folder / f"gathers-{ranks.index}.pt")
 
 
-def opinions(count: int = 48) -> Dataset:
-    """Rows whose answers differ in length."""
-    words = ["good", "bad", "great", "awful", "film", "food", "plot"]
-    rows = [
-        {
-            "prompt": f"Review: {words[i % 4]} {words[4 + i % 3]}\nSentiment:",
-            "completion": " " + " ".join(words[(i + k) % 7] for k in range(1 + i % 4)),
-        }
-        for i in range(count)
-    ]
-    return Dataset.from_list(rows)
-
-
-# Of every run: 16 examples an update, three updates. "alone" is what one process does with all 16 at once.
-ONLY_SINKD = {"alpha": 1.0, "divergence": "none", "sinkhorn_temperature": 0.3}
 RUNS: dict[str, dict[str, Any]] = {
     "default": {},
     "position": {"transport_scope": "position"},
@@ -184,7 +170,7 @@ def run(folder: Path, models: str, name: str, world_size: int) -> dict[str, Any]
         model=AutoModelForCausalLM.from_pretrained(folder / models / "student"),
         teacher_model=AutoModelForCausalLM.from_pretrained(folder / models / "teacher"),
         args=args,
-        train_dataset=opinions(),
+        train_dataset=sentences(),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
     )
     with sent_rows() as sent:

@@ -89,7 +89,7 @@ def test_distill_prints_the_table_and_the_student_loads_by_itself(teacher, tmp_p
     assert results["settings"]["sinkhorn_epsilon"] == 0.1
     records = read_metrics(folder)
     assert any("sinkhorn/diagonal_mass" in record for record in records)
-    assert any("eval_teacher_agreement" in record for record in records)
+    assert any("eval_agreement" in record for record in records)
 
     # From another place and directory, as a stranger would: first by plain Transformers, then by `sinkd`.
     moved = tmp_path / "elsewhere" / "student"

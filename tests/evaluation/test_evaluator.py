@@ -1,6 +1,6 @@
 """Rank classification against a loop over choices written from the definition."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+from tests.support.trainers import AccuracyTask
 
 ROWS = [
     ("Review: good film\nSentiment:", [" positive", " negative"], 0),
@@ -26,17 +27,6 @@ def dataset() -> Dataset:
     return Dataset.from_list(
         [{"id": str(i), "prompt": p, "choices": c, "label": g, "completion": c[g]} for i, (p, c, g) in enumerate(ROWS)]
     )
-
-
-class Task:
-    """Stands for a task: accuracy is all that is asked of it."""
-
-    output_type = "multiple_choice"
-    config: ClassVar[dict[str, Any]] = {}
-
-    def compute_metrics(self, predictions: list[int], references: list[int], rows: Any = None) -> dict[str, float]:
-        assert rows is not None
-        return {"acc": float(np.mean(np.equal(predictions, references)))}
 
 
 def naive(model: Any, tokenizer: Any) -> list[list[float]]:
@@ -59,7 +49,7 @@ def test_log_likelihoods_equal_the_naive_loop(
     family: str, batch_size: int, tiny_causal_lm: Any, tiny_tokenizer: Any
 ) -> None:
     model = tiny_causal_lm(family, seed=3)
-    score = evaluate_task(model, tiny_tokenizer, Task(), dataset(), batch_size=batch_size)
+    score = evaluate_task(model, tiny_tokenizer, AccuracyTask(), dataset(), batch_size=batch_size)
     expected = naive(model, tiny_tokenizer)
     for got, want in zip(score.log_likelihoods, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4)
@@ -88,7 +78,7 @@ def test_a_model_that_gives_no_numbers_has_no_score(tiny_causal_lm: Any, tiny_to
     model = tiny_causal_lm("llama")
     model.lm_head.weight.data[7, 3] = float("nan")
     with pytest.raises(NonFiniteError, match="log-likelihood of an answer is NaN or infinite for 0, 1, 2, 3, and"):
-        evaluate_task(model, tiny_tokenizer, Task(), dataset())
+        evaluate_task(model, tiny_tokenizer, AccuracyTask(), dataset())
 
 
 def test_one_row_without_a_number_is_named(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
@@ -96,7 +86,7 @@ def test_one_row_without_a_number_is_named(tiny_causal_lm: Any, tiny_tokenizer: 
     (token,) = tiny_tokenizer(" false")["input_ids"]  # of the last row alone
     model.get_input_embeddings().weight.data[token] = float("nan")
     with pytest.raises(NonFiniteError, match="NaN or infinite for 3, and"):
-        evaluate_task(model, tiny_tokenizer, Task(), dataset(), batch_size=1)
+        evaluate_task(model, tiny_tokenizer, AccuracyTask(), dataset(), batch_size=1)
 
 
 def test_training_mode_is_restored_and_progress_reported(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
@@ -105,7 +95,7 @@ def test_training_mode_is_restored_and_progress_reported(tiny_causal_lm: Any, ti
     evaluate_task(
         model,
         tiny_tokenizer,
-        Task(),
+        AccuracyTask(),
         dataset(),
         batch_size=3,
         on_progress=lambda done, total: seen.append((done, total)),
@@ -116,21 +106,21 @@ def test_training_mode_is_restored_and_progress_reported(tiny_causal_lm: Any, ti
 
 def test_an_impossible_batch_size_is_refused(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="batch_size is 0"):
-        evaluate_task(tiny_causal_lm("llama"), tiny_tokenizer, Task(), dataset(), batch_size=0)
+        evaluate_task(tiny_causal_lm("llama"), tiny_tokenizer, AccuracyTask(), dataset(), batch_size=0)
 
 
 def test_acc_norm_counts_every_right_answer(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     """Of several right entities the gold choice is only one."""
     rows = dataset()
     model = tiny_causal_lm("llama", seed=3)
-    first = evaluate_task(model, tiny_tokenizer, Task(), rows)
+    first = evaluate_task(model, tiny_tokenizer, AccuracyTask(), rows)
     lengths = [[len(c.removeprefix(" ")) for c in choices] for _, choices, _ in ROWS]
     chosen = [int(np.argmax(np.divide(s, n))) for s, n in zip(first.log_likelihoods, lengths, strict=True)]
     golds = [gold for _, _, gold in ROWS]
     assert chosen != golds
     texts = [choices[index] for (_, choices, _), index in zip(ROWS, chosen, strict=True)]
     answers = [[c[g], text.upper() + " !"] for (_, c, g), text in zip(ROWS, texts, strict=True)]
-    several = evaluate_task(model, tiny_tokenizer, Task(), rows.add_column("answers", answers))
+    several = evaluate_task(model, tiny_tokenizer, AccuracyTask(), rows.add_column("answers", answers))
     assert first.metrics["acc_norm"] == np.mean(np.equal(chosen, golds)) < several.metrics["acc_norm"] == 1.0
 
 

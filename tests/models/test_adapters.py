@@ -15,8 +15,9 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, save_student, select_layers
 from sinkd_llm.models.adapter_facts import base_weights
 from sinkd_llm.models.adapters import add_adapter
+from sinkd_llm.models.origin import set_origin
 from sinkd_llm.models.outputs import difference, probe_outputs
-from tests.models.test_loading import with_adapter
+from tests.support.models import with_adapter
 
 Q_AND_V = ["q_proj", "v_proj"]
 CONFIGURATIONS: dict[str, Callable[[], Any]] = {
@@ -149,7 +150,7 @@ def test_a_head_that_is_trained_whole_takes_no_adapter(
 ) -> None:
     student = tiny_model("distilbert")
     if new_head:
-        student.sinkd_new_modules = ("classifier", "pre_classifier")
+        set_origin(student, None, ("classifier", "pre_classifier"))
     student = trained(add_adapter(student, LoraConfig(target_modules="all-linear", lora_dropout=0.05)))
     student.train()(torch.tensor([[5, 6, 7]])).logits.sum().backward()
     assert student.get_base_model().pre_classifier.modules_to_save["default"].weight.grad is not None

@@ -5,28 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.inputs.collator import row_collator
-from sinkd_llm.inputs.contract import tokenize_dataset
-from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 from sinkd_llm.models.kinds import context_length, kind_of
-from tests.conftest import ENCODER_DECODERS, ENCODERS
-
-ROWS = [
-    {"id": "a", "prompt": "Review: good film\nSentiment:", "choices": [" negative", " positive"], "label": 1},
-    {"id": "b", "prompt": "the plot was not good but the food is great .", "choices": [" bad", " good"], "label": 0},
-    {"id": "c", "prompt": "question:", "choices": [" no", " yes"], "label": 1},
-]
-LONG = [{**row, "choices": [" not a great film", row["choices"][1]]} for row in ROWS]
-
-
-def batch_for(model: Any, tokenizer: Any, rows: list[dict], ranking: bool = False, **settings: Any) -> dict[str, Any]:
-    dataset = Dataset.from_list([{**row, "completion": row["choices"][row["label"]]} for row in rows])
-    features = tokenize_dataset(dataset, row_tokenizer(model, tokenizer, **settings), ranking=ranking)
-    return row_collator(model, tokenizer)(list(features))
-
+from tests.support.models import ENCODER_DECODERS, ENCODERS
+from tests.support.rows import CHOICE_ROWS, LONG_ROWS, batch_for
 
 # ---- encoder-decoder
 
@@ -37,7 +20,7 @@ def test_an_encoder_decoder_predicts_as_transformers_does(
     family: str, add_eos: bool, tiny_model: Callable[..., Any], marked_tokenizer: Callable[[str], Any]
 ) -> None:
     model, tokenizer = tiny_model(family), marked_tokenizer(family)
-    rows = [*LONG, *ROWS]
+    rows = [*LONG_ROWS, *CHOICE_ROWS]
     supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows, add_eos=add_eos))
     expected, labels = [], []
     for row in rows:  # one by one: no padding
@@ -59,7 +42,7 @@ def test_the_head_of_t5_is_scaled_and_runs_only_at_answers(tiny_model: Any, mark
     assert model.config.scale_decoder_outputs
     inputs = []
     model.lm_head.register_forward_hook(lambda _, args, __: inputs.append(args[0]))
-    supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, LONG + ROWS))
+    supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, LONG_ROWS + CHOICE_ROWS))
     assert [tuple(x.shape) for x in inputs] == [(len(supervised.labels_N), 32)]
     torch.testing.assert_close(supervised.logits_NV, inputs[0] @ model.shared.weight.T)
 
@@ -69,7 +52,7 @@ def test_ranking_encodes_a_prompt_once(family: str, tiny_model: Any, marked_toke
     from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 
     model, tokenizer = tiny_model(family), marked_tokenizer(family)
-    rows = [{**row, "choices": [" not good film", " bad food", " the food"]} for row in LONG]
+    rows = [{**row, "choices": [" not good film", " bad food", " the food"]} for row in LONG_ROWS]
     batch = batch_for(model, tokenizer, rows, ranking=True)
     read = []
     model.get_encoder().register_forward_hook(lambda *_: read.append(1))
@@ -90,7 +73,7 @@ def test_ranking_encodes_a_prompt_once(family: str, tiny_model: Any, marked_toke
 
 def test_an_encoder_decoder_without_a_start_token_is_refused(tiny_model: Any, marked_tokenizer: Any) -> None:
     model = tiny_model("bart", decoder_start_token_id=None)
-    batch = batch_for(model, marked_tokenizer("bart"), ROWS)
+    batch = batch_for(model, marked_tokenizer("bart"), CHOICE_ROWS)
     with pytest.raises(InputError, match="decoder_start_token_id"):
         kind_of(model).supervised_rows(model, batch)
 
@@ -104,9 +87,9 @@ def test_a_classification_head_scores_as_in_transformers(
     family: str, pair: bool, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
     model, tokenizer = tiny_model(family, num_labels=2), marked_tokenizer(family)
-    rows = ROWS
+    rows = CHOICE_ROWS
     if pair:
-        rows = [{**row, "text": row["prompt"], "text_pair": "the film" * (i + 1)} for i, row in enumerate(ROWS)]
+        rows = [{**row, "text": row["prompt"], "text_pair": "the film" * (i + 1)} for i, row in enumerate(CHOICE_ROWS)]
     rows = [{**row, "choices": [" bad", " good"]} for row in rows]
     supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows))
     expected = [
@@ -121,7 +104,7 @@ def test_a_classification_head_scores_as_in_transformers(
 @pytest.mark.parametrize("family", ENCODERS)
 def test_a_masked_language_model_is_asked_at_the_mask(family: str, tiny_model: Any, marked_tokenizer: Any) -> None:
     model, tokenizer = tiny_model(family, "MaskedLM"), marked_tokenizer(family)
-    rows = [{**ROWS[0], "prompt": "a <mask> in the text"}, *ROWS]
+    rows = [{**CHOICE_ROWS[0], "prompt": "a <mask> in the text"}, *CHOICE_ROWS]
     supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows))
     expected = []
     for row in rows:
@@ -137,32 +120,32 @@ def test_the_head_of_a_masked_language_model_runs_only_at_masks(tiny_model: Any,
     model = tiny_model("bert", "MaskedLM")
     shapes = []
     model.cls.predictions.decoder.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
-    kind_of(model).supervised_rows(model, batch_for(model, marked_tokenizer("bert"), ROWS))
+    kind_of(model).supervised_rows(model, batch_for(model, marked_tokenizer("bert"), CHOICE_ROWS))
     assert shapes == [(3, 32)]
 
 
 def test_answers_that_a_mask_cannot_hold_are_refused(tiny_model: Any, marked_tokenizer: Any) -> None:
     model = tiny_model("bert", "MaskedLM")
     with pytest.raises(InputError, match="one token at the mask"):
-        batch_for(model, marked_tokenizer("bert"), LONG)
+        batch_for(model, marked_tokenizer("bert"), LONG_ROWS)
     with pytest.raises(InputError, match="no mask token"):
-        batch_for(model, marked_tokenizer("t5"), ROWS)
+        batch_for(model, marked_tokenizer("t5"), CHOICE_ROWS)
     with pytest.raises(InputError, match="predicts no end"):
-        batch_for(model, marked_tokenizer("bert"), ROWS, add_eos=True)
+        batch_for(model, marked_tokenizer("bert"), CHOICE_ROWS, add_eos=True)
 
 
 def test_choices_that_are_not_the_classes_of_the_head_are_refused(tiny_model: Any, marked_tokenizer: Any) -> None:
     tokenizer = marked_tokenizer("bert")
     with pytest.raises(InputError, match="3 different lists"):
-        batch_for(tiny_model("bert", num_labels=2), tokenizer, ROWS)
+        batch_for(tiny_model("bert", num_labels=2), tokenizer, CHOICE_ROWS)
     with pytest.raises(InputError, match=r"2 answer choices.*3 outputs"):
-        batch_for(tiny_model("bert", num_labels=3), tokenizer, ROWS[:1])
+        batch_for(tiny_model("bert", num_labels=3), tokenizer, CHOICE_ROWS[:1])
 
 
 def test_long_texts_are_cut(tiny_model: Any, marked_tokenizer: Any) -> None:
     for family, head in (("bert", "SequenceClassification"), ("bert", "MaskedLM"), ("t5", "")):
         model, tokenizer = tiny_model(family, head), marked_tokenizer(family)
-        row = {**ROWS[0], "prompt": "good " * 50 + "film Sentiment:"}
+        row = {**CHOICE_ROWS[0], "prompt": "good " * 50 + "film Sentiment:"}
         batch = batch_for(model, tokenizer, [row], max_length=16)
         ids = batch["input_ids"][0].tolist()
         assert len(ids) == 16
@@ -170,7 +153,7 @@ def test_long_texts_are_cut(tiny_model: Any, marked_tokenizer: Any) -> None:
         assert "film Sentiment:" in tokenizer.decode(ids)
         assert (tokenizer.mask_token_id in ids) == (head == "MaskedLM")
     model, tokenizer = tiny_model("bert"), marked_tokenizer("bert")
-    row = {**ROWS[0], "text": "good " * 50, "text_pair": "a film"}
+    row = {**CHOICE_ROWS[0], "text": "good " * 50, "text_pair": "a film"}
     ids = batch_for(model, tokenizer, [row], max_length=16)["input_ids"][0].tolist()
     assert len(ids) == 16
     assert " a film" in tokenizer.decode(ids).replace("</s>", " ")
@@ -197,7 +180,7 @@ def test_the_order_of_the_batch_does_not_matter(
     family: str, head: str, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
     model, tokenizer = tiny_model(family, head), marked_tokenizer(family)
-    rows = [{**row, "choices": [" bad", " good"]} for row in ROWS]
+    rows = [{**row, "choices": [" bad", " good"]} for row in CHOICE_ROWS]
     forward, backward = (
         kind_of(model).supervised_rows(model, batch_for(model, tokenizer, order)) for order in (rows, rows[::-1])
     )
@@ -211,7 +194,7 @@ def test_no_supervised_token_gives_no_row_and_zero_gradients(
     family: str, head: str, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
     model = tiny_model(family, head)
-    batch = batch_for(model, marked_tokenizer(family), ROWS)
+    batch = batch_for(model, marked_tokenizer(family), CHOICE_ROWS)
     batch["labels"] = torch.full_like(batch["labels"], -100)
     supervised = kind_of(model).supervised_rows(model, batch)
     assert supervised.logits_NV.shape == (0, model.config.vocab_size)

@@ -12,9 +12,9 @@ import torch
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, load_tokenizer, select_layers
 from sinkd_llm.models.kinds import kind_of, output_size
+from sinkd_llm.models.origin import new_modules_of, origin_of
 from sinkd_llm.models.saving import save_student
-from tests.conftest import ENCODER_DECODERS, ENCODERS
-from tests.models.test_loading import same_weights
+from tests.support.models import ENCODER_DECODERS, ENCODERS, same_weights
 
 IDS = torch.arange(3, 15)[None]
 
@@ -121,13 +121,13 @@ def test_a_head_is_made_only_where_there_is_something_to_learn(tiny_model: Any, 
     model = load_model(tmp_path, labels=["no", "maybe", "yes"])
     assert output_size(model) == 3
     assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
-    assert model.sinkd_new_modules == ("classifier", "pooler")
-    assert model.sinkd_source is None
+    assert new_modules_of(model) == ("classifier", "pooler")
+    assert origin_of(model).source is None
     # A head for as many classes is kept, one for others is replaced.
     model.save_pretrained(tmp_path / "three")
     assert same_weights(load_model(tmp_path / "three", labels=["a", "b", "c"]), model)
     other = load_model(tmp_path / "three", labels=["a", "b"])
-    assert other.sinkd_new_modules == ("classifier",)
+    assert new_modules_of(other) == ("classifier",)
     assert torch.equal(other.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
 
 
@@ -185,7 +185,7 @@ def test_minilm_of_three_layers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no classification head yet"):
         load_model("minilm-l6")
     model = load_model("minilm-l6", labels=["no", "yes"])
-    assert model.sinkd_new_modules == ("classifier",)
+    assert new_modules_of(model) == ("classifier",)
     student = select_layers(model, 3)
     assert [layer.attention.self.query.weight.sum().item() for layer in student.bert.encoder.layer] == [
         model.bert.encoder.layer[i].attention.self.query.weight.sum().item() for i in (0, 3, 5)

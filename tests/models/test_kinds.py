@@ -6,30 +6,20 @@ import pytest
 import torch
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.models.kinds import kind_of
-
-FAMILIES = ["llama", "gpt2", "opt", "gpt_neo", "gpt_neox", "qwen2", "qwen3", "gemma3_text"]
-ROWS = [
-    {"example_id": "a", "prompt_ids": [5, 6, 7, 8, 9, 10], "answer_ids": [11]},
-    {"example_id": "b", "prompt_ids": [12, 13], "answer_ids": [14, 15, 16]},
-    {"example_id": "c", "prompt_ids": [17, 18, 19], "answer_ids": [20, 21]},
-]
+from tests.support.models import DECODERS
+from tests.support.rows import ID_ROWS, collate_ids
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return AnswerCollator(pad_token_id=0)(rows)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_left_padding_equals_no_padding(family: str, tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm(family)
-    supervised = kind_of(model).supervised_rows(model, collate(ROWS))
+    supervised = kind_of(model).supervised_rows(model, collate_ids(ID_ROWS))
     assert supervised.labels_N.tolist() == [11, 14, 15, 16, 20, 21]
     assert supervised.example_N.tolist() == [0, 1, 1, 1, 2, 2]
     assert supervised.position_N.tolist() == [0, 0, 1, 2, 0, 1]
     expected = []
-    for row in ROWS:
+    for row in ID_ROWS:
         tokens = torch.tensor([row["prompt_ids"] + row["answer_ids"]])
         logits = model(input_ids=tokens).logits[0]
         expected.append(logits[len(row["prompt_ids"]) - 1 : -1])
@@ -38,8 +28,8 @@ def test_left_padding_equals_no_padding(family: str, tiny_causal_lm: Any) -> Non
 
 def test_the_order_of_the_batch_does_not_matter(tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm("llama")
-    forward = kind_of(model).supervised_rows(model, collate(ROWS))
-    backward = kind_of(model).supervised_rows(model, collate(ROWS[::-1]))
+    forward = kind_of(model).supervised_rows(model, collate_ids(ID_ROWS))
+    backward = kind_of(model).supervised_rows(model, collate_ids(ID_ROWS[::-1]))
     for e in range(3):
         torch.testing.assert_close(
             forward.logits_NV[forward.example_N == e],
@@ -53,14 +43,14 @@ def test_the_head_runs_only_where_answers_are(tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm("llama")
     widths = []
     model.lm_head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[1]))
-    rows = [{**row, "answer_ids": row["answer_ids"][:1]} for row in ROWS]
-    kind_of(model).supervised_rows(model, collate(rows))
+    rows = [{**row, "answer_ids": row["answer_ids"][:1]} for row in ID_ROWS]
+    kind_of(model).supervised_rows(model, collate_ids(rows))
     assert widths == [1]
 
 
 def test_right_padding_gives_the_same_rows(tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm("llama")
-    left = collate(ROWS)
+    left = collate_ids(ID_ROWS)
     right = {key: value.clone() for key, value in left.items() if isinstance(value, torch.Tensor)}
     for b, length in enumerate(left["attention_mask"].sum(dim=1).tolist()):
         shift = left["input_ids"].shape[1] - length
@@ -73,7 +63,7 @@ def test_right_padding_gives_the_same_rows(tiny_causal_lm: Any) -> None:
 
 def test_no_supervised_token_gives_no_row_and_zero_gradients(tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm("llama")
-    batch = collate(ROWS)
+    batch = collate_ids(ID_ROWS)
     batch["labels"] = torch.full_like(batch["labels"], -100)
     supervised = kind_of(model).supervised_rows(model, batch)
     assert supervised.logits_NV.shape == (0, model.config.vocab_size)

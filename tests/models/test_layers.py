@@ -12,10 +12,10 @@ import torch
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, select_layers
 from sinkd_llm.models.layers import kept_layers
+from sinkd_llm.models.origin import origin_of
 from sinkd_llm.models.outputs import probe_outputs
-from tests.models.test_loading import same_weights, with_adapter
+from tests.support.models import DECODERS, same_weights, with_adapter
 
-FAMILIES = ["llama", "gpt2", "opt", "gpt_neo", "gpt_neox", "qwen2", "qwen3", "gemma3_text"]
 STACKS = {"gpt2": "transformer.h", "gpt_neo": "transformer.h", "opt": "model.decoder.layers"}
 IDS = torch.arange(2, 14)[None]
 
@@ -57,7 +57,7 @@ def test_a_number_out_of_range_is_refused(tiny_causal_lm: Callable[..., Any], nu
         select_layers(tiny_causal_lm(layers=4), number)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_student_is_an_ordinary_model(tiny_causal_lm: Callable[..., Any], family: str, tmp_path: Path) -> None:
     teacher = tiny_causal_lm(family, layers=4)
     before = copy.deepcopy(teacher)
@@ -92,7 +92,7 @@ def test_a_student_is_an_ordinary_model(tiny_causal_lm: Callable[..., Any], fami
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_all_layers_give_the_same_model(tiny_causal_lm: Callable[..., Any], family: str) -> None:
     teacher = tiny_causal_lm(family, layers=4)
     student = select_layers(teacher, 4)
@@ -284,8 +284,8 @@ def test_a_student_has_no_name(tiny_causal_lm: Callable[..., Any], tmp_path: Pat
     tiny_causal_lm(layers=4).save_pretrained(tmp_path)
     teacher = load_model(tmp_path)
     student = select_layers(teacher, 2)
-    assert student.sinkd_source is None
-    assert student.name_or_path == student.config._name_or_path == ""
+    assert origin_of(student).source is None
+    assert student.name_or_path == student.config.name_or_path == ""
     assert teacher.name_or_path == str(tmp_path)
 
 

@@ -22,6 +22,8 @@ from sinkd_llm.models import (
     resolve_model_source,
 )
 from sinkd_llm.models import bundled as bundled_module
+from sinkd_llm.models.origin import origin_of
+from tests.support.models import same_weights, with_adapter, write_gguf
 
 
 @pytest.fixture
@@ -37,8 +39,6 @@ def gguf_file(
     file = tmp_path / "Tiny-Llama.gguf"
     write_gguf(file, model, tiny_tokenizer)
     return file, model
-
-
 
 
 # ---- names
@@ -130,7 +130,7 @@ def test_a_hub_model(model_folder: Path, in_hub_cache: Callable[[Path, str], Non
     in_hub_cache(model_folder, "org/name")
     model = load_model("org/name")
     assert same_weights(model, load_model(model_folder))
-    assert (model.sinkd_source.kind, model.name_or_path) == ("hub", "org/name")
+    assert (origin_of(model).source.kind, model.name_or_path) == ("hub", "org/name")
     assert load_tokenizer("org/name").get_vocab() == tiny_tokenizer.get_vocab()
 
 
@@ -141,7 +141,7 @@ def test_a_hub_adapter_of_a_hub_model(
     damage_base_name(adapter_folder, "org/name")
     in_hub_cache(adapter_folder, "org/adapter")
     assert same_weights(load_model("org/adapter"), load_model(adapter_folder))
-    assert load_model("org/adapter", merge_adapter=False).sinkd_source.path == "org/name"
+    assert origin_of(load_model("org/adapter", merge_adapter=False)).source.path == "org/name"
     assert load_tokenizer("org/adapter").pad_token == "<pad>"
 
 
@@ -161,8 +161,8 @@ def test_a_folder_loads_as_it_was_saved(model_folder: Path, tiny_causal_lm: Any)
     assert same_weights(model, tiny_causal_lm())
     assert not model.training
     assert model.dtype == torch.float32
-    assert model.name_or_path == model.config._name_or_path == str(model_folder)
-    assert model.sinkd_source == resolve_model_source(model_folder)
+    assert model.name_or_path == model.config.name_or_path == str(model_folder)
+    assert origin_of(model).source == resolve_model_source(model_folder)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_an_adapter_is_merged_into_an_ordinary_model(model_folder: Path, adapter
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert torch.allclose(merged(ids).logits, expected(ids).logits, atol=1e-5)
     assert not torch.allclose(merged(ids).logits, load_model(model_folder)(ids).logits, atol=1e-2)
-    assert merged.sinkd_source is None
+    assert origin_of(merged).source is None
     assert merged.name_or_path == ""
     merged.save_pretrained(tmp_path / "merged")
     assert same_weights(load_model(tmp_path / "merged"), merged)
@@ -305,7 +305,7 @@ def test_an_adapter_can_stay_trainable(model_folder: Path, adapter_folder: Path)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable
     assert all("lora_" in name for name in trainable)
-    assert model.sinkd_source == resolve_model_source(model_folder)
+    assert origin_of(model).source == resolve_model_source(model_folder)
 
 
 def damage_base_name(folder: Path, name: str | None) -> None:
@@ -535,7 +535,7 @@ def test_smollm2(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2
     assert count_parameters(model)[0] == 134_515_008
     assert model.name_or_path == "smollm2-135m"
-    assert model.sinkd_source.kind == "bundled"
+    assert origin_of(model).source.kind == "bundled"
     assert tokenizer.chat_template
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():

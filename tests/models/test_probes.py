@@ -11,9 +11,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.probes import check_reading
-from tests.conftest import ENCODER_DECODERS, ENCODERS
-from tests.models.test_kinds import FAMILIES
-from tests.models.test_loading import adapter_folder, model_folder  # noqa: F401 - fixtures
+from tests.support.models import DECODERS, ENCODER_DECODERS, ENCODERS
 
 # ---- finite weights
 
@@ -48,7 +46,7 @@ def test_a_packed_weight_is_found_by_its_scale(tiny_causal_lm: Any, tmp_path: Pa
         load_model(tmp_path / "wrong", quantization_config=config)
 
 
-def test_folders_and_adapters_are_asked(model_folder: Path, adapter_folder: Path) -> None:  # noqa: F811
+def test_folders_and_adapters_are_asked(model_folder: Path, adapter_folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     for folder, name in ((adapter_folder, "adapter_model.safetensors"), (model_folder, "model.safetensors")):
@@ -71,7 +69,7 @@ def test_a_mask_in_a_buffer_may_be_infinite(tiny_causal_lm: Any) -> None:
 # ---- padding and later tokens
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_decoders_read_as_they_should(family: str, tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm(family).train()
     check_reading(model, family)
@@ -155,17 +153,18 @@ def test_a_trainer_asks_models_that_were_made_in_python(tiny_tokenizer: Any, tmp
 def test_a_model_that_lacks_tokens_of_its_tokenizer(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     import copy
 
+    from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 
-    row_tokenizer(tiny_causal_lm("llama"), tiny_tokenizer)
+    row_tokenizer(tiny_causal_lm("llama"), tiny_tokenizer, Reading())
     with pytest.raises(InputError, match=rf"embeddings for 300 tokens, but its tokenizer gives {len(tiny_tokenizer)}"):
-        row_tokenizer(tiny_causal_lm("llama", vocab=300), tiny_tokenizer)
+        row_tokenizer(tiny_causal_lm("llama", vocab=300), tiny_tokenizer, Reading())
     grown = copy.deepcopy(tiny_tokenizer)
     grown.add_special_tokens({"additional_special_tokens": ["<tool>"]})
-    row_tokenizer(tiny_causal_lm("llama"), grown)  # text never gives it
+    row_tokenizer(tiny_causal_lm("llama"), grown, Reading())  # text never gives it
     grown.add_special_tokens({"pad_token": "<padding>"})
     with pytest.raises(InputError, match="'<padding>'"):
-        row_tokenizer(tiny_causal_lm("llama"), grown)
+        row_tokenizer(tiny_causal_lm("llama"), grown, Reading())
 
 
 def test_positions_from_a_table_are_named_as_the_cause() -> None:

@@ -24,9 +24,10 @@ from sinkd_llm.models import (
     select_layers,
 )
 from sinkd_llm.models.adapter_facts import base_weights
-from sinkd_llm.models.loading import ModelSource
+from sinkd_llm.models.names import ModelSource
+from sinkd_llm.models.origin import set_origin
 from sinkd_llm.models.saving import check_saveable
-from tests.models.test_loading import same_weights, with_adapter, write_gguf
+from tests.support.models import same_weights, with_adapter, write_gguf
 
 IDS = torch.arange(2, 14)[None]
 
@@ -150,8 +151,7 @@ def test_an_adapter_of_a_hub_model_names_it_with_its_revision(
     tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     model = tiny_causal_lm()
-    model.sinkd_source = ModelSource("org/name", "hub", "org/name", revision="v2")
-    model.name_or_path = "org/name"
+    set_origin(model, ModelSource("org/name", "hub", "org/name", revision="v2"))
     save_student(with_adapter(model), tiny_tokenizer, tmp_path)
     assert weight_files(tmp_path) == {"adapter_model.safetensors"}
     config = json.loads((tmp_path / "adapter_config.json").read_text())

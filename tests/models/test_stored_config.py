@@ -12,7 +12,6 @@ from transformers import BitsAndBytesConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, load_tokenizer, resolve_model_source
 from sinkd_llm.models.blueprint import blueprint
-from tests.models.test_loading import adapter_folder, model_folder  # noqa: F401 - fixtures
 
 WRONG = [[], {}, "big", -1, 0, 10**12, 1.5, True, ["x"], {"a": 1}, float("nan")]
 
@@ -46,7 +45,7 @@ def change(file: Path, **values: Any) -> None:
         ({"hidden_act": "no-such-function"}, "cannot be read"),
     ],
 )
-def test_a_wrong_value_is_named(model_folder: Path, values: dict[str, Any], message: str) -> None:  # noqa: F811
+def test_a_wrong_value_is_named(model_folder: Path, values: dict[str, Any], message: str) -> None:
     change(model_folder / "config.json", **values)
     with pytest.raises(InputError, match=message):
         load_model(model_folder)
@@ -54,7 +53,7 @@ def test_a_wrong_value_is_named(model_folder: Path, values: dict[str, Any], mess
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("text", ["", "[]", "null", "5", '"x"', "{", "[" * 100_000, "\ufeff{}"])
-def test_a_file_that_is_no_object_is_named(model_folder: Path, file: str, text: str) -> None:  # noqa: F811
+def test_a_file_that_is_no_object_is_named(model_folder: Path, file: str, text: str) -> None:
     (model_folder / file).write_text(text)
     load = load_tokenizer if file.startswith("tokenizer") else load_model
     with pytest.raises(InputError) as caught:
@@ -62,7 +61,7 @@ def test_a_file_that_is_no_object_is_named(model_folder: Path, file: str, text: 
     assert str(model_folder) in str(caught.value)
 
 
-def test_nothing_but_our_error_comes_of_any_value(model_folder: Path, adapter_folder: Path) -> None:  # noqa: F811
+def test_nothing_but_our_error_comes_of_any_value(model_folder: Path, adapter_folder: Path) -> None:
     """Loads, or refuses with one message; never another error, and no attempt to make room for 10**12 rows."""
     plans: list[tuple[Path, str, Callable[[Path], Any]]] = [
         (model_folder, "config.json", load_model),
@@ -102,21 +101,21 @@ def test_nothing_but_our_error_comes_of_any_value(model_folder: Path, adapter_fo
         ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path"),
     ],
 )
-def test_a_wrong_value_of_an_adapter_is_named(adapter_folder: Path, values: dict, message: str) -> None:  # noqa: F811
+def test_a_wrong_value_of_an_adapter_is_named(adapter_folder: Path, values: dict, message: str) -> None:
     change(adapter_folder / "adapter_config.json", **values)
     with pytest.raises(InputError, match=message):
         resolve_model_source(adapter_folder)
 
 
 @pytest.mark.parametrize("mapping", [None, [], {}, {"lm_head.weight": 5}, {"lm_head.weight": "/etc/passwd"}])
-def test_an_index_that_names_no_files_of_its_folder(model_folder: Path, mapping: Any) -> None:  # noqa: F811
+def test_an_index_that_names_no_files_of_its_folder(model_folder: Path, mapping: Any) -> None:
     (model_folder / "model.safetensors").unlink()
     (model_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapping}))
     with pytest.raises(InputError, match=r"index.json: weight_map is"):
         load_model(model_folder)
 
 
-def test_adapters_that_name_each_other(adapter_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_adapters_that_name_each_other(adapter_folder: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(adapter_folder, tmp_path / "other")
@@ -128,13 +127,13 @@ def test_adapters_that_name_each_other(adapter_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "aqlm"])
-def test_a_quantised_checkpoint_names_the_package_that_it_needs(model_folder: Path, method: str) -> None:  # noqa: F811
+def test_a_quantised_checkpoint_names_the_package_that_it_needs(model_folder: Path, method: str) -> None:
     change(model_folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "group_size": 8})
     with pytest.raises(InputError, match="needs a Python package that is missing here"):
         load_model(model_folder)
 
 
-def test_the_older_word_for_dtype_and_unknown_arguments(model_folder: Path) -> None:  # noqa: F811
+def test_the_older_word_for_dtype_and_unknown_arguments(model_folder: Path) -> None:
     import torch
 
     assert load_model(model_folder, torch_dtype="bfloat16").dtype == torch.bfloat16
@@ -148,7 +147,7 @@ def test_the_older_word_for_dtype_and_unknown_arguments(model_folder: Path) -> N
 
 @pytest.mark.parametrize("value", [2.0, -0.1, float("nan"), "0.1", [0.1, 3]])
 @pytest.mark.parametrize("key", ["attention_dropout", "resid_pdrop", "hidden_dropout_prob", "encoder_layerdrop"])
-def test_a_dropout_that_is_no_probability_is_named(model_folder: Path, key: str, value: Any) -> None:  # noqa: F811
+def test_a_dropout_that_is_no_probability_is_named(model_folder: Path, key: str, value: Any) -> None:
     change(model_folder / "config.json", **{key: value})
     with pytest.raises(InputError, match=rf"config.json: {key} is .*from 0 to 1"):
         resolve_model_source(model_folder)
@@ -157,7 +156,7 @@ def test_a_dropout_that_is_no_probability_is_named(model_folder: Path, key: str,
         resolve_model_source(model_folder)
 
 
-def test_an_adapters_dropout_is_a_probability(adapter_folder: Path) -> None:  # noqa: F811
+def test_an_adapters_dropout_is_a_probability(adapter_folder: Path) -> None:
     change(adapter_folder / "adapter_config.json", lora_dropout=2.0)
     with pytest.raises(InputError, match=r"adapter_config.json: lora_dropout is 2.0"):
         resolve_model_source(adapter_folder)
@@ -166,7 +165,7 @@ def test_an_adapters_dropout_is_a_probability(adapter_folder: Path) -> None:  # 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("method", [{"quant_method": "bitsandbytes"}, {}])
 def test_whole_weights_are_not_taken_for_packed_ones(
-    model_folder: Path,  # noqa: F811
+    model_folder: Path,
     bits: int,
     method: dict[str, str],
 ) -> None:
@@ -193,7 +192,7 @@ def test_packed_weights_are_taken(tiny_causal_lm: Callable[..., Any], tmp_path: 
     ],
 )
 def test_what_was_not_fetched_is_said(
-    model_folder: Path,  # noqa: F811
+    model_folder: Path,
     content: str,
     message: str,
 ) -> None:
@@ -207,14 +206,14 @@ def test_what_was_not_fetched_is_said(
 
 
 @pytest.mark.parametrize("content", ["[]", '{"base_quantisation": 3}'])
-def test_a_damaged_record_says_whose_it_is(model_folder: Path, content: str) -> None:  # noqa: F811
+def test_a_damaged_record_says_whose_it_is(model_folder: Path, content: str) -> None:
     (model_folder / "sinkd_student.json").write_text(content)
     with pytest.raises(InputError, match=r"sinkd_student\.json.*(sinkd_llm|base_quantisation is 3)"):
         load_model(model_folder)
 
 
 @pytest.mark.parametrize("load", [load_model, blueprint])
-def test_a_way_of_attention_that_is_none_names_the_setting(model_folder: Path, load: Any) -> None:  # noqa: F811
+def test_a_way_of_attention_that_is_none_names_the_setting(model_folder: Path, load: Any) -> None:
     with pytest.raises(InputError, match=r"attn_implementation is 'nope'.*eager.*sdpa"):
         load(model_folder, attn_implementation="nope")
     for fine in ("eager", "sdpa"):

@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import check_same_tokenizer, load_tokenizer
 from sinkd_llm.models.tokenizers import _say_once
+from tests.support.models import with_adapter
 
 
 @pytest.fixture
@@ -74,7 +75,6 @@ def test_an_adapter_without_a_tokenizer_uses_its_bases(
     tokenizer_folder: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     from sinkd_llm.models import load_model
-    from tests.models.test_loading import with_adapter
 
     with_adapter(load_model(tokenizer_folder)).save_pretrained(tmp_path / "adapter")
     assert load_tokenizer(tmp_path / "adapter").get_vocab() == tiny_tokenizer.get_vocab()

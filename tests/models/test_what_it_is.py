@@ -15,7 +15,9 @@ from sinkd_llm.models import load_model
 from sinkd_llm.models.blueprint import blueprint
 from sinkd_llm.models.kinds import forward_parameters, kind_of
 from sinkd_llm.models.kinds.choose import has_router_loss
-from tests.models.test_loading import adapter_folder, model_folder, same_weights  # noqa: F401 - fixtures
+from sinkd_llm.models.origin import new_modules_of
+from tests.support.models import same_weights
+from tests.support.rows import ID_ROWS, collate_ids
 
 
 def save_as(head: str, config: Any, folder: Path) -> Path:
@@ -86,14 +88,14 @@ def test_bases_whose_head_is_their_embedding_are_whole(tiny_model: Any, tiny_cau
 def test_a_pretraining_checkpoint_keeps_its_masked_language_model(tiny_model: Any, tmp_path: Path) -> None:
     save_as("BertForPreTraining", tiny_model("bert").config, tmp_path)
     assert kind_of(load_model(tmp_path)).model_kind == "masked-lm"
-    assert load_model(tmp_path, labels=["a", "b"]).sinkd_new_modules == ("classifier",)
+    assert new_modules_of(load_model(tmp_path, labels=["a", "b"])) == ("classifier",)
 
 
 @pytest.mark.parametrize(
     ("model_type", "name"),
     [("vit", "ViTForImageClassification"), ("whisper", "WhisperForConditionalGeneration"), ("clip", "CLIPModel")],
 )
-def test_models_of_images_and_sound_are_refused(model_folder: Path, model_type: str, name: str) -> None:  # noqa: F811
+def test_models_of_images_and_sound_are_refused(model_folder: Path, model_type: str, name: str) -> None:
     (model_folder / "config.json").write_text(json.dumps({"model_type": model_type, "architectures": [name]}))
     with pytest.raises(InputError, match=f"saved as {name}, which is no language model"):
         load_model(model_folder)
@@ -108,7 +110,7 @@ def test_fewer_layers_than_the_weights_hold(family: str, key: str, tiny_causal_l
         load_model(tmp_path)
 
 
-def test_what_transformers_computes_anew_may_be_stored(model_folder: Path) -> None:  # noqa: F811
+def test_what_transformers_computes_anew_may_be_stored(model_folder: Path) -> None:
     before = load_model(model_folder)
     change_weights(model_folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
     assert same_weights(load_model(model_folder), before)
@@ -117,7 +119,7 @@ def test_what_transformers_computes_anew_may_be_stored(model_folder: Path) -> No
         load_model(model_folder)
 
 
-def test_an_adapters_weights_are_all_used(adapter_folder: Path) -> None:  # noqa: F811
+def test_an_adapters_weights_are_all_used(adapter_folder: Path) -> None:
     adapter, weights = "adapter_model.safetensors", load_file(adapter_folder / "adapter_model.safetensors")
     first = sorted(weights)[0]
     other = first.replace("layers.0", "layers.7")
@@ -140,7 +142,7 @@ def test_a_head_of_several_labels_at_a_time_is_refused(tiny_model: Any, tmp_path
         kind_of(model)
 
 
-def test_a_changed_file_is_seen(model_folder: Path) -> None:  # noqa: F811
+def test_a_changed_file_is_seen(model_folder: Path) -> None:
     from sinkd_llm.integrity import write_manifest
 
     write_manifest(model_folder)
@@ -150,7 +152,7 @@ def test_a_changed_file_is_seen(model_folder: Path) -> None:  # noqa: F811
         load_model(model_folder)
 
 
-def test_a_student_of_a_quantised_base_says_so(model_folder: Path, caplog: Any) -> None:  # noqa: F811
+def test_a_student_of_a_quantised_base_says_so(model_folder: Path, caplog: Any) -> None:
     (model_folder / "sinkd_student.json").write_text('{"base_quantisation": "nf4"}')
     load_model(model_folder)
     assert "trained over a base in nf4" in caplog.text
@@ -217,7 +219,7 @@ class OddWriter(transformers.LlamaPreTrainedModel):
 
 
 def test_code_that_comes_with_a_model_may_call_it_as_it_likes(
-    model_folder: Path,  # noqa: F811
+    model_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -238,15 +240,14 @@ def test_code_that_comes_with_a_model_may_call_it_as_it_likes(
 
 
 def test_a_compiled_model_is_given_what_its_forward_takes(tiny_causal_lm: Any) -> None:
-    from tests.models.test_kinds import ROWS, collate
 
     model = tiny_causal_lm("gpt2")  # absolute positions: without position_ids padding would count
     seen: list[dict[str, Any]] = []
     compiled = torch.compile(model, backend="eager")
-    expected = kind_of(model).supervised_rows(model, collate(ROWS)).logits_NV
+    expected = kind_of(model).supervised_rows(model, collate_ids(ID_ROWS)).logits_NV
     model.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
     assert forward_parameters(compiled) == forward_parameters(model) >= {"position_ids", "logits_to_keep"}
-    logits_NV = kind_of(compiled).supervised_rows(compiled, collate(ROWS)).logits_NV
+    logits_NV = kind_of(compiled).supervised_rows(compiled, collate_ids(ID_ROWS)).logits_NV
     assert {"position_ids", "logits_to_keep"} <= seen[-1].keys()
     torch.testing.assert_close(logits_NV, expected)
 

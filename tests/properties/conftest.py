@@ -5,43 +5,16 @@ counted, so that a run shows how many inputs were answered and how many were ref
 refused says nothing.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-from sinkd_llm.errors import InputError
-from tests.properties.world import Answer, World, build_world
-from tests.reliability.conftest import zygote  # noqa: F401 - a fixture
+from tests.support.world import Answer, World, build_world
 
-FACTOR = int(os.environ.get("SINKD_FUZZ", "0"))
 OUTCOMES: Counter[tuple[str, str]] = Counter()
-
-
-def examples(few: int, many: int) -> Any:
-    """Hypothesis settings for `few` inputs, or `many` of them times `$SINKD_FUZZ`."""
-    return settings(
-        max_examples=many * FACTOR if FACTOR else few,
-        deadline=None,
-        derandomize=not FACTOR,  # `make test` is the same every time
-        database=None,
-        print_blob=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
-
-
-def attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What `call` gives, and the message with which it refuses; every other error is a failure."""
-    try:
-        return call(), None
-    except InputError as error:
-        message = str(error)
-    assert 0 < len(message) < 2_000, f"a message of {len(message)} characters: {message[:200]}"
-    return None, message
 
 
 @pytest.fixture
@@ -62,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_causal_lm: Any, tiny_to
 
 
 @pytest.fixture(scope="session")
-def sinkd(world: World, zygote: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: F811
+def sinkd(world: World, zygote: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Runs `sinkd` in a child and checks what holds for every command, whatever it was given."""
     logs = tmp_path_factory.mktemp("logs")
 

@@ -15,9 +15,9 @@ from trl import ModelConfig
 
 from sinkd_llm import SinKDConfig
 from sinkd_llm.runs import TaskArguments
-from tests.properties import values
-from tests.properties.conftest import examples
-from tests.properties.world import World, assert_right_run, damage, places
+from tests.support import values
+from tests.support.properties import examples
+from tests.support.world import World, assert_right_run, damage, places
 
 SETTINGS = (SinKDConfig, ModelConfig, TaskArguments)
 # These make a run long, or say where it writes.

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sinkd_llm import load_task
-from tests.properties.conftest import attempt, examples
-from tests.properties.world import TASK
+from tests.support.properties import attempt, examples
+from tests.support.world import TASK
 
 CHOICES = (
     *(("negative", "positive"), ("False", "True"), ("True", "False"), ("true", "false"), ("no", "yes")),

@@ -16,8 +16,8 @@ from trl import ModelConfig
 from sinkd_llm import SinKDConfig
 from sinkd_llm.cli.parsing import parse_training
 from sinkd_llm.runs import TaskArguments
-from tests.properties import values
-from tests.properties.conftest import attempt, examples
+from tests.support import values
+from tests.support.properties import attempt, examples
 
 FIELDS = {f.name for kind in (SinKDConfig, ModelConfig, TaskArguments) for f in dataclasses.fields(kind) if f.init}
 OURS = sorted({f.name for f in dataclasses.fields(SinKDConfig) if f.init} - {"output_dir"})

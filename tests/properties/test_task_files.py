@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sinkd_llm import load_task
-from tests.properties import values
-from tests.properties.conftest import attempt, examples
-from tests.properties.world import TASK
+from tests.support import values
+from tests.support.properties import attempt, examples
+from tests.support.world import TASK
 
 ROWS = '{"text": "a good film", "label": 1}\n{"text": "a bad film", "label": 0}\n'
 SCHEMA_KEYS = (

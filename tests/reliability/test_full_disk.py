@@ -11,7 +11,7 @@ import torch
 
 from sinkd_llm.cli import main
 from sinkd_llm.training.checkpoints import checkpoint_problem, checkpoints, last_whole
-from tests.reliability.conftest import without_adapter
+from tests.support.launch import without_adapter
 
 SAVING = ("--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1")
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sinkd_llm.training.checkpoints import checkpoint_problem, checkpoints, last_whole
-from tests.reliability.zygote import PLACES
+from tests.support.zygote import PLACES
 
 STEPS = 22
 SAVING = ("--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sinkd_llm.cli import main
 from sinkd_llm.integrity import MANIFEST_FILE
 from sinkd_llm.training.checkpoints import last_whole
-from tests.reliability.conftest import without_adapter
+from tests.support.launch import without_adapter
 
 SAVING = ("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2")
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from sinkd_llm.teachers import LocalTeacher
-from tests.conftest import ENCODER_DECODERS, ENCODERS
-from tests.models.test_choose import ROWS, batch_for
-from tests.models.test_kinds import FAMILIES, collate
-from tests.models.test_kinds import ROWS as TOKENS
+from tests.support.models import DECODERS, ENCODER_DECODERS, ENCODERS
+from tests.support.rows import CHOICE_ROWS, ID_ROWS, batch_for, collate_ids
 
 
 def check(teacher: LocalTeacher, batch: dict[str, Any]) -> None:
@@ -22,9 +20,9 @@ def check(teacher: LocalTeacher, batch: dict[str, Any]) -> None:
     assert torch.equal(plain.logits_NV, rows.logits_NV)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_the_hidden_states_of_a_decoder_give_its_logits(family: str, tiny_causal_lm: Any) -> None:
-    check(LocalTeacher(tiny_causal_lm(family)), collate(TOKENS))
+    check(LocalTeacher(tiny_causal_lm(family)), collate_ids(ID_ROWS))
 
 
 @pytest.mark.parametrize("family", [*ENCODER_DECODERS, *ENCODERS])
@@ -32,7 +30,7 @@ def test_the_hidden_states_of_the_other_families_give_their_logits(
     family: str, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
     model, tokenizer = tiny_model(family, "MaskedLM"), marked_tokenizer(family)
-    check(LocalTeacher(model), batch_for(model, tokenizer, ROWS))
+    check(LocalTeacher(model), batch_for(model, tokenizer, CHOICE_ROWS))
 
 
 @pytest.mark.parametrize("cap", [30.0, 1e4, None])
@@ -41,14 +39,14 @@ def test_logits_that_are_changed_behind_the_head_are_not_those_of_hidden_states(
 ) -> None:
     model = tiny_causal_lm("gemma2")
     model.config.final_logit_softcapping = cap
-    rows = LocalTeacher(model).supervised_rows(collate(TOKENS), with_hidden=True)
+    rows = LocalTeacher(model).supervised_rows(collate_ids(ID_ROWS), with_hidden=True)
     assert (rows.hidden_NH is None) == (cap is not None)  # even one that hardly bends logits as small as these
 
 
 def test_an_added_bias_is_seen(tiny_model: Any, marked_tokenizer: Any) -> None:
     model, tokenizer = tiny_model("bart"), marked_tokenizer("bart")
     model.final_logits_bias += 0.1
-    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, ROWS), with_hidden=True)
+    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, CHOICE_ROWS), with_hidden=True)
     assert rows.hidden_NH is None
 
 
@@ -56,14 +54,14 @@ def test_no_hidden_states_where_logits_are_smaller(
     tiny_model: Any, tiny_causal_lm: Any, marked_tokenizer: Any
 ) -> None:
     model, tokenizer = tiny_model("bert"), marked_tokenizer("bert")
-    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, ROWS[:1]), with_hidden=True)
+    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, CHOICE_ROWS[:1]), with_hidden=True)
     assert rows.hidden_NH is None  # two classes
     wide = LocalTeacher(tiny_causal_lm("llama", hidden=64, vocab=48))
-    assert wide.supervised_rows(collate(TOKENS), with_hidden=True).hidden_NH is None
+    assert wide.supervised_rows(collate_ids(ID_ROWS), with_hidden=True).hidden_NH is None
 
 
 def test_a_batch_without_supervised_tokens_has_empty_hidden_states(tiny_causal_lm: Any) -> None:
-    batch = collate(TOKENS)
+    batch = collate_ids(ID_ROWS)
     batch["labels"][:] = -100
     rows = LocalTeacher(tiny_causal_lm("llama")).supervised_rows(batch, with_hidden=True)
     assert rows.hidden_NH is not None

@@ -12,12 +12,12 @@ from datasets import Dataset
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
-from sinkd_llm.runs.cache import CacheArguments, CacheResult, write_cache
+from sinkd_llm.runs.arguments import CacheArguments
+from sinkd_llm.runs.cache import CacheResult, write_cache
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.training import pair as pairing
-from tests.training.test_kinds import regression_rows, several_tokens
-from tests.training.test_trainer import rows
+from tests.support.rows import opinions, regression_rows, several_tokens
 
 
 class Setup:
@@ -97,12 +97,12 @@ def trajectory(trainer: SinKDTrainer) -> tuple[list[float], torch.Tensor]:
 
 
 FAMILIES = [
-    ("llama", "", rows(12), {}),
+    ("llama", "", opinions(12), {}),
     ("llama", "", several_tokens(12), {}),
     ("t5", "", several_tokens(12), {}),
-    ("bert", "SequenceClassification", rows(12), {}),
+    ("bert", "SequenceClassification", opinions(12), {}),
     ("bert", "SequenceClassification", regression_rows(), {"num_labels": 1}),
-    ("roberta", "MaskedLM", rows(12), {}),
+    ("roberta", "MaskedLM", opinions(12), {}),
 ]
 NAMES = ["decoder", "decoder-many-tokens", "encoder-decoder", "classes", "regression", "masked-lm"]
 
@@ -118,7 +118,7 @@ def test_a_full_cache_gives_the_trajectory_of_the_teacher_itself(
     assert result.manifest.rows.examples == 12
     losses, weights = trajectory(own.trainer(data, teacher_model=load_model(own.teacher), transport_scope=scope))
     cached = own.trainer(data, teacher_cache=str(result.folder), transport_scope=scope)
-    assert cached.teacher is None
+    assert isinstance(cached.teacher, CachedTeacher)
     cached_losses, cached_weights = trajectory(cached)
     assert len(losses) == 3
     assert losses[0] != losses[1]
@@ -166,7 +166,7 @@ def test_with_few_ids_the_losses_are_lower_bounds_and_the_width_says_by_how_much
 
 
 def test_verbalizers_alone_give_the_exact_transport_term_and_a_coarse_divergence(setup: Any) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     result = own.cache(data, "verbalizers", vocabulary="verbalizers")
     assert result.manifest.layout.k == len(result.manifest.layout.always) >= 2
     settings = {"alpha": 0.0, "vocabulary": "verbalizers"}
@@ -186,35 +186,34 @@ def test_evaluation_needs_no_teacher_and_does_not_ask_the_cache(setup: Any) -> N
     trainer = own.trainer(data, several_tokens(7), teacher_cache=str(result.folder))
     with_cache = trainer.evaluate()
     assert with_cache["eval_loss"] == pytest.approx(own.trainer(data, several_tokens(7)).evaluate()["eval_loss"])
-    ranked = own.trainer(data, rows(6, 100), teacher_cache=str(result.folder)).evaluate()
-    assert "eval_teacher_agreement" not in ranked
+    ranked = own.trainer(data, opinions(6, 100), teacher_cache=str(result.folder)).evaluate()
+    assert "eval_agreement" not in ranked
     assert "eval_accuracy" in ranked or "eval_acc" in ranked
 
 
 def test_a_student_cut_from_the_teacher_leaves_no_teacher_behind(setup: Any) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     result = own.cache(data)
     args = own.settings(teacher_model_name_or_path=own.teacher, teacher_cache=str(result.folder), student_layers=2)
     trainer = SinKDTrainer(args=args, train_dataset=data)
-    assert trainer.teacher is None
+    assert isinstance(trainer.teacher, CachedTeacher)
     assert trainer.model.config.num_hidden_layers == 2
     trainer.train()
-    assert isinstance(trainer.teacher_cache, CachedTeacher)
 
 
 def test_no_teacher_is_loaded_where_the_student_has_a_name(setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     result = own.cache(data)
     monkeypatch.setattr(pairing, "load_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
     own.trainer(data, teacher_cache=str(result.folder), teacher_model_name_or_path=own.teacher).train()
 
 
 def test_fewer_rows_in_another_order_are_trained_on_and_others_are_named(setup: Any) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     result = own.cache(data)
     own.trainer(data.shuffle(seed=1).select(range(7)), teacher_cache=str(result.folder)).train()
     with pytest.raises(InputError, match=r"not in the teacher cache .*: opinion-12, opinion-13"):
-        own.trainer(rows(14), teacher_cache=str(result.folder))
+        own.trainer(opinions(14), teacher_cache=str(result.folder))
     other = data.map(lambda row: {"prompt": row["prompt"].replace("Review", "Text")})
     with pytest.raises(InputError, match="have another prompt than when task 'rows' was cached"):
         own.trainer(other, teacher_cache=str(result.folder))
@@ -231,7 +230,7 @@ def test_fewer_rows_in_another_order_are_trained_on_and_others_are_named(setup: 
     ],
 )
 def test_a_run_that_the_cache_is_not_for_is_refused(settings: dict[str, Any], message: str, setup: Any) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     result = own.cache(data, "topk", 8)
     with pytest.raises(InputError, match=message):
         own.trainer(data, teacher_cache=str(result.folder), **settings)
@@ -240,7 +239,7 @@ def test_a_run_that_the_cache_is_not_for_is_refused(settings: dict[str, Any], me
 def test_another_family_a_narrower_student_and_another_teacher_are_refused(
     setup: Any, tiny_causal_lm: Any, tmp_path: Path
 ) -> None:
-    own, data = setup(wider=True), rows(12)
+    own, data = setup(wider=True), opinions(12)
     result = own.cache(data, "topk", 8)
     cache, width = str(result.folder), len(own.tokenizer)
     with pytest.raises(InputError, match=rf"vocabulary has {width} ids .* --vocabulary_size {width}"):
@@ -257,7 +256,7 @@ def test_another_family_a_narrower_student_and_another_teacher_are_refused(
 
 
 def test_rows_with_nan_stop_the_caching_by_name_and_the_rest_can_go_on(setup: Any, tiny_causal_lm: Any) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     teacher = load_model(own.teacher)
     with torch.no_grad():
         teacher.get_output_embeddings().weight[:] = float("nan")
@@ -272,7 +271,7 @@ def test_rows_with_nan_stop_the_caching_by_name_and_the_rest_can_go_on(setup: An
 
 
 def test_a_cache_that_is_there_is_not_written_again(setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, data = setup(), rows(12)
+    own, data = setup(), opinions(12)
     assert own.cache(data).cached_before == 0
     from sinkd_llm.runs import cache as caching
 

@@ -12,8 +12,8 @@ from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
 from sinkd_llm.models.kinds.choose import class_order
-from tests.evaluation.test_evaluator import Task
-from tests.training.test_trainer import rows
+from tests.support.rows import opinions
+from tests.support.trainers import AccuracyTask
 
 
 def swapped(model: Any) -> Any:
@@ -36,8 +36,8 @@ def test_choices_find_their_class_by_name(
     plain = named(tiny_model("bert", "SequenceClassification", seed=3), "negative", "positive")
     other = named(swapped(tiny_model("bert", "SequenceClassification", seed=3)), "Positive", "Negative")
     with caplog.at_level(logging.WARNING, logger="sinkd_llm"):
-        first = evaluate_task(plain, tokenizer, Task(), rows(12))
-        second = evaluate_task(other, tokenizer, Task(), rows(12))
+        first = evaluate_task(plain, tokenizer, AccuracyTask(), opinions(12))
+        second = evaluate_task(other, tokenizer, AccuracyTask(), opinions(12))
     assert first.predictions == second.predictions
     assert first.log_likelihoods == second.log_likelihoods
     assert not caplog.records
@@ -48,7 +48,7 @@ def test_other_words_are_taken_in_order_with_a_warning(
 ) -> None:
     model = named(tiny_model("bert", "SequenceClassification"), "contradiction", "entailment")
     with caplog.at_level(logging.WARNING, logger="sinkd_llm"):
-        evaluate_task(model, marked_tokenizer("bert"), Task(), rows(4))
+        evaluate_task(model, marked_tokenizer("bert"), AccuracyTask(), opinions(4))
     assert "contradiction, entailment" in caplog.text
     assert class_order((" no", " yes"), ("contradiction", "entailment")) == (0, 1)
     assert class_order((" b", " c", " a"), ("a", "b", "c")) == (1, 2, 0)
@@ -65,7 +65,7 @@ def test_a_pair_in_different_orders_is_refused(
             teacher_model=teacher,
             args=SinKDConfig(output_dir=str(tmp_path), use_cpu=True),
             processing_class=marked_tokenizer("bert"),
-            train_dataset=rows(),
+            train_dataset=opinions(),
         )
 
 
@@ -75,7 +75,7 @@ def make_trainer(student: Any, teacher: Any, tokenizer: Any, folder: Path) -> Si
         teacher_model=teacher,
         args=SinKDConfig(output_dir=str(folder / "run"), use_cpu=True, report_to=[], max_steps=2),
         processing_class=tokenizer,
-        train_dataset=rows(),
+        train_dataset=opinions(),
     )
 
 
@@ -87,7 +87,7 @@ def test_a_new_head_takes_the_teachers_order(tiny_model: Any, marked_tokenizer: 
     assert trainer.model.config.id2label == {0: "positive", 1: "negative"}
     assert trainer.model.config.label2id == {"positive": 0, "negative": 1}
     answers = [" negative", " positive"]
-    dataset = rows()
+    dataset = opinions()
     taught = [feature["answer_ids"] for feature in trainer.train_dataset]
     assert taught == [[1 - row["label"]] for row in dataset]
     assert dataset[0]["choices"] == answers

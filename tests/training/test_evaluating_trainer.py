@@ -11,8 +11,8 @@ from transformers import EvalPrediction
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
-from sinkd_llm.training.evaluation import row_keys
-from tests.training.test_trainer import rows
+from sinkd_llm.teachers.choices import row_keys
+from tests.support.rows import opinions
 
 
 def answers(count: int = 7, choices: bool = True) -> Dataset:
@@ -58,7 +58,7 @@ def test_no_row_is_left_out_of_an_evaluation(train: Any) -> None:
     whole = train(eval_dataset=data, per_device_eval_batch_size=4).evaluate()
     trainer = train(eval_dataset=data, per_device_eval_batch_size=4, dataloader_drop_last=True)
     found = trainer.evaluate()
-    for name in ("eval_loss", "eval_acc", "eval_teacher_agreement"):
+    for name in ("eval_loss", "eval_acc", "eval_agreement"):
         assert found[name] == whole[name]
     assert len(trainer.predict(data).label_ids) == len(data)
     assert trainer.args.dataloader_drop_last
@@ -66,7 +66,7 @@ def test_no_row_is_left_out_of_an_evaluation(train: Any) -> None:
 
 @pytest.mark.parametrize("named", [True, False], ids=["same-names", "no-names"])
 def test_two_evaluation_sets_have_two_teachers_opinions(named: bool, train: Any) -> None:
-    first = rows(6, 100)
+    first = opinions(6, 100)
     second = first.map(lambda row: {"choices": row["choices"][::-1], "label": 1 - row["label"]})
     if named:
         assert first["id"][:] == second["id"][:]
@@ -80,8 +80,8 @@ def test_two_evaluation_sets_have_two_teachers_opinions(named: bool, train: Any)
 
 
 def test_rows_of_one_name_in_one_set_are_different_rows(train: Any) -> None:
-    data = rows(6, 100).remove_columns("id").add_column("id", ["same"] * 6)
-    expected = train(eval_dataset=rows(6, 100)).predict(rows(6, 100)).predictions[1].tolist()
+    data = opinions(6, 100).remove_columns("id").add_column("id", ["same"] * 6)
+    expected = train(eval_dataset=opinions(6, 100)).predict(opinions(6, 100)).predictions[1].tolist()
     assert train(eval_dataset=data).predict(data).predictions[1].tolist() == expected
 
 
@@ -106,11 +106,11 @@ def test_a_student_that_gives_no_numbers_has_no_score(train: Any) -> None:
 
 def test_predict_takes_rows_as_they_are(train: Any) -> None:
     trainer = train()
-    found = trainer.predict(rows(5, 100))
+    found = trainer.predict(opinions(5, 100))
     assert found.predictions[0].shape == (5, 2)
     assert found.predictions[1].shape == (5,)
-    assert found.label_ids.tolist() == rows(5, 100)["label"]
-    assert set(found.metrics) >= {"test_loss", "test_acc", "test_teacher_agreement"}
+    assert found.label_ids.tolist() == opinions(5, 100)["label"]
+    assert set(found.metrics) >= {"test_loss", "test_acc", "test_agreement"}
     text = trainer.predict(answers(choices=False))
     assert text.predictions is None
     assert np.isfinite(text.metrics["test_loss"])
@@ -145,5 +145,7 @@ def test_a_metric_for_the_best_model_that_nothing_reports_is_refused(train: Any)
     trainer = train(
         eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="nope", max_steps=1
     )
-    with pytest.raises(InputError, match=r"metric_for_best_model is 'nope', but .* eval_loss, eval_acc, eval_teacher"):
+    with pytest.raises(
+        InputError, match=r"metric_for_best_model is 'nope', but .* eval_loss, eval_acc, eval_agreement"
+    ):
         trainer.train()

@@ -28,9 +28,9 @@ def weights(model: Any) -> torch.Tensor:
     ids=["ce", "kl", "rkl", "sinkhorn"],
 )
 def test_a_student_that_breaks_ends_the_run_with_step_term_and_examples(
-    settings: dict[str, Any], term: str, train: Any, tmp_path: Path
+    settings: dict[str, Any], term: str, train_and_save: Any, tmp_path: Path
 ) -> None:
-    trainer = train(**settings)
+    trainer = train_and_save(**settings)
 
     class Breaks(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -48,8 +48,10 @@ def test_a_student_that_breaks_ends_the_run_with_step_term_and_examples(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights_change(accumulation: int, train: Any) -> None:
-    trainer = train(gradient_accumulation_steps=accumulation, per_device_train_batch_size=4, max_grad_norm=0)
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights_change(
+    accumulation: int, train_and_save: Any
+) -> None:
+    trainer = train_and_save(gradient_accumulation_steps=accumulation, per_device_train_batch_size=4, max_grad_norm=0)
     before = weights(trainer.model).clone()
     trainer.model.lm_head.weight.register_hook(lambda grad: grad.masked_fill(torch.ones_like(grad).bool(), torch.inf))
     with pytest.raises(NonFiniteError, match=r"before update 1: the norm of the gradient is (inf|nan)"):
@@ -60,9 +62,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights_change(ac
 @pytest.mark.parametrize(("optim", "learning_rate"), [("adamw_torch", 1e30), ("sgd", 1e36)])
 @pytest.mark.parametrize("max_steps", [1, 4])
 def test_a_learning_rate_out_of_all_proportion_saves_nothing(
-    optim: str, learning_rate: float, max_steps: int, train: Any, tmp_path: Path
+    optim: str, learning_rate: float, max_steps: int, train_and_save: Any, tmp_path: Path
 ) -> None:
-    trainer = train(max_steps=max_steps, optim=optim, warmup_steps=0, lr_scheduler_type="constant")
+    trainer = train_and_save(max_steps=max_steps, optim=optim, warmup_steps=0, lr_scheduler_type="constant")
     trainer.args.learning_rate = learning_rate  # which a configuration refuses
     with pytest.raises(NonFiniteError, match="was not saved"):
         trainer.train()
@@ -72,8 +74,8 @@ def test_a_learning_rate_out_of_all_proportion_saves_nothing(
     assert not (tmp_path / "final").exists()
 
 
-def test_weights_that_the_last_update_broke_are_not_saved(train: Any, tmp_path: Path) -> None:
-    trainer = train(max_steps=1, save_strategy="no")
+def test_weights_that_the_last_update_broke_are_not_saved(train_and_save: Any, tmp_path: Path) -> None:
+    trainer = train_and_save(max_steps=1, save_strategy="no")
     trainer.train()
     trainer.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"layers\.0\.mlp\.up_proj\.weight"):
@@ -81,17 +83,17 @@ def test_weights_that_the_last_update_broke_are_not_saved(train: Any, tmp_path: 
     assert not (tmp_path / "final").exists()
 
 
-def test_a_student_that_was_not_trained_is_saved(train: Any, tmp_path: Path) -> None:
-    train().save_model(str(tmp_path / "final"))
+def test_a_student_that_was_not_trained_is_saved(train_and_save: Any, tmp_path: Path) -> None:
+    train_and_save().save_model(str(tmp_path / "final"))
     assert (tmp_path / "final" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     "settings", [{"temperature": 1e-44}, {"sinkhorn_temperature": 1e-44}, {"sinkhorn_epsilon": 1e-44}]
 )
-def test_settings_without_proportion_end_the_run(settings: dict[str, Any], train: Any) -> None:
+def test_settings_without_proportion_end_the_run(settings: dict[str, Any], train_and_save: Any) -> None:
     # The command line refuses them before; an objective of one's own may still have them.
-    trainer = train()
+    trainer = train_and_save()
     trainer.objective = dataclasses.replace(trainer.objective, **settings)
     with pytest.raises(NonFiniteError, match=r"before update 1: the term '(kl|sinkhorn)' of the loss is (nan|inf)"):
         trainer.train()
@@ -126,9 +128,9 @@ def test_a_gate_names_the_micro_batch_that_is_at_fault() -> None:
     gate.look(8, None, model, lambda: "")
 
 
-def test_a_look_before_a_save_changes_nothing(train: Any, tiny_causal_lm: Any) -> None:
+def test_a_look_before_a_save_changes_nothing(train_and_save: Any, tiny_causal_lm: Any) -> None:
     def run(strategy: str) -> torch.Tensor:
-        trainer = train(model=tiny_causal_lm(seed=1, attention_dropout=0.2), save_strategy=strategy)
+        trainer = train_and_save(model=tiny_causal_lm(seed=1, attention_dropout=0.2), save_strategy=strategy)
         trainer.train()
         assert trainer.model.training
         return weights(trainer.model)
@@ -136,8 +138,8 @@ def test_a_look_before_a_save_changes_nothing(train: Any, tiny_causal_lm: Any) -
     assert torch.equal(run("no"), run("steps"))
 
 
-def test_every_process_hears_of_outputs_that_one_of_them_finds_broken(train: Any) -> None:
-    trainer = train()
+def test_every_process_hears_of_outputs_that_one_of_them_finds_broken(train_and_save: Any) -> None:
+    trainer = train_and_save()
     batch = trainer.data_collator(list(trainer.train_dataset.select(range(2))))
     check_sound(trainer.model, trainer.kind, batch, lambda number: number)
     for at_fault, message in ((1, "of another process"), (2, "outputs are NaN or infinite")):

@@ -12,9 +12,9 @@ from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.training.given import check_optimizers
-from tests.training.test_trainer import rows
+from tests.support.rows import opinions
 
-STREAM = IterableDataset.from_generator(lambda: iter(rows(4)))
+STREAM = IterableDataset.from_generator(lambda: iter(opinions(4)))
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,19 @@ STREAM = IterableDataset.from_generator(lambda: iter(rows(4)))
     [
         ({"args": TrainingArguments(output_dir="out", use_cpu=True)}, "args is a TrainingArguments, .* SinKDConfig"),
         ({"args": "out"}, "args is a str"),
-        ({"train_dataset": DatasetDict({"train": rows(), "test": rows()})}, r"splits train, test; .*data\['train'\]"),
-        ({"train_dataset": {"a": rows()}}, r"splits a; .*data\['a'\]"),
+        (
+            {"train_dataset": DatasetDict({"train": opinions(), "test": opinions()})},
+            r"splits train, test; .*data\['train'\]",
+        ),
+        ({"train_dataset": {"a": opinions()}}, r"splits a; .*data\['a'\]"),
         ({"train_dataset": DatasetDict()}, r"splits \(none\)"),
         ({"train_dataset": STREAM}, "train_dataset is a IterableDataset, .* collect its rows"),
-        ({"train_dataset": list(rows())}, "train_dataset is a list, .*from_list"),
+        ({"train_dataset": list(opinions())}, "train_dataset is a list, .*from_list"),
         ({"train_dataset": "rows.jsonl"}, "train_dataset is a str"),
-        ({"train_dataset": rows().to_pandas()}, "train_dataset is a DataFrame"),
-        ({"eval_dataset": list(rows())}, "eval_dataset is a list"),
+        ({"train_dataset": opinions().to_pandas()}, "train_dataset is a DataFrame"),
+        ({"eval_dataset": list(opinions())}, "eval_dataset is a list"),
         ({"eval_dataset": {}}, "empty dict"),
-        ({"eval_dataset": {"a": rows(), "b": STREAM}}, r"eval_dataset\['b'\] is a IterableDataset"),
+        ({"eval_dataset": {"a": opinions(), "b": STREAM}}, r"eval_dataset\['b'\] is a IterableDataset"),
         ({"eval_dataset": {"a": None}}, "There are no rows"),
         ({"compute_metrics": "accuracy"}, "compute_metrics is a str"),
     ],
@@ -39,14 +42,14 @@ STREAM = IterableDataset.from_generator(lambda: iter(rows(4)))
 def test_arguments_of_another_kind_are_refused_before_a_model_is_loaded(
     arguments: dict[str, Any], message: str, tmp_path: Any
 ) -> None:
-    given = {"args": SinKDConfig(str(tmp_path / "out"), use_cpu=True), "train_dataset": rows(), **arguments}
+    given = {"args": SinKDConfig(str(tmp_path / "out"), use_cpu=True), "train_dataset": opinions(), **arguments}
     with pytest.raises(InputError, match=message):
         SinKDTrainer(model="no/such-model", **given)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dictionary_of_evaluation_sets_is_one_of_datasets_own(train: Any) -> None:
-    found = train(eval_dataset=DatasetDict({"near": rows(4, 100), "far": rows(4, 200)})).evaluate()
+    found = train(eval_dataset=DatasetDict({"near": opinions(4, 100), "far": opinions(4, 200)})).evaluate()
     assert {"eval_near_loss", "eval_far_acc"} <= set(found)
 
 
@@ -58,17 +61,17 @@ def test_there_is_nothing_to_train_or_to_evaluate(train: Any) -> None:
         trainer.evaluate()
     for call in (trainer.evaluate, trainer.predict):
         with pytest.raises(InputError, match="and a data set is a"):
-            call(list(rows()))
+            call(list(opinions()))
         with pytest.raises(InputError, match="and a data set is a"):
             call("validation")
     with pytest.raises(InputError, match="splits a"):
-        trainer.predict({"a": rows()})
+        trainer.predict({"a": opinions()})
     with pytest.raises(InputError, match="eval_strategy is 'steps', but there is no eval_dataset"):
         train(eval_dataset=None, eval_strategy="steps", eval_steps=1)
 
 
 def test_one_of_several_evaluation_sets_by_its_name(train: Any) -> None:
-    trainer = train(eval_dataset={"near": rows(4, 100), "far": rows(4, 200)})
+    trainer = train(eval_dataset={"near": opinions(4, 100), "far": opinions(4, 200)})
     assert trainer.evaluate("far")["eval_loss"] == trainer.evaluate()["eval_far_loss"]
     with pytest.raises(InputError, match="is a str"):
         trainer.evaluate("else")
@@ -91,7 +94,7 @@ def test_a_setting_that_was_changed_is_checked_when_the_trainer_is_made(tmp_path
     args = SinKDConfig(str(tmp_path / "out"), use_cpu=True)
     args.alpha = 7
     with pytest.raises(InputError, match=r"^alpha is 7"):
-        SinKDTrainer(model="no/such-model", args=args, train_dataset=rows())
+        SinKDTrainer(model="no/such-model", args=args, train_dataset=opinions())
 
 
 @pytest.mark.parametrize(

@@ -7,32 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
-from tests.evaluation.test_evaluator import Task
-from tests.training.test_trainer import changed_trainer, gradients, microbatches, rows
+from tests.support.rows import opinions, regression_rows, several_tokens
+from tests.support.trainers import AccuracyTask, changed_trainer, gradients, microbatches
 
 FAMILIES = [("t5", ""), ("bart", ""), ("bert", "SequenceClassification"), ("roberta", "MaskedLM")]
 Build = Callable[..., SinKDTrainer]
-
-
-def several_tokens(count: int = 8) -> Dataset:
-    """Answers of one to four tokens, so that micro-batches differ in how many they have."""
-    answers = [" negative", " not a good film", " the food is bad", " positive"]
-    return Dataset.from_list(
-        [{"prompt": f"question: {'film ' * (i % 3)}answer:", "completion": answers[i % 4]} for i in range(count)]
-    )
-
-
-def regression_rows(count: int = 12) -> Dataset:
-    """Rows whose answer is a number, as STS-B's."""
-    out = [
-        {**row, "choices": ["0", "5"], "completion": "5", "target": float(i % 6)} for i, row in enumerate(rows(count))
-    ]
-    return Dataset.from_list(out)
 
 
 @pytest.fixture
@@ -46,8 +29,8 @@ def build(tmp_path: Path, tiny_model: Callable[..., Any], marked_tokenizer: Call
             if teacher is True
             else teacher,
             "processing_class": marked_tokenizer(family),
-            "train_dataset": rows(),
-            "eval_dataset": rows(8, 100),
+            "train_dataset": opinions(),
+            "eval_dataset": opinions(8, 100),
         }
         return changed_trainer(tmp_path, arguments, changes)
 
@@ -57,7 +40,7 @@ def build(tmp_path: Path, tiny_model: Callable[..., Any], marked_tokenizer: Call
 @pytest.mark.parametrize(("family", "head"), FAMILIES)
 @pytest.mark.parametrize("settings", [{"alpha": 0.0, "divergence": "none", "sinkhorn_weight": 0.0}, {"alpha": 0.7}])
 def test_accumulation_of_8_times_1_equals_1_times_8(family: str, head: str, settings: dict, build: Build) -> None:
-    data = several_tokens() if head == "" else rows(8)
+    data = several_tokens() if head == "" else opinions(8)
     if "divergence" not in settings:
         settings = {**settings, "transport_scope": "sequence"}
     trainer = build(family, head, train_dataset=data, eval_dataset=None, **settings)
@@ -87,11 +70,11 @@ def test_two_steps_save_and_the_same_score(
     if adapter:
         assert trainer.model.peft_config["default"].task_type == trainer.kind.lora_task_type
     metrics = trainer.evaluate()
-    assert 0 <= metrics["eval_teacher_agreement"] <= 1
+    assert 0 <= metrics["eval_agreement"] <= 1
 
     trainer.save_model(str(tmp_path / "student"))
     scored = [
-        evaluate_task(model, marked_tokenizer(family), Task(), rows(8, 100), batch_size=size)
+        evaluate_task(model, marked_tokenizer(family), AccuracyTask(), opinions(8, 100), batch_size=size)
         for model, size in ((trainer.model, 8), (load_model(tmp_path / "student"), 3))
     ]
     np.testing.assert_allclose(scored[0].log_likelihoods, scored[1].log_likelihoods, rtol=1e-3, atol=1e-5)
@@ -171,7 +154,7 @@ def test_families_that_read_the_same_answer_teach_each_other(
     assert torch.equal(ours.labels_N, theirs.labels_N)
     assert torch.equal(ours.example_N, theirs.example_N)
     assert np.isfinite(trainer.train().training_loss)
-    assert 0 <= trainer.evaluate()["eval_teacher_agreement"] <= 1
+    assert 0 <= trainer.evaluate()["eval_agreement"] <= 1
 
 
 def test_families_that_read_different_tokens_are_refused(
@@ -209,7 +192,7 @@ def test_models_of_one_kind_and_one_tokenizer_teach_each_other(
     teacher = tiny_model(other, head or "Seq2SeqLM", seed=2, layers=3, hidden=48, vocab=vocabulary)
     trainer = build(family, head, teacher=teacher)
     assert np.isfinite(trainer.train().training_loss)
-    assert 0 <= trainer.evaluate()["eval_teacher_agreement"] <= 1
+    assert 0 <= trainer.evaluate()["eval_agreement"] <= 1
 
 
 @pytest.mark.parametrize(

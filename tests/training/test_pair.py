@@ -15,8 +15,8 @@ from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model, save_student
 from sinkd_llm.models.pair_checks import check_apart, check_scale, check_trains
-from sinkd_llm.training.pair import check_pair
-from tests.training.test_kinds import regression_rows
+from sinkd_llm.teachers.fit import check_pair
+from tests.support.rows import regression_rows
 
 ROWS = Dataset.from_list(
     [

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.models import load_model
 from sinkd_llm.models.adapters import add_adapter
-from tests.training.test_trainer import rows
+from tests.support.rows import opinions
 
 pytest.importorskip("bitsandbytes")
 
@@ -55,8 +55,8 @@ def test_a_new_head_on_a_quantised_encoder_is_trained_whole(
             disable_tqdm=True,
             model_kind="sequence-classification",
         ),
-        train_dataset=rows(),
-        eval_dataset=rows(8, 100),
+        train_dataset=opinions(),
+        eval_dataset=opinions(8, 100),
         processing_class=marked_tokenizer("bert"),
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
         **FOUR_BITS,
@@ -74,8 +74,8 @@ def test_a_new_head_on_a_quantised_encoder_is_trained_whole(
     again = SinKDTrainer(
         model=loaded,
         args=SinKDConfig(output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True),
-        train_dataset=rows(),
-        eval_dataset=rows(8, 100),
+        train_dataset=opinions(),
+        eval_dataset=opinions(8, 100),
         processing_class=marked_tokenizer("bert"),
     ).evaluate()
     assert again["eval_loss"] == pytest.approx(before["eval_loss"], rel=1e-4)

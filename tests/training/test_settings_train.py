@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sinkd_llm import SinKDConfig, SinKDTrainer, load_task
-from tests.training.test_settings import USED, USED_WITH_OTHERS
+from tests.support.settings import USED, USED_WITH_OTHERS
 
 # Settings of a launch, of trackers and of the hub, whose doing is not seen in one process without a network; and
 # settings of the length of a run, which is short here.

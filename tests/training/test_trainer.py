@@ -2,95 +2,22 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.contract import tokenize_dataset
-from sinkd_llm.models.pair_checks import check_fsdp
+from tests.support.rows import opinions
+from tests.support.trainers import gradients, microbatches
 
-WORDS = ["good", "great", "bad", "awful", "film", "food", "plot"]
 GOLDEN = Path(__file__).parents[1] / "golden" / "trajectory.json"
-
-
-def rows(count: int = 16, start: int = 0) -> Dataset:
-    """Two-word opinions of varying length; the first word decides."""
-    out = []
-    for i in range(start, start + count):
-        quality, thing = WORDS[i % 4], WORDS[4 + i % 3]
-        label = int(i % 4 < 2)
-        out.append(
-            {
-                "id": f"opinion-{i}",
-                "prompt": f"Review: {quality} {thing}{' is a film' * (i % 3)}\nSentiment:",
-                "choices": [" negative", " positive"],
-                "label": label,
-                "completion": [" negative", " positive"][label],
-            }
-        )
-    return Dataset.from_list(out)
-
-
-def changed_trainer(folder: Path, arguments: dict[str, Any], changes: dict[str, Any]) -> SinKDTrainer:
-    """A trainer of two short steps; `changes` are arguments of its own or settings."""
-    for name in ("model", "teacher_model", "processing_class", "train_dataset", "eval_dataset", "peft_config"):
-        if name in changes:
-            arguments[name] = changes.pop(name)
-    settings: dict[str, Any] = {
-        "output_dir": str(folder / "out"),
-        "max_steps": 2,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "use_cpu": True,
-    }
-    return SinKDTrainer(args=SinKDConfig(**{**settings, **changes}), **arguments)
-
-
-@pytest.fixture
-def train(tmp_path: Path, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., SinKDTrainer]:
-    """Builds a trainer: a two-layer student, a four-layer teacher of another width."""
-
-    def build(teacher: bool = True, **changes: Any) -> SinKDTrainer:
-        arguments: dict[str, Any] = {
-            "model": changes.pop("model", None) or tiny_causal_lm(seed=1),
-            "teacher_model": tiny_causal_lm(seed=2, layers=4, hidden=48) if teacher else None,
-            "processing_class": tiny_tokenizer,
-            "train_dataset": rows(),
-            "eval_dataset": rows(8, 100),
-        }
-        return changed_trainer(tmp_path, arguments, changes)
-
-    return build
-
-
-def gradients(trainer: SinKDTrainer, batches: list[dict[str, Any]]) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of one accumulation window, through the trainer's own training step."""
-    model = trainer.model
-    model.zero_grad()
-    trainer.current_gradient_accumulation_steps = len(batches)
-    count = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
-    loss = sum(float(trainer.training_step(model, batch, count)) for batch in batches)
-    return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def microbatches(trainer: SinKDTrainer, sizes: list[int]) -> list[dict[str, Any]]:
-    features, batches, start = list(trainer.train_dataset), [], 0
-    for size in sizes:
-        batches.append(trainer.data_collator(features[start : start + size]))
-        start += size
-    return batches
 
 
 @pytest.mark.parametrize(
@@ -205,9 +132,9 @@ def test_evaluation_reports_metric_loss_and_agreement(train: Any) -> None:
     trainer = train()
     metrics = trainer.evaluate()
     assert 0 <= metrics["eval_acc"] <= 1
-    assert 0 <= metrics["eval_teacher_agreement"] <= 1
+    assert 0 <= metrics["eval_agreement"] <= 1
     # The evaluation loss is the cross-entropy of the gold answers.
-    features = tokenize_dataset(rows(8, 100), trainer._answer_tokenizer)
+    features = tokenize_dataset(opinions(8, 100), trainer._answer_tokenizer)
     batch = trainer.data_collator(list(features))
     assert metrics["eval_loss"] == pytest.approx(transformers_loss(trainer, batch), rel=1e-4)
 
@@ -221,7 +148,7 @@ def transformers_loss(trainer: SinKDTrainer, batch: dict[str, Any]) -> float:
 def test_a_student_that_is_its_teacher_agrees_always(train: Any, tiny_causal_lm: Any) -> None:
     teacher = tiny_causal_lm(seed=2)
     metrics = train(model=copy.deepcopy(teacher), teacher_model=teacher).evaluate()
-    assert metrics["eval_teacher_agreement"] == 1.0
+    assert metrics["eval_agreement"] == 1.0
 
 
 def test_the_teacher_ranks_each_evaluation_example_once(train: Any) -> None:
@@ -231,7 +158,7 @@ def test_the_teacher_ranks_each_evaluation_example_once(train: Any) -> None:
     first = trainer.evaluate()
     assert calls
     calls.clear()
-    assert trainer.evaluate()["eval_teacher_agreement"] == first["eval_teacher_agreement"]
+    assert trainer.evaluate()["eval_agreement"] == first["eval_agreement"]
     assert not calls
 
 
@@ -243,13 +170,13 @@ def test_plain_cross_entropy_spares_the_teachers_forward(train: Any) -> None:
 
 
 def test_evaluation_is_the_same_for_every_batch_size(train: Any) -> None:
-    varied = rows(7, 100).map(
+    varied = opinions(7, 100).map(
         lambda row, i: {"choices": row["choices"] + ([" a great film"] if i % 2 else [])}, with_indices=True
     )
     results = [train(eval_dataset=varied, per_device_eval_batch_size=size).evaluate() for size in (1, 3, 8)]
     for result in results[1:]:
         assert result["eval_acc"] == results[0]["eval_acc"]
-        assert result["eval_teacher_agreement"] == results[0]["eval_teacher_agreement"]
+        assert result["eval_agreement"] == results[0]["eval_agreement"]
 
 
 def test_prompt_completion_rows_plain_and_conversational(train: Any, tiny_tokenizer: Any) -> None:
@@ -322,7 +249,7 @@ def test_a_student_from_the_teachers_own_layers(tiny_causal_lm: Any, tiny_tokeni
     trainer = SinKDTrainer(
         teacher_model=teacher,
         args=SinKDConfig(str(tmp_path), student_layers=2, use_cpu=True),
-        train_dataset=rows(),
+        train_dataset=opinions(),
         processing_class=tiny_tokenizer,
     )
     assert trainer.model.config.num_hidden_layers == 2
@@ -400,37 +327,3 @@ def test_the_trajectory_is_the_committed_one(train: Any, tiny_causal_lm: Any) ->
     assert len(got) == len(expected) == 5
     for a, b in zip(got, expected, strict=True):
         assert a == pytest.approx(b, rel=2e-3)
-
-
-def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # one that accelerate cannot use
-    monkeypatch.setattr(SinKDConfig, "world_size", property(lambda self: 1))
-    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="started 2 processes, but"):
-        SinKDConfig(output_dir=str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("processes", "available", "expected"), [("2", False, True), ("2", True, False), ("1", False, False)]
-)
-def test_on_a_machine_without_devices_a_launch_is_one_of_cpus(
-    processes: str, available: bool, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # Transformers would see no devices, and train the same thing in every process.
-    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: int(processes)))
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    assert SinKDConfig(output_dir=str(tmp_path)).use_cpu is expected
-
-
-@pytest.mark.parametrize(("version", "encoder_decoder", "message"), [(1, False, "FSDP1"), (2, True, "zero3.yaml")])
-def test_what_fsdp_cannot_shard_is_refused(
-    version: int, encoder_decoder: bool, message: str, tiny_causal_lm: Any, tiny_model: Any
-) -> None:
-    student = tiny_model("t5") if encoder_decoder else tiny_causal_lm()
-    with pytest.raises(InputError, match=message):
-        check_fsdp(SimpleNamespace(fsdp_version=version), student)
-    check_fsdp(None, student)
-    check_fsdp(SimpleNamespace(fsdp_version=2), tiny_causal_lm())

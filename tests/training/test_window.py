@@ -8,17 +8,17 @@ import torch
 from datasets import Dataset
 
 from sinkd_llm import SinKDTrainer
-from tests.distributed.transport_worker import ONLY_SINKD, opinions
-from tests.training.test_trainer import gradients, microbatches
-from tests.training.test_trainer import train as train  # the fixture
+from tests.distributed.transport_worker import ONLY_SINKD
+from tests.support.rows import sentences
+from tests.support.trainers import gradients, microbatches
 
-WINDOW = {"transport_accumulation": True, "max_steps": 1, "train_dataset": opinions(24)}
+WINDOW = {"transport_accumulation": True, "max_steps": 1, "train_dataset": sentences(24)}
 
 
 def window_gradients(trainer: SinKDTrainer, sizes: list[int]) -> tuple[float, torch.Tensor]:
     batches = microbatches(trainer, sizes)
     trainer.model.train()
-    trainer.transport.open_window(batches, trainer._prepare_inputs)
+    trainer.open_window(batches)
     return gradients(trainer, batches)
 
 
@@ -103,7 +103,7 @@ def test_the_teacher_runs_once_and_the_student_twice(train: Callable[..., SinKDT
         model.register_forward_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
     window_gradients(trainer, [2] * 4)
     assert runs == {"teacher": 4, "student": 8}
-    assert trainer.transport._window is None  # and nothing is kept
+    assert trainer._window is None  # and nothing is kept
 
 
 def test_training_with_windows_takes_the_last_and_smaller_one_and_scores_as_always(
@@ -114,8 +114,8 @@ def test_training_with_windows_takes_the_last_and_smaller_one_and_scores_as_alwa
         train(
             **settings,
             num_train_epochs=1,
-            train_dataset=opinions(20),  # ten micro-batches: windows of four, four and two
-            eval_dataset=Dataset.from_list(opinions(5).to_list()),  # without choices: the loss itself is scored
+            train_dataset=sentences(20),  # ten micro-batches: windows of four, four and two
+            eval_dataset=Dataset.from_list(sentences(5).to_list()),  # without choices: the loss itself is scored
             eval_strategy="steps",
             eval_steps=2,
             learning_rate=1e-12,
@@ -142,7 +142,7 @@ def test_training_with_windows_takes_the_last_and_smaller_one_and_scores_as_alwa
 def test_the_weighted_terms_add_up_to_the_logged_loss(accumulation: bool, train: Callable[..., SinKDTrainer]) -> None:
     # Answers of different lengths: a mean of the micro-batches' means would not.
     trainer = train(
-        train_dataset=opinions(24),
+        train_dataset=sentences(24),
         alpha=0.6,
         sinkhorn_weight=0.3,
         max_steps=4,

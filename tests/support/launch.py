@@ -1,0 +1,64 @@
+"""Processes that tests start: a launch of several ranks, and a warm process whose children run the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def torchrun(module: str, *arguments: str, check: bool = True, limit: float = 500) -> str:
+    """Runs a module in two processes over gloo, each of one thread; what they wrote to their streams."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module, *arguments]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TRANSFORMERS_VERBOSITY": "error"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def warm_process() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Sends requests to tests/support/zygote.py, and waits for the answer to each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.zygote"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        cwd=REPOSITORY,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+
+    def ask(argv: list[str], log: Path, **request: Any) -> dict[str, Any]:
+        requests.write(json.dumps({"argv": argv, "log": str(log), **request}) + "\n")
+        requests.flush()
+        return dict(json.loads(answers.readline()))
+
+    yield ask
+    requests.close()
+    process.wait(timeout=30)
+
+
+def without_adapter(argv: list[str]) -> list[str]:
+    """The same flags for a student whose own weights are trained."""
+    kept = [word for word in argv if word != "--use_peft"]
+    for name in ("--lora_r", "--lora_dropout"):
+        place = kept.index(name)
+        del kept[place : place + 2]
+    return kept
