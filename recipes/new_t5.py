@@ -1,8 +1,8 @@
-"""Writes a small T5 with random weights: the start of the encoder-decoder recipe, which needs no model hub.
+"""Writes a small T5 with random weights: the start of the encoder-decoder recipe. It needs no model hub.
 
 python recipes/new_t5.py runs/t5-start
 
-4 encoder and 2 decoder layers of width 256; the vocabulary is that of the bundled `minilm-l6` (30,522 word pieces).
+4 encoder and 2 decoder layers of width 256; the tokenizer is the one of the bundled `minilm-l6` (30,522 word pieces).
 """
 
 import sys
