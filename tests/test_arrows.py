@@ -1,6 +1,7 @@
 """The rooms import each other one way only (CONTRIBUTING.md, "The rooms")."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,24 +60,27 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(source: str, package: list[str], *, types: bool) -> set[str]:
-    """The rooms that a module of `package` imports when it runs, or, with `types`, for type checkers alone."""
+def imported_names(source: str, package: list[str], *, types: bool) -> set[str]:
+    """What a module of `package` imports of ours when it runs, or, with `types`, for type checkers alone."""
     tree = ast.parse(source)
     guarded = {id(inner) for node in ast.walk(tree) if _is_type_checking(node) for inner in ast.walk(node)}
-    rooms = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if (id(node) in guarded) != types:
             continue
-        names = []
         if isinstance(node, ast.ImportFrom):
             # `from . import x` and `from ..room import x` are the same arrows, written in another way.
             start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
-            names = [f"{module}.{alias.name}" for alias in node.names]
+            names |= {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("sinkd_llm.")}
-    return rooms
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.startswith("sinkd_llm.")}
+
+
+def imported_rooms(source: str, package: list[str], *, types: bool) -> set[str]:
+    """The rooms of [`imported_names`]."""
+    return {name.split(".")[1] for name in imported_names(source, package, types=types)}
 
 
 def _is_type_checking(node: ast.AST) -> bool:
@@ -117,3 +121,50 @@ def test_relative_imports_are_arrows_too() -> None:
     guarded = "if TYPE_CHECKING:\n    from ..training import SinKDTrainer\n"
     assert imported_rooms(guarded, package, types=True) == {"training"}
     assert imported_rooms(guarded, package, types=False) == set()
+
+
+def circle(sources: dict[str, str]) -> list[str] | None:
+    """
+    Modules that import each other in a circle, wherever in them the imports stand.
+
+    Args:
+        sources (`dict[str, str]`): the text of each module, by its dotted name; a package's ends in `.__init__`.
+    """
+    modules = {name.removesuffix(".__init__") for name in sources}
+    needs: dict[str, set[str]] = {}
+    for file, source in sources.items():
+        name, package = file.removesuffix(".__init__"), file.split(".")[:-1]
+        names = imported_names(source, package, types=False)
+        if file.endswith(".__init__"):  # what is imported on first use stands there as text
+            texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+            names |= {text for text in texts | {f"{name}.{text}" for text in texts} if text in modules}
+        # `from a.b import c` is the module a.b.c, or the name c in the module a.b.
+        found = {text if text in modules else text.rpartition(".")[0] for text in names}
+        needs[name] = (found & modules) - {name}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def test_no_modules_import_each_other_inside_a_room_either() -> None:
+    sources = {
+        ".".join(("sinkd_llm", *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert circle(sources) is None
+
+
+def test_circles_are_found() -> None:
+    sources = {
+        "sinkd_llm.cli.__init__": "COMMANDS = {'a': 'what a does'}",
+        "sinkd_llm.cli.a": "def main():\n    from sinkd_llm.cli import b\n",
+        "sinkd_llm.cli.b": "from .c import name\n",
+        "sinkd_llm.cli.c": "if TYPE_CHECKING:\n    from sinkd_llm.cli.a import main\n",
+    }
+    assert circle(sources) is None
+    assert set(circle(sources | {"sinkd_llm.cli.c": "from sinkd_llm.cli.a import main"}) or ()) == {
+        *("sinkd_llm.cli.a", "sinkd_llm.cli.b", "sinkd_llm.cli.c"),
+    }
+    assert circle(sources | {"sinkd_llm.cli.c": "from sinkd_llm.cli import name"}) is not None
