@@ -9,7 +9,7 @@ _LAZY = {
     "load_tokenizer": "tokenizers",
     "check_same_tokenizer": "tokenizers",
     "load_model": "loading",
-    "build_quantization_config": "loading",
+    "build_quantization_config": "quantisation",
     "count_parameters": "loading",
     "select_layers": "layers",
     "save_student": "saving",
@@ -20,8 +20,9 @@ __all__ = [*_LAZY]
 if TYPE_CHECKING:
     from sinkd_llm.models.bundled import BUNDLED
     from sinkd_llm.models.layers import select_layers
-    from sinkd_llm.models.loading import build_quantization_config, count_parameters, load_model
+    from sinkd_llm.models.loading import count_parameters, load_model
     from sinkd_llm.models.names import ModelSource, resolve_model_source
+    from sinkd_llm.models.quantisation import build_quantization_config
     from sinkd_llm.models.saving import save_student
     from sinkd_llm.models.tokenizers import check_same_tokenizer, load_tokenizer
 

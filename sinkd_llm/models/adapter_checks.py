@@ -8,6 +8,8 @@ from typing import Any
 from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.models.adapter_facts import is_switched_off, loads_merged_only, peft_type_of, plain_name
 from sinkd_llm.models.kinds import unwrap
+from sinkd_llm.models.partitioning import is_part
+from sinkd_llm.models.quantisation import is_quantised
 
 
 def refuse_hidden_adapter(model: Any) -> None:
@@ -158,7 +160,7 @@ def check_adapted(adapted: Any) -> None:
                     "(all-linear leaves it out), or untie the weights first."
                 )
     _check_merges(base, tuners)
-    if loads_merged_only(adapted) and getattr(base, "quantization_method", None) is not None:
+    if loads_merged_only(adapted) and is_quantised(base):
         raise InputError(
             f"An adapter of the type {peft_type_of(adapted)} is saved folded into its base, for Transformers cannot "
             "load it otherwise, and a quantised base cannot take it in; use plain LoRA, or load the student without "
@@ -168,14 +170,14 @@ def check_adapted(adapted: Any) -> None:
 
 def _check_merges(base: Any, tuners: Mapping[str, Any]) -> None:
     """One layer of each kind is folded into a copy of itself: what PEFT cannot fold in, no folder can be loaded of."""
-    if getattr(base, "quantization_method", None) is not None:
+    if is_quantised(base):
         return  # there it stays beside its base
     kinds: dict[tuple[Any, ...], tuple[str, Any]] = {}
     for name, module in tuners.items():
         inner = module.get_base_layer()
         kinds.setdefault((type(module), type(inner), getattr(inner, "bias", None) is None), (name, module))
     for name, module in kinds.values():
-        if any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in module.parameters()):
+        if any(parameter.is_meta or is_part(parameter) for parameter in module.parameters()):
             continue
         try:
             copy.deepcopy(module).merge()

@@ -1,10 +1,10 @@
-"""PEFT adapters on a student: put on so that they train, and such that what is saved of them loads as it was."""
+"""PEFT adapters: from TRL's flags onto a student, so that they train and that what is saved loads as it was."""
 
 import copy
 import logging
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,12 @@ from sinkd_llm.models.adapter_checks import (
     refuse_hidden_adapter,
 )
 from sinkd_llm.models.kinds import kind_of, unwrap
+from sinkd_llm.models.origin import new_modules_of
 from sinkd_llm.models.partitioning import whole_weights
+from sinkd_llm.models.quantisation import WHILE_LOADING, is_quantised, keep_trainable, quantisation_of
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,27 @@ _SETTINGS = (
     *("target_modules", "lora_alpha", "lora_dropout", "modules_to_save", "target_parameters", "task_type"),
     *("use_dora", "use_rslora", "init_lora_weights", "r"),
 )
+
+
+def adapter_config(model_args: "ModelConfig") -> Any:
+    """
+    The PEFT configuration that TRL's arguments ask for, or `None`.
+
+    Args:
+        model_args (`ModelConfig`): its `use_peft` and `lora_…` are read; target modules that are left out are set.
+    """
+    from trl import ModelConfig, get_peft_config
+
+    if model_args.use_peft and model_args.lora_target_modules is None:
+        model_args.lora_target_modules = "all-linear"  # type: ignore[assignment]
+    config: Any = get_peft_config(model_args)
+    modules = getattr(config, "target_modules", None)
+    if isinstance(modules, str) and modules != "all-linear" and re.fullmatch(r"[\w.]+", modules):
+        # TRL unpacks a list of one, and PEFT takes text for a pattern of whole names.
+        config.target_modules = {modules}
+    if config is not None and model_args.lora_task_type == ModelConfig.lora_task_type:
+        config.task_type = None  # TRL's default, whatever the model: the student's kind gives it
+    return config
 
 
 def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -> Any:
@@ -63,17 +89,13 @@ def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -
     check_method(peft_config)
     check_all_found(student, peft_config)
     peft_config = _fitted(student, copy.deepcopy(peft_config))
-    if getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False):
+    if quantisation_of(student) in WHILE_LOADING:
         student = prepare_model_for_kbit_training(student, use_gradient_checkpointing=False)
-        for module in student.modules():
-            # On a CPU with AVX512-BF16 bitsandbytes repacks a layer's weights at its first forward without gradient,
-            # for good, and from then on no gradient passes the layer: scoring a student would end its training.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    quantised = getattr(student, "quantization_method", None) is not None
+        keep_trainable(student)
+    wide = zero_stage != 3 or is_quantised(student)
     try:
         with whole_weights():
-            adapted = get_peft_model(student, peft_config, autocast_adapter_dtype=zero_stage != 3 or quantised)
+            adapted = get_peft_model(student, peft_config, autocast_adapter_dtype=wide)
     except Exception as error:  # PEFT raises whatever its parts raise
         raise _misfit(student, error) from error
     check_adapted(adapted)
@@ -98,7 +120,7 @@ def _fitted(student: Any, config: Any) -> Any:
             type(unwrap(student)).__name__,
             task_type,
         )
-    new_modules = getattr(student, "sinkd_new_modules", ())
+    new_modules = new_modules_of(student)
     if new_modules and hasattr(config, "modules_to_save"):
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *new_modules})
     # PEFT trains a classification head whole, under these names.

@@ -8,9 +8,10 @@ import torch
 
 from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_head, name_classes, saved_class
-from sinkd_llm.models.loading import adapter_base, new_modules
+from sinkd_llm.models.loading import adapter_base
 from sinkd_llm.models.loading_options import check_attention, dtype_from, dtype_name
 from sinkd_llm.models.names import ModelSource, fetch_adapter, resolve_model_source
+from sinkd_llm.models.origin import modules_of, set_origin
 
 
 def blueprint(
@@ -78,8 +79,7 @@ def blueprint(
         )
     model.tie_weights()
     new = [name for name in model.state_dict() if is_head(kind, model, name)] if fresh else ()
-    model.sinkd_new_modules = new_modules(set(new))
-    model.name_or_path = model.config._name_or_path = source.name
+    set_origin(model, None if new else source, modules_of(new))
     return model.eval()
 
 

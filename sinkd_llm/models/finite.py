@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.partitioning import held_part, is_part
+from sinkd_llm.models.quantisation import scales_of
 
 
 def check_finite_weights(model: nn.Module, name: str) -> None:
@@ -29,8 +31,8 @@ def check_finite_weights(model: nn.Module, name: str) -> None:
     held: list[tuple[Tensor, bool]] = []
     spread = False
     for weight, tensor, is_buffer in _weights(model):
-        local, partial = _local(tensor)
-        spread = spread or partial
+        local = held_part(tensor)
+        spread = spread or is_part(tensor)
         if local is None or local.is_meta or not local.is_floating_point():
             continue
         names.append(weight)
@@ -55,27 +57,12 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Any, bool]]:
     """Parameters, the scales of packed ones, and persistent buffers: name, tensor, whether it is a buffer."""
     for name, parameter in model.named_parameters():
         yield name, parameter, False
-        state = getattr(parameter, "quant_state", None)  # of bitsandbytes' 4 bits
-        while state is not None:
-            if isinstance(getattr(state, "absmax", None), Tensor):
-                yield name, state.absmax, False
-            state = getattr(state, "state2", None)  # the scales of the scales
-        if isinstance(scales := getattr(parameter, "SCB", None), Tensor):  # of its 8 bits
+        for scales in scales_of(parameter):
             yield name, scales, False
     for path, module in model.named_modules():
         for short, buffer in module.named_buffers(recurse=False):
             if short not in module._non_persistent_buffers_set:
                 yield f"{path}.{short}".lstrip("."), buffer, True
-
-
-def _local(tensor: Any) -> tuple[Tensor | None, bool]:
-    """What this process holds of a tensor, and whether that is a part."""
-    if hasattr(tensor, "ds_id"):  # DeepSpeed's stage 3
-        part = getattr(tensor, "ds_tensor", None)
-        return (part.detach() if part is not None else None), True
-    if hasattr(tensor, "to_local"):  # a DTensor of FSDP2
-        return tensor.detach().to_local(), True
-    return tensor.detach(), False
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import cache_dir
-from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.names import ModelSource, what_was_said
+from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,9 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_checks import refuse_hidden_adapter
 from sinkd_llm.models.adapter_facts import is_switched_off
 from sinkd_llm.models.kinds import unwrap
+from sinkd_llm.models.origin import new_modules_of, set_origin
 from sinkd_llm.models.outputs import probe_outputs
+from sinkd_llm.models.quantisation import is_quantised
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +96,7 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
     if student_is_wrapped:
         student.requires_grad_(True)
     _check_runs(student)
-    student.sinkd_source = None
-    student.name_or_path = student.config._name_or_path = ""
+    set_origin(student, None, new_modules_of(source))
     return student
 
 
@@ -207,7 +208,7 @@ def rebuilt(model: Any) -> Any:
 def _check_same_weights(model: Any, fresh: Any) -> None:
     ours: dict[str, Any] = {name: weight.shape for name, weight in model.named_parameters(remove_duplicate=False)}
     theirs: dict[str, Any] = {name: weight.shape for name, weight in fresh.named_parameters(remove_duplicate=False)}
-    if getattr(model, "is_quantized", False):  # packed weights have other shapes
+    if is_quantised(model):  # packed weights have other shapes
         ours, theirs = dict.fromkeys(ours), dict.fromkeys(theirs)
     if ours != theirs:
         differing = sorted(ours.items() ^ theirs.items())
@@ -236,7 +237,7 @@ def _check_runs(student: Any) -> None:
     Transformers sizes the cache of T5 by the number of encoder layers, which is too few for a decoder with more; such
     a student generates without one.
     """
-    if any(weight.is_meta for weight in student.parameters()) or getattr(student, "is_quantized", False):
+    if any(weight.is_meta for weight in student.parameters()) or is_quantised(student):
         return  # the forward of a quantised model may repack its weights for good
     try:
         probe_outputs(student)

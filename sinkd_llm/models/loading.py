@@ -1,11 +1,11 @@
 """Loading a student or teacher: any source, dtype, quantisation, with its LoRA adapter."""
 
-import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +15,8 @@ from sinkd_llm.models.completeness import check_complete
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.foreign import reading
 from sinkd_llm.models.gguf import converted_model
-from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_head, is_new_head, name_classes
+from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_new_head, name_classes
 from sinkd_llm.models.loading_options import check_attention, dtype_from
-from sinkd_llm.models.partitioning import waits_for_weights, whole_weights
-from sinkd_llm.models.probes import check_reading
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -29,13 +27,13 @@ from sinkd_llm.models.names import (
     resolve_model_source,
     what_was_said,
 )
+from sinkd_llm.models.origin import modules_of, set_origin
+from sinkd_llm.models.partitioning import waits_for_weights, whole_shape, whole_weights
+from sinkd_llm.models.probes import check_reading
+from sinkd_llm.models.quantisation import check_method_known, is_quantised, sparing_head, weights_in_each
 from sinkd_llm.models.stored_config import read_json
 from sinkd_llm.models.student_record import check_unchanged, warn_of_quantisation
 from sinkd_llm.quiet import quiet_transformers
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
-    from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ def load_model(
         revision (`str`, *optional*, defaults to `"main"`): branch, tag or commit of a hub repository.
         dtype (`str` or `torch.dtype`, *optional*): `"float32"` (the default), `"bfloat16"`, `"float16"`, or
             `"auto"` for the one it was saved in (fp32 for GGUF).
-        quantization_config (`BitsAndBytesConfig`, *optional*): see [`build_quantization_config`].
+        quantization_config (`BitsAndBytesConfig`, *optional*): see [`build_quantization_config`] in `quantisation.py`.
         attn_implementation (`str`, *optional*): as in Transformers, e.g. `"sdpa"`.
         device_map (`str` or `dict`, *optional*): as in Transformers, e.g. `"auto"` to shard a teacher.
         trust_remote_code (`bool`, *optional*, defaults to `False`): run model code that comes with the
@@ -87,8 +85,8 @@ def load_model(
         other: `torch_dtype`, the older word for `dtype`. Anything else is refused by name.
 
     Returns:
-        `PreTrainedModel`, or `PeftModel` as said under `merge_adapter`. Its attribute `sinkd_source`
-        is the [`ModelSource`] that gives exactly these base weights again, or `None` if no name does.
+        `PreTrainedModel`, or `PeftModel` as said under `merge_adapter`. [`~sinkd_llm.models.origin.origin_of`]
+        says which [`ModelSource`] gives exactly these base weights again, if one does.
 
     Raises:
         InputError: if the source is wrong, not complete or changed since it was saved, the dtype, the kind or an
@@ -129,10 +127,10 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
             path, revision=source.revision, trust_remote_code=options["trust_remote_code"]
         )
     kind = choose_kind(source.name, config, kind, labels is not None)
-    _check_quantisation(source.name, config)
+    check_method_known(source.name, config)
     with reading(source, "The model"):
         if options["quantization_config"] is not None and kind == "sequence-classification":
-            options = {**options, "quantization_config": _spare_head(options["quantization_config"], config)}
+            options = {**options, "quantization_config": sparing_head(options["quantization_config"], config)}
         loaded: Any = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
             path,
             revision=source.revision,
@@ -146,54 +144,12 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     new = check_complete(source.name, kind, model, info, labels)
     if not waits_for_weights():
         check_finite_weights(model, source.name)
-    model.sinkd_source = source
-    # The converted copy's place in the cache is no name that anyone should see or store.
-    bundled = source.kind == "bundled" or source.gguf_file is not None
-    model.name_or_path = model.config._name_or_path = source.name if bundled else source.path
-    model.sinkd_new_modules = new_modules(new)
+    set_origin(model, None if new else source, modules_of(new))  # no name gives a new head again
     if labels is not None and is_new_head(model):
         name_classes(model.config, labels)
     if new:
-        logger.info("%s gets a new head: %s.", source.name, ", ".join(model.sinkd_new_modules))
-        model.sinkd_source = None  # no name gives this head again
-        model.name_or_path = model.config._name_or_path = ""
+        logger.info("%s gets a new head: %s.", source.name, ", ".join(modules_of(new)))
     return model
-
-
-def _check_quantisation(name: str, config: Any) -> None:
-    """Transformers only warns of packed weights of a method that it does not know, and reads them as they are."""
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
-    stored = getattr(config, "quantization_config", None)
-    stored = stored if isinstance(stored, dict) else getattr(stored, "__dict__", {})
-    method = getattr(stored.get("quant_method"), "value", stored.get("quant_method"))
-    if method is not None and method not in AUTO_QUANTIZER_MAPPING and method != "bitsandbytes":
-        raise InputError(
-            f"The weights of {name!r} are packed by {str(method)!r} (quantization_config in its config.json), which "
-            "Transformers does not know here. Give a save of the model that is not quantised, or packed by one of "
-            f"{', '.join(sorted(map(str, AUTO_QUANTIZER_MAPPING)))}."
-        )
-
-
-def _spare_head(quantization_config: Any, config: Any) -> Any:
-    """The same quantisation with the classification head in full precision, for a new head is trained whole."""
-    import transformers
-
-    if not hasattr(quantization_config, "llm_int8_skip_modules"):
-        return quantization_config  # not of bitsandbytes
-    with torch.device("meta"):
-        model = transformers.AutoModelForSequenceClassification.from_config(config)
-    names = [name for name, _ in model.named_parameters()]
-    head = {name.rsplit(".", 1)[0] for name in names if is_head("sequence-classification", model, name)}
-    spared = copy.deepcopy(quantization_config)
-    spared.llm_int8_skip_modules = sorted({*(spared.llm_int8_skip_modules or ()), *head})
-    return spared
-
-
-def new_modules(weights: set[str]) -> tuple[str, ...]:
-    """The modules with random weights, each by the name under the model or its base: `classifier`, `pooler`."""
-    names = {weight.rsplit(".", 1)[0] for weight in weights}
-    return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))
 
 
 def adapter_base(source: ModelSource) -> tuple[str, str, bool]:
@@ -222,15 +178,13 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
     except InputError as error:
         raise InputError(f"The adapter {source.name!r} needs its base model {base_name!r}: {error}") from error
     if has_base:
-        base.sinkd_source = None  # it lives inside this folder only, so it must go where the student goes
-        base.name_or_path = base.config._name_or_path = ""
+        set_origin(base, None)  # it lives inside this folder only, so it must go where the student goes
     model = _with_adapter(base, source, base_name, trainable=not merge)
     check_finite_weights(model, source.name)
-    if not merge or getattr(base, "is_quantized", False):
+    if not merge or is_quantised(base):
         return model
     merged = _merged(model, source)
-    merged.sinkd_source = None
-    merged.name_or_path = merged.config._name_or_path = ""
+    set_origin(merged, None)
     return merged.eval()
 
 
@@ -283,45 +237,11 @@ def _with_adapter(base: Any, source: ModelSource, base_name: str, trainable: boo
     return model
 
 
-def build_quantization_config(model_args: "ModelConfig") -> "BitsAndBytesConfig | None":
-    """
-    TRL's `get_quantization_config` with its preconditions checked.
-
-    Args:
-        model_args (`ModelConfig`): its `load_in_4bit`, `load_in_8bit`, `bnb_4bit_*`, `dtype` are read.
-
-    Returns:
-        `BitsAndBytesConfig`, or `None` if neither 4 nor 8 bits are asked for.
-
-    Raises:
-        InputError: if bitsandbytes is not installed, or 4 bits are asked for with dtype `"auto"`.
-    """
-    if not (model_args.load_in_4bit or model_args.load_in_8bit):
-        return None
-    from transformers.utils import is_bitsandbytes_available
-    from trl import get_quantization_config
-
-    if not is_bitsandbytes_available():
-        raise InputError(
-            "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed. Install it with: "
-            "pip install bitsandbytes"
-        )
-    if model_args.load_in_4bit and model_args.dtype in (None, "auto"):
-        raise InputError(
-            f"load_in_4bit computes in the model's dtype, which {model_args.dtype!r} leaves open. "
-            "Give bfloat16, float16 or float32."
-        )
-    return get_quantization_config(model_args)
-
-
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Numbers of all and of trainable parameters; tied ones count once, packed ones unpacked."""
     total = trainable = 0
     for parameter in model.parameters():
-        # DeepSpeed's stage 3 leaves an empty tensor on each rank and the true size beside it.
-        count = getattr(parameter, "ds_numel", None) or parameter.numel()
-        if type(parameter).__name__ == "Params4bit":  # two weights a byte of storage
-            count *= 2 * parameter.element_size()
+        count = prod(whole_shape(parameter)) * weights_in_each(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return total, trainable

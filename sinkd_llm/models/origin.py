@@ -1,115 +1,74 @@
-"""Which name gives a loaded model's weights again, if one does."""
+"""What a loaded model remembers of where it comes from: one attribute, and the name that other libraries keep."""
 
-import functools
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sinkd_llm.errors import InputError
-from sinkd_llm.models.adapter_facts import base_weights, changes_base, loads_merged_only
-from sinkd_llm.models.partitioning import is_partitioned
-from sinkd_llm.models.names import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source
+from sinkd_llm.models.names import ModelSource
 
 
-def base_by_name(model: Any) -> bool:
-    """Whether `model` is an adapter that is saved alone, because its base can be had by name again."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel) and base_source(model) is not None
-
-
-def base_source(model: Any) -> ModelSource | None:
+@dataclass(frozen=True)
+class Origin:
     """
-    The hub repository or folder that gives the weights of an adapter's base again, or `None`.
+    Where a model comes from.
 
-    The base is compared with what lies there, so one that was resized or trained since has no name. A base whose
-    weights are spread over processes cannot be: what [`settle_base`] found before counts.
+    Attributes:
+        source ([`ModelSource`], *optional*): what gives exactly these weights again; `None` if no name does, as of a
+            model that was cut, merged, or given a new head.
+        new_modules (`tuple[str, ...]`): the modules that started with random weights, as [`modules_of`] names them.
+        held_before_spreading (`bool`): whether `source` held the weights when that was last looked at: it cannot be
+            once they are spread over processes.
+    """
+
+    source: ModelSource | None
+    new_modules: tuple[str, ...] = ()
+    held_before_spreading: bool = True
+
+
+def origin_of(model: Any) -> Origin | None:
+    """
+    Where a model comes from; `None` if it was neither loaded nor made by this package.
 
     Args:
-        model (`PeftModel`): the adapter on its base.
+        model (`PreTrainedModel` or `PeftModel`): not wrapped otherwise.
     """
-    base = model.get_base_model()
-    if changes_base(model) or loads_merged_only(model):
-        return None
-    source: ModelSource | None = getattr(base, "sinkd_source", None)
-    if source is None and base.name_or_path:  # loaded with Transformers itself
-        try:
-            source = resolve_model_source(base.name_or_path)
-        except InputError:
-            return None
-    # Plain Transformers code knows no bundled names, and does not read a GGUF file by this path.
-    if source is None or source.kind not in ("hub", "folder"):
-        return None
-    if is_partitioned(base):
-        return source if getattr(base, "sinkd_base_unchanged", True) else None
-    return source if _holds(source, base_weights(model)) else None
+    origin: Origin | None = getattr(model, "sinkd_origin", None)
+    return origin
 
 
-def settle_base(model: Any) -> None:
-    """Notes whether an adapter's base can be had by name, before its weights are spread over processes."""
-    from peft import PeftModel
-
-    if isinstance(model, PeftModel) and not is_partitioned(model):
-        base: Any = model.get_base_model()
-        base.sinkd_base_unchanged = base_source(model) is not None
-
-
-def _holds(source: ModelSource, weights: dict[str, Tensor]) -> bool:
+def set_origin(model: Any, source: ModelSource | None, new_modules: tuple[str, ...] = ()) -> None:
     """
-    Whether the files of `source` hold these weights.
+    Writes down where a model comes from, for this package and as the name that Transformers and PEFT keep.
 
-    Weights that are stored under another name, packed, or not on this machine are left to the comparison of outputs
-    that follows a save.
+    Args:
+        model (`PreTrainedModel`): that was just loaded or made.
+        source ([`ModelSource`], *optional*): what gives exactly these weights again, if anything does.
+        new_modules (`tuple[str, ...]`, *optional*): those with random weights.
     """
-    for name, shape, read in _stored(source):
-        weight = next((weights[other] for other in _names(name, weights) if other in weights), None)
-        if weight is None or weight.is_meta or not weight.is_floating_point():
-            continue
-        if tuple(weight.shape) != shape:
-            return False
-        found = read()
-        if found.is_floating_point() and not torch.equal(found.to(weight.dtype), weight.detach().cpu()):
-            return False
-    return True
+    model.sinkd_origin = Origin(source, new_modules)
+    # The converted copy's place in the cache is no name that anyone should see or store.
+    name = (source.name if source.kind == "bundled" or source.gguf_file else source.path) if source is not None else ""
+    model.name_or_path = model.config.name_or_path = name  # PEFT reads the one and Transformers the other
 
 
-def _names(stored: str, weights: dict[str, Tensor]) -> Iterator[str]:
-    """A stored weight's name in the model: checkpoints of a bare model lack the first part of it."""
-    yield stored
-    for prefix in {name.split(".", 1)[0] for name in weights}:
-        yield f"{prefix}.{stored}"
+def note_held(model: Any, held: bool) -> None:
+    """Writes down whether a model's source holds its weights, as long as that can be seen."""
+    model.sinkd_origin = dataclasses.replace(origin_of(model) or Origin(None), held_before_spreading=held)
 
 
-def _stored(source: ModelSource) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-    """Name, shape and reader of every weight in the files of `source` that are on this machine."""
-    from safetensors import safe_open
-
-    for file in _files(source):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                shape = tuple(opened.get_slice(name).get_shape())
-                yield name, shape, functools.partial(opened.get_tensor, name)
+def new_modules_of(model: Any) -> tuple[str, ...]:
+    """The modules of a model that started with random weights, such as a new classification head."""
+    origin = origin_of(model)
+    return origin.new_modules if origin is not None else ()
 
 
-def _files(source: ModelSource) -> list[Path]:
-    whole, index = (_file(source, name) for name in (WEIGHTS, WEIGHTS_INDEX))
-    if whole is not None:
-        return [whole]
-    if index is None:
-        return []
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [file for file in (_file(source, shard) for shard in shards) if file is not None]
+def name_of(model: Any) -> str | None:
+    """What a model was loaded by, here or with Transformers; `None` if no name gives its weights again."""
+    return getattr(model, "name_or_path", None) or None
 
 
-def _file(source: ModelSource, name: str) -> Path | None:
-    if source.kind == "folder":
-        file = Path(source.path) / name
-        return file if file.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.path, name, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
+def modules_of(weights: Iterable[str]) -> tuple[str, ...]:
+    """The modules that hold these weights, each by the name under the model or its base: `classifier`, `pooler`."""
+    names = {weight.rsplit(".", 1)[0] for weight in weights}
+    return tuple(sorted({"pooler" if "pooler" in name.split(".") else name.split(".")[0] for name in names}))

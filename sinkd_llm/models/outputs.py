@@ -3,12 +3,15 @@
 Shapes: B rows, L tokens a row, V outputs.
 """
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinkd_llm.models.kinds import forward_parameters, unwrap
+from sinkd_llm.models.partitioning import whole_shape
+from sinkd_llm.models.quantisation import is_quantised
 
 ROWS, TOKENS = 2, 8
 # Largest share of the outputs by which two loads of one model may differ: rounding, never another computation.
@@ -67,7 +70,7 @@ def allowed_difference(model: Any) -> float:
     """
     inner = unwrap(model)
     weights = [weight for weight in inner.parameters() if weight.is_floating_point()]
-    rounded = getattr(inner, "quantization_method", None) is not None or any(
+    rounded = is_quantised(inner) or any(
         weight.element_size() < 4 or weight.device.type != "cpu" for weight in weights
     )
     return LOW_PRECISION if rounded else FULL_PRECISION
@@ -77,7 +80,5 @@ def fits_beside(model: Any) -> bool:
     """Whether a second copy of the model's weights fits into the memory that is free, with as much left over."""
     import psutil
 
-    # DeepSpeed's stage 3 leaves an empty tensor in each process, and the true size beside it.
-    weights = unwrap(model).parameters()
-    size = sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in weights)
+    size = sum(prod(whole_shape(weight)) * weight.element_size() for weight in unwrap(model).parameters())
     return 2 * size < psutil.virtual_memory().available

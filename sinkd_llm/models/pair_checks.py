@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import unwrap
+from sinkd_llm.models.origin import name_of, origin_of
 from sinkd_llm.models.partitioning import is_partitioned, waits_for_weights
-from sinkd_llm.models.sources import ModelSource
 
 
 def check_apart(teacher: Any, student: Any) -> None:
@@ -106,32 +106,6 @@ def check_scale(predictions: Tensor) -> None:
         )
 
 
-def check_fsdp(plugin: Any, student: Any) -> None:
-    """
-    Refuses what FSDP cannot shard here.
-
-    Args:
-        plugin (`FullyShardedDataParallelPlugin`, *optional*): accelerate's; `None` without FSDP.
-        student (`PreTrainedModel` or `PeftModel`): the student.
-
-    Raises:
-        InputError: for FSDP1, and for an encoder-decoder, whose encoder, decoder and head share one embedding:
-            accelerate puts it into several groups, which torch refuses in the first step.
-    """
-    if plugin is None:
-        return
-    if plugin.fsdp_version != 2:
-        raise InputError(
-            "This is an FSDP1 launch, whose flat parameters can be neither scored nor saved here; set "
-            "fsdp_version: 2, as in ds_configs/fsdp2.yaml."
-        )
-    if unwrap(student).config.is_encoder_decoder:
-        raise InputError(
-            f"FSDP2 cannot shard the embedding that the encoder, decoder and head of {type(unwrap(student)).__name__} "
-            "share; launch with ds_configs/zero3.yaml, or ddp.yaml."
-        )
-
-
 def folders_read(*read: Any) -> frozenset[Path]:
     """
     The folders on this machine that models were read from.
@@ -146,8 +120,8 @@ def folders_read(*read: Any) -> frozenset[Path]:
         names = [item]
         if not isinstance(item, str | Path):
             inner = unwrap(item)
-            source: ModelSource | None = getattr(inner, "sinkd_source", None)
-            names = [getattr(inner, "name_or_path", None), source.path if source is not None else None]
+            origin = origin_of(inner)
+            names = [name_of(inner), origin.source.path if origin is not None and origin.source is not None else None]
         found |= {Path(name).expanduser().resolve() for name in names if name and Path(name).expanduser().is_dir()}
     return frozenset(found)
 

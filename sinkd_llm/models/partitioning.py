@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinkd_llm.models.quantisation import is_quantised
+
 _FSDP_RANK_0_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
@@ -46,11 +48,47 @@ def waits_for_weights() -> bool:
 
 def is_partitioned(model: nn.Module) -> bool:
     """Whether this process holds only a part of some parameter."""
-    return any(_is_partitioned(parameter) for parameter in model.parameters())
+    return any(is_part(parameter) for parameter in model.parameters())
 
 
-def _is_partitioned(parameter: Any) -> bool:
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor")  # DeepSpeed; a DTensor of FSDP2
+def is_part(weight: Any) -> bool:
+    """Whether this process holds only a part of a weight."""
+    return _of_deepspeed(weight) or _of_fsdp(weight)
+
+
+def _of_deepspeed(weight: Any) -> bool:
+    return hasattr(weight, "ds_id")  # stage 3 leaves an empty tensor, and the truth in attributes beside it
+
+
+def _of_fsdp(weight: Any) -> bool:
+    return hasattr(weight, "full_tensor")  # a DTensor of FSDP2
+
+
+def whole_shape(weight: Any) -> tuple[int, ...]:
+    """The shape of a weight in all processes together."""
+    return tuple(weight.ds_shape if _of_deepspeed(weight) else weight.shape)
+
+
+def whole_value(value: Any) -> Any:
+    """A number that may be spread, as the norm of gradients is under FSDP2, as an ordinary one. All processes ask."""
+    return value.full_tensor() if _of_fsdp(value) else value
+
+
+def held_part(weight: Any) -> Tensor | None:
+    """
+    What this process holds of a weight, without its gradient: all of it, unless [`is_part`].
+
+    Args:
+        weight (`Tensor`): a parameter, a buffer, or a norm over parameters that are spread.
+
+    Returns:
+        `Tensor`, or `None` if DeepSpeed has handed this process's part to somebody else.
+    """
+    if _of_deepspeed(weight):
+        part: Tensor | None = getattr(weight, "ds_tensor", None)
+        return part.detach() if part is not None else None
+    local: Tensor = weight.detach().to_local() if _of_fsdp(weight) else weight.detach()
+    return local
 
 
 def gathered_weights(model: Any, trainable_only: bool = False) -> dict[str, Tensor] | None:
@@ -83,10 +121,10 @@ def gathered_weights(model: Any, trainable_only: bool = False) -> dict[str, Tens
 
 
 def _whole(value: Any, keep: bool) -> Tensor:
-    if hasattr(value, "full_tensor"):
+    if _of_fsdp(value):
         whole = value.detach().full_tensor()
         return whole.cpu() if keep else torch.empty(0)
-    if hasattr(value, "ds_id"):
+    if _of_deepspeed(value):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([value]):
@@ -101,7 +139,7 @@ def on_device(model: Any, device: torch.device) -> Iterator[None]:
 
     Quantised and partitioned models have their place already.
     """
-    if is_partitioned(model) or getattr(model, "quantization_method", None) is not None:
+    if is_partitioned(model) or is_quantised(model):
         yield
         return
     before = next(model.parameters()).device

@@ -17,6 +17,7 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import IGNORE_INDEX, Kind, kind_of, unwrap
 from sinkd_llm.models.partitioning import is_partitioned
+from sinkd_llm.models.quantisation import is_quantised
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _check_one_dtype(model: Any, name: str, error: Exception) -> None:
 def _cannot_run(model: Any) -> bool:
     return (
         is_partitioned(model)
-        or getattr(model, "quantization_method", None) is not None
+        or is_quantised(model)
         or any(parameter.is_meta for parameter in model.parameters())
         or {"cpu", "disk"} & {str(place) for place in (getattr(model, "hf_device_map", None) or {"": "here"}).values()}
         != set()

@@ -11,24 +11,12 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import kind_of, unwrap
 from sinkd_llm.models.loading import load_model
+from sinkd_llm.models.names import ADAPTER_CONFIG, BASE_FOLDER, ModelSource
 from sinkd_llm.models.outputs import allowed_difference, difference, fits_beside, probe_outputs
 from sinkd_llm.models.partitioning import whole_weights
-from sinkd_llm.models.names import ADAPTER_CONFIG, BASE_FOLDER, ModelSource
+from sinkd_llm.models.quantisation import is_quantised
 
 logger = logging.getLogger(__name__)
-
-
-def base_quantisation(model: Any) -> str | None:
-    """How the weights that the student stands on are packed: `"nf4"`, `"fp4"`, `"int8"`, another method, or `None`."""
-    inner = unwrap(model)
-    method = getattr(inner, "quantization_method", None)
-    if method is None:
-        return None
-    settings: Any = inner.config.quantization_config
-    get = settings.get if isinstance(settings, dict) else lambda name, default=None: getattr(settings, name, default)
-    if get("load_in_4bit"):
-        return str(get("bnb_4bit_quant_type", "fp4"))
-    return "int8" if get("load_in_8bit") else str(getattr(method, "value", method))
 
 
 def load_again(model: Any, folder: Path, merge_adapter: bool) -> Any:
@@ -41,9 +29,8 @@ def load_again(model: Any, folder: Path, merge_adapter: bool) -> Any:
         merge_adapter (`bool`): see [`load_model`].
     """
     base = unwrap(model)
-    packed = getattr(base, "quantization_method", None) is not None
     options: dict[str, Any] = {}
-    if packed:
+    if is_quantised(base):
         device = next(base.parameters()).device
         options["device_map"] = {"": device} if device.type != "cpu" else None
         if not (folder / BASE_FOLDER).is_dir() and (folder / ADAPTER_CONFIG).is_file():
@@ -104,7 +91,7 @@ def what_differs(
         return _other_weights(loaded, gathered or {})
     allowed = allowed_difference(model)
     off = difference(expected, probe_outputs(loaded))
-    if off <= allowed and hasattr(loaded, "merge_and_unload") and base_quantisation(model) is None:
+    if off <= allowed and hasattr(loaded, "merge_and_unload") and not is_quantised(model):
         off = difference(expected, probe_outputs(loaded.merge_and_unload()))
     if off <= allowed:
         return None

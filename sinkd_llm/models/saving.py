@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.adapter_facts import base_weights, loads_merged_only
+from sinkd_llm.models.adapter_facts import base_source, base_weights, loads_merged_only, settle_base
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.names import (
@@ -41,12 +41,10 @@ from sinkd_llm.models.names import (
     WEIGHTS_INDEX,
     ModelSource,
 )
-from sinkd_llm.models.origin import base_by_name, base_source, settle_base
 from sinkd_llm.models.placing import check_place, staged, write_record
-from sinkd_llm.models.reloading import base_quantisation, can_compare, load_again, what_differs
+from sinkd_llm.models.quantisation import quantisation_of, saving_given_weights
+from sinkd_llm.models.reloading import can_compare, load_again, what_differs
 from sinkd_llm.quiet import quiet_transformers
-
-__all__ = ["base_by_name", "check_place", "check_saveable", "save_student"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +103,7 @@ def save_student(
             if found:
                 raise InputError(f"{found} {_kept(staging, folder)}")
         tokenizer.save_pretrained(staging)
-        write_record(staging, {"base_quantisation": base_quantisation(model), "merged_in": merged_in})
+        write_record(staging, {"base_quantisation": quantisation_of(model), "merged_in": merged_in})
 
 
 def check_saveable(model: Any, will_be_spread: bool = False) -> None:
@@ -128,14 +126,12 @@ def check_saveable(model: Any, will_be_spread: bool = False) -> None:
 
 
 def _check_method_and_settings(model: Any) -> None:
-    inner = unwrap(model)
-    method = getattr(inner, "quantization_method", None)
-    if str(getattr(method, "value", method)) == "gguf":
+    if quantisation_of(model) == "gguf":
         raise InputError(
             "This model was read from a GGUF file by Transformers, which cannot save it. Load it with "
             "sinkd_llm.load_model, which gives an ordinary model."
         )
-    _mend_generation_settings(inner)
+    _mend_generation_settings(unwrap(model))
 
 
 def _mend_generation_settings(model: Any) -> None:
@@ -226,13 +222,8 @@ def _save_base(model: Any, folder: Path, state_dict: dict[str, Tensor] | None) -
     base = model.get_base_model()
     weights = base_weights(model, state_dict)
     target = folder / BASE_FOLDER
-    quantizer = getattr(base, "hf_quantizer", None)
-    try:
-        # Transformers drops the given weights of a quantised model for its own state, adapter and all.
-        base.hf_quantizer = None
+    with saving_given_weights(base):
         base.save_pretrained(target, state_dict=weights)
-    finally:
-        base.hf_quantizer = quantizer
 
     index: dict[str, Any]
     if (target / WEIGHTS_INDEX).is_file():

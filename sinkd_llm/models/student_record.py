@@ -7,6 +7,7 @@ from typing import Any
 from sinkd_llm.errors import InputError, shown
 from sinkd_llm.integrity import check_manifest
 from sinkd_llm.models.names import STUDENT_RECORD, ModelSource
+from sinkd_llm.models.quantisation import quantisation_asked_for
 from sinkd_llm.models.stored_config import read_json
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def warn_of_quantisation(source: ModelSource, quantization_config: Any) -> None:
         quantization_config (`BitsAndBytesConfig`, *optional*): what its base is loaded with now.
     """
     trained = trained_over(source)
-    loaded = quantisation_name(quantization_config)
+    loaded = quantisation_asked_for(quantization_config)
     if trained is None or trained == loaded:
         return
     flag = {"nf4": "--load_in_4bit", "fp4": "--load_in_4bit --bnb_4bit_quant_type fp4", "int8": "--load_in_8bit"}
@@ -62,12 +63,3 @@ def trained_over(source: ModelSource) -> str | None:
             "Copy the file from the run's own folder again, or delete it if the base was not quantised."
         )
     return quantisation
-
-
-def quantisation_name(quantization_config: Any) -> str | None:
-    """What [`trained_over`] calls a quantisation; `None` without one."""
-    if getattr(quantization_config, "load_in_8bit", False):
-        return "int8"
-    if getattr(quantization_config, "load_in_4bit", False):
-        return str(quantization_config.bnb_4bit_quant_type)
-    return None

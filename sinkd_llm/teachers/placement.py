@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.quantisation import is_quantised
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -95,7 +96,7 @@ def place_teacher(model: Any, accelerator: "Accelerator", placement: str) -> Any
     """
     deepspeed_plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     fsdp_plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    quantised = getattr(model, "quantization_method", None) is not None
+    quantised = is_quantised(model)
     stage = deepspeed_plugin.zero_stage if deepspeed_plugin is not None else None
     placement = resolve_placement(placement, stage, fsdp_plugin is not None, quantised)
     if placement == "replicate":

@@ -2,11 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from sinkd_llm.models.kinds import unwrap
+from sinkd_llm.models.origin import name_of, new_modules_of
+from sinkd_llm.models.partitioning import is_part, whole_shape
 
 if TYPE_CHECKING:
     from sinkd_llm.training.trainer import SinKDTrainer
@@ -127,15 +130,15 @@ def _student(model: Any) -> dict[str, Any]:
     prefix = getattr(getattr(model, "base_model", None), "prefix", None) if hasattr(model, "peft_config") else None
     parameters = sorted(_own_parameters(base, prefix))
     shapes, weights = hashlib.sha256(), hashlib.sha256()
-    count, readable = 0, _base_stays(model) or bool(getattr(base, "name_or_path", None))
-    new = tuple(getattr(base, "sinkd_new_modules", ()) or ())
+    count, readable = 0, _base_stays(model) or name_of(base) is not None
+    new = new_modules_of(base)
     for name, parameter in parameters:
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        shape = whole_shape(parameter)
         shapes.update(f"{name} {shape}\n".encode())
-        count += int(getattr(parameter, "ds_numel", parameter.numel()))
+        count += prod(shape)
         if any(part in new for part in name.split(".")):
             continue  # it starts at random
-        if hasattr(parameter, "ds_shape") or hasattr(parameter, "device_mesh") or parameter.is_meta:
+        if is_part(parameter) or parameter.is_meta:
             readable = False
             continue
         flat = parameter.detach().reshape(-1)
@@ -146,7 +149,7 @@ def _student(model: Any) -> dict[str, Any]:
         "layers": layers if isinstance(layers, int) else None,
         "parameters": count,
         "dtype": str(parameters[0][1].dtype).removeprefix("torch.") if parameters else None,
-        "name": getattr(base, "name_or_path", None) or None,
+        "name": name_of(base),
         "shapes": shapes.hexdigest(),
         "weights": weights.hexdigest() if readable else None,
     }

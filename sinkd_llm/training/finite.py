@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.kinds import Kind, unwrap
+from sinkd_llm.models.partitioning import held_part, whole_value
 
 # Updates in a row that a loss scaler may skip. Each halves the scale, which starts at 2^16: after so many it is not
 # the scale that overflows.
@@ -59,7 +60,7 @@ class FiniteGate:
         terms, self._terms = self._terms, []
         values = [value for _, value, _ in terms]
         if grad_norm is not None:
-            norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+            norm = whole_value(grad_norm)
             device = values[0].device if values else None
             values.append(torch.as_tensor(norm, dtype=torch.float32, device=device).detach())
         if not values:
@@ -144,10 +145,8 @@ def check_sound(
 
 def _norm(parameter: Any) -> Tensor:
     """Euclidean norm of what this process holds of a parameter."""
-    held = getattr(parameter, "ds_tensor", None)  # DeepSpeed's stage 3
-    held = parameter if held is None else held
-    held = held.to_local() if hasattr(held, "to_local") else held  # FSDP2
-    return torch.linalg.vector_norm(held.detach(), dtype=torch.float32)
+    held = held_part(parameter)
+    return torch.linalg.vector_norm(parameter.detach() if held is None else held, dtype=torch.float32)
 
 
 def names_of(batch: Mapping[str, Any]) -> list[str]:
@@ -165,8 +164,8 @@ def shown(examples: Sequence[str]) -> str:
 def _reason(student: nn.Module) -> str:
     """What in the student is at fault, in a sentence."""
     for name, parameter in unwrap(student).named_parameters():
-        values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        if values.is_floating_point() and not values.isfinite().all():
+        values = held_part(parameter)
+        if values is not None and values.is_floating_point() and not values.isfinite().all():
             return f"The student's weight {name} is not finite."
     return (
         "The student's weights are finite: they have grown too large (lower learning_rate), these examples overflow "

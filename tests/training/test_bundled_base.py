@@ -12,7 +12,7 @@ from sinkd_llm import SinKDConfig, SinKDTrainer
 
 def test_a_name_that_is_none_of_the_hubs_is_fine(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     student = tiny_causal_lm("llama")
-    student.name_or_path = student.config._name_or_path = "smollm2-135m"  # as load_model leaves it
+    student.name_or_path = student.config.name_or_path = "smollm2-135m"  # as load_model leaves it
     rows = Dataset.from_list([{"id": str(i), "prompt": "good", "completion": " film"} for i in range(4)])
     trainer = SinKDTrainer(
         model=student,

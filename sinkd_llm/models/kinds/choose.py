@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.models.origin import new_modules_of
 from sinkd_llm.models.kinds import (
     AUTO_CLASSES,
     can_be_loaded_as,
@@ -146,7 +147,7 @@ def class_order(choices: tuple[str, ...], words: tuple[str, ...] | None) -> tupl
 
 def is_new_head(model: Any) -> bool:
     """Whether a classification head was put on while the model was loaded; a new pooler alone is none."""
-    return bool(set(getattr(model, "sinkd_new_modules", ())) - {"pooler"})
+    return bool(set(new_modules_of(model)) - {"pooler"})
 
 
 def name_classes(config: Any, labels: Sequence[str]) -> None:
