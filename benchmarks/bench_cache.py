@@ -18,7 +18,8 @@ from sinkd_llm import DistillationObjective, SinKDConfig, SinKDTrainer, load_mod
 from sinkd_llm.inputs.contract import tokenize_dataset
 from sinkd_llm.inputs.pair import rows_for
 from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.runs.cache import CacheArguments, write_cache
+from sinkd_llm.runs.arguments import CacheArguments
+from sinkd_llm.runs.cache import write_cache
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import LocalTeacher
 from sinkd_llm.teachers.cache.layout import CacheLayout

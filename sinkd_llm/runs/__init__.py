@@ -3,7 +3,7 @@
 Each takes dataclasses and returns one, so that a script can call them as the command line does.
 """
 
-from sinkd_llm.runs.data import TaskArguments
+from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.evaluate import EvaluateResult, run_evaluate
 from sinkd_llm.runs.training import RunResult, TrainingInterrupted, run_distill, run_finetune
 

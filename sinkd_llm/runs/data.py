@@ -1,7 +1,7 @@
 """The rows of a run: a task's, or a data set of prompt-completion rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from sinkd_llm.tasks.files import Rows, read_csv, read_json, read_text
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from sinkd_llm.runs.arguments import TaskArguments
     from sinkd_llm.tasks import Task
 
 # Evaluation rows are drawn with one seed for all runs: runs with different seeds meet the same rows.
@@ -26,76 +27,6 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 @dataclass
-class TaskArguments:
-    """
-    What a run trains and is scored on.
-
-    Args:
-        task (`str`, *optional*):
-            A task's name (see `sinkd tasks list`) or the path of a task's YAML file.
-        data_dir (`str`, *optional*):
-            Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
-        dataset_name (`str`, *optional*):
-            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`,
-            `.csv` or `.tsv` file.
-        dataset_config (`str`, *optional*):
-            Configuration of the hub data set.
-        dataset_train_split (`str`, *optional*, defaults to `"train"`):
-            Split of `dataset_name` to train on.
-        dataset_test_split (`str`, *optional*, defaults to `"test"`):
-            Split of `dataset_name` to evaluate on; left out if the data set has no such split.
-        max_train_samples (`int`, *optional*):
-            Train on a sample of this many rows, drawn with `data_seed` (default: `seed`).
-        max_eval_samples (`int`, *optional*):
-            Evaluate on a sample of this many rows, the same for every seed.
-        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
-            Whether to replace an earlier run in `output_dir`.
-    """
-
-    task: str | None = field(
-        default=None,
-        metadata={"help": "A task's name ('sinkd tasks list') or the path of a task's YAML file."},
-    )
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder with the data in the original GLUE/SuperGLUE formats."},
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of a task: prompt-completion rows, from the hub or a local .json, .jsonl or .csv file."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of dataset_name to train on."})
-    dataset_test_split: str = field(
-        default="test",
-        metadata={"help": "Split of dataset_name to evaluate on, if the data set has it."},
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on a sample of this many rows, drawn with data_seed (default: seed)."}
-    )
-    max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Evaluate on a sample of this many rows, the same for every seed."},
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
-
-    def __post_init__(self) -> None:
-        if (self.task is None) == (self.dataset_name is None):
-            raise InputError(
-                "give --task (see 'sinkd tasks list')"
-                + (" or --dataset_name, not both." if self.task else ", or --dataset_name.")
-            )
-        if self.dataset_name is not None and self.data_dir is not None:
-            raise InputError("--data_dir belongs to --task; a --dataset_name names its own place.")
-        for name in ("max_train_samples", "max_eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; give 1 or more, or leave it out for all rows.")
-
-
-@dataclass
 class RunData:
     """A task, if there is one, and the rows to train and to evaluate on."""
 
@@ -105,7 +36,7 @@ class RunData:
     evaluation: "Dataset | None"
 
 
-def load_run_data(arguments: TaskArguments, seed: int) -> RunData:
+def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
     """
     The rows that the arguments name.
 
@@ -156,7 +87,7 @@ def task_split(task: "Task", split: str, data_dir: str | None, limit: int | None
     return task.load(split, data_dir, limit=limit, seed=seed, labelled=True)
 
 
-def _load_splits(name: str, arguments: TaskArguments) -> dict[str, Any]:
+def _load_splits(name: str, arguments: "TaskArguments") -> dict[str, Any]:
     import datasets
 
     path = Path(name).expanduser()

@@ -12,7 +12,7 @@ from sinkd_llm.errors import InputError
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from sinkd_llm.runs.data import TaskArguments
+    from sinkd_llm.runs.arguments import TaskArguments
     from sinkd_llm.tasks import Task
     from sinkd_llm.training.config import SinKDConfig
 

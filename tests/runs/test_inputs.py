@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from sinkd_llm.cli import main
 from sinkd_llm.errors import InputError
-from sinkd_llm.runs.data import TaskArguments
+from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.inputs import Input, check_scores_file, refuse_inputs, run_inputs
 from sinkd_llm.training.config import SinKDConfig
 

@@ -1,0 +1,187 @@
+"""What commands are asked to do, beside [`SinKDConfig`] and TRL's `ModelConfig`: dataclasses of settings."""
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.models.kinds import AUTO_CLASSES
+from sinkd_llm.tasks.loading import SPLIT_KEYS
+from sinkd_llm.teachers.cache.layout import CONTENTS, ENCODINGS
+from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.settings.checks import check_settings
+from sinkd_llm.training.settings.texts import as_in, described
+
+
+@described
+@dataclass
+class TaskArguments:
+    """
+    What a run trains and is scored on.
+
+    Args:
+        task (`str`, *optional*):
+            A task's name (see `sinkd tasks list`) or the path of a task's YAML file.
+        data_dir (`str`, *optional*):
+            Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
+        dataset_name (`str`, *optional*):
+            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`, `.csv` or `.tsv`
+            file.
+        dataset_config (`str`, *optional*):
+            Configuration of the hub data set.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split of `dataset_name` to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Split of `dataset_name` to evaluate on; left out if the data set has no such split.
+        max_train_samples (`int`, *optional*):
+            Train on a sample of this many rows, drawn with `data_seed` (default: `seed`).
+        max_eval_samples (`int`, *optional*):
+            Evaluate on a sample of this many rows, the same for every seed.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Replace an earlier run in `output_dir`.
+
+    Raises:
+        InputError: for neither a task nor a data set, for both, and for a value that its setting does not take.
+    """
+
+    task: str | None = None
+    data_dir: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str = "test"
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    overwrite_output_dir: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.dataset_name is None):
+            raise InputError(
+                "give --task (see 'sinkd tasks list')"
+                + (" or --dataset_name, not both." if self.task else ", or --dataset_name.")
+            )
+        if self.dataset_name is not None and self.data_dir is not None:
+            raise InputError("--data_dir belongs to --task; a --dataset_name names its own place.")
+        check_settings(self)
+
+
+@described
+@dataclass
+class CacheArguments:
+    """
+    What is kept of the teacher, and where.
+
+    Args:
+        output (`str`, *optional*):
+            Folder of the cache. Default: the recipe's `teacher_cache`.
+        content (`str`, *optional*, defaults to `"topk"`):
+            What is kept of a row: the largest logits (`"topk"`), the logits of the answer tokens (`"verbalizers"`), or
+            all (`"full"`). Classification heads are always kept in full.
+        top_k (`int`, *optional*, defaults to `32`):
+            Logits of a row that `"topk"` keeps; with `vocabulary: verbalizers` the answer tokens are among them.
+        temperatures (`list[float]`, *optional*):
+            Temperatures at which the mass of the other ids is stored, beside 1 and the temperatures of the recipe.
+        encoding (`str`, *optional*):
+            How logits are stored: exactly (`"float32"`), or in 16 bits as their distance from the largest one of the
+            row (`"fixed16"`). Default: `"float32"` for `"full"`, else `"fixed16"`.
+        vocabulary_size (`int`, *optional*):
+            Keep the first so many logits of a row, for a student with fewer.
+        score_teacher (`bool`, *optional*, defaults to `True`):
+            Score the teacher, for the results tables of its students.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace another cache in `output`.
+
+    Raises:
+        InputError: for a value that its setting does not take.
+    """
+
+    output: str | None = None
+    content: str = field(default="topk", metadata={"choices": CONTENTS})
+    top_k: int = 32
+    temperatures: list[float] | None = None
+    encoding: str | None = field(default=None, metadata={"choices": ENCODINGS})
+    vocabulary_size: int | None = None
+    score_teacher: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@described
+@dataclass
+class EvaluateArguments:
+    """
+    What is scored, and how. Settings that training has, too, mean the same.
+
+    Args:
+        model_name_or_path (`str`, *optional*):
+            The model to score: a hub id, a folder, a `*.gguf` file or a bundled name.
+        split (`str`, *optional*, defaults to `"validation"`):
+            Which rows of the task.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Rows that are scored together.
+        model_kind (`str`, *optional*):
+            Load the model as a model of this kind. Default: what its checkpoint is.
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Load the weights in this type.
+        load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Load the model in 4-bit NF4 (bitsandbytes).
+        load_in_8bit (`bool`, *optional*, defaults to `False`):
+            Load the model in 8 bit (bitsandbytes).
+        output (`str`, *optional*):
+            Write scores and predictions to this JSON file.
+
+    Raises:
+        InputError: for a missing model or task, and for a value that its setting does not take.
+    """
+
+    model_name_or_path: str | None = None
+    task: str | None = as_in(TaskArguments, "task")
+    data_dir: str | None = as_in(TaskArguments, "data_dir")
+    split: str = field(default="validation", metadata={"choices": tuple(SPLIT_KEYS)})
+    max_eval_samples: int | None = as_in(TaskArguments, "max_eval_samples")
+    batch_size: int = 32
+    max_length: int | None = as_in(SinKDConfig, "max_length")
+    apply_chat_template: bool = as_in(SinKDConfig, "apply_chat_template")
+    add_eos: bool | None = as_in(SinKDConfig, "add_eos")
+    model_revision: str = as_in(ModelConfig, "model_revision")
+    model_kind: str | None = field(default=None, metadata={"choices": tuple(AUTO_CLASSES)})
+    dtype: str = as_in(ModelConfig, "dtype")
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    attn_implementation: str | None = as_in(ModelConfig, "attn_implementation")
+    trust_remote_code: bool = as_in(SinKDConfig, "trust_remote_code")
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is None:
+            raise InputError("--model_name_or_path is missing: the model to score.")
+        if self.task is None:
+            raise InputError("--task is missing; 'sinkd tasks list' shows the tasks.")
+        check_settings(self)
+
+
+@described
+@dataclass
+class LaunchArguments:
+    """
+    How many processes a training command runs in.
+
+    Args:
+        accelerate_config (`str`, *optional*):
+            Run in several processes: the name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the
+            path of an accelerate configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not
+            looked at.
+        num_processes (`int`, *optional*):
+            Processes that `accelerate_config` starts. Default: what it says, else one per GPU.
+
+    Raises:
+        InputError: for a value that its setting does not take.
+    """
+
+    accelerate_config: str | None = None
+    num_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
