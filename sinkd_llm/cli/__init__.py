@@ -87,17 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"\nsinkd: {str(error) or 'interrupted'}")
         return getattr(error, "exit_code", 130)
     except (RuntimeError, MemoryError) as error:
-        if debug or not _is_out_of_memory(error):
+        if debug or not is_memory_full(error):
             raise
         _print_error(
             f"the memory of the device is full ({first_line(error)}). Lower per_device_train_batch_size or "
             "max_length; 'sinkd env --estimate RECIPE.yaml' says what a run needs."
         )
         return 2
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -123,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<{width}}{text}" for name, text in COMMANDS.items())
     return argparse.ArgumentParser(
         prog="sinkd",
-        usage="sinkd [--help] [--version] COMMAND [--config FILE.yaml] [--flag VALUE ...]",
+        usage="sinkd [--version] COMMAND [--config FILE.yaml] [--flag VALUE ...]",
         description="Distil large language models into small ones by the Sinkhorn distance.",
         epilog=f"commands:\n{lines}\n\n'sinkd COMMAND --help' shows a command's flags. Start with "
         "'sinkd quickstart'.\nSINKD_DEBUG=1 shows the traceback of every error.",

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Sequence
 
 from sinkd_llm.cli.command_parser import CommandParser
+from sinkd_llm.cli.printing import show_wrapped
 from sinkd_llm.environment import package_version, total_memory_bytes, versions
 from sinkd_llm.errors import InputError, shown
 from sinkd_llm.terminal import show
@@ -82,7 +83,7 @@ def _print(title: str, lines: dict[str, str]) -> None:
     show(f"{title}:")
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
-        show(f"  {name:<{width}}{text}")
+        show_wrapped(f"  {name:<{width}}{text}", indent=" " * (width + 2))
 
 
 def _devices() -> dict[str, str]:

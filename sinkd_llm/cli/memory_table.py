@@ -1,13 +1,13 @@
 """What `sinkd env --estimate` prints: the parts of one device, every set-up on 1 to n devices, the teacher's forms."""
 
-import textwrap
 from collections.abc import Sequence
 
+from sinkd_llm.cli.printing import WIDTH, show_wrapped
 from sinkd_llm.memory import SETUPS, DeviceMemory
 from sinkd_llm.memory.device import USABLE_SHARE
 from sinkd_llm.runs.memory import MemoryEstimate
 from sinkd_llm.terminal import show
-from sinkd_llm.units import format_bytes
+from sinkd_llm.units import format_bytes, format_count
 
 _NAMES = {
     "none": "no ZeRO",
@@ -16,13 +16,11 @@ _NAMES = {
     "zero3": "ZeRO-3",
     "zero3_offload": "ZeRO-3, offload",
 }
-# Of a terminal as it opens, and of what is pasted into a report.
-WIDTH = 80
 
 
 def show_estimate(estimate: MemoryEstimate, devices: int, memory: int, memory_is: str) -> None:
     """
-    Print a estimate.
+    Print an estimate.
 
     Args:
         estimate ([`MemoryEstimate`]): what was counted.
@@ -31,12 +29,12 @@ def show_estimate(estimate: MemoryEstimate, devices: int, memory: int, memory_is
         memory_is (`str`): where that number comes from, in words.
     """
     student, teacher = estimate.student, estimate.teacher
-    _show_text(f"sinkd {estimate.command}, one micro-batch: {estimate.batch}")
+    show_wrapped(f"sinkd {estimate.command}, one micro-batch: {estimate.batch}")
     if teacher is not None:
-        show(f"teacher  {teacher.parameters / 1e6:,.1f} M parameters, {format_bytes(teacher.weights)}")
+        show(f"teacher  {format_count(teacher.parameters)} parameters, {format_bytes(teacher.weights)}")
     show(
-        f"student  {student.parameters / 1e6:,.1f} M parameters, {format_bytes(student.weights)}; "
-        f"{student.trained / 1e6:,.1f} M trained"
+        f"student  {format_count(student.parameters)} parameters, {format_bytes(student.weights)}; "
+        f"{format_count(student.trained)} trained"
     )
     show("")
     _show_parts(estimate)
@@ -47,16 +45,12 @@ def show_estimate(estimate: MemoryEstimate, devices: int, memory: int, memory_is
         show("")
         _show_teachers(estimate, counts[-1], memory)
     show("")
-    _show_text(
+    show_wrapped(
         f"✓ where at most {USABLE_SHARE:.0%} of the memory is used: the rest is for the driver, fragmentation and the "
         "estimate's error."
     )
     state = "on" if estimate.checkpointing else "off"
-    _show_text(f"This run has gradient_checkpointing {state}. Which set-up to choose: docs/large_models.md")
-
-
-def _show_text(text: str) -> None:
-    show("\n".join(textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False)))
+    show_wrapped(f"This run has gradient_checkpointing {state}. Which set-up to choose: docs/large_models.md")
 
 
 def device_counts(most: int) -> list[int]:

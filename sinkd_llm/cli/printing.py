@@ -1,5 +1,6 @@
-"""What a training command prints when it is done."""
+"""What several commands print: lines that fit a terminal, and the end of a training run."""
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from sinkd_llm.environment import peak_memory_bytes
@@ -10,6 +11,17 @@ from sinkd_llm.units import format_bytes
 
 if TYPE_CHECKING:
     from sinkd_llm.runs import RunResult
+
+
+# Of a terminal as it opens, and of what is pasted into a report.
+WIDTH = 80
+
+
+def show_wrapped(text: str, indent: str = "  ") -> None:
+    """Text to stdout, folded between words; what is one word (a path, a command) stays whole."""
+    show(
+        "\n".join(textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+    )
 
 
 def show_run(result: "RunResult") -> None:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     check_parser.add_argument("--split", choices=["train", "validation", "test"], help="only this one")
     check_parser.add_argument(
         "--model_name_or_path",
-        help=f"the model to train, whose family and tokenizer read (default: {DEFAULT_TOKENIZER}, if installed)",
+        help=f"the model to train, whose kind and tokenizer read (default: {DEFAULT_TOKENIZER}, if installed)",
     )
     check_parser.add_argument(
         "--model_kind",
@@ -57,10 +57,10 @@ def _list() -> int:
     from sinkd_llm.terminal import show
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task and its prompts", "answers", "metrics", "what is asked"):
-        table.add_column(name, no_wrap=name != "what is asked")
+    table.add_column("task and its prompts", no_wrap=True)
+    table.add_column("what is asked; answers; metrics")
     for task in list_tasks():
-        table.add_row("\n".join(task.prompts), _answers(task), "\n".join(task.metrics), task.description)
+        table.add_row("\n".join(task.prompts), f"{task.description}\n{_answers(task)}; {', '.join(task.metrics)}")
     show(table)
     show("Every prompt is a name for --task. 'sinkd tasks show NAME' renders a few rows.")
     return 0
@@ -68,7 +68,7 @@ def _list() -> int:
 
 def _answers(task: "TaskInfo") -> str:
     if task.choices is None:
-        return "vary" if task.output_type == "multiple_choice" else "text"
+        return "answers of each row's own" if task.output_type == "multiple_choice" else "free text"
     words = [choice.strip() for choice in task.choices]
     return " / ".join(words if len(words) <= 4 else (words[0], words[1], "…", words[-1]))
 
@@ -92,7 +92,7 @@ def _show_row(row: dict[str, Any]) -> None:
 
     show(f"\n── {row['id']}")
     show(row["prompt"])
-    # Quoted, because the space in front of an answer is part of it.
+    # Quoted, because the space before an answer is part of it.
     for index, choice in enumerate(row.get("choices", [row["completion"]])):
         show(f"  {'→' if index == row.get('label', 0) else ' '} {choice!r}")
     if row.get("label") == -1:

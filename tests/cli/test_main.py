@@ -1,7 +1,10 @@
 """`sinkd`: finding the command, exit codes, and what is printed where."""
 
+import contextlib
 import errno
+import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -184,3 +187,20 @@ def test_a_terminal_without_unicode_loses_nothing(argv, encoding):
     assert done.returncode == (0 if "é" not in argv[0] else 2)
     if argv == ["tasks"]:
         assert "sst2" in done.stdout
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["tasks"], ["tasks", "check", "quickstart"], ["env"], ["env", "--help"]])
+def test_what_is_printed_fits_a_terminal_of_80_columns(argv, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):  # of argparse, after the help
+        assert cli.main(argv) == 0
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in screen.getvalue().splitlines()]
+    assert len(lines) > 5
+    # An address has no place to be folded at.
+    assert max(len(line) for line in lines if "://" not in line) <= 80

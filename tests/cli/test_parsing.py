@@ -12,7 +12,7 @@ from sinkd_llm.runs import TaskArguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), *(REPOSITORY / "sinkd_llm" / "recipes").glob("*.yaml")])
-# The shortest `sinkd distill`: enough to reach the checks behind the parsing.
+# The shortest `sinkd distill`: enough to reach the checks after the parsing.
 ENOUGH = ["--task", "sst2", "--output_dir", "out"]
 
 
