@@ -16,6 +16,16 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# A folder whose tests start processes, run whole commands, or need real weights: its name is the mark of its tests.
+MARKED_FOLDERS = ("distributed", "end_to_end", "real_model", "reliability")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if folder in MARKED_FOLDERS:
+            item.add_marker(folder)
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
