@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint fuzz benchmarks clean
+.PHONY: help venv quickstart test test-fast lint ruff format fuzz benchmarks clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 venv: $(STAMP) ## make .venv with everything that was tested, pinned by constraints.txt
 
@@ -32,10 +32,20 @@ test: export OMP_NUM_THREADS = 1
 test: $(STAMP) lint ## lint, type check, and all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-lint: $(STAMP) ## ruff and mypy
+test-fast: export OMP_NUM_THREADS = 1
+test-fast: $(STAMP) ruff ## ruff, and the tests without a mark: what to run after every change
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not (distributed or end_to_end or real_model or reliability)"
+
+lint: $(STAMP) ruff ## ruff and mypy
+	$(BIN)/mypy
+
+ruff: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff put every file in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (ten minutes)
 	$(BIN)/python -m tools.fuzz
