@@ -120,6 +120,6 @@ class RowLayout:
         return sum(self.counts)
 
     def gather(self, parts: Sequence[Tensor]) -> Tensor:
-        """All M rows, given those of each micro-batch of this rank; without gradient."""
+        """All M rows, given the rows of each micro-batch of this rank; without gradient."""
         rows_N = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).detach()
         return self.ranks.gather(rows_N, self.counts) if self.ranks else rows_N

@@ -46,7 +46,7 @@ def write_manifest(folder: Path, facts: dict[str, Any] | None = None) -> None:
 
 def check_manifest(folder: Path) -> dict[str, Any]:
     """
-    Make sure that the files of a folder are those of which its manifest was written.
+    Make sure that the files of a folder are the files of which its manifest was written.
 
     A file is read once a process, as long as its size and time stay the same. Files that were added later pass.
 
@@ -69,7 +69,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Names of the files that are not, or no longer, those of which the folder's manifest was written.
+    """Names of the files that are not, or no longer, the files of which the folder's manifest was written.
 
     Raises:
         InputError: if the manifest is damaged.

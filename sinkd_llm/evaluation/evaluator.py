@@ -107,7 +107,7 @@ class TaskEvaluator:
         """
         Ranks the choices of the rows, or generates answers (`generate_until`), and computes the task's metrics.
 
-        Arguments, result and errors are those of [`evaluate_task`].
+        Arguments, result and errors are the same as in [`evaluate_task`].
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more.")

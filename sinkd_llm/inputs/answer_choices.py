@@ -186,7 +186,7 @@ def _check_first_tokens(
 
 
 def _rows_by_tail(dataset: "Dataset") -> list[Row]:
-    """A row for each end of a prompt: a choice may be other tokens behind another end."""
+    """A row for each end of a prompt: a choice may be other tokens after another end."""
     tails: dict[str, int] = {}
     for index, prompt in enumerate(dataset["prompt"]):
         tail = prompt[-_TAIL:] if isinstance(prompt, str) else ""

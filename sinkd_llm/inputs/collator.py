@@ -1,4 +1,4 @@
-"""From tokenised rows to batches, laid out for the family of model that reads them.
+"""From tokenised rows to batches, laid out for the kind of model that reads them.
 
 Shapes: B examples, S sequences, L tokens, C choices, T tokens of the longest answer.
 """
@@ -80,7 +80,7 @@ class AnswerCollator:
         }
 
     def _pad(self, sequences: Sequences) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `labels` and what else the family reads."""
+        """`input_ids`, `attention_mask`, `labels` and what else the kind reads."""
         length = self._round_up(max(len(row["prompt_ids"]) + len(answer) for row, answer in sequences))
         shape = (len(sequences), length)
         input_ids = torch.full(shape, self.pad_token_id)

@@ -2,7 +2,7 @@
 
 A row is a task example of this project (`id`, `prompt`, `completion`, `choices`, `label`) or one of TRL's
 prompt-completion rows, plain or conversational. It becomes token ids of its prompt and of its answers,
-whichever family of model will read them; the collator (`collator.py`) lays them out for the family.
+whichever kind of model will read them; the collator (`collator.py`) lays them out for the kind.
 """
 
 import inspect
@@ -41,7 +41,7 @@ class AnswerTokenizer:
     """
     Turns a row into `prompt_ids` and the token ids of its answer or answers, which continue the prompt.
 
-    Other families of model read rows in other ways: see `row_tokenizers.py`.
+    Other kinds of model read rows in other ways: see `row_tokenizers.py`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the tokenizer that both models share.
@@ -111,7 +111,7 @@ class AnswerTokenizer:
 
     def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """
-        Refuses choices that the family cannot tell apart.
+        Refuses choices that the kind cannot tell apart.
 
         Args:
             choice_sets (`set[tuple[str, ...]]`): the different lists of choices of a data set.
@@ -229,7 +229,7 @@ class AnswerTokenizer:
 
 
 def bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The begin-of-sequence token, where the tokenizer puts one in front of a text by itself."""
+    """The begin-of-sequence token, where the tokenizer puts one before a text by itself."""
     ids = tokenizer("")["input_ids"]
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and ids[:1] == [bos] else []

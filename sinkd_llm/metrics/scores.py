@@ -120,7 +120,7 @@ def token_f1(predictions: Values, references: Values, rows: Rows) -> float:
     """
     Mean over rows, in [0, 1], of the F1 of the words of the chosen answer against the best of the row's `answers`.
 
-    Words are those of [`normalize_answer`]. ReCoRD's F1 (Zhang et al. 2018); SQuAD's is the same.
+    Words are the words of [`normalize_answer`]. ReCoRD's F1 (Zhang et al. 2018); SQuAD's is the same.
     """
     answers = _column(rows, "answers")
     if answers is None:

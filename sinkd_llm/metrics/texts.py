@@ -34,7 +34,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 
     The harmonic mean of precision and recall of the longest common subsequence of words (Lin 2004, eq. 2-4 with
     beta = 1). Words are runs of the letters a to z and of digits in lower case: every other letter separates words,
-    so that of a text in another script nothing is compared. 0 if either text has no word.
+    so nothing of a text in another script is compared. 0 if either text has no word.
     """
     return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
 

@@ -82,7 +82,7 @@ _ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
     "inference_mode": (bool,),
     "fan_in_fan_out": (bool,),
 }
-# The probabilities of dropout, under all the names that the families give them.
+# The probabilities of dropout, under all the names that models give them.
 _DROPOUT = re.compile(r"(dropout(_?(prob|rate|p))?|pdrop|layerdrop|drop_?(path_?)?(prob|rate))$")
 # What stands in a file that was not fetched: a pointer of Git LFS, or a web page that says why.
 _POINTER = b"version https://git-lfs"

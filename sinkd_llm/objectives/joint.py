@@ -13,7 +13,7 @@ the teacher's rows and the costs travel, and the student's rows never do:
     dL/ds_i = sum_j G_ij dC_ij/ds_i               all of it, because no other cost depends on s_i
 
 A micro-batch contributes the transport cost of its own rows, `n_p sum_j P_ij C_ij`: the contributions add up to L. Its
-gradient is that of `sum_ij G_ij C_ij` with G fixed: the gradients add up to dL. Both are exact for every
+gradient is the gradient of `sum_ij G_ij C_ij` with G fixed: the gradients add up to dL. Both are exact for every
 `sinkhorn_gradient`.
 """
 
@@ -62,12 +62,12 @@ class SpanningProblem:
 
     Args:
         layout ([`~sinkd_llm.distributed.RowLayout`]): where the rows of this rank's micro-batches stand.
-        teacher (sequence of `Tensor` or [`TopKSignal`]): the teacher's logits `[N, V]` of each of them, or those of
-            some ids of each row.
+        teacher (sequence of `Tensor` or [`TopKSignal`]): the teacher's logits of each of them, `[N, V]` or the
+            logits of some ids of each row.
         position (sequence of `Tensor`): integers `[N]`, each row's place in its answer.
         scope (`str`): `"batch"` or `"position"`.
         teacher_MV (`Tensor`, *optional*): the teacher's logits of all rows, where they are known already. By default
-            those of `teacher` are gathered, restricted to `vocabulary_ids`.
+            the logits of `teacher` are gathered, restricted to `vocabulary_ids`.
         factor (`float` or `Tensor`, *optional*, defaults to `1.0`): multiplies this rank's contribution.
     """
 
@@ -174,8 +174,8 @@ class SpanningProblem:
     def term(self, student_NV: Tensor, part: int = 0) -> SinKDTerm:
         """The part of the term that the rows of micro-batch `part` contribute.
 
-        Its `value` is the transport cost of these rows, with their part of the gradient; its diagnostics are those of
-        the whole problem, but for the width of these rows' costs.
+        Its `value` is the transport cost of these rows, with their part of the gradient; its diagnostics are of the
+        whole problem, but for the width of these rows' costs.
         """
         cost_NW, width_N = self._cost(student_NV, part)
         if self._solution is None:

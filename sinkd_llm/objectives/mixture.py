@@ -162,8 +162,8 @@ class DistillationObjective:
             student_NV (`Tensor`):
                 Logits `[N, V]`, one row per supervised token. With N = 0 the loss is 0 with a zero gradient.
             teacher (`Tensor` or [`TopKSignal`], *optional*):
-                Logits of the same rows, or those of some ids of each row. The two are compared over the ids that both
-                have; CE is over all of the student's. Never receives a gradient. With a [`TopKSignal`] the divergence
+                Logits of the same rows, or of some ids of each row. The two are compared over the ids that both have;
+                CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the divergence
                 and SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
                 Token ids `[N]`; the true values of a regression.
@@ -302,7 +302,7 @@ class DistillationObjective:
 
 
 def _shared_ids(student_NV: Tensor, teacher: Tensor | TopKSignal) -> tuple[Tensor, Tensor | TopKSignal]:
-    """Both over the ids that both have: families pad one vocabulary to different widths."""
+    """Both over the ids that both have: one vocabulary may be padded to different widths."""
     width = teacher.vocabulary_size if isinstance(teacher, TopKSignal) else teacher.shape[-1]
     shared = min(student_NV.shape[-1], width)
     if isinstance(teacher, Tensor):

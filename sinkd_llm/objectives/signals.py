@@ -144,7 +144,7 @@ def student_bucket_logits(student_NV: Tensor, ids_NK: Tensor, temperature: float
 
 
 class _Buckets(torch.autograd.Function):
-    """With z = logits / T: (z at the kept ids, LSE of the others). The only [N, V] buffer is that of the others."""
+    """With z = logits / T: (z at the kept ids, LSE of the others). The only [N, V] buffer holds the other ids."""
 
     @staticmethod
     def forward(ctx: Any, student_NV: Tensor, ids_NK: Tensor, temperature: float) -> Tensor:

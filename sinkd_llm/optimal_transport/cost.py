@@ -114,7 +114,7 @@ def _differences(x_BNV: Tensor, y_BMV: Tensor) -> Iterator[tuple[slice, slice, s
     rows = min(N, max(1, elements // (M * width)))
     problems = min(B, max(1, elements // (N * M * width)))  # many small problems share a tile
     scratch = x_BNV.new_empty(problems * rows * M * width)
-    # The vocabulary is the outer loop: the rows of y stay in the cache while those of x pass by.
+    # The vocabulary is the outer loop: the rows of y stay in the cache while the rows of x pass by.
     for b, v, n in (
         (slice(b, min(b + problems, B)), slice(v, min(v + width, V)), slice(n, min(n + rows, N)))
         for b in range(0, B, problems)

@@ -131,7 +131,7 @@ def sinkhorn(
               the row sums that were reached. `potentials` are differentiated with the mean
               of g held fixed.
             - `"envelope"`: the plan is a constant. This is the derivative of `regularised_value` at
-              convergence and *not* that of `value`.
+              convergence and *not* the gradient of `value`.
         row_mask (`Tensor`, *optional*):
             Boolean `[..., N]`, True for the rows that take part. Masked entries change neither values nor
             gradients, whatever they hold. A problem without a row or without a column has value 0.

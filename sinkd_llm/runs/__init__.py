@@ -1,4 +1,4 @@
-"""The workflows behind the commands: load, score, train, save, score again, report.
+"""The workflows of the commands: load, score, train, save, score again, report.
 
 Each takes dataclasses and returns one, so that a script can call them as the command line does.
 """

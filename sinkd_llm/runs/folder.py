@@ -159,8 +159,8 @@ class RunFolder:
         Move an earlier run into a hidden folder beside its files; files that are no run's stay.
 
         Args:
-            checkpoints (`bool`, *optional*, defaults to `True`): `False`: only its model and scores, which those of a
-                run that goes on from its checkpoints replace.
+            checkpoints (`bool`, *optional*, defaults to `True`): `False`: only its model and scores, which a run
+                that goes on from its checkpoints replaces.
         """
         entries = [entry for entry in self._entries() if checkpoints or not _is_of_training(entry)]
         if not entries or self._aside is not None:

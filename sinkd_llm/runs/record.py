@@ -33,7 +33,7 @@ def write_results(
     """Write `results.json`: scores, time, memory, settings, versions, and the command line."""
     training_args = arguments[1]
     everything = _settings(arguments)
-    # Against constructed defaults, not those of the fields: TrainingArguments fills many in by itself.
+    # Against constructed defaults, not the defaults of the fields: TrainingArguments fills many in by itself.
     defaults = _settings((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
     objective = asdict(training_args.objective()) if command == "distill" else {}
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}

@@ -90,7 +90,7 @@ def check_task(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): of the model to train. Without one, tokens
             are not counted and answers that collide are not found.
         model_of (`Callable`, *optional*): gives the model to train, whose weights are not looked at, from the classes
-            that the rows have: see [`~sinkd_llm.models.blueprint.blueprint`]. Its family reads the rows; default: a
+            that the rows have: see [`~sinkd_llm.models.blueprint.blueprint`]. Its kind reads the rows; default: a
             decoder.
         data_dir (`str` or `Path`, *optional*): as for [`Task.load`].
         splits (`Sequence[str]`, *optional*): which ones. By default train and validation, so far as the task has them.

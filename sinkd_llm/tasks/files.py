@@ -1,7 +1,7 @@
 """Readers for the file formats of the benchmarks: tab-separated, CSV, JSON and JSON lines.
 
 They exist beside the loaders of `datasets` because they name the line that is wrong, read GLUE's
-unquoted TSV literally, and leave no cache behind.
+unquoted TSV literally, and leave no cache.
 """
 
 import csv
@@ -102,7 +102,7 @@ def read_csv(
             tab, a semicolon or a vertical bar.
         quoting (`int`, *optional*): 3 if quotes are text, as in Python's `csv` and in pandas; 0 if they are not. By
             default 0, but a file that can be read both ways, with other rows, is refused, and one with tabs whose
-            quotes are not those of a CSV file is read as text.
+            quotes are not used as in a CSV file is read as text.
 
     Raises:
         InputError: as in `read_tsv`, and for quotes that can be read in two ways.

@@ -167,7 +167,7 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
     # not depend on it, so the task file's own folder comes first.
     folders = [*([data_dir] if data_dir else []), path.parent, Path.cwd()]
     for folder in folders:
-        with contextlib.suppress(OSError):  # a name that is too long is that of no file
+        with contextlib.suppress(OSError):  # a name that is too long names no file
             if (folder / name).is_file():
                 return folder / name
     raise InputError(

@@ -63,7 +63,7 @@ def _json_value(value: Any) -> str:
 
 class _Environment(ImmutableSandboxedEnvironment):
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """A call's result, such as that of `column.get('key')`, where null has no text either."""
+        """A call's result, such as the result of `column.get('key')`; null has no text here, too."""
         result = super().call(*args, **kwargs)
         return Null("", "null") if result is None else result
 

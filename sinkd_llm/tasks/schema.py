@@ -85,7 +85,7 @@ METADATA_LOCAL: dict[str, tuple[type, ...]] = {
 
 def read_task_file(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     """
-    The checked keys of a task file, merged over those of the files that it includes.
+    The checked keys of a task file, merged over the keys of the files that it includes.
 
     As in lm-evaluation-harness, an `include` is relative to the file that names it, later includes win
     over earlier ones, a key in the file wins over all of them, and values are replaced, not merged.

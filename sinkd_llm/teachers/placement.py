@@ -22,10 +22,10 @@ _STAGE_3_SIZES = ("stage3_prefetch_bucket_size", "stage3_param_persistence_thres
 
 def teacher_engine_config(student_config: dict[str, Any], placement: str) -> dict[str, Any]:
     """
-    DeepSpeed settings of a sharded teacher, made from those of the student, which are not changed.
+    DeepSpeed settings of a sharded teacher, made from the student's settings, which are not changed.
 
     Precision, communication and logging stay; everything about optimization goes. Sizes that are `"auto"` become
-    DeepSpeed's defaults: Transformers would fill in those of the student.
+    DeepSpeed's defaults: Transformers would fill in the student's settings.
 
     Args:
         student_config (`dict`): a DeepSpeed configuration.

@@ -23,7 +23,7 @@ _BLANK = "blank"
 
 class RowsAndBlanks(Dataset[dict[str, Any]]):
     """
-    Rows, and blank ones under every index behind the last.
+    Rows, and blank rows under every index after the last.
 
     Args:
         rows (`Sequence`): tokenised rows, at least one.
@@ -49,7 +49,7 @@ class RowsAndBlanks(Dataset[dict[str, Any]]):
 
 class PaddedSampler(Sampler[int]):
     """
-    The indices of a sampler, and then those of so many blank rows that they are a multiple of `multiple`.
+    The indices of a sampler, and then the indices of blank rows, up to a multiple of `multiple`.
 
     Args:
         sampler (`Sampler`): of the rows, each of which it gives at most once.
@@ -111,8 +111,8 @@ def spread_without_repeats(loader: DataLoader[Any], rows: Sized) -> DataLoader[A
         rows (`Sized`): the rows that it draws from.
 
     Raises:
-        InputError: if one process reads the rows for all (`dispatch_batches`), or one batch is cut into those of the
-            processes (`split_batches`).
+        InputError: if one process reads the rows for all (`dispatch_batches`), or one batch is cut into
+            batches of the processes (`split_batches`).
     """
     shard = loader.batch_sampler
     if not isinstance(shard, BatchSamplerShard):

@@ -246,7 +246,7 @@ class InterruptCallback(TrainerCallback):
             control.should_training_stop = True
             if args.save_strategy == SaveStrategy.BEST:
                 # The score of an evaluation would say whether to save. Otherwise one that is due begins, for it draws
-                # random numbers, and the resumed run shall go on with those of one that was not stopped.
+                # random numbers, and the resumed run has to draw the numbers of a run that was not stopped.
                 control.should_evaluate = False
         return control
 

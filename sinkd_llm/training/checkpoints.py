@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are whole, which one goes on, and what a failed write leaves behind."""
+"""The checkpoints of a run: which are whole, which one goes on, and what a failed write leaves."""
 
 import errno
 import json

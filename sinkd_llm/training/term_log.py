@@ -13,8 +13,8 @@ class TermLog:
     Collects the outputs of the objective, micro-batch by micro-batch.
 
     A term is logged as the loss is: the sum over the micro-batches of an update, the mean over updates. The mean
-    over ranks, which the caller takes, is then that of the rows of all ranks, however unequal they are. A diagnostic
-    is likewise a mean over rows, of the updates that have it.
+    over ranks, which the caller takes, is then the mean over the rows of all ranks, however unequal they are. A
+    diagnostic is likewise a mean over rows, of the updates that have it.
     """
 
     def __init__(self) -> None:

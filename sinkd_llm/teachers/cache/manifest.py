@@ -175,7 +175,7 @@ class Manifest:
             ) from error
 
 
-# Of each part of the file, its keys and what stands behind them.
+# Of each part of the file, its keys and their values.
 _NUMBER = (int, float)
 _FIELDS: dict[str, dict[str, Any]] = {
     "teacher": {

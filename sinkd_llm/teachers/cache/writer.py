@@ -86,7 +86,7 @@ class CacheWriter:
 
     Args:
         folder (`Path`): new, empty, or with an unfinished cache of the same identity, which is continued.
-        manifest ([`Manifest`]): the identity; its shards are those of the folder, if there are any.
+        manifest ([`Manifest`]): the identity; its shards are the shards of the folder, if there are any.
         ordered ([`RowOrder`]): the rows.
         shard_bytes (`int`): a shard is closed at this size.
         overwrite (`bool`, *optional*, defaults to `False`): whether to replace the cache that is in `folder`. It
