@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.training.checkpoints import NotSavedError, last_whole, write_failure
+from sinkd_llm.training.processes import launched_processes
 
 # What gloo and NCCL say when another process is gone, or did not come to a collective operation in time.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "collective operation timeout")
@@ -63,7 +64,7 @@ def explained(output_dir: Path, resume_command: str, *, saving: bool = False) ->
 def _is_lost_process(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return False
-    if int(os.environ.get("WORLD_SIZE") or 1) < 2 or "RANK" not in os.environ:
+    if launched_processes() < 2 or "RANK" not in os.environ:
         return False
     import torch.distributed as dist
 

@@ -82,6 +82,23 @@ def _kinds(arguments: Any) -> dict[str, _Kinds]:
     return {field.name: _Kinds(hints[field.name], field.metadata) for field in fields(arguments) if field.init}
 
 
+def accepted(settings: type) -> dict[str, str]:
+    """
+    What each setting takes, in words: its choices, its numbers or its type.
+
+    Args:
+        settings (`type`): a dataclass of settings.
+    """
+    words = {}
+    for name, kinds in _kinds(settings).items():
+        if name in RANGES:
+            numbers = RANGES[name].numbers()
+            words[name] = f"a list, each {numbers}" if kinds.element is not None else numbers
+        else:
+            words[name] = kinds.in_words()
+    return words
+
+
 def check_settings(arguments: Any) -> None:
     """
     Check each setting by itself.

@@ -54,11 +54,13 @@ class Range:
 
     def in_words(self) -> str:
         """What to give."""
-        if self.advice:
-            return self.advice
+        return self.advice or f"give {self.numbers()}"
+
+    def numbers(self) -> str:
+        """The numbers that are taken."""
         if self.shares:
             first = f"{'above ' if self.above else 'from '}{_number(self.low)}"
-            return f"give a share of training ({first}, below 1) or a whole number from 1 to {_number(self.high)}"
+            return f"a share of training ({first}, below 1) or a whole number from 1 to {_number(self.high)}"
         first = f"above {_number(self.low)}" if self.above else f"from {_number(self.low)}"
         last = (
             f"below {_number(self.high)}"
@@ -67,7 +69,7 @@ class Range:
         )
         joined = f"{first} and {last}" if self.above or self.below else f"{first} {last}"
         others = "".join(f", or {_number(value)}" for value in self.also)
-        return f"give a {'whole ' if self.whole else ''}number {joined}{others}"
+        return f"a {'whole ' if self.whole else ''}number {joined}{others}"
 
 
 def _number(value: float) -> str:
