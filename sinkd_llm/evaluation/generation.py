@@ -19,14 +19,8 @@ from sinkd_llm.evaluation.ranking import refuse_non_finite
 from sinkd_llm.inputs.collator import AnswerCollator, right_padded
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_tokenizers import special_ids
-from sinkd_llm.models.kinds import (
-    LOGITS_AT_A_TIME,
-    context_length,
-    decoder_input_ids,
-    kind_of,
-    output_size,
-    unwrap,
-)
+from sinkd_llm.models.kinds import LOGITS_AT_A_TIME, context_length, decoder_input_ids, kind_of, output_size
+from sinkd_llm.models.wrappers import unwrap
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,7 +100,7 @@ class GenerationSettings:
 def check_can_generate(model: "PreTrainedModel", task: "Task") -> None:
     """Refuses a model that writes no text."""
     kind = kind_of(model)
-    if kind.name not in ("causal-lm", "seq2seq-lm"):
+    if not kind.writes_text:
         raise InputError(
             f"The answers of the task {task.name!r} are generated, and {type(unwrap(model)).__name__} is an "
             f"{kind.title}, which writes no text; give a decoder-only or encoder-decoder model, or a task with "
@@ -137,12 +131,12 @@ def generate_answers(
         settings ([`GenerationSettings`]): how.
         batch_size (`int`): rows that are generated together, which changes no greedy answer.
         on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
-        device, share: those of [`evaluate_task`].
+        device, share: as in [`evaluate_task`].
 
     Raises:
         NonFiniteError: if the model's logits are NaN or infinite.
     """
-    decoder_only = kind_of(model).name == "causal-lm"
+    decoder_only = kind_of(model).continues_prompt
     texts: dict[int, str] = {}
     inner: Any = unwrap(model)
     with torch.random.fork_rng(devices=_devices(model)), _generation_config(inner, tokenizer, settings) as config:
@@ -230,7 +224,7 @@ def reference_log_likelihoods(
         features ([`~datasets.Dataset`]): from `tokenize_dataset`; an end-of-sequence token counts where it is
             supervised in training.
         batch_size (`int`): rows a forward, fewer where their logits would be large.
-        device, share: those of [`evaluate_task`].
+        device, share: as in [`evaluate_task`].
 
     Raises:
         NonFiniteError: naming rows whose log-likelihood is NaN or infinite.
@@ -269,7 +263,7 @@ def reading_of_prompts(model: "PreTrainedModel", settings: GenerationSettings, r
             f"generation_kwargs.max_gen_toks is {settings.max_new_tokens}, but {type(unwrap(model)).__name__} reads "
             f"{context} tokens in all; set it lower in the task, or in a file that includes the task."
         )
-    if context is None or kind_of(model).name != "causal-lm":
+    if context is None or not kind_of(model).continues_prompt:
         return reading
     return reading.within(context - settings.max_new_tokens)
 

@@ -1,26 +1,28 @@
-"""Rank classification: the choice with the highest log-likelihood after the prompt is the answer.
+"""Rank classification: the choice with the highest log-likelihood after the prompt is the answer, and its metrics.
 
 Shapes: B examples, S sequences, C choices, T tokens of the longest choice, N scored rows, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import NonFiniteError
+from sinkd_llm.evaluation.batches import batches_by_length, from_all, on_device
 from sinkd_llm.inputs.collator import AnswerCollator
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from transformers import EvalPrediction, PreTrainedModel
+
+    from sinkd_llm.tasks import Task
 
 # Rows that a message names.
 _NAMED = 5
@@ -54,7 +56,7 @@ def rank_choices(
     """
     Scores the choices of tokenised rows (`tokenize_dataset(…, ranking=True)`), `batch_size` rows at a time.
 
-    `device` and `share` are those of [`evaluate_task`].
+    `device` and `share` are the same as in [`evaluate_task`].
 
     Raises:
         NonFiniteError: naming the first rows of which a score is NaN or infinite.
@@ -99,42 +101,6 @@ def refuse_non_finite(rows: Iterable[Sequence[float]], names: Iterable[str], wha
         )
 
 
-def batches_by_length(
-    lengths: Sequence[int],
-    batch_size: int,
-    on_progress: Callable[[int, int], None] | None = None,
-    *,
-    share: bool = False,
-) -> Iterable[list[int]]:
-    """
-    Indices of the rows of each batch, and a report after each.
-
-    Rows of like length share a batch: less padding, and the longest come first, so that a batch that does not fit
-    into memory fails at once. With `share`, each process of a distributed launch gets a part of the batches, and all
-    get equally many, for a sharded model must be called by all alike: the last may come twice. See [`from_all`].
-    """
-    order = np.argsort([-length for length in lengths], kind="stable").tolist()
-    starts = range(0, len(order), batch_size)
-    ranks = Ranks.of() if share else None
-    rank, processes = (ranks.index, ranks.count) if ranks else (0, 1)
-    for first in range(0, len(starts), processes):
-        start = starts[min(first + rank, len(starts) - 1)]
-        yield order[start : start + batch_size]
-        if on_progress:
-            on_progress(min((first + processes) * batch_size, len(order)), len(order))
-
-
-def from_all(found: dict[int, Any], share: bool) -> dict[int, Any]:
-    """What every process found for its rows, by row, if the rows were shared."""
-    ranks = Ranks.of() if share else None
-    return found if ranks is None else ranks.merged(found)
-
-
-def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
 def on_scale_of(numbers: Sequence[float], choices: Sequence[Sequence[str]]) -> list[float]:
     """Numbers in [0, 1] on the scale of the numeric choices of their rows; a prediction may lie outside."""
     scaled = []
@@ -142,3 +108,52 @@ def on_scale_of(numbers: Sequence[float], choices: Sequence[Sequence[str]]) -> l
         values = [float(choice) for choice in row_choices]
         scaled.append(min(values) + number * (max(values) - min(values)))
     return scaled
+
+
+def agreement(chosen: Sequence[int], by_teacher: Sequence[int]) -> float | None:
+    """
+    The share of rows where student and teacher choose the same answer, in [0, 1].
+
+    Args:
+        chosen, by_teacher (sequences of `int`): the index of the answer that each chose, for each row.
+
+    Returns:
+        `float` or `None`: `None` if the teacher's choice is not known (-1) for one of the rows: the share of the
+        others is no number of these rows.
+    """
+    theirs = np.asarray(by_teacher)
+    return None if (theirs < 0).any() else float((np.asarray(chosen) == theirs).mean())
+
+
+def ranking_metrics(task: "Task", rows: "Dataset | None" = None) -> Callable[["EvalPrediction"], dict[str, float]]:
+    """
+    The task's metrics as the `compute_metrics` of [`SinKDTrainer`], whose predictions are `[n, C]` scores.
+
+    Args:
+        task ([`Task`]): names the metrics.
+        rows ([`~datasets.Dataset`], *optional*): the evaluation rows, for tasks that score groups of rows and for
+            heads that predict a number.
+    """
+
+    def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+        chosen, numbers = _chosen(prediction)
+        labels: list[int] = np.asarray(prediction.label_ids).tolist()
+        scaled = None if numbers is None or rows is None else on_scale_of(numbers, rows["choices"])
+        return dict(task.compute_metrics(chosen.tolist(), labels, rows=rows, numbers=scaled))
+
+    return compute_metrics
+
+
+def accuracy(prediction: "EvalPrediction") -> dict[str, float]:
+    """Share of rows whose highest score is the gold choice: the default of [`SinKDTrainer`]."""
+    chosen, _ = _chosen(prediction)
+    return {"acc": float(np.mean(chosen == np.asarray(prediction.label_ids)))}
+
+
+def _chosen(prediction: "EvalPrediction") -> tuple[np.ndarray, Sequence[float] | None]:
+    """The chosen answers `[n]`, and what a regression head predicted `[n]`, in [0, 1], if it was one."""
+    scores: Any = prediction.predictions
+    if isinstance(scores, tuple):
+        scores, numbers = scores
+        return np.asarray(scores).argmax(axis=-1), np.asarray(numbers).tolist()
+    return np.asarray(scores).argmax(axis=-1), None

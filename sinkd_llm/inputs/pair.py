@@ -1,4 +1,4 @@
-"""Rows for a student and a teacher of different families, which read the same row in different ways.
+"""Rows for a student and a teacher of different kinds, which read the same row in different ways.
 
 Their supervised rows must be the same tokens in the same order; what stands around them differs.
 """
@@ -16,6 +16,7 @@ from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 from sinkd_llm.models.kinds import TEACHER
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PairTokenizer(AnswerTokenizer):
     """
-    The features of the student's family, and those of the teacher's in the column `teacher`.
+    The features for the student's kind, and in the column `teacher` the features for the teacher's kind.
 
     Args:
-        student, teacher ([`AnswerTokenizer`]): of the two families, over the same tokenizer.
+        student, teacher ([`AnswerTokenizer`]): of the two kinds, over the same tokenizer.
     """
 
     student: AnswerTokenizer | None = None
@@ -41,7 +42,7 @@ class PairTokenizer(AnswerTokenizer):
         """As [`AnswerTokenizer.features`].
 
         Raises:
-            InputError: for an answer that the two families read as different tokens.
+            InputError: for an answer that the two kinds read as different tokens.
         """
         assert self.student is not None
         assert self.teacher is not None
@@ -64,7 +65,7 @@ class PairTokenizer(AnswerTokenizer):
         return self.student.choice_ids(rows, start)
 
     def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
-        """Refuses choices that one of the families cannot tell apart."""
+        """Refuses choices that one of the two kinds cannot tell apart."""
         for tokenizer in (self.student, self.teacher):
             assert tokenizer is not None
             tokenizer.check_choices(choice_sets, rows)
@@ -97,3 +98,23 @@ class PairCollator:
 
     def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
         return {**self.student(features), TEACHER: self.teacher([row[TEACHER] for row in features])}
+
+
+def features_of_each(tokenizer: AnswerTokenizer, features: "Dataset") -> "list[tuple[AnswerTokenizer, Dataset]]":
+    """
+    The features of student and teacher apart, each with what made them.
+
+    Args:
+        tokenizer ([`AnswerTokenizer`]): what made the features, perhaps a [`PairTokenizer`].
+        features ([`~datasets.Dataset`]): of `tokenize_dataset`.
+    """
+    if not isinstance(tokenizer, PairTokenizer):
+        return [(tokenizer, features)]
+    assert tokenizer.student is not None
+    assert tokenizer.teacher is not None
+    theirs = features.select_columns([TEACHER]).flatten()
+    names = {name: name.removeprefix(f"{TEACHER}.") for name in theirs.column_names}
+    return [
+        (tokenizer.student, features.remove_columns(TEACHER)),
+        (tokenizer.teacher, theirs.rename_columns(names)),
+    ]

@@ -1,6 +1,5 @@
 """`cache`: run a teacher once over the training rows of a recipe and keep what the losses need."""
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import refuse_if_locked
-from sinkd_llm.report.results import TEACHER, ResultRow
 from sinkd_llm.runs.arguments import CacheArguments, TaskArguments
 from sinkd_llm.runs.data import RunData, load_run_data
-from sinkd_llm.runs.evaluate import score_record, score_task, source_size_bytes
+from sinkd_llm.runs.evaluate import source_size_bytes
 from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
+from sinkd_llm.runs.scorer import Scorer
 from sinkd_llm.runs.training import apply_model_arguments
 from sinkd_llm.terminal import progress, say
+from sinkd_llm.training.processes import launched_processes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,12 +60,12 @@ def run_cache(
 
     Raises:
         InputError: for settings that contradict each other, a folder that holds something else or that is read, rows
-            for which the teacher gives NaN or infinite logits, and whatever the rooms below refuse.
+            for which the teacher gives NaN or infinite logits, and for settings, rows and models that do not fit.
     """
     folder = _folder(training_args, cache_args)
     if training_args.teacher_model_name_or_path is None:
         raise InputError("--teacher_model_name_or_path is missing: the model to cache.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes() > 1:
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
     from sinkd_llm.models.quantisation import is_quantised
     from sinkd_llm.training.pair import default_tokenizer, load_teacher
@@ -141,7 +141,9 @@ def write_cache(
                 write_rows(writer, teacher, features, read.collate, training_args, on_progress)
         seconds = time.perf_counter() - started
         if not writer.manifest.complete:
-            writer.finish(_score(teacher, tokenizer, data, training_args) if cache_args.score_teacher else None)
+            size = source_size_bytes(str(training_args.teacher_model_name_or_path))
+            scorer = Scorer(data, tokenizer, training_args)
+            writer.finish(scorer.record(teacher.model, size) if cache_args.score_teacher else None)
         manifest = writer.manifest
     objective = training_args.objective()
     coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full"
@@ -203,7 +205,8 @@ def _layout(
 
 
 def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
-    from sinkd_llm.models.kinds import kind_of, output_size, unwrap
+    from sinkd_llm.models.kinds import kind_of, output_size
+    from sinkd_llm.models.wrappers import unwrap
     from sinkd_llm.teachers.cache.identity import weights_hash
     from sinkd_llm.teachers.cache.manifest import TeacherIdentity
 
@@ -225,21 +228,3 @@ def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
         kind.scores_classes,
         loading,
     )
-
-
-def _score(teacher: "LocalTeacher", tokenizer: Any, data: RunData, args: "SinKDConfig") -> dict[str, Any] | None:
-    """The teacher's row of the results table, where there is a task and rows to score on."""
-    if data.task is None or data.evaluation is None:
-        return None
-    from sinkd_llm.models import count_parameters
-
-    score = score_task(TEACHER, teacher.model, tokenizer, data.task, data.evaluation, args)
-    row = ResultRow(
-        TEACHER,
-        dict(score.metrics),
-        *count_parameters(teacher.model),
-        source_size_bytes(str(args.teacher_model_name_or_path)),
-        score.num_examples,
-        score.seconds,
-    )
-    return score_record(row, data, score.predictions)

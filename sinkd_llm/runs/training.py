@@ -13,11 +13,12 @@ from sinkd_llm.report.page import write_report
 from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData, load_run_data
-from sinkd_llm.runs.evaluate import Scorer, source_size_bytes
+from sinkd_llm.runs.evaluate import source_size_bytes
 from sinkd_llm.runs.failures import explained
 from sinkd_llm.runs.folder import RunFolder, check_output_dir, is_in, no_empty_folder, run_folder, weights_size_bytes
 from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.record import write_results
+from sinkd_llm.runs.scorer import Scorer, has_choices
 from sinkd_llm.secrets import masked_command
 from sinkd_llm.terminal import is_main_process, say
 from sinkd_llm.training.checkpoints import find_checkpoint
@@ -61,7 +62,8 @@ def run_finetune(
         argv (`Sequence[str]`, *optional*): the flags this came from, for the record.
 
     Raises:
-        InputError: for settings that contradict each other, and whatever the rooms below refuse.
+        InputError: for settings that contradict each other, and for tasks, rows, models and folders that do not fit
+            the run.
         TrainingInterrupted: after Ctrl-C or SIGTERM, when the checkpoint is saved.
     """
     check_finetune(training_args, model_args)
@@ -77,7 +79,7 @@ def run_distill(
     """
     Train a student to follow a teacher; score the teacher, and the student before and after.
 
-    Arguments and errors are those of [`run_finetune`]; `training_args.teacher_model_name_or_path` or
+    Arguments and errors are the same as in [`run_finetune`]; `training_args.teacher_model_name_or_path` or
     `training_args.teacher_cache` is required, and `model_args.model_name_or_path` or `training_args.student_layers`.
     """
     check_distill(training_args, model_args)
@@ -160,7 +162,7 @@ def prepare_run(
     """
     Resolve and check paths, checkpoint, models' folders and rows of a run. Nothing is written or deleted.
 
-    Arguments are those of [`run_finetune`].
+    Arguments are the same as in [`run_finetune`].
 
     Raises:
         InputError: for the first thing that is wrong.
@@ -192,8 +194,15 @@ def _metrics_of_an_evaluation(data: RunData, training_args: "SinKDConfig") -> li
     """What an evaluation during training gives beside the loss; free answers are not generated there."""
     if data.evaluation is None or "choices" not in data.evaluation.column_names:
         return []
-    follows = training_args.teacher_model_name_or_path is not None and training_args.teacher_cache is None
-    return [*(data.task.metric_names if data.task else ["acc"]), *(["agreement"] if follows else [])]
+    names = data.task.metric_names if data.task else ("acc",)
+    if training_args.teacher_cache is None:
+        chooses = training_args.teacher_model_name_or_path is not None
+    else:
+        from sinkd_llm.teachers.cache.manifest import Manifest
+
+        cache = Manifest.load(Path(training_args.teacher_cache).expanduser())
+        chooses = has_choices(cache.teacher_score, data)
+    return [*names, *(["agreement"] if chooses else [])]
 
 
 @termination_raises()
@@ -267,7 +276,7 @@ def _act(
         trainer.add_callback(callback)
     teacher_name = arguments[1].teacher_model_name_or_path
     names = (BEFORE, AFTER) if run.command == "distill" else ("before", "after")
-    scorer = Scorer(trainer, data)
+    scorer = Scorer(data, trainer.processing_class, trainer.args, trainer)
     rows = []
     if trainer.teacher is not None and trainer.teacher.model is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))

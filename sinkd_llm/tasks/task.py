@@ -44,6 +44,7 @@ class Task:
         choices (`tuple[str, ...]` or `None`): the answer choices, each with the delimiter in front, where
             every row has the same ones; `None` where they vary or the answer is generated.
         metric_names (`tuple[str, ...]`): what `compute_metrics` computes, `("acc",)` or `("rouge_l",)` by default.
+        primary_metric (`str`): the one of these by which models are compared: results begin with it.
         scoring_columns (`tuple[str, ...]`): which of `group`, `answers` and `target` its rows have, for its metrics.
         text_columns (`tuple[str, ...]`): `text` and perhaps `text_pair`, if its rows have them, for encoders.
 
@@ -63,6 +64,8 @@ class Task:
         self.scoring_columns: tuple[str, ...] = self._renderer.scoring_columns
         self.text_columns: tuple[str, ...] = self._renderer.text_columns
         self.metric_names = self._read_metric_names()
+        # A perplexity is no share of a teacher's, so it speaks for a task only where there is nothing else.
+        self.primary_metric = next((name for name in self.metric_names if name != "perplexity"), self.metric_names[0])
         if self.choices is not None:
             self._check_two_classes(len(self.choices))
         if "token_f1" in self.metric_names and "answers" not in self.scoring_columns:

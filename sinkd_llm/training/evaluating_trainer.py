@@ -13,18 +13,16 @@ from torch import Tensor, nn
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import refuse_non_finite
 from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
-from sinkd_llm.inputs.pair import TEACHER
+from sinkd_llm.inputs.pair import features_of_each
 from sinkd_llm.models.kinds import Kind
-from sinkd_llm.models.kinds.choices import choice_log_likelihoods, score_choices
+from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.partitioning import is_partitioned, on_device
-from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import (
-    TeacherChoices,
     answer_losses,
     gold_losses,
     public_predictions,
-    row_keys,
     row_names,
 )
 from sinkd_llm.training.finite import names_of
@@ -32,6 +30,7 @@ from sinkd_llm.training.given import check_dataset
 from sinkd_llm.training.resuming import ResumableTrainer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch.utils.data import DataLoader
 
 
@@ -41,15 +40,13 @@ class EvaluatingTrainer(ResumableTrainer):
 
     Attributes:
         kind ([`Kind`]): the student's.
-        teacher ([`LocalTeacher`], *optional*): whose choices are compared with the student's.
+        teacher ([`~sinkd_llm.teachers.Teacher`], *optional*): whose choices are compared with the student's.
     """
 
     args: SinKDConfig
     kind: Kind
-    teacher: LocalTeacher | None
+    teacher: Teacher | None
     _answer_tokenizer: AnswerTokenizer
-    _teacher_choices: TeacherChoices
-    _teacher_is_sharded: bool
 
     def evaluate(
         self,
@@ -66,8 +63,9 @@ class EvaluatingTrainer(ResumableTrainer):
 
         Returns:
             `dict[str, float]`: `eval_loss` (cross-entropy of the gold answers per token, over all rows together; of a
-            regression head the mean squared error), the task's metrics, and, with a teacher model,
-            `eval_teacher_agreement`, the share of rows where both choose the same answer.
+            regression head the mean squared error), the task's metrics, and `eval_agreement`, the share of rows where
+            student and teacher choose the same answer, if the teacher's choice is known for every row: a model
+            chooses, and a cache knows the rows on which its teacher was scored.
 
         Raises:
             InputError: if there are no rows to score, or they are none.
@@ -90,12 +88,16 @@ class EvaluatingTrainer(ResumableTrainer):
 
         Returns:
             [`~transformers.trainer_utils.PredictionOutput`]: of rows with choices, `predictions` are their
-            log-probabilities `[n, C]`, the teacher's choices `[n]` (-1 without a teacher) and, of a regression head,
-            its predictions `[n]`; `label_ids` the gold choices. Of rows without choices, only metrics.
+            log-probabilities `[n, C]`, the teacher's choices `[n]` (-1 where they are not known) and, of a regression
+            head, its predictions `[n]`; `label_ids` the gold choices. Of rows without choices, only metrics.
         """
         check_dataset(test_dataset, "test_dataset", needed=True, named=False)
         rows = tokenize_dataset(test_dataset, self._answer_tokenizer, ranking=True)
         return super().predict(rows, ignore_keys, metric_key_prefix)
+
+    def evaluation_features(self) -> "list[tuple[AnswerTokenizer, Dataset]]":
+        """The tokenised rows of the one `eval_dataset`: as the student reads them and as its teacher does."""
+        return features_of_each(self._answer_tokenizer, self.eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
         """As Transformers', but with all rows: `dataloader_drop_last` is about training."""
@@ -173,19 +175,8 @@ class EvaluatingTrainer(ResumableTrainer):
         return None, predictions if scores.number_B is None else (*predictions, scores.number_B), inputs["label"]
 
     def _teacher_choice(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Index of the choice that the teacher ranks first, `[B]`; -1 without a teacher."""
-        if self.teacher is None:
-            return torch.full_like(inputs["label"], -1)
-        theirs = inputs.get(TEACHER, inputs)
-        keys = row_keys(theirs)
-        unknown = self._teacher_choices.missing(keys)
-        if self._teacher_is_sharded:  # then all processes call it, or none
-            flag = torch.tensor([float(unknown)], device=self.args.device)
-            unknown = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        if unknown:
-            scores_BC, _ = choice_log_likelihoods(self.teacher.supervised_rows(theirs), theirs)
-            self._teacher_choices.add(keys, scores_BC.argmax(dim=-1).tolist())
-        return torch.tensor(self._teacher_choices.of(keys), device=inputs["label"].device)
+        """Index of the choice that the teacher ranks first, `[B]`; -1 where that is not known."""
+        return self.teacher.choices(inputs) if self.teacher is not None else torch.full_like(inputs["label"], -1)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         wanted = self.args.metric_for_best_model

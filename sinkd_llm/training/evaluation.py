@@ -3,7 +3,6 @@
 Shapes: B rows of a batch, S sequences, C choices, N supervised tokens.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import refuse_non_finite
+from sinkd_llm.evaluation import agreement, refuse_non_finite
 from sinkd_llm.models.kinds import SupervisedRows
 from sinkd_llm.models.kinds.choices import ChoiceScores
 from sinkd_llm.objectives import cross_entropy, squared_error
@@ -57,68 +56,16 @@ def row_names(inputs: Mapping[str, Any]) -> list[str]:
     return [str(inputs["example_id"][s]) for s in first_B]
 
 
-class TeacherChoices:
-    """
-    What the frozen teacher chose, so that it ranks each evaluation row once.
-
-    Rows are known by what the teacher reads, not by their names: two evaluation sets may use the same names, or none.
-    """
-
-    def __init__(self) -> None:
-        self._chosen: dict[bytes, int] = {}
-
-    def missing(self, keys: Sequence[bytes]) -> bool:
-        """Whether one of the rows is not known yet."""
-        return any(key not in self._chosen for key in keys)
-
-    def add(self, keys: Sequence[bytes], chosen: Sequence[int]) -> None:
-        """Keeps the index of the chosen answer of each row."""
-        self._chosen.update(zip(keys, chosen, strict=True))
-
-    def of(self, keys: Sequence[bytes]) -> list[int]:
-        """The indices of the chosen answers of known rows."""
-        return [self._chosen[key] for key in keys]
-
-
-def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
-    """
-    What the rows of a ranking batch say, each as a key of 16 bytes, however the batch is padded.
-
-    Args:
-        batch (`Mapping`): of the collator of any family: the prompt's tokens, and those of all choices.
-    """
-    ids, masks, choices, sequences = (
-        batch[name].cpu().numpy() for name in ("input_ids", "attention_mask", "choice_ids", "choice_sequence")
-    )
-    prompts = batch["prompt_of_answer"].cpu().numpy() if "prompt_of_answer" in batch else None
-    more = [batch[name].cpu().numpy() for name in ("token_type_ids",) if name in batch]
-    keys = []
-    for b, row in enumerate(sequences):
-        digest = hashlib.blake2b(digest_size=16)
-        for s in sorted({int(s) for s in row if s >= 0}):
-            at = s if prompts is None else int(prompts[s])
-            present = masks[at].astype(bool)
-            for tokens in (ids, *more):
-                digest.update(tokens[at][present].astype(np.int64).tobytes() + b"|")
-        for choice in choices[b][row >= 0]:
-            digest.update(choice[choice >= 0].astype(np.int64).tobytes() + b"/")
-        if "choice_values" in batch:
-            digest.update(batch["choice_values"][b].cpu().numpy()[row >= 0].tobytes())
-        keys.append(digest.digest())
-    return keys
-
-
 class EvaluationMetrics:
     """
     The `compute_metrics` that Transformers gets: the loss a token over all rows, the user's metrics, the agreement.
 
     Args:
         user (`Callable`): gets the log-probabilities of the choices, and what a regression head predicts.
-        has_teacher (`bool`): whether there are choices of a teacher to agree with.
     """
 
-    def __init__(self, user: Callable[[EvalPrediction], Any], has_teacher: bool) -> None:
-        self.user, self.has_teacher = user, has_teacher
+    def __init__(self, user: Callable[[EvalPrediction], Any]) -> None:
+        self.user = user
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """
@@ -131,9 +78,8 @@ class EvaluationMetrics:
         scores, teacher_choice, losses, tokens, *numbers = parts
         given = EvalPrediction((scores, *numbers) if numbers else scores, prediction.label_ids)
         metrics = {"loss": _mean_loss(losses, tokens), **_checked(self.user(given))}
-        if self.has_teacher:
-            metrics["teacher_agreement"] = float((scores.argmax(-1) == teacher_choice).mean())
-        return metrics
+        agrees = agreement(scores.argmax(-1), teacher_choice)
+        return metrics if agrees is None else {**metrics, "agreement": agrees}
 
 
 def public_predictions(predictions: Any) -> Any:

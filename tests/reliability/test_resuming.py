@@ -263,7 +263,7 @@ def test_a_run_under_nohup_outlives_its_terminal(distill_argv, tmp_path, monkeyp
 def test_sigterm_before_training_leaves_what_was_there(
     distill_argv, stopped, tmp_path, monkeypatch, capsys, overwrite
 ):
-    from sinkd_llm.runs.evaluate import Scorer
+    from sinkd_llm.runs.scorer import Scorer
 
     folder = tmp_path / "run"
     if overwrite:

@@ -1,0 +1,149 @@
+"""The scores of a run: of its models, one after another, on its evaluation rows."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.report.results import TEACHER, ResultRow
+from sinkd_llm.runs.data import RunData
+from sinkd_llm.terminal import progress, say
+
+if TYPE_CHECKING:
+    from sinkd_llm.evaluation import TaskEvaluator, TaskScore
+    from sinkd_llm.training.config import SinKDConfig
+    from sinkd_llm.training.trainer import SinKDTrainer
+
+_TIMING = ("runtime", "samples_per_second", "steps_per_second")
+
+
+class Scorer:
+    """
+    Scores the models of a run on its evaluation rows: as their task asks, or else what the trainer reports.
+
+    Args:
+        data ([`RunData`]): the rows, and their task if they have one.
+        tokenizer (`PreTrainedTokenizerBase`): of all models.
+        args ([`SinKDConfig`]): how rows are read, how many at a time, and on which device.
+        trainer ([`SinKDTrainer`], *optional*): its rows are tokenised already, and it scores those without a task.
+    """
+
+    def __init__(
+        self, data: RunData, tokenizer: Any, args: "SinKDConfig", trainer: "SinKDTrainer | None" = None
+    ) -> None:
+        self.data, self.args, self.trainer = data, args, trainer
+        self._evaluator = self._task_evaluator(tokenizer)
+        self._teacher_predictions: list[Any] | None = None
+
+    def _task_evaluator(self, tokenizer: Any) -> "TaskEvaluator | None":
+        from sinkd_llm.evaluation import TaskEvaluator
+        from sinkd_llm.inputs.reading import Reading
+
+        if self.data.task is None or self.data.evaluation is None:
+            return None
+        tokenized = self.trainer.evaluation_features() if self.trainer is not None else ()
+        return TaskEvaluator(self.data.task, self.data.evaluation, tokenizer, Reading.of(self.args), tokenized)
+
+    def row(self, name: str, model: Any, size_bytes: int | None = None) -> ResultRow:
+        """
+        A model's row of the results table. The students after a teacher are compared with it.
+
+        Args:
+            name (`str`): in the table; `"teacher"` for the teacher.
+            model (`PreTrainedModel` or `PeftModel`): the model.
+            size_bytes (`int`, *optional*): bytes of its files.
+        """
+        from sinkd_llm.models import count_parameters
+
+        row = ResultRow(name, {}, *count_parameters(model), size_bytes)
+        if self._evaluator is not None:
+            score = self._score(self._evaluator, name, model)
+            row.metrics, row.num_examples, row.seconds = dict(score.metrics), score.num_examples, score.seconds
+            self._compare(row, score)
+        elif self.data.evaluation is not None and name != TEACHER and self.trainer is not None:
+            say(f"Scoring {len(self.data.evaluation)} rows: {name} …")
+            metrics = self.trainer.evaluate()
+            kept = {k.removeprefix("eval_"): v for k, v in metrics.items() if k != "epoch"}
+            row.metrics = {k: v for k, v in kept.items() if k not in _TIMING}
+            row.num_examples, row.seconds = len(self.data.evaluation), metrics.get("eval_runtime", 0.0)
+        return row
+
+    def record(self, model: Any, size_bytes: int | None = None) -> dict[str, Any] | None:
+        """
+        What a teacher cache keeps of its teacher's score, for [`recorded`] and for the agreement during training.
+
+        Args:
+            model (`PreTrainedModel`): the teacher.
+            size_bytes (`int`, *optional*): bytes of its files.
+
+        Returns:
+            `dict` or `None`: the row of the results table, `rows` (a hash of the rows), and, where answers are chosen,
+            `predictions` (the chosen index of each row) and `keys` (what the teacher read of each row, as
+            [`~sinkd_llm.teachers.choices.row_keys`], in hexadecimal digits). `None` without a task or without rows.
+        """
+        if self._evaluator is None:
+            return None
+        row = self.row(TEACHER, model, size_bytes)
+        keys = None
+        if self._teacher_predictions is not None:
+            keys = [key.hex() for key in self._evaluator.row_keys(model)]
+        return {"rows": _rows_hash(self.data), "predictions": self._teacher_predictions, "keys": keys, **asdict(row)}
+
+    def recorded(self, record: dict[str, Any] | None) -> ResultRow | None:
+        """
+        The teacher's row, if it was scored on these very rows when it was cached. The students that are scored after
+        it are compared with what it predicted then.
+        """
+        if record is None or self.data.evaluation is None or record["rows"] != _rows_hash(self.data):
+            return None
+        predictions = record.get("predictions")
+        if predictions is not None and len(predictions) != len(self.data.evaluation):
+            raise InputError(
+                f"the teacher cache records {len(predictions)} predictions of {len(self.data.evaluation)} rows: its "
+                "manifest.json is damaged; write the cache again with --overwrite."
+            )
+        self._teacher_predictions = predictions
+        known = ResultRow.__dataclass_fields__
+        return ResultRow(**{name: value for name, value in record.items() if name in known})
+
+    def _score(self, evaluator: "TaskEvaluator", name: str, model: Any) -> "TaskScore":
+        from sinkd_llm.models.partitioning import on_device
+
+        with (
+            progress(f"Scoring {len(evaluator.dataset)} rows: {name}") as on_progress,
+            on_device(model, self.args.device),
+        ):
+            return evaluator.score(
+                model,
+                batch_size=self.args.per_device_eval_batch_size,
+                on_progress=on_progress,
+                device=self.args.device,
+                share=True,
+            )
+
+    def _compare(self, row: ResultRow, score: "TaskScore") -> None:
+        """Keeps what the teacher chose, and says how often a student chooses the same."""
+        from sinkd_llm.evaluation import agreement
+
+        if self.data.task is None or self.data.task.output_type == "generate_until":
+            return  # two free answers are hardly ever the same
+        if row.name == TEACHER:
+            self._teacher_predictions = score.predictions
+        elif self._teacher_predictions is not None:
+            agrees = agreement(score.predictions, self._teacher_predictions)
+            row.metrics |= {} if agrees is None else {"agreement": agrees}
+
+
+def has_choices(record: dict[str, Any] | None, data: RunData) -> bool:
+    """Whether a [`Scorer.record`] says what the teacher chose for the evaluation rows of a run."""
+    return record is not None and bool(record.get("keys")) and record["rows"] == _rows_hash(data)
+
+
+def _rows_hash(data: RunData) -> str:
+    assert data.evaluation is not None
+    digest = hashlib.blake2b(data.name.encode(), digest_size=16)
+    columns = [c for c in ("id", "prompt", "completion") if c in data.evaluation.column_names]
+    for row in data.evaluation.select_columns(columns):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
