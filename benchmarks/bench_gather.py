@@ -51,7 +51,7 @@ def main() -> None:
         processing_class=load_tokenizer("smollm2-135m"),
         peft_config=LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    ranks, model = trainer.transport.ranks, trainer.accelerator.prepare(trainer.model)
+    ranks, model = trainer.forward.ranks, trainer.accelerator.prepare(trainer.model)
     assert ranks is not None
     start = ranks.index * BATCH
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(start, start + BATCH)])
@@ -68,11 +68,9 @@ def main() -> None:
 
     def step(name: str, spans: bool = True, hidden: bool = True, vocabulary: str = "full") -> Callable[[], float]:
         def run() -> float:
-            trainer.objective = replace(objective, vocabulary=vocabulary)
-            trainer.transport.ranks = ranks if spans else None
-            trainer.teacher.supervised_rows = lambda batch, with_hidden: supervised_rows(
-                batch, with_hidden=with_hidden and hidden
-            )
+            trainer.forward.objective = replace(objective, vocabulary=vocabulary)
+            trainer.forward.ranks = ranks if spans else None
+            trainer.teacher.supervised_rows = lambda batch, with_hidden: supervised_rows(batch, with_hidden and hidden)
             model.zero_grad()
             sent[0] = 0
             dist.barrier()

@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "inputs": {"models"},
     "teachers": {"models", "objectives"},
     "evaluation": {"inputs", "metrics", "models", "teachers"},
-    "training": {"evaluation", "inputs", "models", "objectives", "report", "teachers"},
+    "training": {"evaluation", "inputs", "models", "objectives", "optimal_transport", "report", "teachers"},
     "memory": {"inputs", "models", "objectives", "teachers", "training"},
 }
 TOP = {

@@ -1,6 +1,6 @@
-"""From the memory of one step to that of a device: what each set-up replicates, divides by n, or moves to the host.
+"""From a step's memory to a device's memory: what each set-up replicates, divides by n, or moves to the host.
 
-The set-ups are those of ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3 and figure 1). For T trained parameters
+The set-ups are as in ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3 and figure 1). For T trained parameters
 of g bytes, weights of W bytes and an optimizer of K bytes a trained parameter, a device of n holds
 
     none              W  +  g  (2 g for n > 1: DDP's buckets are a second copy)  +  K T
@@ -64,7 +64,7 @@ def model_size(
         model (`nn.Module`): trained are the parameters with `requires_grad`.
         quantisation (`str`, *optional*, defaults to `"none"`): `"none"`, `"8bit"` or `"4bit"`.
         nested (`bool`, *optional*, defaults to `False`): quantise the scales of NF4 too.
-        bytes_each (`int`, *optional*): bytes of a parameter that is not packed. Default: those of its dtype.
+        bytes_each (`int`, *optional*): bytes of a parameter that is not packed. Default: the bytes of its dtype.
     """
     packed = _packed_weights(model) if quantisation != "none" else {}
     total = trained = weights = trained_weights = 0
@@ -89,7 +89,7 @@ def _packed_weights(model: Any) -> dict[int, int]:
     """Identity of each weight that bitsandbytes packs, and its rows."""
     from transformers.pytorch_utils import Conv1D
 
-    from sinkd_llm.models.kinds import unwrap
+    from sinkd_llm.models.wrappers import unwrap
 
     inner = unwrap(model)
     kept = {id(m.weight) for m in (inner.get_input_embeddings(), inner.get_output_embeddings()) if m is not None}
@@ -158,8 +158,8 @@ def device_memory(
         devices (`int`): n, the devices that data-parallel training runs on.
         student, teacher ([`ModelSize`]): the two models; no teacher for fine-tuning.
         step ([`StepMemory`]): of one micro-batch.
-        teacher_place (`str`, *optional*): one of `TEACHER_PLACES`. Default: that of `teacher_deepspeed: auto`, which
-            shards beside a sharded student and replicates otherwise.
+        teacher_place (`str`, *optional*): one of `TEACHER_PLACES`. Default: as with `teacher_deepspeed: auto`, which
+            shards the teacher of a sharded student and replicates any other.
         optimizer (`float`, *optional*, defaults to `8`): see [`optimizer_bytes`].
         accumulation (`int`, *optional*, defaults to `1`): micro-batches of an update; above 1 the gradients of the
             earlier ones are there while the next one runs.

@@ -1,26 +1,30 @@
 """One training step on the meta device: which bytes it holds at once, and when.
 
-The step is the trainer's own: the family's forward, the teacher's, the objective, the backward pass, in that
-order. What depends on values (which positions are supervised) is read from real labels, everything else is shapes.
-So the count holds for every architecture and adapter, in place of a formula for one of them such as Korthikanti et
-al. (arXiv:2205.05198, equation 2), which it reproduces for the block that they describe (tests/memory).
+The step is the trainer's own ([`~sinkd_llm.training.forward.Forward`]) and its backward pass. What depends on values
+(which positions are supervised) is read from real labels, everything else is shapes. So the count holds for every kind
+of model and adapter, in place of a formula for one of them such as Korthikanti et al. (arXiv:2205.05198, equation 2),
+which it reproduces for the block that they describe (tests/memory).
 
 Shapes: B sequences of the batch, L tokens of the longest, N supervised tokens, V vocabulary.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
-from sinkd_llm.models.kinds import kind_of, unwrap
+from sinkd_llm.models.kinds import Kind, SupervisedRows, kind_of
+from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.teachers import Teacher, TeacherRows
+from sinkd_llm.training.forward import Forward
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,10 @@ class StepMemory:
 
 def trace_step(
     student: Any,
-    teacher: Any | None,
+    teacher: Teacher | None,
     objective: DistillationObjective,
     batch: Mapping[str, Any],
     *,
-    teacher_batch: Mapping[str, Any] | None = None,
     verbalizer_ids: Tensor | None = None,
     gradient_checkpointing: bool = False,
     autocast: torch.dtype | None = None,
@@ -61,11 +64,10 @@ def trace_step(
     The memory of one micro-batch, counted on the meta device.
 
     Args:
-        student, teacher (`PreTrainedModel` or `PeftModel`): on the meta device, see
-            [`~sinkd_llm.models.blueprint`]; no teacher for fine-tuning.
+        student (`PreTrainedModel` or `PeftModel`): on the meta device, see [`~sinkd_llm.models.blueprint`].
+        teacher ([`~sinkd_llm.teachers.Teacher`], *optional*): its model likewise; none for fine-tuning.
         objective ([`DistillationObjective`]): the loss.
-        batch (`Mapping`): what the student's collator makes of rows, on the CPU.
-        teacher_batch (`Mapping`, *optional*): the teacher's, if it reads the rows in another way.
+        batch (`Mapping`): what the run's collator makes of rows, on the CPU.
         verbalizer_ids (`Tensor`, *optional*): as in the objective.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): keep each block's input alone and run the
             block again in the backward pass (Chen et al., arXiv:1604.06174).
@@ -75,16 +77,15 @@ def trace_step(
         InputError: if the model's code needs values that only real weights have.
     """
     on_meta = _on_meta(batch)
-    teachers = on_meta if teacher_batch is None else _on_meta(teacher_batch)
-    models = [model for model in (student, teacher) if model is not None]
+    models = [student] if teacher is None else [student, teacher.model]
     known = [tensor for model in models for tensor in chain(model.parameters(), model.buffers())]
-    known += [value for part in (on_meta, teachers) for value in part.values() if isinstance(value, Tensor)]
+    known += [value for value in tree_leaves(on_meta) if isinstance(value, Tensor)]
     counter = LiveBytes(known)
     student.train()
     with _checkpointing(student, gradient_checkpointing, autocast), _gradients_marked(student, counter):
         try:
             with counter:
-                return _step(student, teacher, objective, on_meta, teachers, verbalizer_ids, counter, autocast)
+                return _step(student, teacher, objective, on_meta, verbalizer_ids, counter, autocast)
         except RuntimeError as error:  # an operation that the meta device does not have
             raise InputError(
                 f"The memory of {type(unwrap(student)).__name__} cannot be counted without its weights "
@@ -94,49 +95,67 @@ def trace_step(
 
 def _step(
     student: Any,
-    teacher: Any | None,
+    teacher: Teacher | None,
     objective: DistillationObjective,
     batch: Mapping[str, Any],
-    teacher_batch: Mapping[str, Any],
     verbalizer_ids: Tensor | None,
     counter: LiveBytes,
     autocast: torch.dtype | None,
 ) -> StepMemory:
+    kind = _CountedKind(kind_of(student), counter)
+    counted = _CountedTeacher(teacher, counter) if teacher is not None else None
     with DeviceBehaviour(autocast):
-        supervised = kind_of(student).supervised_rows(student, batch)
-        forward_peak, activations = counter.peak, counter.live
-        counter.restart_peak()
-        teacher_NV = None
-        if teacher is not None and objective.uses_teacher:
-            with torch.no_grad():
-                teacher_NV = kind_of(teacher).supervised_rows(teacher, teacher_batch).logits_NV
-        teacher_peak, before_loss = counter.peak - activations, counter.live
-        counter.restart_peak()
-        labels_N = supervised.labels_N
-        if labels_N.is_floating_point():  # true values are computed with, where classes are indices
-            labels_N = labels_N.to("meta")
-        output = objective(
-            supervised.logits_NV,
-            teacher_NV,
-            labels_N,
-            example_N=supervised.example_N,
-            position_N=supervised.position_N,
-            verbalizer_ids=verbalizer_ids,
-            num_items=max(len(labels_N), 1),
-        )
-        loss = counter.peak - before_loss + (teacher_NV.untyped_storage().nbytes() if teacher_NV is not None else 0)
-    del supervised, teacher_NV
+        output, _ = Forward(kind, counted, objective, verbalizer_ids)(student, batch)  # type: ignore[arg-type]
+    activations = kind.live
+    teacher_peak = max(counted.peak - activations, 0) if counted is not None else 0
+    before_loss, signal = (counted.live, counted.bytes) if counted is not None else (0, 0)
+    loss = counter.peak - max(before_loss, activations) + signal
     output.loss.backward()
-    peak = max(forward_peak, activations + teacher_peak, counter.peak)
-    return StepMemory(activations, forward_peak, teacher_peak, loss, peak, max(peak, counter.peak_with_gradients))
+    peak = max(kind.peak, activations + teacher_peak, counter.peak)
+    return StepMemory(activations, kind.peak, teacher_peak, loss, peak, max(peak, counter.peak_with_gradients))
+
+
+class _CountedKind:
+    """A kind of model whose forward is measured."""
+
+    def __init__(self, kind: Kind, counter: LiveBytes) -> None:
+        self.kind, self.counter = kind, counter
+        self.peak = self.live = 0
+
+    def supervised_rows(self, model: Any, batch: Mapping[str, Any]) -> SupervisedRows:
+        rows = self.kind.supervised_rows(model, batch)
+        self.peak, self.live = self.counter.peak, self.counter.live
+        self.counter.restart_peak()
+        # True values are computed with, where classes are indices.
+        return replace(rows, labels_N=rows.labels_N.to("meta")) if rows.labels_N.is_floating_point() else rows
+
+
+class _CountedTeacher:
+    """A teacher whose forward is measured."""
+
+    knows_training_rows_only = False
+
+    def __init__(self, teacher: Teacher, counter: LiveBytes) -> None:
+        self.teacher, self.counter = teacher, counter
+        self.peak = self.live = self.bytes = 0
+
+    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:
+        rows = self.teacher.signal(batch, with_hidden=with_hidden)
+        assert isinstance(rows.signal, Tensor)  # a cache is not traced: its rows take what a model's logits take
+        self.peak, self.live, self.bytes = self.counter.peak, self.counter.live, rows.signal.untyped_storage().nbytes()
+        self.counter.restart_peak()
+        return rows
 
 
 def _on_meta(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch on the meta device, but for what is learnt: indices are computed from it."""
     return {
-        name: value.to("meta") if isinstance(value, Tensor) and name != "labels" else value
+        name: _on_meta(value)
+        if isinstance(value, Mapping)
+        else value.to("meta")
+        if isinstance(value, Tensor) and name != "labels"
+        else value
         for name, value in batch.items()
-        if not isinstance(value, Mapping)
     }
 
 

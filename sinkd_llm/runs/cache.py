@@ -206,6 +206,7 @@ def _layout(
 
 def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
     from sinkd_llm.models.kinds import kind_of, output_size
+    from sinkd_llm.models.origin import commit_of
     from sinkd_llm.models.wrappers import unwrap
     from sinkd_llm.teachers.cache.identity import weights_hash
     from sinkd_llm.teachers.cache.manifest import TeacherIdentity
@@ -216,9 +217,9 @@ def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
     if args.teacher_quantised is not None:
         loading["quantised"] = args.teacher_quantised
     # On the hub a branch moves; the commit that was loaded does not.
-    commit = getattr(unwrap(model).config, "_commit_hash", None)
+    commit = commit_of(unwrap(model))
     if commit is not None:
-        loading["commit"] = str(commit)
+        loading["commit"] = commit
     return TeacherIdentity(
         name,
         revision,

@@ -14,15 +14,17 @@ from sinkd_llm.memory import (
     optimizer_bytes,
     trace_step,
 )
-from sinkd_llm.models.kinds import IGNORE_INDEX, context_length
-from sinkd_llm.runs.data import TaskArguments, load_run_data
-from sinkd_llm.runs.training import adapter_config, apply_model_arguments, check_distill, check_finetune
+from sinkd_llm.models.kinds import IGNORE_INDEX
+from sinkd_llm.runs.arguments import TaskArguments
+from sinkd_llm.runs.data import load_run_data
+from sinkd_llm.runs.training import apply_model_arguments, check_distill, check_finetune
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig
 
     from sinkd_llm.training.config import SinKDConfig
+    from sinkd_llm.training.prepare import Rows
 
 # Rows that may be the longest once they are tokens: those with the most characters.
 _CANDIDATES = 512
@@ -87,7 +89,7 @@ def estimate_memory(
     """
     Count what the run that these arguments describe would hold, on the meta device.
 
-    Args are those of [`run_distill`] or, without a teacher, of [`run_finetune`].
+    Args are the same as in [`run_distill`] or, without a teacher, in [`run_finetune`].
 
     Raises:
         InputError: for settings that contradict each other, and for models whose configuration or tokenizer cannot
@@ -95,13 +97,13 @@ def estimate_memory(
     """
     import torch
 
-    from sinkd_llm.inputs.contract import class_names, verbalizer_ids
-    from sinkd_llm.inputs.pair import TEACHER
+    from sinkd_llm.inputs.contract import class_names
     from sinkd_llm.models import load_tokenizer
-    from sinkd_llm.models.adapters import add_adapter
+    from sinkd_llm.models.adapters import adapter_config
     from sinkd_llm.models.blueprint import blueprint
-    from sinkd_llm.training.pair import load_student
-    from sinkd_llm.training.trainer import disable_dropout
+    from sinkd_llm.teachers import LocalTeacher
+    from sinkd_llm.training.pair import Pair, load_student
+    from sinkd_llm.training.prepare import prepare
 
     teacher_name = training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
@@ -122,25 +124,23 @@ def estimate_memory(
         teacher = blueprint(teacher_name, **{**defaults, **options})
     classes = class_names(rows) if rows is not None else None
     student = load_student(model_args.model_name_or_path, teacher, training_args, None, classes, load=blueprint)
-    student = add_adapter(student, adapter_config(model_args))
-    if training_args.disable_dropout:
-        disable_dropout(student)
     tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
-    rows_in_words, batch, answer_tokenizer = _largest_batch(student, teacher, tokenizer, rows, training_args)
+    pair = Pair(student, LocalTeacher(teacher) if teacher is not None else None, tokenizer)
+    prepared = prepare(pair, training_args, adapter_config(model_args), rows)
+    student = prepared.student
+    rows_in_words, batch = _largest_batch(prepared.rows, tokenizer, rows, training_args)
     if rows is None:
         rows_in_words += f" (the data could not be read: {missing})"
-    restricted = training_args.vocabulary == "verbalizers"
-    ids = None
-    if restricted:
-        ids = verbalizer_ids(rows, answer_tokenizer) if rows is not None else torch.arange(2)
+    ids = prepared.verbalizer_ids
+    if ids is None and pair.teacher is not None and training_args.vocabulary == "verbalizers":
+        ids = torch.arange(2)
     autocast = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     steps = {
         checkpointing: trace_step(
             student,
-            teacher,
+            pair.teacher,
             training_args.objective(),
             batch,
-            teacher_batch=batch.get(TEACHER),
             verbalizer_ids=ids,
             gradient_checkpointing=checkpointing,
             autocast=autocast,
@@ -179,28 +179,22 @@ def _quantisation(model_args: "ModelConfig") -> str:
 
 
 def _largest_batch(
-    student: Any, teacher: Any, tokenizer: Any, rows: "Dataset | None", args: "SinKDConfig"
-) -> tuple[str, Mapping[str, Any], Any]:
-    """The micro-batch of the longest rows, in words and as the collator makes it; and what tokenises rows."""
-    from sinkd_llm.evaluation import shortest
-    from sinkd_llm.inputs.pair import TEACHER, rows_for
+    read: "Rows", tokenizer: Any, rows: "Dataset | None", args: "SinKDConfig"
+) -> tuple[str, Mapping[str, Any]]:
+    """The micro-batch of the longest rows, in words and as the collator makes it."""
+    from sinkd_llm.models.kinds import TEACHER
 
-    length = shortest(args.max_length, *(context_length(model) for model in (student, teacher) if model is not None))
-    settings = (length, args.apply_chat_template, args.add_eos)
-    answer_tokenizer, collator = rows_for(
-        student, teacher, tokenizer, *settings, pad_to_multiple_of=args.pad_to_multiple_of
-    )
     size = args.per_device_train_batch_size
     if rows is None:
         filler = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else 0
         row: dict[str, Any] = {"example_id": "row", "answer_ids": [0]}
-        row["prompt_ids"] = [filler] * ((length or _WITHOUT_LIMIT) - 1)
-        batch = collator([{**row, TEACHER: row}] * size)
-        return f"{size} rows of max_length{_size(batch)}", batch, answer_tokenizer
-    features = answer_tokenizer.features(_longest_texts(rows, max(_CANDIDATES, size)))
+        row["prompt_ids"] = [filler] * ((read.reading.max_length or _WITHOUT_LIMIT) - 1)
+        batch = read.collate([{**row, TEACHER: row}] * size)
+        return f"{size} rows of max_length{_size(batch)}", batch
+    features = read.tokenize.features(_longest_texts(rows, max(_CANDIDATES, size)))
     features.sort(key=lambda row: len(row["prompt_ids"]) + len(row["answer_ids"]), reverse=True)
-    batch = collator((features * size)[:size])
-    return f"the {size} longest of {len(rows)} rows{_size(batch)}", batch, answer_tokenizer
+    batch = read.collate((features * size)[:size])
+    return f"the {size} longest of {len(rows)} rows{_size(batch)}", batch
 
 
 def _size(batch: Mapping[str, Any]) -> str:

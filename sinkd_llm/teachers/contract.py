@@ -4,7 +4,7 @@ Shapes: N supervised tokens of a batch, B rows of a batch for ranking, V vocabul
 state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +25,7 @@ class TeacherRows:
     The teacher's signal at the supervised tokens of a batch, in the order of the student's rows.
 
     Attributes:
-        signal (`Tensor` `[N, V]` or [`TopKSignal`]): its logits, or those of some ids of each row.
+        signal (`Tensor` `[N, V]` or [`TopKSignal`]): its logits, or the logits of some ids of each row.
         position_N (`Tensor` `[N]`): each row's place in its answer, from 0.
         hidden_NH (`Tensor` `[N, H]`, *optional*): what [`Teacher.logits`] makes the logits of, if they were asked for
             and are smaller than the logits.
@@ -41,14 +41,23 @@ class Teacher(Protocol):
     Where the teacher's distribution comes from. Nobody asks which teacher it is.
 
     Attributes:
-        context_length (`int`, *optional*): the longest row that it reads; `None`: any.
+        context_length (`int`, *optional*): the longest row that it reads, in tokens; `None`: any.
         scores_classes (`bool`): V is the classes of a head, not a vocabulary.
+        outputs (`int`): V.
         needs_all_ranks (`bool`): it is spread over the processes, so all call it at once or none does.
+        knows_training_rows_only (`bool`): [`signal`] finds a row by its name, and rows for evaluation may go by the
+            same names.
+        model (`nn.Module`, *optional*): the model, if it is here; the run's rows are tokenised for it, too.
+        recorded_score (`dict`, *optional*): its row of the results table, if it was scored earlier.
     """
 
     context_length: int | None
     scores_classes: bool
+    outputs: int
     needs_all_ranks: bool
+    knows_training_rows_only: bool
+    model: Any
+    recorded_score: dict[str, Any] | None
 
     def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:  # pragma: no cover
         """
@@ -71,11 +80,29 @@ class Teacher(Protocol):
         """Index of the choice that the teacher ranks first for each row of a ranking batch, `[B]`; -1: not known."""
         ...
 
-    def check_run(
+    def check_fits(
+        self, student: Any, tokenizer: Any, reading: Mapping[str, Any], classes: Sequence[str] | None = None
+    ) -> None:  # pragma: no cover
+        """
+        Makes sure that teacher and student read the same rows in the same way and score the same things.
+
+        Args:
+            student (`PreTrainedModel` or `PeftModel`): the student.
+            tokenizer (`PreTrainedTokenizerBase`): the run's.
+            reading (`Mapping`): `max_length`, `apply_chat_template` and `add_eos` of the run.
+            classes (`Sequence[str]`, *optional*): the task's, in its order, in which heads without names are read.
+
+        Raises:
+            InputError: with what differs, and what to change.
+        """
+        ...
+
+    def check_objective(
         self, objective: "DistillationObjective", verbalizer_ids: Tensor | None, tolerance: float
     ) -> None:  # pragma: no cover
         """
-        Makes sure that the loss can be computed from what the teacher gives.
+        Makes sure that the loss can be computed from what the teacher gives, and warns where that is known less well
+        than `tolerance`, in units of the transport cost (0 to 2).
 
         Raises:
             InputError: saying what to change.

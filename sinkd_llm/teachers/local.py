@@ -1,27 +1,59 @@
-"""A teacher that is a model in this process: frozen, in eval mode, without gradient."""
+"""A teacher that is a model in this process: frozen, in eval mode, without gradient.
 
-from collections.abc import Mapping
-from typing import Any
+Shapes: B rows of a batch for ranking, N supervised tokens, V vocabulary or classes, H features of a hidden state.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import SupervisedRows, kind_of, unwrap
+from sinkd_llm.models.heads import small_head
+from sinkd_llm.models.kinds import TEACHER, SupervisedRows, context_length, kind_of, output_size
+from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+from sinkd_llm.models.partitioning import is_part, is_partitioned
+from sinkd_llm.teachers.choices import TeacherChoices, row_keys
+from sinkd_llm.teachers.contract import TeacherRows
+from sinkd_llm.teachers.fit import check_pair
+from sinkd_llm.teachers.placement import place_teacher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class LocalTeacher:
     """
-    Gives the teacher's logits at the supervised tokens of a batch.
+    A [`~sinkd_llm.teachers.contract.Teacher`] whose model is here.
 
     Args:
         model (`nn.Module`): the teacher, possibly quantised. Its parameters are frozen in place and it
             is put into eval mode; nothing here switches it back.
+        name (`str`, *optional*): what it was loaded by; its tokenizer is looked for there. Default: what the model
+            says of itself.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): whether code that comes with its tokenizer may
+            run.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    knows_training_rows_only = False
+    recorded_score: dict[str, Any] | None = None
+
+    def __init__(self, model: nn.Module, name: str | None = None, trust_remote_code: bool = False) -> None:
         self.kind = kind_of(model)
         self.model = model.requires_grad_(False).eval()
+        self.name, self.trust_remote_code = name, trust_remote_code
+        self.context_length = context_length(model)
+        self.scores_classes = self.kind.scores_classes
+        self.outputs = output_size(model)
+        self.needs_all_ranks = False
+        self._choices = TeacherChoices()
+
+    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:
+        """See [`~sinkd_llm.teachers.contract.Teacher`]; the signal is the logits `[N, V]`."""
+        rows = self.supervised_rows(batch.get(TEACHER, batch), with_hidden)
+        return TeacherRows(rows.logits_NV, rows.position_N, rows.hidden_NH)
 
     @torch.no_grad()
     def supervised_rows(self, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
@@ -29,7 +61,7 @@ class LocalTeacher:
         The same rows, in the same order, as the student's of this batch.
 
         Args:
-            batch (`Mapping`): of the collator of the teacher's family.
+            batch (`Mapping`): of the collator of the teacher's kind.
             with_hidden (`bool`, *optional*, defaults to `False`): give `hidden_NH` as well, where [`logits`] would
                 make the logits of them, and where they are smaller.
 
@@ -40,10 +72,10 @@ class LocalTeacher:
         """
         with_hidden = with_hidden and self._head is not None
         supervised = self.kind.supervised_rows(self.model, batch, with_hidden)
-        finite_N = torch.isfinite(supervised.logits_NV).all(dim=-1)
-        if not finite_N.all():
+        broken_N = ~torch.isfinite(supervised.logits_NV).all(dim=-1)
+        if broken_N.any():
             names = batch.get("example_id")
-            broken = supervised.example_N[~finite_N].unique().tolist()
+            broken = supervised.example_N[broken_N].unique().tolist()
             shown = ", ".join(str(names[i]) if names else f"row {i} of the batch" for i in broken[:5])
             more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise InputError(
@@ -54,17 +86,44 @@ class LocalTeacher:
 
     @torch.no_grad()
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """The head's logits `[N, V]` of hidden states that [`supervised_rows`] gave, on any rank."""
+        """The head's logits `[N, V]` of hidden states that [`signal`] gave, on any rank."""
         assert self._head is not None
         logits_NV: Tensor = self._head(hidden_NH)
         return logits_NV
 
+    def choices(self, batch: Mapping[str, Any]) -> Tensor:
+        """Index of the choice that the teacher ranks first, `[B]`; it ranks each row once."""
+        theirs = batch.get(TEACHER, batch)
+        keys = row_keys(theirs)
+        unknown = self._choices.missing(keys)
+        ranks = Ranks.of() if self.needs_all_ranks else None
+        if ranks is not None:
+            unknown = bool(ranks.sum(torch.tensor(float(unknown), device=batch["label"].device)) > 0)
+        if unknown:
+            scores_BC, _ = choice_log_likelihoods(self.supervised_rows(theirs), theirs)
+            self._choices.add(keys, scores_BC.argmax(dim=-1).tolist())
+        return torch.tensor(self._choices.of(keys), device=batch["label"].device)
+
+    def check_fits(
+        self, student: Any, tokenizer: Any, reading: Mapping[str, Any], classes: Sequence[str] | None = None
+    ) -> None:
+        """See [`~sinkd_llm.teachers.fit.check_pair`]; a model reads rows as the run does."""
+        check_pair(self.model, self.name, student, tokenizer, self.trust_remote_code, classes)
+
+    def check_objective(self, objective: Any, verbalizer_ids: Tensor | None, tolerance: float) -> None:
+        """Whole rows are all that any objective asks for."""
+
+    def check_rows(self, features: Any) -> None:
+        """A model reads any row."""
+
+    def place(self, accelerator: "Accelerator", placement: str) -> None:
+        """See [`~sinkd_llm.teachers.placement.place_teacher`]."""
+        self.model = place_teacher(self.model, accelerator, placement)
+        self.needs_all_ranks = is_partitioned(self.model)
+
     @property
     def _head(self) -> nn.Module | None:
-        """The head, if all of it is here, and if its inputs are smaller than its outputs."""
-        head = unwrap(self.model).get_output_embeddings() if not self.kind.scores_classes else None
-        weight = getattr(head, "weight", None)
+        """What makes logits of `hidden_NH`, if all of it is here."""
+        head = small_head(self.model)
         # Of a head that is sharded over ranks (ZeRO-3, FSDP) the missing shards are larger than any batch of logits.
-        if weight is None or hasattr(weight, "ds_id") or hasattr(weight, "device_mesh"):
-            return None
-        return head if weight.ndim == 2 and weight.shape[1] < weight.shape[0] else None
+        return None if head is None or is_part(head.weight) else head

@@ -1,32 +1,29 @@
-"""Student and teacher of a run: loaded, and checked to be two models that speak the same tokens."""
+"""Student and teacher of a run: loaded, and checked to fit."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import kind_of, output_size, unwrap
-from sinkd_llm.models.kinds.choose import (
-    class_order,
-    class_words,
-    is_new_head,
-    name_classes,
-    same_words,
-    warn_of_router,
-)
+from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.models.kinds import kind_of, output_size
+from sinkd_llm.models.kinds.class_heads import class_order, class_words, is_new_head, name_classes, same_words
+from sinkd_llm.models.kinds.experts import warn_of_router
 from sinkd_llm.models.layers import select_layers
-from sinkd_llm.models.loading import build_quantization_config, load_model
+from sinkd_llm.models.loading import load_model
+from sinkd_llm.models.origin import name_of, origin_of
 from sinkd_llm.models.pair_checks import check_apart, check_has_weights
 from sinkd_llm.models.partitioning import is_partitioned, whole_weights
 from sinkd_llm.models.probes import check_reading, float_dtypes
-from sinkd_llm.models.tokenizers import NoTokenizerError, check_same_tokenizer, load_tokenizer
-from sinkd_llm.teachers import CachedTeacher, resolve_placement
+from sinkd_llm.models.quantisation import build_quantization_config
+from sinkd_llm.models.tokenizers import load_tokenizer
+from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.teachers import CachedTeacher, LocalTeacher, Teacher, resolve_placement
 from sinkd_llm.training.config import SinKDConfig
 
 logger = logging.getLogger(__name__)
@@ -34,11 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher of a run, or the teacher's cache, and their tokenizer."""
+    """Student and teacher of a run, and the tokenizer that both read with; no teacher for fine-tuning."""
 
     student: Any
-    teacher: Any
-    cache: CachedTeacher | None
+    teacher: Teacher | None
     tokenizer: Any
 
 
@@ -54,34 +50,32 @@ def load_pair(
     What a trainer was given, loaded and checked to fit together.
 
     Args:
-        model, teacher_model, args, tokenizer, quantization_config: those of the trainer.
+        model, teacher_model, args, tokenizer, quantization_config: as in the trainer.
         classes (`Sequence[str]`, *optional*): what a new classification head of the student would learn.
     """
-    cache = open_cache(args, model, teacher_model)
+    teacher: Teacher | None = open_cache(args, model, teacher_model)
     # With a cache the teacher is loaded only for the student to be cut from it.
-    teacher = load_teacher(teacher_model, args, cut=model is None) if cache is None or model is None else None
+    loaded = load_teacher(teacher_model, args, cut=model is None) if teacher is None or model is None else None
     if tokenizer is None:
-        tokenizer = default_tokenizer(model, teacher, args)
-    if cache is not None and not cache.manifest.teacher.scores_classes:
-        classes = None  # as beside a teacher that scores words
-    student = load_student(model, teacher, args, quantization_config, classes)
-    for role, loaded in (("The teacher", teacher), ("The student", student)):
-        if loaded is not None:
-            check_has_weights(loaded, role)
+        tokenizer = default_tokenizer(model, loaded, args)
+    if teacher is not None and not teacher.scores_classes:
+        classes = None  # as beside a model that scores words
+    student = load_student(model, loaded, args, quantization_config, classes)
+    for role, given in (("The teacher", loaded), ("The student", student)):
+        if given is not None:
+            check_has_weights(given, role)
             # load_model has asked its own, but not in what the run computes.
-            if not hasattr(unwrap(loaded), "sinkd_source") or len(float_dtypes(loaded)) > 1:
-                check_reading(loaded, role, _precision(args))
+            if origin_of(unwrap(given)) is None or len(float_dtypes(given)) > 1:
+                check_reading(given, role, _precision(args))
     warn_of_router(unwrap(student))
-    if cache is not None or teacher is not None:
-        warn_of_regression(student, args)
-    if cache is not None:
-        check_cache(cache, args, student, tokenizer)
-        return Pair(student, None, cache, tokenizer)
-    if teacher is not None:
+    if teacher is None and loaded is not None:
+        check_apart(loaded, student)
         name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
-        check_pair(teacher, name, student, tokenizer, args.trust_remote_code, classes)
-        check_apart(teacher, student)
-    return Pair(student, teacher, None, tokenizer)
+        teacher = LocalTeacher(loaded, name, args.trust_remote_code)
+    if teacher is not None:
+        warn_of_regression(student, args)
+        teacher.check_fits(student, tokenizer, asdict(Reading.of(args)), classes)
+    return Pair(student, teacher, tokenizer)
 
 
 def _precision(args: SinKDConfig) -> torch.dtype:
@@ -159,16 +153,6 @@ def open_cache(args: SinKDConfig, model: Any, teacher: Any) -> CachedTeacher | N
     return cache
 
 
-def check_cache(cache: CachedTeacher, args: SinKDConfig, student: Any, tokenizer: Any) -> None:
-    """[`check_pair`] for a teacher of which there is only its cache."""
-    cache.check_run(
-        {name: getattr(args, name) for name in ("max_length", "apply_chat_template", "add_eos")},
-        tokenizer,
-        kind_of(student).name,
-        output_size(student),
-    )
-
-
 def load_student(
     model: Any,
     teacher: Any,
@@ -181,7 +165,7 @@ def load_student(
     The student that `model` and `args` describe.
 
     Args:
-        model, teacher, args, quantization_config: those of the trainer.
+        model, teacher, args, quantization_config: as in the trainer.
         classes (`Sequence[str]`, *optional*): what a new classification head would learn.
         load (`Callable`, *optional*): what makes a model of a name; [`~sinkd_llm.models.blueprint.blueprint`] makes
             one without weights.
@@ -229,7 +213,6 @@ def _load_student(
         if args.student_layers is None:
             return student
         cut = select_layers(student, args.student_layers, args.student_decoder_layers)
-        cut.sinkd_new_modules = student.sinkd_new_modules
         return cut
     for name, value in (
         ("quantization_config", quantization_config),
@@ -248,7 +231,7 @@ def _load_student(
 def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     """The tokenizer that belongs to the student, else to the teacher."""
     for source in (model, args.teacher_model_name_or_path, teacher):
-        name = source if isinstance(source, str) else source and unwrap(source).config._name_or_path
+        name = source if isinstance(source, str) else source and name_of(unwrap(source))
         if name:
             return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     if model is None and teacher is None:
@@ -256,97 +239,3 @@ def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     raise InputError(
         "The model does not say where it comes from, so its tokenizer cannot be found; pass it as `processing_class`."
     )
-
-
-def check_pair(
-    teacher: Any,
-    teacher_name: str | None,
-    student: Any,
-    tokenizer: Any,
-    trust: bool,
-    classes: Sequence[str] | None = None,
-) -> None:
-    """
-    Refuses a teacher whose outputs mean something else than the student's: other classes, other tokens.
-
-    Args:
-        teacher (`PreTrainedModel`): the teacher.
-        teacher_name (`str`, *optional*): what it was loaded by. Default: what the model says of itself.
-        student (`PreTrainedModel`): the student.
-        tokenizer (`PreTrainedTokenizerBase`): the tokenizer whose ids both models will read.
-        trust (`bool`): whether code that comes with the teacher's tokenizer may run.
-        classes (`Sequence[str]`, *optional*): the task's, in its order, in which heads without names are read.
-
-    Raises:
-        InputError: with the first difference. Vocabularies that are padded to different sizes pass if their
-            tokenizers agree, and so do families that score the same vocabulary.
-    """
-    kinds = [kind_of(model) for model in (teacher, student)]
-    sizes = [output_size(model) for model in (teacher, student)]
-    if kinds[0].scores_classes != kinds[1].scores_classes:
-        raise InputError(
-            f"The teacher is an {kinds[0].title} and the student an {kinds[1].title}: the one scores "
-            "classes and the other words, so there is nothing to compare. Choose two models of one kind."
-        )
-    if kinds[0].scores_classes and sizes[0] != sizes[1]:
-        raise InputError(
-            f"The teacher's classification head has {sizes[0]} outputs and the student's {sizes[1]}; fine-tune the "
-            "teacher on this task, or load the student with as many labels."
-        )
-    if kinds[0].scores_classes:
-        words = [class_words(unwrap(model).config) for model in (teacher, student)]
-        _check_class_order(words[0], words[1], classes)
-    name = teacher_name or unwrap(teacher).config._name_or_path
-    if name:
-        teacher_tokenizer = _teacher_tokenizer(name, teacher_name is not None, trust)
-        if teacher_tokenizer is not None:
-            check_same_tokenizer(teacher_tokenizer, tokenizer)
-            return
-        logger.warning(
-            "%s holds no tokenizer of the teacher's, so it is taken to read the student's tokens; if it was trained "
-            "with another tokenizer, what it says is about other words. Save its tokenizer beside it.",
-            name,
-        )
-    if kinds[0].scores_classes:
-        sizes = [model.get_input_embeddings().weight.shape[0] for model in (teacher, student)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"The teacher knows {sizes[0]} tokens and the student {sizes[1]}, and the teacher's tokenizer could "
-            "not be found to check that they agree; give the teacher by name, or save its tokenizer beside it."
-        )
-
-
-def _check_class_order(
-    theirs: tuple[str, ...] | None, ours: tuple[str, ...] | None, classes: Sequence[str] | None
-) -> None:
-    """Refuses a teacher whose classes stand in another order than the student's: the loss compares their numbers."""
-    reordered = bool(theirs and ours) and theirs != ours and set(theirs or ()) == set(ours or ())
-    if not reordered and classes:
-        # A head that calls its classes something else is read in the task's order.
-        reordered = class_order(tuple(classes), theirs) != class_order(tuple(classes), ours)
-    if not reordered:
-        return
-    each = [
-        ", ".join(words) if words else "without names, taken in the task's order: " + ", ".join(classes or ())
-        for words in (theirs, ours)
-    ]
-    raise InputError(
-        f"The teacher's classes are {each[0]}, and the student's {each[1]}: the same in another order, and the loss "
-        "compares them by number. Start the student from its encoder without a classification head, and it gets one "
-        "in the teacher's order; or cut it from the teacher (student_layers). If a head's order is known to be "
-        "another, write it into id2label of its config.json."
-    )
-
-
-def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:
-    """The teacher's tokenizer, or `None` if it came without one; then its width is all that can be checked."""
-    try:
-        return load_tokenizer(name, trust_remote_code=trust)
-    except NoTokenizerError:
-        return None
-    except InputError as error:
-        if not is_named and not Path(name).exists():
-            return None  # a model in memory, whose folder is gone or was never on this machine
-        raise InputError(
-            f"The teacher's tokenizer cannot be read, so nobody can say whether its tokens are the student's: {error}"
-        ) from error

@@ -9,26 +9,28 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.evaluation import accuracy, shortest
-from sinkd_llm.inputs.contract import class_names, tokenize_dataset, verbalizer_ids
-from sinkd_llm.inputs.pair import TEACHER, rows_for
-from sinkd_llm.models.adapters import add_adapter
-from sinkd_llm.models.kinds import context_length, kind_of, output_size
-from sinkd_llm.models.pair_checks import check_fsdp, check_not_read, check_scale, check_trains, folders_read
+from sinkd_llm.evaluation import accuracy
+from sinkd_llm.inputs.contract import class_names, tokenize_dataset
+from sinkd_llm.models.adapter_facts import base_by_name
+from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.origin import name_of
+from sinkd_llm.models.pair_checks import check_not_read, check_scale, check_trains, folders_read
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
-from sinkd_llm.models.saving import base_by_name, check_saveable, save_student
+from sinkd_llm.models.saving import check_saveable, save_student
 from sinkd_llm.objectives import DistillationObjective
-from sinkd_llm.teachers import LocalTeacher, place_teacher
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
-from sinkd_llm.training.evaluation import EvaluationMetrics, TeacherChoices
+from sinkd_llm.training.evaluation import EvaluationMetrics
 from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
+from sinkd_llm.training.forward import Forward
 from sinkd_llm.training.given import check_arguments, check_collator, check_optimizers
 from sinkd_llm.training.pair import load_pair
+from sinkd_llm.training.prepare import enable_checkpointing, prepare
+from sinkd_llm.training.processes import check_fsdp
 from sinkd_llm.training.term_log import TermLog
-from sinkd_llm.training.window import TransportSpan
+from sinkd_llm.training.window import Window
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,16 +42,6 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         TrainerCallback,
     )
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout probability to 0: of modules, and of layers that keep it as a number (attention, BART)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 class SinKDTrainer(EvaluatingTrainer):
@@ -81,9 +73,9 @@ class SinKDTrainer(EvaluatingTrainer):
             The teacher, a name or a model; or see `args.teacher_model_name_or_path`. It is frozen in place.
             With `args.teacher_cache` none is needed.
         args ([`SinKDConfig`], *optional*):
-            The settings. Default: those of `SinKDConfig` with the output folder `<model>-SinKD`.
+            The settings. Default: `SinKDConfig` with the output folder `<model>-SinKD`.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Default: the one of the student's family, see [`row_collator`].
+            Default: the collator of the student's kind, see [`row_collator`].
         train_dataset ([`~datasets.Dataset`], *optional*):
             Rows of a task (`load_task(name).load("train")`) or TRL's prompt-completion rows, plain or
             conversational.
@@ -96,7 +88,7 @@ class SinKDTrainer(EvaluatingTrainer):
             `label_ids`; [`ranking_metrics`] makes one from a task. Where a regression head is trained, `predictions`
             are these and its predictions `[n]`, in [0, 1]. Default: accuracy.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
-            Added to those of `transformers.Trainer`.
+            Added to the callbacks of `transformers.Trainer`.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
@@ -131,73 +123,36 @@ class SinKDTrainer(EvaluatingTrainer):
     ) -> None:
         if args is None:
             source = model if model is not None else teacher_model
-            name = source if isinstance(source, str) else getattr(source, "name_or_path", "model")
+            name = source if isinstance(source, str) else name_of(source) or "model"
             args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
         check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator)
         pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
-        student, teacher, cache, processing_class = pair.student, pair.teacher, pair.cache, pair.tokenizer
-        self.teacher_cache = cache
         self._read_from = folders_read(
-            model, teacher_model, args.teacher_model_name_or_path, args.teacher_cache, student, teacher
+            *(model, teacher_model, args.teacher_model_name_or_path, args.teacher_cache, pair.student),
+            pair.teacher.model if pair.teacher is not None else None,
         )
         if args.output_dir is not None:
             check_not_read(args.output_dir, self._read_from)
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
-        student = add_adapter(student, peft_config, stage)
+        prepared = prepare(pair, args, peft_config, train_dataset, stage)
+        student, self.teacher = prepared.student, prepared.teacher
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
         check_optimizers(optimizers, student)
-        if args.disable_dropout:
-            disable_dropout(student)
-        if args.gradient_checkpointing and hasattr(student, "peft_config"):
-            # The frozen embedding's output needs a gradient, or a checkpointed block has none to pass on.
-            student.enable_input_require_grads()
-            if stage == 3:
-                # Stage 3 releases a block's weights after its forward; only the reentrant kind asks for them again.
-                args.gradient_checkpointing_kwargs = {
-                    **(args.gradient_checkpointing_kwargs or {}),  # type: ignore[dict-item]
-                    "use_reentrant": True,
-                }
-
+        enable_checkpointing(student, args, stage)
         self.kind = kind_of(student)
         self.objective: DistillationObjective = args.objective()
-        self.teacher = LocalTeacher(teacher) if teacher is not None else None
-        lengths = [context_length(m) for m in (student, teacher) if m is not None]
-        if cache is not None:
-            lengths.append(cache.manifest.rows.cut_at)
-        answer_tokenizer, collator = rows_for(
-            student,
-            teacher,
-            processing_class,
-            shortest(args.max_length, *lengths),
-            args.apply_chat_template,
-            args.add_eos,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-        )
-        self.verbalizer_ids: Tensor | None = None
-        if (self.teacher or cache) and args.vocabulary == "verbalizers" and train_dataset is not None:
-            self.verbalizer_ids = verbalizer_ids(train_dataset, answer_tokenizer).to(args.device)
-        if cache is not None:
-            cache.check_objective(self.objective, self.verbalizer_ids, args.cache_tolerance)
-
-        def tokenized(dataset: Any, ranking: bool) -> Any:
-            if dataset is None:
-                return None
-            if isinstance(dataset, dict):
-                return {name: tokenized(part, ranking) for name, part in dataset.items()}
-            with args.main_process_first(desc="tokenising"):
-                return tokenize_dataset(dataset, answer_tokenizer, ranking=ranking, num_proc=args.dataset_num_proc)
-
-        self._teacher_choices = TeacherChoices()
+        self._answer_tokenizer = prepared.rows.tokenize
+        self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
         self._term_log = TermLog()
         self._last_batch: Mapping[str, Any] | None = None
         super().__init__(
             model=student,
             args=args,
-            data_collator=data_collator or collator,
-            train_dataset=tokenized(train_dataset, ranking=False),
-            eval_dataset=tokenized(eval_dataset, ranking=True),
-            processing_class=processing_class,
-            compute_metrics=EvaluationMetrics(compute_metrics or accuracy, self.teacher is not None),
+            data_collator=data_collator or prepared.rows.collate,
+            train_dataset=self._tokenized(train_dataset, ranking=False),
+            eval_dataset=self._tokenized(eval_dataset, ranking=True),
+            processing_class=prepared.tokenizer,
+            compute_metrics=EvaluationMetrics(compute_metrics or accuracy),
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -208,30 +163,45 @@ class SinKDTrainer(EvaluatingTrainer):
         # Trainer counts the supervised tokens of the accumulation window only for models that take the
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
-        self._answer_tokenizer = answer_tokenizer
-        if cache is not None and self.train_dataset is not None:
-            cache.check_rows(self.train_dataset)
-        if self.teacher:
-            self.teacher.model = place_teacher(self.teacher.model, self.accelerator, args.teacher_deepspeed)
-            self._teacher_is_sharded = is_partitioned(self.teacher.model)
-        ranks = Ranks.of() if args.transport_across_devices else None
+        ids = prepared.verbalizer_ids
+        self.verbalizer_ids = ids if ids is None else ids.to(args.device)
+        if self.teacher is not None:
+            if self.train_dataset is not None:
+                self.teacher.check_rows(self.train_dataset)
+            self.teacher.place(self.accelerator, args.teacher_deepspeed)
+        self.forward = Forward(self.kind, self.teacher, self.objective, self.verbalizer_ids, self._ranks())
+        self._window: Window | None = None
+        self._check_teacher_scale()
+
+    def _tokenized(self, dataset: Any, ranking: bool) -> Any:
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {name: self._tokenized(part, ranking) for name, part in dataset.items()}
+        with self.args.main_process_first(desc="tokenising"):
+            return tokenize_dataset(
+                dataset, self._answer_tokenizer, ranking=ranking, num_proc=self.args.dataset_num_proc
+            )
+
+    def _ranks(self) -> Ranks | None:
+        """The ranks that share a transport problem."""
+        ranks = Ranks.of() if self.args.transport_across_devices else None
         if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
             raise InputError(
                 "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
                 "all ranks would count its rows several times; set transport_across_devices to false."
             )
-        self.transport = TransportSpan(self.kind, cache or self.teacher, ranks, args.transport_accumulation)
-        self._check_teacher_scale()
+        return ranks
 
     def _check_teacher_scale(self) -> None:
         """A regression teacher's predictions for the first rows lie on the scale that is learnt here."""
         rows: Any = self.train_dataset
-        if self.teacher is None or not rows or not self.kind.scores_classes:
-            return
-        if output_size(self.teacher.model) != 1:
+        if self.teacher is None or not rows or not self.teacher.scores_classes or self.teacher.outputs != 1:
             return
         batch = self._prepare_inputs(self.data_collator([rows[i] for i in range(min(32, len(rows)))]))
-        check_scale(self.teacher.supervised_rows(batch.get(TEACHER, batch)).logits_NV)
+        signal = self.teacher.signal(batch).signal
+        assert isinstance(signal, Tensor)  # classes and predictions are kept whole
+        check_scale(signal)
 
     # ---- training
 
@@ -260,8 +230,13 @@ class SinKDTrainer(EvaluatingTrainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of the next accumulation window, and how many supervised tokens they have."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.transport.open_window(batches, self._prepare_inputs)
+        self.open_window(batches)
         return batches, num_items
+
+    def open_window(self, batches: list[Any]) -> None:
+        """Announces the micro-batches that `compute_loss` will be asked for, if they are one transport problem."""
+        joined = self.args.transport_accumulation and len(batches) > 1
+        self._window = Window(self.forward, [self._prepare_inputs(batch) for batch in batches]) if joined else None
 
     def compute_loss(
         self,
@@ -277,26 +252,21 @@ class SinKDTrainer(EvaluatingTrainer):
                 over all processes (of this one, without `average_tokens_across_devices`).
         """
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
-        student, teacher, transport = self.transport.rows(
-            model, inputs, self.objective, self.verbalizer_ids, None if averaged else num_items_in_batch
-        )
-        output = self.objective(
-            student.logits_NV,
-            teacher,
-            student.labels_N,
-            example_N=student.example_N,
-            position_N=student.position_N,
-            verbalizer_ids=self.verbalizer_ids,
+        output, N = self.forward(
+            model,
+            inputs,
             num_items=num_items_in_batch,
-            transport=transport,
+            own_items=None if averaged else num_items_in_batch,
+            window=self._window,
             with_diagnostics=model.training and self._logs_after_this_step(),
         )
+        if self._window is not None and self._window.is_done:
+            self._window = None
         # The count is over all processes, and their gradients are averaged, not summed.
         scale = self.accelerator.num_processes if averaged else 1
         if model.training:
             self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs))
             self._last_batch = inputs
-            N = len(student.labels_N)
             divisor = torch.as_tensor(
                 N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
             )

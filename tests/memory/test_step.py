@@ -13,12 +13,17 @@ from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
 from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.teachers import LocalTeacher
 
 ROW = {"example_id": "row", "prompt_ids": [5] * 40, "answer_ids": [7, 8]}
 
 
 def on_meta(model):
     return model.to("meta")
+
+
+def both_on_meta(student, teacher):
+    return on_meta(student), LocalTeacher(on_meta(teacher))
 
 
 def batch_for(model, tokenizer, size=4, **row):
@@ -75,13 +80,13 @@ def test_the_same_bytes_as_on_real_tensors(tiny_causal_lm, tiny_tokenizer, lora,
         if lora:
             student.enable_input_require_grads()
     activations, peak, with_gradients = real_step(student, teacher, objective, batch, autocast)
-    planned = trace_step(
-        *map(on_meta, models()), objective, batch, gradient_checkpointing=checkpointing, autocast=autocast
+    traced = trace_step(
+        *both_on_meta(*models()), objective, batch, gradient_checkpointing=checkpointing, autocast=autocast
     )
-    assert planned.activations == pytest.approx(activations, rel=0.03)
+    assert traced.activations == pytest.approx(activations, rel=0.03)
     # On a GPU the cost is computed in larger tiles, which the meta device follows; the tiny vocabulary hides it here.
-    assert planned.peak == pytest.approx(peak, rel=0.06)
-    assert planned.peak_with_gradients == pytest.approx(with_gradients, rel=0.06)
+    assert traced.peak == pytest.approx(peak, rel=0.06)
+    assert traced.peak_with_gradients == pytest.approx(with_gradients, rel=0.06)
 
 
 @pytest.mark.parametrize(("length", "hidden", "heads"), [(64, 256, 4), (128, 128, 8)])
@@ -129,31 +134,33 @@ def test_every_family_is_counted(tiny_model, marked_tokenizer, family, head, row
         row = {**row, "prompt_ids": [5] * 30 + [tokenizer.mask_token_id]}
     batch = batch_for(models[0], tokenizer, **row)
     activations, peak, _ = real_step(*models, DistillationObjective(), batch)
-    planned = trace_step(*map(on_meta, models), DistillationObjective(), batch)
-    assert planned.activations == pytest.approx(activations, rel=0.05)
-    assert planned.peak == pytest.approx(peak, rel=0.1)
-    checkpointed = trace_step(*models, DistillationObjective(), batch, gradient_checkpointing=family != "modernbert")
-    assert 0 < checkpointed.activations <= planned.activations
+    traced = trace_step(*both_on_meta(*models), DistillationObjective(), batch)
+    assert traced.activations == pytest.approx(activations, rel=0.05)
+    assert traced.peak == pytest.approx(peak, rel=0.1)
+    checkpointed = trace_step(
+        *both_on_meta(*models), DistillationObjective(), batch, gradient_checkpointing=family != "modernbert"
+    )
+    assert 0 < checkpointed.activations <= traced.activations
 
 
 def test_a_regression_is_counted(tiny_model, marked_tokenizer):
     models = [tiny_model("bert", num_labels=1) for _ in range(2)]
     batch = batch_for(models[0], marked_tokenizer("bert"), answer_ids=[0], target=0.4)
-    planned = trace_step(*map(on_meta, models), DistillationObjective(), batch)
-    assert planned.peak >= planned.activations > 0
+    traced = trace_step(*both_on_meta(*models), DistillationObjective(), batch)
+    assert traced.peak >= traced.activations > 0
 
 
 @pytest.mark.parametrize("scope", ["position", "sequence"])
 @pytest.mark.parametrize("gradient", ["unrolled", "implicit", "envelope"])
 def test_every_transport_is_counted(tiny_causal_lm, tiny_tokenizer, scope, gradient):
-    student, teacher = (on_meta(tiny_causal_lm()) for _ in range(2))
+    student, teacher = both_on_meta(tiny_causal_lm(), tiny_causal_lm())
     objective = DistillationObjective(transport_scope=scope, sinkhorn_gradient=gradient)
-    planned = trace_step(student, teacher, objective, batch_for(student, tiny_tokenizer))
-    assert planned.loss > 0
+    traced = trace_step(student, teacher, objective, batch_for(student, tiny_tokenizer))
+    assert traced.loss > 0
 
 
 def test_checkpointing_keeps_less_and_a_teacher_adds_its_forward(tiny_causal_lm, tiny_tokenizer):
-    student, teacher = on_meta(tiny_causal_lm(layers=8)), on_meta(tiny_causal_lm(hidden=128))
+    student, teacher = both_on_meta(tiny_causal_lm(layers=8), tiny_causal_lm(hidden=128))
     batch = batch_for(student, tiny_tokenizer)
     kept = trace_step(student, teacher, DistillationObjective(), batch)
     checkpointed = trace_step(student, teacher, DistillationObjective(), batch, gradient_checkpointing=True)

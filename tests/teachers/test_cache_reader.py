@@ -33,15 +33,17 @@ def picked(numbers: list[int], rows: Dataset | None = None) -> list[dict[str, An
     return [rows[i] for i in numbers]
 
 
-def names(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["example_id"] for row in rows]
+def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a cache reads of a batch: the names of its rows, and where its labels are."""
+    return {"example_id": [row["example_id"] for row in rows], "labels": torch.zeros(len(rows), 1)}
 
 
 @pytest.mark.parametrize("numbers", [[0], [22, 3, 7, 3], list(range(23))], ids=str)
 def test_rows_come_back_by_name_and_place_in_any_order(numbers: list[int], tmp_path: Path) -> None:
     write(tmp_path, features(), FULL)
     rows = picked(numbers)
-    signal, position_N = CachedTeacher(tmp_path).signal(names(rows), "cpu")
+    theirs = CachedTeacher(tmp_path).signal(batch(rows))
+    signal, position_N = theirs.signal, theirs.position_N
     expected = torch.cat([teacher_rows(row["example_id"], len(row["answer_ids"])) for row in rows])
     assert isinstance(signal, Tensor)
     assert torch.equal(signal, expected)
@@ -50,7 +52,7 @@ def test_rows_come_back_by_name_and_place_in_any_order(numbers: list[int], tmp_p
 
 def test_a_top_k_signal_comes_back_from_several_shards(cache: CachedTeacher) -> None:
     rows = picked([0, 21, 9, 14])
-    signal, _ = cache.signal(names(rows), "cpu")
+    signal = cache.signal(batch(rows)).signal
     dense = torch.cat([teacher_rows(row["example_id"], len(row["answer_ids"])) for row in rows])
     assert isinstance(signal, TopKSignal)
     assert torch.equal(signal.ids_NK, dense.topk(8).indices)
@@ -61,13 +63,14 @@ def test_a_top_k_signal_comes_back_from_several_shards(cache: CachedTeacher) -> 
 
 
 def test_no_example_is_no_row(cache: CachedTeacher) -> None:
-    assert [len(part) for part in cache.signal([], "cpu")] == [0, 0]
+    empty = cache.signal(batch([]))
+    assert [len(empty.signal), len(empty.position_N)] == [0, 0]
 
 
 def test_missing_examples_are_named(cache: CachedTeacher) -> None:
     rows = [*picked([1, 2]), {"example_id": "row-900", "prompt_ids": [1], "answer_ids": [2]}]
     with pytest.raises(InputError, match=r"Rows are not in the teacher cache .*: row-900\. Train on"):
-        cache.signal(names(rows), "cpu")
+        cache.signal(batch(rows))
     with pytest.raises(
         InputError, match=r"not in the teacher cache .*: row-23, row-24, row-25, row-26, row-27 and 2 more"
     ):
@@ -135,10 +138,10 @@ def test_a_large_cache_checks_a_shard_when_it_first_needs_it(
     large = CachedTeacher(cache.folder)
     order = RowOrder(features()).order.tolist()
     rows = picked(order[:3])
-    assert len(large.signal(names(rows), "cpu")[0]) > 0
+    assert len(large.signal(batch(rows)).signal) > 0
     rows = picked(order[-1:])
     with pytest.raises(InputError, match=r"bytes of shard-0000\d\.safetensors have changed"):
-        large.signal(names(rows), "cpu")
+        large.signal(batch(rows))
 
 
 class Watched:
@@ -166,7 +169,7 @@ def test_a_batch_reads_its_own_rows_of_memory_mapped_files_and_no_others(cache: 
     ]
     order, counts = RowOrder(features()).order.tolist(), RowOrder(features()).counts
     rows = picked([order[1], order[9]])
-    cache.signal(names(rows), "cpu")
+    cache.signal(batch(rows))
     start = counts[order[8]]  # of the second row in the third shard, behind one other
     expected = {0: set(range(counts[order[0]], counts[order[0]] + counts[order[1]]))}
     expected[2] = set(range(start, start + counts[order[9]]))
@@ -191,7 +194,7 @@ def test_memory_does_not_grow_with_what_was_read(tmp_path: Path) -> None:
 
     most = 0
     for start in range(0, 200, 4):
-        cache.signal(names(picked([*range(start, start + 4)], rows)), "cpu")
+        cache.signal(batch(picked([*range(start, start + 4)], rows)))
         most = max(most, resident())
     assert len(cache._shards) >= 4
     assert most < entire / 50
@@ -218,20 +221,23 @@ class Vocabulary:
         ({"apply_chat_template": True}, "apply_chat_template is True here and False there"),
         ({"add_eos": True}, "add_eos is True here and None there"),
         ({"tokenizer": Vocabulary(word="great")}, "the tokenizer is another"),
-        ({"model_kind": "masked-lm"}, "the student is a masked-lm and the cached teacher a causal-lm"),
-        ({"outputs": 49}, "the student's vocabulary has 49 ids and the cached rows 50 .*--vocabulary_size 49"),
+        ({"student": "roberta"}, "the student is a masked-lm and the cached teacher a causal-lm"),
+        ({"student": 49}, "the student's vocabulary has 49 ids and the cached rows 50 .*--vocabulary_size 49"),
     ],
 )
-def test_a_run_that_reads_its_rows_otherwise_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_run_that_reads_its_rows_otherwise_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path, tiny_causal_lm: Any, tiny_model: Any
+) -> None:
     from sinkd_llm.teachers.cache.identity import tokenizer_hash
 
     write(tmp_path, features(), tokenizer=tokenizer_hash(Vocabulary()))
     teacher = CachedTeacher(tmp_path)
-    run: dict[str, Any] = {"tokenizer": Vocabulary("<eos>"), "model_kind": "causal-lm", "outputs": 50, **change}
-    settings = {name: run.pop(name, value) for name, value in SETTINGS.items()}
+    wanted = change.get("student", 50)
+    student = tiny_causal_lm(vocab=wanted) if isinstance(wanted, int) else tiny_model(wanted, "MaskedLM")
+    settings = {name: change.get(name, value) for name, value in SETTINGS.items()}
     with pytest.raises(InputError, match=f"is not for this run: {message}"):
-        teacher.check_run(settings, **run)
-    teacher.check_run(SETTINGS, Vocabulary("<eos>"), "causal-lm", 53)
+        teacher.check_fits(student, change.get("tokenizer", Vocabulary("<eos>")), settings)
+    teacher.check_fits(tiny_causal_lm(vocab=53), Vocabulary("<eos>"), SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers import place_teacher, resolve_placement, teacher_engine_config
+from sinkd_llm.teachers.placement import place_teacher, resolve_placement, teacher_engine_config
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 STUDENT: dict[str, Any] = {

@@ -4,7 +4,7 @@ Shape suffixes: N supervised tokens of a batch.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.kinds import kind_of, output_size
 from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
 from sinkd_llm.teachers.cache.manifest import Manifest
+from sinkd_llm.teachers.choices import TeacherChoices, row_keys
+from sinkd_llm.teachers.contract import TeacherRows
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset
 
-    from sinkd_llm.objectives import DistillationObjective, TopKSignal
+    from sinkd_llm.objectives import DistillationObjective
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ CHECKED_AT_ONCE_BYTES = 2**30
 
 class CachedTeacher:
     """
-    Gives the teacher's signal at the supervised tokens of a batch, by the ids of its examples.
+    A [`~sinkd_llm.teachers.contract.Teacher`] that ran earlier: its signal is found by the ids of the examples.
 
     Shards and index are memory-mapped: what is read is what a batch needs, and its pages are given back. Memory does
     not grow with the rows.
@@ -41,6 +45,10 @@ class CachedTeacher:
     Raises:
         InputError: if it is no cache, not complete, or its files are not those that were written.
     """
+
+    needs_all_ranks = False
+    knows_training_rows_only = True
+    model = None
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
@@ -60,6 +68,11 @@ class CachedTeacher:
         self._check_arrays()
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
+        self.context_length = self.manifest.rows.cut_at
+        self.scores_classes = self.manifest.teacher.scores_classes
+        self.outputs = self.manifest.teacher.outputs
+        self.recorded_score = self.manifest.teacher_score
+        self._choices = TeacherChoices.recorded(self.recorded_score)
 
     def _check_arrays(self) -> None:
         """Refuses arrays that are not what the manifest says: they could be read, and rows would be other rows."""
@@ -78,26 +91,34 @@ class CachedTeacher:
             if found != expected or rows != {shard["tokens"]}:
                 self._refuse(f"{shard['file']} does not hold {shard['tokens']} rows of this layout")
 
-    def signal(self, example_ids: Sequence[str], device: torch.device | str) -> "tuple[Tensor | TopKSignal, Tensor]":
+    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:
         """
-        The rows of the supervised tokens of a batch, in the order of all families: example by example, and each
-        answer from its beginning.
+        The rows of the supervised tokens of a batch, in the order of all kinds: example by example, and each
+        answer from its beginning. See [`~sinkd_llm.teachers.contract.Teacher`].
 
         Args:
-            example_ids (`Sequence[str]`): names of the examples of the batch.
-            device (`torch.device`): where the signal goes.
-
-        Returns:
-            `tuple`: the signal, and each row's place in its answer, `[N]`.
+            batch (`Mapping`): its `example_id` names the examples, and the signal goes where its `labels` are.
+            with_hidden (`bool`): a cache holds no hidden states.
 
         Raises:
             InputError: naming the examples that are not in the cache.
         """
+        example_ids, device = batch["example_id"], batch["labels"].device
         entry = self._entries([example_key(name) for name in example_ids], example_ids)
         counts = self._index["count"][entry].astype(np.int64)
         position = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
         rows = np.repeat(self._index["first"][entry].astype(np.int64), counts) + position
-        return self.manifest.layout.decode(self._read(rows), device), torch.from_numpy(position).to(device)
+        return TeacherRows(
+            self.manifest.layout.decode(self._read(rows), device), torch.from_numpy(position).to(device)
+        )
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Refuses: [`signal`] gives no hidden states."""
+        raise RuntimeError("a teacher cache holds no head and gives no hidden states")
+
+    def choices(self, batch: Mapping[str, Any]) -> Tensor:
+        """The choices that were recorded when the teacher was scored, `[B]`; -1 of rows that were not scored then."""
+        return torch.tensor(self._choices.of(row_keys(batch)), device=batch["label"].device)
 
     def check_rows(self, features: "Dataset") -> None:
         """
@@ -118,29 +139,27 @@ class CachedTeacher:
                         f"have another {what} than when task {task!r} was cached in",
                     )
 
-    def check_run(self, settings: dict[str, Any], tokenizer: Any, model_kind: str, outputs: int) -> None:
+    def check_fits(
+        self, student: Any, tokenizer: Any, reading: Mapping[str, Any], classes: Sequence[str] | None = None
+    ) -> None:
         """
-        Makes sure that a run reads its rows as the cache did, and that its student scores the same things.
-
-        Args:
-            settings (`dict`): `max_length`, `apply_chat_template` and `add_eos` of the run.
-            tokenizer (`PreTrainedTokenizerBase`): the run's.
-            model_kind (`str`): of the student's family.
-            outputs (`int`): the student's vocabulary or classes.
+        Makes sure that a run reads its rows as the cache did, and that its student scores the same things. See
+        [`~sinkd_llm.teachers.contract.Teacher`].
 
         Raises:
             InputError: with everything that differs.
         """
         rows, teacher, layout = self.manifest.rows, self.manifest.teacher, self.manifest.layout
+        kind, outputs = kind_of(student).name, output_size(student)
         differs = [
             f"{name} is {value} here and {getattr(rows, name)} there"
-            for name, value in settings.items()
+            for name, value in reading.items()
             if value != getattr(rows, name)
         ]
         if rows.tokenizer != tokenizer_hash(tokenizer):
             differs.append("the tokenizer is another")
-        if model_kind != teacher.model_kind:
-            differs.append(f"the student is a {model_kind} and the cached teacher a {teacher.model_kind}")
+        if kind != teacher.model_kind:
+            differs.append(f"the student is a {kind} and the cached teacher a {teacher.model_kind}")
         elif teacher.scores_classes and outputs != teacher.outputs:
             differs.append(f"the student has {outputs} classes and the cached teacher {teacher.outputs}")
         elif layout.content != "full" and outputs < layout.vocabulary_size:
@@ -231,6 +250,9 @@ class CachedTeacher:
             )
         elif warning := self.manifest.width_warning(objective.sinkhorn_temperature, tolerance):
             logger.warning("The teacher cache %s is coarse: %s", self.folder, warning)
+
+    def place(self, accelerator: "Accelerator", placement: str) -> None:
+        """Files stay where they are."""
 
     def _cached_examples(self) -> int:
         return self.manifest.shards[-1]["stop"] if self.manifest.shards else 0

@@ -1,0 +1,72 @@
+"""What a teacher chose, by what it read: an evaluation row is known again, whatever its name and batch are."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class TeacherChoices:
+    """
+    What the frozen teacher chose, so that it ranks each evaluation row once.
+
+    Rows are known by what the teacher reads, not by their names: two evaluation sets may use the same names, or none.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: dict[bytes, int] = {}
+
+    @classmethod
+    def recorded(cls, score: Mapping[str, Any] | None) -> "TeacherChoices":
+        """
+        What a record of the teacher's score says.
+
+        Args:
+            score (`Mapping`, *optional*): with `predictions`, the chosen indices, and `keys`, the [`row_keys`] of the
+                rows in hexadecimal digits; a record without them knows no row.
+        """
+        found = cls()
+        if score is not None and score.get("keys") and score.get("predictions"):
+            found.add([bytes.fromhex(key) for key in score["keys"]], score["predictions"])
+        return found
+
+    def missing(self, keys: Sequence[bytes]) -> bool:
+        """Whether one of the rows is not known yet."""
+        return any(key not in self._chosen for key in keys)
+
+    def add(self, keys: Sequence[bytes], chosen: Sequence[int]) -> None:
+        """Keeps the index of the chosen answer of each row."""
+        self._chosen.update(zip(keys, chosen, strict=True))
+
+    def of(self, keys: Sequence[bytes]) -> list[int]:
+        """The index of the chosen answer of each row; -1 of a row that is not known."""
+        return [self._chosen.get(key, -1) for key in keys]
+
+
+def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
+    """
+    What the rows of a ranking batch say, each as a key of 16 bytes, however the batch is padded.
+
+    Args:
+        batch (`Mapping`): of the collator of any kind: the prompt's tokens, and the tokens of all choices.
+    """
+    ids, masks, choices, sequences = (
+        batch[name].cpu().numpy() for name in ("input_ids", "attention_mask", "choice_ids", "choice_sequence")
+    )
+    prompts = batch["prompt_of_answer"].cpu().numpy() if "prompt_of_answer" in batch else None
+    more = [batch[name].cpu().numpy() for name in ("token_type_ids",) if name in batch]
+    keys = []
+    for b, row in enumerate(sequences):
+        digest = hashlib.blake2b(digest_size=16)
+        for s in sorted({int(s) for s in row if s >= 0}):
+            at = s if prompts is None else int(prompts[s])
+            present = masks[at].astype(bool)
+            for tokens in (ids, *more):
+                digest.update(tokens[at][present].astype(np.int64).tobytes() + b"|")
+        for choice in choices[b][row >= 0]:
+            digest.update(choice[choice >= 0].astype(np.int64).tobytes() + b"/")
+        if "choice_values" in batch:
+            digest.update(batch["choice_values"][b].cpu().numpy()[row >= 0].tobytes())
+        keys.append(digest.digest())
+    return keys

@@ -1,0 +1,113 @@
+"""What a run computes with, put together once: for the trainer, the memory estimate and the cache writer."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sinkd_llm.inputs.contract import verbalizer_ids
+from sinkd_llm.inputs.pair import rows_for
+from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.models.adapters import add_adapter
+from sinkd_llm.models.kinds import context_length
+from sinkd_llm.teachers import Teacher
+from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.pair import Pair
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a run reads its rows: `tokenize` makes features of them, `collate` batches of features."""
+
+    reading: Reading
+    tokenize: Any
+    collate: Any
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """
+    Student, teacher and rows of a run, ready to compute with.
+
+    Attributes:
+        student (`PreTrainedModel` or `PeftModel`): with its adapter.
+        teacher ([`~sinkd_llm.teachers.Teacher`], *optional*): none for fine-tuning.
+        tokenizer (`PreTrainedTokenizerBase`): of both.
+        rows ([`Rows`]): how rows become batches.
+        verbalizer_ids (`Tensor`, *optional*): the ids that SinKD is restricted to, where `vocabulary` asks for it.
+    """
+
+    student: Any
+    teacher: Teacher | None
+    tokenizer: Any
+    rows: Rows
+    verbalizer_ids: Tensor | None
+
+
+def prepare(
+    pair: Pair,
+    args: SinKDConfig,
+    peft_config: "PeftConfig | None",
+    train_dataset: "Dataset | None",
+    zero_stage: int | None = None,
+) -> Prepared:
+    """
+    Puts the adapter on the student, takes its dropout away if `args` say so, and decides how rows are read.
+
+    Args:
+        pair ([`Pair`]): loaded and checked to fit.
+        args ([`SinKDConfig`]): the settings.
+        peft_config (`PeftConfig`, *optional*): of the adapter.
+        train_dataset (`Dataset`, *optional*): whose answer choices are the verbalizers.
+        zero_stage (`int`, *optional*): DeepSpeed's stage for the student; `None` without DeepSpeed.
+
+    Raises:
+        InputError: for an adapter that would not train, rows that cannot be read, and an objective that cannot be
+            computed from what the teacher gives.
+    """
+    student = add_adapter(pair.student, peft_config, zero_stage)
+    if args.disable_dropout:
+        disable_dropout(student)
+    rows = read_rows(student, pair.teacher, pair.tokenizer, args)
+    restricted: Tensor | None = None
+    if pair.teacher is not None and args.vocabulary == "verbalizers" and train_dataset is not None:
+        restricted = verbalizer_ids(train_dataset, rows.tokenize)
+    if pair.teacher is not None:
+        pair.teacher.check_objective(args.objective(), restricted, args.cache_tolerance)
+    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted)
+
+
+def read_rows(student: Any, teacher: Teacher | None, tokenizer: Any, args: SinKDConfig) -> Rows:
+    """How `student` and `teacher` read the rows of a run: within the context of both, each in the way of its kind."""
+    lengths = [context_length(student)] + ([teacher.context_length] if teacher is not None else [])
+    reading = Reading.of(args).within(*lengths)
+    other = teacher.model if teacher is not None else None
+    return Rows(reading, *rows_for(student, other, tokenizer, reading, pad_to_multiple_of=args.pad_to_multiple_of))
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0: of modules, and of layers that keep it as a number (attention, BART)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def enable_checkpointing(student: Any, args: SinKDConfig, zero_stage: int | None) -> None:
+    """What gradient checkpointing needs of an adapted student, where `args` ask for it."""
+    if not (args.gradient_checkpointing and hasattr(student, "peft_config")):
+        return
+    # The frozen embedding's output needs a gradient, or a checkpointed block has none to pass on.
+    student.enable_input_require_grads()
+    if zero_stage == 3:
+        # Stage 3 releases a block's weights after its forward; only the reentrant kind asks for them again.
+        args.gradient_checkpointing_kwargs = {
+            **(args.gradient_checkpointing_kwargs or {}),  # type: ignore[dict-item]
+            "use_reentrant": True,
+        }
