@@ -35,7 +35,7 @@ def _show(result: "CacheResult") -> None:
         f"{format_bytes(manifest.bytes)}, {each:.0f} bytes a token"
     )
     if result.cached_before == manifest.rows.examples:
-        show("Everything was there already.")
+        show("All examples were cached already.")
     else:
         new = manifest.rows.examples - result.cached_before
         show(f"{result.seconds:.1f} s for {new} examples ({new / max(result.seconds, 1e-9):.1f} examples/s)")

@@ -74,7 +74,7 @@ def _show_parts(estimate: MemoryEstimate) -> None:
             "teacher's weights": device.teacher,
             "teacher's forward": step.teacher,
             "logits and transport": step.loss,
-            "together, at the fullest moment": device.total,
+            "together, at the peak": device.total,
         }
     rows = [[name, format_bytes(columns[False][name]), format_bytes(columns[True][name])] for name in columns[False]]
     show(table(["One device", "", "gradient checkpointing"], rows))

@@ -38,7 +38,7 @@ _HELP = {
     "Default: runs/<command>-<task>.",
     "resume_from_checkpoint": "'true' for the last checkpoint in output_dir, or the folder of one.",
     "model_name_or_path": "The model to train: a hub id, a folder, a *.gguf file or a bundled name. "
-    "distill with --student_layers can do without.",
+    "distill with --student_layers needs none.",
     "dtype": "Load the weights of student and teacher in this type.",
     "use_peft": "Train a LoRA adapter instead of all weights.",
     "lora_target_modules": "LoRA target modules. Default: all linear layers.",
@@ -194,7 +194,7 @@ def parse_recipe(command: str, argv: Sequence[str], own: type, title: str) -> tu
         usage=f"sinkd {command} [--config FILE.yaml] [--flag VALUE ...]",
         epilog="Every flag may stand in the --config file without its dashes; flags win.",
     )
-    parser.add_argument("--help_all", action="help", help="show all flags, those of TrainingArguments too")
+    parser.add_argument("--help_all", action="help", help="show all flags, also the flags of TrainingArguments")
     _arrange_help(parser, {title: own}, every_flag="--help_all" in argv)
     return parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
 

@@ -34,12 +34,12 @@ def main(argv: Sequence[str]) -> int:
     check_parser.add_argument("--split", choices=["train", "validation", "test"], help="only this one")
     check_parser.add_argument(
         "--model_name_or_path",
-        help=f"the model to train, whose kind and tokenizer read (default: {DEFAULT_TOKENIZER}, if installed)",
+        help=f"the model to train, whose kind and tokenizer read the rows (default: {DEFAULT_TOKENIZER}, if installed)",
     )
     check_parser.add_argument(
         "--model_kind",
         choices=["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"],
-        help="train it as this, as in 'sinkd finetune'",
+        help="the kind of model to train it as, as in 'sinkd finetune'",
     )
     args = parser.parse_args(list(argv))
     if args.command == "show":

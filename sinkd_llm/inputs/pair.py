@@ -51,9 +51,9 @@ class PairTokenizer(AnswerTokenizer):
         for ours, theirs in zip(features, self.teacher.features(rows, start, ranking=ranking), strict=True):
             if ours[key] != theirs[key]:
                 raise InputError(
-                    f"Teacher and student are of different families and read the answer of {ours['example_id']} as "
+                    f"Teacher and student are of different kinds and read the answer of {ours['example_id']} as "
                     f"different tokens, {theirs[key]} and {ours[key]}, so their predictions cannot be compared token "
-                    "by token; choose two models of one family."
+                    "by token; choose two models of one kind."
                 )
             ours["num_cut"] = max(ours["num_cut"], theirs.pop("num_cut"))
             ours[TEACHER] = theirs

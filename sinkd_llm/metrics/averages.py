@@ -65,7 +65,7 @@ def _average(
     if not complete or (missing and not partial):
         raise InputError(
             f"The {name} score needs results of every task, but there are none of {', '.join(missing)}; score them, "
-            "or pass partial=True for the mean over those that are there."
+            "or pass partial=True for the mean over the tasks that are there."
         )
     means = []
     for parts in complete.values():

@@ -136,7 +136,7 @@ def write_cache(
         before, started = writer.done, time.perf_counter()
         if not writer.manifest.complete:
             if before:
-                say(f"Going on behind {before} examples that are cached already")
+                say(f"Going on after {before} examples that are cached already")
             with progress(f"Caching {len(features)} examples of {data.name}") as on_progress:
                 write_rows(writer, teacher, features, read.collate, training_args, on_progress)
         seconds = time.perf_counter() - started

@@ -38,7 +38,7 @@ def explained(output_dir: Path, resume_command: str, *, saving: bool = False) ->
         whole = last_whole(output_dir) if saving else None
         if whole is None:
             raise
-        raise InputError(f"{error} {whole} is whole: once that is mended, go on with: {resume_command}") from error
+        raise InputError(f"{error} {whole} is whole: once this is repaired, go on with: {resume_command}") from error
     except pickle.UnpicklingError as error:
         found = re.search(r"Unsupported [^.\n]*", str(error))
         raise InputError(
@@ -57,7 +57,7 @@ def explained(output_dir: Path, resume_command: str, *, saving: bool = False) ->
         advice = f"go on from {whole.name} with: {resume_command}" if whole else "start again"
         raise InputError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost contact with another one, which died "
-            f"or did not answer in time ({first_line(error)}). Its own last words say why; then {advice}"
+            f"or did not answer in time ({first_line(error)}). The last lines of that process say why; then {advice}"
         ) from error
 
 

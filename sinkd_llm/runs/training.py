@@ -105,8 +105,8 @@ def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> No
     if model_args.model_name_or_path is None:
         if training_args.teacher_model_name_or_path is None:
             raise InputError(
-                "there is no student: give --model_name_or_path, or the --teacher_model_name_or_path to cut it from "
-                "beside the cache."
+                "there is no student: give --model_name_or_path, or, with the cache, the "
+                "--teacher_model_name_or_path to cut it from."
             )
         if training_args.student_layers is None:
             raise InputError(
@@ -116,7 +116,7 @@ def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> No
         if model_args.load_in_4bit or model_args.load_in_8bit:
             raise InputError(
                 "--load_in_4bit and --load_in_8bit quantise a student that --model_name_or_path names; "
-                "one built from the teacher's layers is not. For the teacher there are "
+                "a student built from the teacher's layers cannot be quantised. For the teacher there are "
                 "--teacher_load_in_4bit and --teacher_load_in_8bit."
             )
     _check_quantised(model_args)

@@ -42,8 +42,8 @@ def check_pair(
     sizes = [output_size(model) for model in (teacher, student)]
     if kinds[0].scores_classes != kinds[1].scores_classes:
         raise InputError(
-            f"The teacher is an {kinds[0].title} and the student an {kinds[1].title}: the one scores "
-            "classes and the other words, so there is nothing to compare. Choose two models of one kind."
+            f"The teacher is an {kinds[0].title} and the student an {kinds[1].title}: "
+            "classes cannot be compared with words. Choose two models of one kind."
         )
     if kinds[0].scores_classes and sizes[0] != sizes[1]:
         raise InputError(
@@ -60,8 +60,8 @@ def check_pair(
             check_same_tokenizer(teacher_tokenizer, tokenizer)
             return
         logger.warning(
-            "%s holds no tokenizer of the teacher's, so it is taken to read the student's tokens; if it was trained "
-            "with another tokenizer, what it says is about other words. Save its tokenizer beside it.",
+            "%s holds no tokenizer of the teacher, which is assumed to read the student's tokens; if it was trained "
+            "with another tokenizer, its predictions are about other words. Save its tokenizer in its folder.",
             name,
         )
     if kinds[0].scores_classes:
@@ -105,5 +105,5 @@ def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:
         if not is_named and not Path(name).exists():
             return None  # a model in memory, whose folder is gone or was never on this machine
         raise InputError(
-            f"The teacher's tokenizer cannot be read, so nobody can say whether its tokens are the student's: {error}"
+            f"The teacher's tokenizer cannot be read, so it may have other tokens than the student's: {error}"
         ) from error

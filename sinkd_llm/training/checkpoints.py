@@ -59,7 +59,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str | Path) -> Path | 
     """
     The checkpoint that `resume_from_checkpoint` means: a folder, or `true` for the last whole one of the run.
 
-    Later checkpoints that are half written or damaged are passed over, with a message.
+    Later checkpoints that are half written or damaged are skipped, with a message.
 
     Raises:
         InputError: if there is none, or the folder that was given is not whole; names the last whole one, if any.
@@ -96,7 +96,7 @@ def _last_of_run(output_dir: str | Path) -> Path:
         )
     for later in found[found.index(whole) + 1 :]:
         problem = checkpoint_problem(later)
-        say(f"{later.name} is passed over: {problem}. Going on from {whole.name}, the last whole one.")
+        say(f"{later.name} is skipped: {problem}. Going on from {whole.name}, the last whole one.")
     return whole
 
 

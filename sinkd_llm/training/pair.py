@@ -91,7 +91,7 @@ def warn_of_regression(student: Any, args: SinKDConfig) -> None:
     regression = kind_of(student).scores_classes and output_size(student) == 1
     if regression and args.sinkhorn_weight > 0.1 and args.cost_norm == "l1":
         logger.warning(
-            "The student is a regression, and there sinkhorn_weight %g with an L1 cost outweighs the squared errors, "
+            "The student predicts numbers, where sinkhorn_weight %g with an L1 cost outweighs the squared errors, "
             "which alone know which row is which; try sinkhorn_weight 0.1 or 0, or cost_norm sql2 (docs/method.md).",
             args.sinkhorn_weight,
         )
@@ -144,7 +144,7 @@ def open_cache(args: SinKDConfig, model: Any, teacher: Any) -> CachedTeacher | N
         return None
     if teacher is not None and model is not None:
         raise InputError(
-            "A teacher was given both as `teacher_model` and as `args.teacher_cache`; give one. Beside a cache a "
+            "A teacher was given both as `teacher_model` and as `args.teacher_cache`; give one. With a cache a "
             "teacher is needed only where no `model` is given and the student is cut from it."
         )
     cache = CachedTeacher(args.teacher_cache)
@@ -189,7 +189,7 @@ def _load_student(
                 "from the teacher's layers."
             )
         if args.model_kind is not None:
-            raise InputError("`model_kind` is set, but a student made of the teacher's layers is what the teacher is.")
+            raise InputError("`model_kind` is set, but a student made of the teacher's layers is of its kind.")
         if is_partitioned(teacher):
             raise InputError(
                 "The teacher's weights are spread over the processes already, so no student can be cut from it; give "

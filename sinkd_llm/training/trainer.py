@@ -48,7 +48,7 @@ class SinKDTrainer(EvaluatingTrainer):
     """
     Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
 
-    Without a teacher it fine-tunes with cross-entropy on the answers, which is how teachers are made.
+    Without a teacher it fine-tunes with cross-entropy on the answers, for example to make a teacher.
 
     Example:
 

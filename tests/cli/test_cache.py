@@ -35,7 +35,7 @@ def test_cache_then_distill_without_the_teacher_in_memory(teacher: Path, tmp_pat
     assert "would bring that to 0.05 or less" in printed
     assert "The teacher scores acc" in printed
     assert main(["cache", *argv, "--output", str(cache), "--top_k", "16"]) == 0
-    assert "Everything was there already." in capsys.readouterr().out
+    assert "All examples were cached already." in capsys.readouterr().out
 
     without = [*argv, *TRAINING, "--student_layers", "2", "--output_dir", str(out)]
     run = [*without, "--teacher_cache", str(cache)]

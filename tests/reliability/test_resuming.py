@@ -104,7 +104,7 @@ def test_other_weights_under_the_same_name(run, teacher, distill_argv, tmp_path,
 def test_what_may_differ_is_said(run, distill_argv, capsys):
     assert resume(distill_argv, run, "--alpha", "0.5", "--max_steps", "3") == 0
     said = capsys.readouterr().err
-    assert "From here on otherwise than before checkpoint-2: " in said
+    assert "Settings that differ from before checkpoint-2: " in said
     assert "alpha: 0.9 in the checkpoint, 0.5 now" in said
     assert "max_steps: 4 in the checkpoint, 3 now" in said
 

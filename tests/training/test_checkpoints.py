@@ -86,7 +86,7 @@ def test_a_half_written_checkpoint_and_the_last_whole_one(make_checkpoint, tmp_p
     assert f"resume from {whole}, the last whole one" in str(raised.value)
     assert find_checkpoint("true", tmp_path / "run") == whole
     said = capsys.readouterr().err
-    assert "checkpoint-10 is passed over: " in said
+    assert "checkpoint-10 is skipped: " in said
     assert message in said
     assert "Going on from checkpoint-5, the last whole one." in said
 

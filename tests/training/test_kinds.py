@@ -157,12 +157,12 @@ def test_families_that_read_the_same_answer_teach_each_other(
     assert 0 <= trainer.evaluate()["eval_agreement"] <= 1
 
 
-def test_families_that_read_different_tokens_are_refused(
+def test_kinds_that_read_different_tokens_are_refused(
     build: Build, tiny_model: Any, tiny_causal_lm: Any, marked_tokenizer: Any
 ) -> None:
     # BART's answer begins its text, a decoder's follows a space: other tokens of a byte-level vocabulary.
     decoder = tiny_causal_lm(vocab=len(marked_tokenizer("bart")))
-    with pytest.raises(InputError, match="different families and read the answer of opinion-0"):
+    with pytest.raises(InputError, match="different kinds and read the answer of opinion-0"):
         build("bart", teacher=decoder)
 
 
