@@ -233,9 +233,20 @@ def _check(content: Mapping[str, Any]) -> None:
         for name, value in score["metrics"].items():
             if not _is(value, _NUMBER):
                 raise ValueError(f"teacher_score.metrics.{name} is {value!r}")
+        _check_choices(score["predictions"], score.get("keys"))
         for name in ("parameters", "trainable_parameters", "num_examples", "seconds"):
             if not _is(score.get(name, 0), _NUMBER):
                 raise ValueError(f"teacher_score.{name} is {score[name]!r}")
+
+
+def _check_choices(predictions: Any, keys: Any) -> None:
+    """What was read of each row, in hexadecimal digits, beside the choice of the row."""
+    if keys is None:
+        return
+    _check_list("teacher_score.keys", keys, str)
+    _check_list("teacher_score.predictions", predictions, int, len(keys))
+    for key in keys:
+        bytes.fromhex(key)
 
 
 def _check_fields(part: str, values: Any) -> None:
