@@ -1,4 +1,4 @@
-"""How each family reads a row: prompt and answer as one text, as two, as a class, or as a word at a mask.
+"""How each kind reads a row: prompt and answer as one text, as two, as a class, or as a word at a mask.
 
 Shapes: C choices of a row.
 """
@@ -14,10 +14,11 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.contract import AnswerTokenizer, checked_rows
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row
-from sinkd_llm.models.kinds import kind_of, output_size, unwrap
-from sinkd_llm.models.kinds.choose import class_order, class_words
+from sinkd_llm.models.kinds import kind_of, output_size
+from sinkd_llm.models.kinds.class_heads import class_order, class_words
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.tokenizers import check_vocabulary
+from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.values import shown
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 def special_ids(
     tokenizer: "PreTrainedTokenizerBase", *, target: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that the tokenizer puts before and behind a text (an answer if `target`) by itself."""
+    """The special tokens that the tokenizer puts before and after a text (an answer if `target`) by itself."""
     text = {"text_target" if target else "text": "a"}
     whole = tuple(tokenizer(**text)["input_ids"])
     plain = tuple(tokenizer(**text, add_special_tokens=False)["input_ids"])
@@ -45,7 +46,7 @@ class EncoderDecoderTokenizer(AnswerTokenizer):
     """
     For encoder-decoders: prompt and answer are two texts, each with the special tokens of its side.
 
-    `answer_ids` are the supervised tokens: those of the answer and, with `add_eos`, what stands behind it. The
+    `answer_ids` are the supervised tokens: the answer and, with `add_eos`, what comes after it. The
     collator puts the other special tokens around them. `max_length` bounds prompt and answer separately.
     """
 
@@ -286,10 +287,10 @@ def row_tokenizer(
     reading: Reading,
 ) -> AnswerTokenizer:
     """
-    What turns rows into what `model` reads; the arguments are those of [`AnswerTokenizer`].
+    What turns rows into what `model` reads; the arguments are the same as in [`AnswerTokenizer`].
 
     Raises:
-        InputError: if the model's family is not supported, it lacks a token that the tokenizer gives, or `add_eos`
+        InputError: if the model's kind is not supported, it lacks a token that the tokenizer gives, or `add_eos`
             asks for one that it cannot predict.
     """
     kind = kind_of(model).name

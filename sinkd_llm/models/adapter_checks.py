@@ -7,9 +7,9 @@ from typing import Any
 
 from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.models.adapter_facts import is_switched_off, loads_merged_only, peft_type_of, plain_name
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.partitioning import is_part
 from sinkd_llm.models.quantisation import is_quantised
+from sinkd_llm.models.wrappers import unwrap
 
 
 def refuse_hidden_adapter(model: Any) -> None:
@@ -38,7 +38,7 @@ def check_method(peft_config: Any) -> None:
         )
     if isinstance(peft_config, PromptLearningConfig):
         raise InputError(
-            f"{type(peft_config).__name__} puts virtual tokens in front of the prompt, which moves the answer "
+            f"{type(peft_config).__name__} puts virtual tokens before the prompt, which moves the answer "
             "positions away from the teacher's; use LoRA."
         )
     _check_numbers(peft_config)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.names import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source
 from sinkd_llm.models.origin import Origin, name_of, note_held, origin_of
 from sinkd_llm.models.partitioning import is_partitioned
+from sinkd_llm.models.wrappers import unwrap
 
 # Adapters that Transformers itself loads from a folder as PEFT wrote them: tests/models/test_adapters.py holds it.
 # The others share weights between their layers, or keep something under a name that Transformers does not know.

@@ -17,17 +17,18 @@ from sinkd_llm.models.adapter_checks import (
     check_method,
     refuse_hidden_adapter,
 )
-from sinkd_llm.models.kinds import kind_of, unwrap
+from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.origin import new_modules_of
 from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.quantisation import WHILE_LOADING, is_quantised, keep_trainable, quantisation_of
+from sinkd_llm.models.wrappers import unwrap
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
 
-# PEFT's name of a setting, where the command line has another one than `lora_` in front of it.
+# PEFT's name of a setting, where the command line does not say `lora_` and this name.
 _FLAGS = {"r": "lora_r", "use_dora": "use_dora", "use_rslora": "use_rslora", "init_lora_weights": None}
 _SETTINGS = (
     *("target_modules", "lora_alpha", "lora_dropout", "modules_to_save", "target_parameters", "task_type"),
@@ -60,7 +61,7 @@ def add_adapter(student: Any, peft_config: Any, zero_stage: int | None = None) -
     """
     The student with a new adapter, if a configuration was given.
 
-    Without a task type of its own, the configuration gets that of the student's family. A head with random weights
+    Without a task type of its own, the configuration gets the type of the student's kind. A head with random weights
     is trained and saved beside the adapter. Under stage 3 of DeepSpeed (`zero_stage`) the adapter has the type of the
     student's weights: DeepSpeed cannot keep small bfloat16 and float32 parameters together.
 

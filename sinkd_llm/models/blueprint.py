@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from sinkd_llm.models.foreign import reading
-from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_head, name_classes, saved_class
+from sinkd_llm.models.foreign import fetch_adapter, reading
+from sinkd_llm.models.kinds.choose import KINDS, choose_kind, saved_class
+from sinkd_llm.models.kinds.class_heads import head_options, is_head, name_classes
 from sinkd_llm.models.loading import adapter_base
 from sinkd_llm.models.loading_options import check_attention, dtype_from, dtype_name
-from sinkd_llm.models.names import ModelSource, fetch_adapter, resolve_model_source
+from sinkd_llm.models.names import ModelSource, resolve_model_source
 from sinkd_llm.models.origin import modules_of, set_origin
 
 
@@ -69,7 +70,7 @@ def blueprint(
     saved = getattr(config, "dtype", None)
     if wanted == "auto":
         wanted = dtype_name(saved) if saved is not None and not source.gguf_file else "float32"
-    auto: Any = getattr(transformers, AUTO_CLASSES[kind])
+    auto: Any = getattr(transformers, KINDS[kind].auto_class)
     with reading(source, "The model"), torch.device("meta"):
         model = auto.from_config(
             config,

@@ -1,11 +1,12 @@
-"""Whether a checkpoint's weights are those of the model that was made of it: none made up, none left out."""
+"""Whether a checkpoint's weights are the weights of the model that was made of it: none made up, none left out."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds.choose import is_head, saved_class
+from sinkd_llm.models.kinds.choose import saved_class
+from sinkd_llm.models.kinds.class_heads import is_head
 
 # What checkpoints carry although it is computed anew: Transformers leaves it out of most models' reports, not of all.
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$")
@@ -51,7 +52,7 @@ def check_complete(name: str, kind: str, model: Any, info: dict[str, Any], label
             + (
                 "it has no classification head yet. Fine-tune it on the task first."
                 if head
-                else "it was saved from another architecture or is not complete. Give a checkpoint that is one of "
+                else "it was saved from another kind of model or is not complete. Give a checkpoint of "
                 f"a {kind} model."
             )
         )

@@ -15,8 +15,11 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import cache_dir
-from sinkd_llm.models.names import ModelSource, what_was_said
+from sinkd_llm.library_errors import is_memory_full
+from sinkd_llm.models.foreign import missing_package, what_was_said
+from sinkd_llm.models.names import ModelSource
 from sinkd_llm.models.partitioning import whole_weights
+from sinkd_llm.models.quantisation import forget_packing
 from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -26,27 +29,24 @@ def converted_model(source: ModelSource, dtype: str) -> Path:
     """Folder with the model of a GGUF `source`, dequantised to `dtype`; converted on first use.
 
     Raises:
-        InputError: if the file is damaged, its architecture is unknown to Transformers, it is no language model or
+        InputError: if the file is damaged, its type of model is unknown to Transformers, it is no language model or
             not a whole one, or the cache cannot be written.
     """
 
     def convert(folder: Path) -> None:
         import transformers
 
-        # Both know sources.py, as this module does.
         from sinkd_llm.models.completeness import check_complete
-        from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind
+        from sinkd_llm.models.kinds.choose import KINDS, choose_kind
 
         config = transformers.AutoConfig.from_pretrained(source.path, gguf_file=source.gguf_file)
         kind = choose_kind(source.name, config, None, new_head=False)
-        auto: Any = getattr(transformers, AUTO_CLASSES[kind])
+        auto: Any = getattr(transformers, KINDS[kind].auto_class)
         model, info = auto.from_pretrained(
             source.path, gguf_file=source.gguf_file, dtype=dtype, output_loading_info=True
         )
         check_complete(source.name, kind, model, info, None)
-        # These two mark the model as packed, which cannot be saved; its weights are plain `dtype` now.
-        model.hf_quantizer = None
-        del model.config.quantization_config
+        forget_packing(model)  # its weights are plain `dtype` now
         if hasattr(model.config, "_model_name_or_path"):  # the file's title, in GGUF metadata
             del model.config._model_name_or_path
         # Transformers saves in the first process of a launch alone; here it is whichever came to the lock first.
@@ -112,11 +112,15 @@ def _converted(source: ModelSource, part: str, convert: Callable[[Path], None]) 
                 shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
                 temporary.mkdir()
                 try:
-                    _run_quietly(convert, temporary, file)
+                    _run_quietly(convert, temporary, source, part)
                     temporary.replace(target)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
+        if error.filename is not None and Path(str(error.filename)) == file:
+            raise InputError(
+                f"{file} cannot be read: {error.strerror or error}. Check who may read it, and the disk that it is on."
+            ) from error
         raise InputError(
             f"Cannot write the converted copy of {file.name} to {target.parent}: "
             f"{error.strerror or error}. Free some space, or point the environment variable "
@@ -125,18 +129,28 @@ def _converted(source: ModelSource, part: str, convert: Callable[[Path], None]) 
     return target
 
 
-def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> None:
+def _run_quietly(convert: Callable[[Path], None], folder: Path, source: ModelSource, part: str) -> None:
+    """
+    Runs a conversion; what fails is told as what it is, and as damage only where the file's bytes are wrong.
+
+    Raises:
+        OSError: of the system, and for a full disk. A full memory and an interrupt pass as they are, too.
+        InputError: for a missing package, a damaged file, and one that Transformers cannot convert.
+    """
     from safetensors import SafetensorError
 
+    file = Path(source.path) / str(source.gguf_file)
     try:
         with quiet_transformers(stderr=True), whole_weights():
             convert(folder)
     except SafetensorError as error:  # only writing gets here: the disk is full
         raise OSError(str(error)) from error
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except ImportError as error:
+        raise missing_package(source, f"The {part}", error) from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Transformers'
+        if is_memory_full(error) or (isinstance(error, OSError) and error.errno is not None):  # not Transformers' own
             raise
         # The GGUF reader has no error of its own: a damaged file ends in whatever its bytes lead to.
         said = what_was_said(error)
@@ -146,9 +160,9 @@ def _run_quietly(convert: Callable[[Path], None], folder: Path, file: Path) -> N
                 "Download it again, or give the model as a folder with safetensors."
             ) from error
         raise InputError(
-            f"{file} is a whole GGUF file, but it cannot be converted to a model of Transformers ({said}): the "
-            "installed Transformers does not know its architecture or one of its types of numbers. Give the model as "
-            "a folder with safetensors."
+            f"{file} is a whole GGUF file, but Transformers cannot convert it to a model of its own ({said}). If it "
+            "does not know the architecture or a type of numbers, a newer Transformers may; or give the model as a "
+            "folder with safetensors."
         ) from error
 
 
@@ -160,6 +174,8 @@ def _damage_of(file: Path) -> str | None:
         reader = GGUFReader(file)
         ends = [int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors]
     except Exception as error:  # as said above, of any type
+        if is_memory_full(error):
+            raise
         return f"{type(error).__name__}: {what_was_said(error)}"
     if max(ends, default=0) > file.stat().st_size:
         return "it ends before its last tensor does"

@@ -11,10 +11,10 @@ from torch import nn
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_checks import refuse_hidden_adapter
 from sinkd_llm.models.adapter_facts import is_switched_off
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.origin import new_modules_of, set_origin
 from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.models.quantisation import is_quantised
+from sinkd_llm.models.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
 
     Raises:
         InputError: if a number is out of range, a model without a decoder of its own is given
-            `num_decoder_layers`, or the architecture cannot be cut this way.
+            `num_decoder_layers`, or the model cannot be cut this way.
     """
     source = unwrap(model)
     refuse_hidden_adapter(source)
@@ -181,6 +181,7 @@ def rebuilt(model: Any) -> Any:
             f"Cannot take layers from {cls.__name__}: it cannot be built again from its configuration ({error})."
         ) from error
     _check_same_weights(model, fresh)
+    saved = fresh.state_dict().keys()
     for name, module in model.named_modules(remove_duplicate=False):
         twin = fresh.get_submodule(name)
         if type(module) is not type(twin) and module is not model and next(module.parameters(False), None) is not None:
@@ -190,7 +191,7 @@ def rebuilt(model: Any) -> Any:
             twin._parameters[key] = module._parameters[key]
         for key, buffer in twin._buffers.items():
             ours = module._buffers.get(key)
-            if key not in twin._non_persistent_buffers_set:
+            if f"{name}.{key}".lstrip(".") in saved:
                 twin._buffers[key] = ours
             elif buffer is not None and ours is not None:
                 twin._buffers[key] = buffer.to(ours.device)

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.library_errors import is_memory_full
 from sinkd_llm.models.completeness import check_complete
 from sinkd_llm.models.finite import check_finite_weights
-from sinkd_llm.models.foreign import reading
+from sinkd_llm.models.foreign import fetch_adapter, reading, what_was_said
 from sinkd_llm.models.gguf import converted_model
-from sinkd_llm.models.kinds.choose import AUTO_CLASSES, choose_kind, head_options, is_new_head, name_classes
+from sinkd_llm.models.kinds.choose import KINDS, choose_kind
+from sinkd_llm.models.kinds.class_heads import head_options, is_new_head, name_classes
 from sinkd_llm.models.loading_options import check_attention, dtype_from
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
@@ -23,9 +25,7 @@ from sinkd_llm.models.names import (
     BASE_FOLDER,
     BASE_REFERENCE,
     ModelSource,
-    fetch_adapter,
     resolve_model_source,
-    what_was_said,
 )
 from sinkd_llm.models.origin import modules_of, set_origin
 from sinkd_llm.models.partitioning import waits_for_weights, whole_shape, whole_weights
@@ -90,7 +90,7 @@ def load_model(
 
     Raises:
         InputError: if the source is wrong, not complete or changed since it was saved, the dtype, the kind or an
-            argument is unknown, the kind is not one of the architecture, weights are missing that Transformers
+            argument is unknown, the model cannot be of the kind, weights are missing that Transformers
             would make up, or left over that it would drop, a weight is not finite, or the model depends on padding
             or on later tokens.
     """
@@ -131,7 +131,7 @@ def _load_whole(source: ModelSource, kind: str | None, labels: Sequence[str] | N
     with reading(source, "The model"):
         if options["quantization_config"] is not None and kind == "sequence-classification":
             options = {**options, "quantization_config": sparing_head(options["quantization_config"], config)}
-        loaded: Any = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
+        loaded: Any = getattr(transformers, KINDS[kind].auto_class).from_pretrained(
             path,
             revision=source.revision,
             use_safetensors=True,
@@ -192,7 +192,7 @@ def _merged(model: Any, source: ModelSource) -> Any:
     try:
         return model.merge_and_unload()
     except Exception as error:  # methods that change more than weights: prompts, activations, aLoRA
-        if "out of memory" in str(error):
+        if is_memory_full(error):
             raise
         raise InputError(
             f"The adapter {source.name!r} cannot be folded into its base model ({what_was_said(error)}); give one "
@@ -215,7 +215,7 @@ def _with_adapter(base: Any, source: ModelSource, base_name: str, trainable: boo
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(base, source.path, is_trainable=trainable)
     except Exception as error:
-        if "out of memory" in str(error):
+        if is_memory_full(error):
             raise
         raise InputError(f"{weights} does not fit its base model {base_name!r}: {what_was_said(error)}.") from error
     with safe_open(weights, framework="pt") as file:

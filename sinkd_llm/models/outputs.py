@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkd_llm.models.kinds import forward_parameters, unwrap
 from sinkd_llm.models.partitioning import whole_shape
 from sinkd_llm.models.quantisation import is_quantised
+from sinkd_llm.models.wrappers import forward_parameters, unwrap
 
 ROWS, TOKENS = 2, 8
 # Largest share of the outputs by which two loads of one model may differ: rounding, never another computation.
@@ -23,7 +23,7 @@ def probe_outputs(model: Any) -> Tensor:
     The model's logits for a few rows of made-up tokens, in fp32 on the CPU, without dropout, autocast or gradient.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): a language model or classifier of any family, with all its weights.
+        model (`PreTrainedModel` or `PeftModel`): a language model or classifier of any kind, with all its weights.
 
     Returns:
         `Tensor` `[B, L, V]`; of a classifier `[B, V]`.

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.origin import name_of, origin_of
 from sinkd_llm.models.partitioning import is_partitioned, waits_for_weights
+from sinkd_llm.models.wrappers import unwrap
 
 
 def check_apart(teacher: Any, student: Any) -> None:
@@ -29,11 +29,11 @@ def check_apart(teacher: Any, student: Any) -> None:
         return
     if unwrap(teacher) is unwrap(student):
         raise InputError(
-            "Teacher and student are the same model, so training the one would change the other; pass a copy as the "
+            "Teacher and student are the same model, so training the student would change the teacher; pass a copy as the "
             "student (copy.deepcopy(model)), or name both and each is loaded for itself."
         )
     raise InputError(
-        f"The student's weight {shared} is the teacher's own, so training the one would change the other; build the "
+        f"The student's weight {shared} is the teacher's own, so training would change the teacher, too; build the "
         "student from a copy (copy.deepcopy(teacher)), or let `student_layers` cut it."
     )
 
@@ -64,7 +64,7 @@ def check_has_weights(model: Any, role: str) -> None:
     empty = next((name for name, weight in inner.named_parameters() if weight.is_meta), None)
     if empty is not None:
         raise InputError(
-            f"{role} has no weights: {empty} is on torch's meta device, which keeps shapes alone. Build or load it "
+            f"{role} has no weights: {empty} is on torch's meta device, which keeps only shapes. Build or load it "
             "outside of `torch.device('meta')`, or give its name."
         )
 
@@ -74,7 +74,7 @@ def check_trains(student: Any) -> None:
     Refuses a student of which nothing would be trained.
 
     Raises:
-        InputError: if every weight is frozen, as those of an adapter are that was loaded to be used only.
+        InputError: if every weight is frozen, as in an adapter that was loaded only to be used.
     """
     if any(weight.requires_grad for weight in student.parameters()):
         return

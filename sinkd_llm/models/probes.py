@@ -1,4 +1,4 @@
-"""Does a model read a text as its family does here? It is asked, for no list of names would know them all.
+"""Does a model read a text as its kind does here? A short run tells, for no list of names would be complete.
 
 Two short texts tell: padding must not change what a model says of a text (recurrent and state-space models may read it
 into their state), and a later token must not change what a decoder says of earlier ones (XLNet and other bidirectional
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import IGNORE_INDEX, Kind, kind_of, unwrap
+from sinkd_llm.models.kinds import IGNORE_INDEX, Kind, kind_of
 from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.quantisation import is_quantised
+from sinkd_llm.models.wrappers import keeps_state, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
     Args:
         model (`PreTrainedModel`): possibly wrapped.
         name (`str`): of the model, for the message.
-        precision (`torch.dtype`, *optional*): what the run computes in, where that is known: that of its autocast,
+        precision (`torch.dtype`, *optional*): what the run computes in, where that is known: the type of its autocast,
             else float32. Then a model of mixed dtypes whose forward fails for that is refused.
 
     Raises:
@@ -49,7 +50,7 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
     inner = unwrap(model)
     kind = kind_of(model)
     if _cannot_run(inner):
-        if getattr(inner, "_is_stateful", False):
+        if keeps_state(inner):
             logger.warning(
                 "%s (%s) keeps a state of what it has read, and was not run to see whether padding gets into it; "
                 "load it once whole and unquantised, which checks that.",
@@ -75,7 +76,7 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
     ) as error:
         if precision is not None and re.search(r"dtype|scalar type", str(error)):
             _check_one_dtype(inner, name, error)
-        # A kernel that is only on a GPU, a family that needs texts of a certain length: training says it again.
+        # A kernel that is only on a GPU, a model that needs texts of a certain length: training says it again.
         logger.info("%s (%s) could not be run on a short text: %s", name, type(inner).__name__, error)
         return
     finally:
@@ -156,7 +157,7 @@ def _fault_of(model: Any, kind: Kind) -> str | None:
 
 
 def _likely_cause(model: Any, kind: str) -> str:
-    if getattr(model, "_is_stateful", False):
+    if keeps_state(model):
         return "it reads padding into the state that it keeps"
     learned = any("position" in name and hasattr(module, "embedding_dim") for name, module in model.named_modules())
     if kind == "causal-lm" and learned and "position_ids" not in inspect.signature(model.forward).parameters:
@@ -183,7 +184,7 @@ def _plain_ids(model: Any) -> Tensor:
 
 
 def _batch(kind: str, ids_SL: Tensor, pad: int, padding: int) -> dict[str, Tensor]:
-    """Texts as their family's collator lays them out beside one that is `padding` tokens longer."""
+    """Texts as their kind's collator lays them out beside a text that is `padding` tokens longer."""
     more = ids_SL.new_full((len(ids_SL), padding), pad)
     ones, zeros = torch.ones_like(ids_SL), torch.zeros_like(more)
     none = torch.full_like(more, IGNORE_INDEX)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError, plain
-from sinkd_llm.models.kinds import unwrap
-from sinkd_llm.models.kinds.choose import is_head
+from sinkd_llm.models.kinds.class_heads import is_head
+from sinkd_llm.models.wrappers import unwrap
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -154,6 +154,12 @@ def keep_trainable(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def forget_packing(model: Any) -> None:
+    """Takes the marks of packed weights, which keep a model from being saved, off one whose weights were unpacked."""
+    model.hf_quantizer = None
+    del model.config.quantization_config
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import kind_of, unwrap
+from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.loading import load_model
 from sinkd_llm.models.names import ADAPTER_CONFIG, BASE_FOLDER, ModelSource
 from sinkd_llm.models.outputs import allowed_difference, difference, fits_beside, probe_outputs
 from sinkd_llm.models.partitioning import whole_weights
 from sinkd_llm.models.quantisation import is_quantised
+from sinkd_llm.models.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 A full model is saved as Transformers saves it. A LoRA student is saved as PEFT saves it when its base
 can be had by name again (a hub id, a folder that holds the whole base). When it cannot (the base was
-cut from a teacher, merged, read from a GGUF file, built or changed in memory), the base goes along:
+cut from a teacher, merged, read from a GGUF file, built or changed in memory), the base is saved, too:
 
     student/
       adapter_config.json  adapter_model.safetensors     the adapter
@@ -32,7 +32,6 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_facts import base_source, base_weights, loads_merged_only, settle_base
 from sinkd_llm.models.finite import check_finite_weights
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
@@ -44,6 +43,7 @@ from sinkd_llm.models.names import (
 from sinkd_llm.models.placing import check_place, staged, write_record
 from sinkd_llm.models.quantisation import quantisation_of, saving_given_weights
 from sinkd_llm.models.reloading import can_compare, load_again, what_differs
+from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def save_student(
         state_dict (`dict`, *optional*): the gathered weights, where the model itself holds only a part
             of them (DeepSpeed stage 3, FSDP). What was written is compared with them, then.
         check (`bool`, *optional*, defaults to `True`): load what was written and compare its outputs for a few rows
-            with those of `model`. It takes the memory of a second student; where that is not free a warning is
+            with the logits of `model`. It takes the memory of a second student; where that is not free a warning is
             logged instead.
 
     Raises:

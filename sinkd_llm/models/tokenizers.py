@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.library_errors import is_memory_full
+from sinkd_llm.models.foreign import fetch_adapter, hub_error, what_was_said
 from sinkd_llm.models.gguf import converted_tokenizer
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
     ModelSource,
-    fetch_adapter,
-    hub_error,
     resolve_model_source,
-    what_was_said,
 )
 from sinkd_llm.models.stored_config import CONFIG, check_tokenizer_files, read_json
+from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -75,6 +74,8 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
     except InputError:
         raise
     except Exception as error:  # the tokenizers package raises no type of its own
+        if is_memory_full(error):
+            raise
         if source.kind == "hub":
             if not _has_tokenizer_on_hub(source):
                 raise NoTokenizerError(f"{source.name!r} on the model hub holds a model but no tokenizer.") from error
@@ -181,7 +182,7 @@ def check_same_tokenizer(teacher_tokenizer: Any, student_tokenizer: Any) -> None
     Makes sure that token ids mean the same to teacher and student.
 
     Ids that both know must be the same token, and a few probe texts must give the same ids. Special
-    tokens that only one of them has behind the end of the other's vocabulary are accepted (text never
+    tokens that only one of them has after the end of the other's vocabulary are accepted (text never
     gives them), and so are reserved ids that only one of them has named. How far a model pads its
     embedding matrix plays no role.
 
@@ -194,7 +195,7 @@ def check_same_tokenizer(teacher_tokenizer: Any, student_tokenizer: Any) -> None
     teacher_special, student_special = _added_ids(teacher_tokenizer), _added_ids(student_tokenizer)
     refusal = (
         "Teacher and student must share one tokenizer, because the loss compares their probabilities "
-        "token by token. Choose two models of one family."
+        "token by token. Choose two models with one tokenizer."
     )
     for index in sorted(teacher.keys() & student.keys()):
         ours, theirs = student[index], teacher[index]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import AUTO_CLASSES
+from sinkd_llm.models.kinds import KINDS
 from sinkd_llm.tasks.loading import SPLIT_KEYS
 from sinkd_llm.teachers.cache.layout import CONTENTS, ENCODINGS
 from sinkd_llm.training.config import SinKDConfig
@@ -146,7 +146,7 @@ class EvaluateArguments:
     apply_chat_template: bool = as_in(SinKDConfig, "apply_chat_template")
     add_eos: bool | None = as_in(SinKDConfig, "add_eos")
     model_revision: str = as_in(ModelConfig, "model_revision")
-    model_kind: str | None = field(default=None, metadata={"choices": tuple(AUTO_CLASSES)})
+    model_kind: str | None = field(default=None, metadata={"choices": tuple(KINDS)})
     dtype: str = as_in(ModelConfig, "dtype")
     load_in_4bit: bool = False
     load_in_8bit: bool = False

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sinkd_llm.models.kinds import unwrap
 from sinkd_llm.models.origin import name_of, new_modules_of
 from sinkd_llm.models.partitioning import is_part, whole_shape
+from sinkd_llm.models.wrappers import unwrap
 
 if TYPE_CHECKING:
     from sinkd_llm.training.trainer import SinKDTrainer

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from sinkd_llm.errors import InputError, plain
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.library_errors import naming_settings
-from sinkd_llm.models.kinds import AUTO_CLASSES
+from sinkd_llm.models.kinds import KINDS
 from sinkd_llm.objectives import DIVERGENCES, TRANSPORT_SCOPES, VOCABULARIES, DistillationObjective
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.secrets import is_secret_name
@@ -162,7 +162,7 @@ class SinKDConfig(TrainingArguments):
     student_layers: int | None = None
     student_decoder_layers: int | None = None
     check_saved: bool = True
-    model_kind: str | None = field(default=None, metadata={"choices": tuple(AUTO_CLASSES)})
+    model_kind: str | None = field(default=None, metadata={"choices": tuple(KINDS)})
     trust_remote_code: bool = False
     teacher_model_name_or_path: str | None = None
     teacher_model_revision: str = "main"

@@ -1,6 +1,6 @@
 """The gate for numbers: a run ends at the first loss term or gradient norm that is NaN or infinite.
 
-It stands in front of the optimizer, so that the weights are still those of the step before.
+It comes before the optimizer's step, so the weights are still the weights of the step before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.models.finite import check_finite_weights
-from sinkd_llm.models.kinds import Kind, unwrap
+from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.partitioning import held_part, whole_value
+from sinkd_llm.models.wrappers import unwrap
 
 # Updates in a row that a loss scaler may skip. Each halves the scale, which starts at 2^16: after so many it is not
 # the scale that overflows.
@@ -98,13 +99,13 @@ def check_sound(
 ) -> None:
     """
     Refuses a student that must not be saved: with a weight that is not finite or without bounds, or with outputs that
-    are not finite. That is also what the last update of a run may leave behind, which no later step would find.
+    are not finite. That is also what the last update of a run may leave, which no later step would find.
 
     Args:
         student (`nn.Module`): as it is trained, perhaps wrapped.
         kind ([`Kind`]): of it.
         batch (`Mapping`, *optional*): a training batch, for one forward without gradient and without dropout.
-        together (`Callable`, *optional*): makes one answer of those of all processes: the sum of a number.
+        together (`Callable`, *optional*): makes one answer of the answers of all processes: the sum of a number.
 
     Raises:
         NonFiniteError: naming the weight, or the examples of the batch.

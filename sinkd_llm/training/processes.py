@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import unwrap
+from sinkd_llm.models.wrappers import unwrap
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

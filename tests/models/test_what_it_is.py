@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
 from sinkd_llm.models.blueprint import blueprint
-from sinkd_llm.models.kinds import forward_parameters, kind_of
-from sinkd_llm.models.kinds.choose import has_router_loss
+from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.kinds.experts import has_router_loss
 from sinkd_llm.models.origin import new_modules_of
+from sinkd_llm.models.wrappers import forward_parameters
 from tests.support.models import same_weights
 from tests.support.rows import ID_ROWS, collate_ids
 

@@ -11,7 +11,7 @@ import torch
 from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
-from sinkd_llm.models.kinds.choose import class_order
+from sinkd_llm.models.kinds.class_heads import class_order
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask
 

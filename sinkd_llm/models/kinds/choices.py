@@ -59,12 +59,12 @@ def score_choices(
     Args:
         kind ([`Kind`]): of the model.
         model (`nn.Module`): possibly wrapped.
-        batch (`Mapping`): of the family's collator, on the model's device.
+        batch (`Mapping`): of the kind's collator, on the model's device.
         share_prompts (`bool`, *optional*, defaults to `True`): `False` runs every batch in one forward, so that the
             ranks of a sharded model stay in step.
     """
     several = len(batch["labels"]) > len(batch["choice_ids"])
-    if several and share_prompts and kind.name == "causal-lm" and can_share_prompts(model):
+    if several and share_prompts and kind.continues_prompt and can_share_prompts(model):
         return _scores(shared_prompt_logits(model, batch, _prompt_of_sequence(batch)), batch)
     return _scores([kind.supervised_rows(model, batch)], batch)
 

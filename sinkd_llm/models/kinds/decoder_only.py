@@ -10,14 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sinkd_llm.models.kinds.contract import (
-    IGNORE_INDEX,
-    SupervisedRows,
-    answer_rows,
-    forward_parameters,
-    hidden_rows,
-    recorded_head,
-)
+from sinkd_llm.models.heads import hidden_rows, recorded_head
+from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
+from sinkd_llm.models.wrappers import forward_parameters
 
 
 class DecoderOnly:
@@ -25,8 +20,14 @@ class DecoderOnly:
 
     title = "decoder-only"
     name = "causal-lm"
+    body = "decoder"
+    auto_class = "AutoModelForCausalLM"
+    class_table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    class_endings: tuple[str, ...] = ("ForCausalLM", "LMHeadModel")
     lora_task_type: str | None = "CAUSAL_LM"
     scores_classes = False
+    writes_text = True
+    continues_prompt = True
 
     def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
         """Runs the model once and its head only at the positions that predict an answer token.

@@ -10,14 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds.contract import (
-    IGNORE_INDEX,
-    SupervisedRows,
-    accepted,
-    answer_rows,
-    logits_at,
-    unwrap,
-)
+from sinkd_llm.models.heads import logits_at
+from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
+from sinkd_llm.models.wrappers import accepted, unwrap
 
 
 class EncoderDecoder:
@@ -25,13 +20,19 @@ class EncoderDecoder:
 
     title = "encoder-decoder"
     name = "seq2seq-lm"
+    body = "encoder-decoder"
+    auto_class = "AutoModelForSeq2SeqLM"
+    class_table = "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
+    class_endings: tuple[str, ...] = ("ForConditionalGeneration",)
     lora_task_type: str | None = "SEQ_2_SEQ_LM"
     scores_classes = False
+    writes_text = True
+    continues_prompt = False
 
     def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
         """Runs the encoder once a prompt, the decoder once an answer, the head only at answer tokens.
 
-        The decoder reads the answer shifted right by the model itself, behind its own start token. Padding
+        The decoder reads the answer shifted right by the model itself, after its own start token. Padding
         stands on the right of the answers, where a causal decoder never looks.
 
         Args:

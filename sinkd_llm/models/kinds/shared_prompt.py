@@ -17,11 +17,10 @@ from sinkd_llm.models.kinds.contract import (
     LOGITS_AT_A_TIME,
     SupervisedRows,
     answer_rows,
-    forward_parameters,
-    unwrap,
 )
+from sinkd_llm.models.wrappers import forward_parameters, keeps_state, unwrap
 
-# A part's copy of the cache is no larger than that of the prompts themselves, or than that of a few prompts.
+# A part's copy of the cache is no larger than the cache of the prompts, or than the cache of a few prompts.
 LEAST_ANSWERS_AT_A_TIME = 16
 
 
@@ -32,7 +31,7 @@ def can_share_prompts(model: nn.Module) -> bool:
     inner = unwrap(model)
     if not {"past_key_values", "use_cache", "attention_mask"} <= forward_parameters(model):
         return False
-    if getattr(inner, "_is_stateful", False):  # a recurrent state beside the keys or instead of them
+    if keeps_state(inner):
         return False
     try:
         layers = DynamicCache(config=inner.config).layers
@@ -46,8 +45,8 @@ def shared_prompt_logits(model: nn.Module, batch: Mapping[str, Any], prompt_S: T
     """
     The supervised logits of a left-padded batch, whose sequences share prompts, without gradient.
 
-    They are those of [`DecoderOnly.supervised_rows`], in parts of a few whole sequences: a part has at most
-    [`LOGITS_AT_A_TIME`] logits, or those of one answer.
+    They equal the rows of [`DecoderOnly.supervised_rows`], in parts of a few whole sequences: a part has at most
+    [`LOGITS_AT_A_TIME`] logits, or the logits of one answer.
 
     Args:
         model (`nn.Module`): one that [`can_share_prompts`], possibly wrapped.
@@ -58,7 +57,7 @@ def shared_prompt_logits(model: nn.Module, batch: Mapping[str, Any], prompt_S: T
     with torch.no_grad():
         labels_SL, mask_SL = batch["labels"], batch["attention_mask"].long()
         length_S = (labels_SL != IGNORE_INDEX).sum(dim=1)
-        end_S = labels_SL.shape[1] - length_S  # the column behind the prompt
+        end_S = labels_SL.shape[1] - length_S  # the column after the prompt
         # The first sequence of each prompt gives its tokens.
         first_B = torch.searchsorted(prompt_S, torch.arange(int(prompt_S[-1]) + 1, device=prompt_S.device))
         prompt_length_B = mask_SL[first_B].sum(dim=1) - length_S[first_B]
@@ -91,7 +90,7 @@ def shared_prompt_logits(model: nn.Module, batch: Mapping[str, Any], prompt_S: T
 
 
 def _read_prompts(model: nn.Module, ids_BP: Tensor, mask_BP: Tensor) -> tuple[Tensor, Any]:
-    """Logits behind the last token of each prompt `[B, V]`, and the cache."""
+    """Logits after the last token of each prompt `[B, V]`, and the cache."""
     from transformers import DynamicCache
 
     takes = forward_parameters(model)
@@ -103,7 +102,7 @@ def _read_prompts(model: nn.Module, ids_BP: Tensor, mask_BP: Tensor) -> tuple[Te
 
 
 def _continue(model: nn.Module, cache: Any, ids_CT: Tensor, mask_CT: Tensor, places_CT: Tensor) -> Tensor:
-    """Logits behind each token of the answers: `[C, T, V]`; `mask_CT` covers the prompts too."""
+    """Logits after each token of the answers: `[C, T, V]`; `mask_CT` covers the prompts too."""
     arguments = _arguments(forward_parameters(model), ids_CT, mask_CT, places_CT, cache)
     logits: Tensor = model(**arguments).logits
     return logits

@@ -1,0 +1,38 @@
+"""Encoders with a language-model head, which is asked at a mask.
+
+Shapes: S texts of a batch, L tokens of the longest, N supervised rows, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from sinkd_llm.models.heads import logits_at
+from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows, encoder_inputs
+
+
+class MaskedLanguageModel:
+    """BERT, RoBERTa, DeBERTa, ModernBERT with their pretraining head: the answer is the word at the mask."""
+
+    title = "encoder with a masked-language-model head"
+    name = "masked-lm"
+    body = "encoder"
+    auto_class = "AutoModelForMaskedLM"
+    class_table = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
+    class_endings: tuple[str, ...] = ("ForMaskedLM",)
+    lora_task_type: str | None = None
+    scores_classes = False
+    writes_text = False
+    continues_prompt = False
+
+    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+        """`batch` holds `input_ids`, `attention_mask` and `labels` `[S, L]`; labels are -100 outside masks.
+
+        `with_hidden`: see [`SupervisedRows`].
+        """
+        labels_SL = batch["labels"]
+        supervised_SL = labels_SL != IGNORE_INDEX
+        logits_NV, hidden_NH = logits_at(model, supervised_SL, with_hidden, **encoder_inputs(model, batch))
+        example_N, column_N, position_N = answer_rows(supervised_SL)
+        return SupervisedRows(logits_NV, labels_SL[example_N, column_N], example_N, position_N, hidden_NH)
