@@ -227,3 +227,23 @@ def test_a_manifest_of_a_damaged_cache_can_be_replaced(whole: Path, tmp_path: Pa
     replace(folder, features(23))
     assert contents(folder) == contents(whole)
     assert Manifest.load(folder).complete
+
+
+@pytest.mark.parametrize(
+    ("keys", "predictions"),
+    [(["00"], [1, 0]), (["0x"], [1]), ([7], [1]), (["00"], ["1"]), (["00"], None), ("00", [1])],
+)
+def test_a_damaged_record_of_the_teachers_choices_is_refused(
+    keys: Any, predictions: Any, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(whole, folder)
+    content = json.loads((folder / MANIFEST).read_text())
+    score = {"rows": "hash", "name": "teacher", "metrics": {"acc": 0.5}}
+    content["teacher_score"] = {**score, "predictions": [1], "keys": ["00"]}
+    (folder / MANIFEST).write_text(json.dumps(content))
+    CachedTeacher(folder)
+    content["teacher_score"] = {**score, "predictions": predictions, "keys": keys}
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        CachedTeacher(folder)
