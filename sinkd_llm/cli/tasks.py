@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     check_parser.add_argument("--split", choices=["train", "validation", "test"], help="only this one")
     check_parser.add_argument(
         "--model_name_or_path",
-        help=f"the model to train, whose kind and tokenizer read the rows (default: {DEFAULT_TOKENIZER}, if installed)",
+        help=f"the model to train, whose kind and tokenizer read rows (default: {DEFAULT_TOKENIZER}, if installed)",
     )
     check_parser.add_argument(
         "--model_kind",

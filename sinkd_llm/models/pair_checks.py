@@ -29,8 +29,8 @@ def check_apart(teacher: Any, student: Any) -> None:
         return
     if unwrap(teacher) is unwrap(student):
         raise InputError(
-            "Teacher and student are the same model, so training the student would change the teacher; pass a copy as the "
-            "student (copy.deepcopy(model)), or name both and each is loaded for itself."
+            "Teacher and student are the same model, so training the student would change the teacher; pass a copy as "
+            "the student (copy.deepcopy(model)), or name both and each is loaded for itself."
         )
     raise InputError(
         f"The student's weight {shared} is the teacher's own, so training would change the teacher, too; build the "

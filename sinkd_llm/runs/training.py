@@ -116,7 +116,7 @@ def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> No
         if model_args.load_in_4bit or model_args.load_in_8bit:
             raise InputError(
                 "--load_in_4bit and --load_in_8bit quantise a student that --model_name_or_path names; "
-                "a student built from the teacher's layers cannot be quantised. For the teacher there are "
+                "a student built from the teacher's layers is not quantised. For the teacher there are "
                 "--teacher_load_in_4bit and --teacher_load_in_8bit."
             )
     _check_quantised(model_args)
