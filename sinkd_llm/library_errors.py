@@ -1,4 +1,4 @@
-"""What libraries raise while a run is being set up, told with the name of the setting that it is about."""
+"""What libraries raise: whether the memory is full, and which setting an error is about while a run is set up."""
 
 import os
 import re
@@ -15,7 +15,15 @@ from sinkd_llm.secrets import MASK, is_secret_name
 # What libraries call a setting in their messages.
 _SAID_AS = {"r": "lora_r", "rank": "lora_r", "target_modules": "lora_target_modules", "alpha_lora": "lora_alpha"}
 _SAID_AS |= {"modules_to_save": "lora_modules_to_save", "target_parameters": "lora_target_parameters"}
-_SAID_AS |= {"load_in_8bit": "load_in_8bit", "task_type": "lora_task_type", "use_gpu": "use_cpu"}
+_SAID_AS |= {"task_type": "lora_task_type", "use_gpu": "use_cpu"}
+
+
+_MEMORY_IS_FULL = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Whether an error says that a device has no memory left: that is no fault of what was being read or set up."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _MEMORY_IS_FULL)
 
 
 @contextmanager
@@ -31,12 +39,12 @@ def naming_settings(*arguments: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError, MemoryError):
+    except (InputError, OSError):
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = os.path.dirname(os.path.abspath(__file__))
-        if (frames and frames[-1].filename.startswith(ours + os.sep)) or "out of memory" in str(error):
+        if (frames and frames[-1].filename.startswith(ours + os.sep)) or is_memory_full(error):
             raise
         name = _mentioned(str(error), arguments)
         library = _library(frames[-1].filename if frames else "")

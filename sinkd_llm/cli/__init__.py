@@ -15,6 +15,7 @@ from importlib import import_module
 from sinkd_llm._version import __version__
 from sinkd_llm.environment import is_debugging
 from sinkd_llm.errors import InputError, first_line, nearest, shown
+from sinkd_llm.library_errors import is_memory_full
 from sinkd_llm.quiet import quieten_libraries
 from sinkd_llm.terminal import (
     drop_output,
@@ -28,11 +29,11 @@ from sinkd_llm.terminal import (
 
 COMMANDS = {
     "quickstart": "fine-tune a small real model and distil it, in minutes on a laptop",
-    "finetune": "train a model on a task with cross-entropy: how teachers are made",
-    "cache": "run a teacher once over a recipe's rows, to train without it in memory",
+    "finetune": "train a model on a task with cross-entropy, for example a teacher",
+    "cache": "run a teacher once over a recipe's rows, to train without it",
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "evaluate": "score a model on a task by ranking the answers",
-    "tasks": "list the tasks, show their rendered rows, or check one of your own",
+    "tasks": "list the tasks, show their rendered rows, or check a task of your own",
     "env": "show versions, devices and what is missing",
 }
 

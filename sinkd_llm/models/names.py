@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from sinkd_llm.errors import InputError, first_line
+from sinkd_llm.errors import InputError
 from sinkd_llm.models.bundled import BUNDLED, bundled_file
 from sinkd_llm.models.stored_config import (
     CONFIG,
@@ -32,7 +32,7 @@ BASE_FOLDER = "base"
 BASE_REFERENCE = f"./{BASE_FOLDER}"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WHAT_CAN_BE_GIVEN = (
+WHAT_CAN_BE_GIVEN = (
     "Give a model hub id (organisation/name), a folder, a *.gguf file, or one of the bundled names "
     + ", ".join(repr(name) for name in BUNDLED)
     + "."
@@ -76,7 +76,7 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
     name = str(name_or_path)
     path = Path(name).expanduser()
     if not name.strip():
-        raise InputError(f"The model name is empty. {_WHAT_CAN_BE_GIVEN}")
+        raise InputError(f"The model name is empty. {WHAT_CAN_BE_GIVEN}")
     if name in BUNDLED:
         file = bundled_file(name)
         if file.is_dir():
@@ -97,60 +97,10 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
     close = get_close_matches(name.lower(), list(BUNDLED), n=1, cutoff=0.75)
     if close:
         # Asking the hub for a misspelt bundled name would end in a slower and less helpful error.
-        raise InputError(f"There is no model {name!r}. Did you mean {close[0]!r}? {_WHAT_CAN_BE_GIVEN}")
+        raise InputError(f"There is no model {name!r}. Did you mean {close[0]!r}? {WHAT_CAN_BE_GIVEN}")
     if _HUB_ID.fullmatch(name):
         return ModelSource(name, "hub", name, revision=revision)
-    raise InputError(f"There is no folder or file {name!r}. {_WHAT_CAN_BE_GIVEN}")
-
-
-def fetch_adapter(source: ModelSource) -> ModelSource:
-    """`source`, or the local copy of a hub repository that holds a PEFT adapter instead of a model.
-
-    Raises:
-        InputError: if the repository cannot be read, or its adapter is not complete.
-    """
-    if source.kind != "hub":
-        return source
-    from huggingface_hub import snapshot_download
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        if find_adapter_config_file(source.path, revision=source.revision) is None:
-            return source
-        folder = snapshot_download(
-            source.path,
-            revision=source.revision,
-            # The adapter, its tokenizer and its base; not the optimiser states that some upload.
-            allow_patterns=[
-                "adapter_model.safetensors",
-                f"{BASE_FOLDER}/*",
-                "*.json",
-                "*.model",
-                "*.txt",
-                "*.jinja",
-            ],
-        )
-    except (OSError, ValueError) as error:
-        raise hub_error(source, error) from error
-    return resolve_model_source(folder)
-
-
-def hub_error(source: ModelSource, error: Exception) -> InputError:
-    """The error for a hub id that could not be read, from what Transformers said."""
-    return InputError(
-        f"{source.name!r} is no local folder and could not be loaded from the model hub: {what_was_said(error)}. "
-        f"{_WHAT_CAN_BE_GIVEN}"
-    )
-
-
-def what_was_said(error: Exception) -> str:
-    """What another library said, in a line, and the flag it asks for where it would run foreign code."""
-    said = first_line(error)
-    if isinstance(error, (KeyError, AttributeError, IndexError, ZeroDivisionError, TypeError)):
-        said = f"{type(error).__name__}: {said}"  # "'x'" alone says nothing
-    if "trust_remote_code" in str(error):
-        return f"it comes with code of its own, which runs only with --trust_remote_code ({said})"
-    return said
+    raise InputError(f"There is no folder or file {name!r}. {WHAT_CAN_BE_GIVEN}")
 
 
 def check_model_folder(folder: Path) -> None:
@@ -245,9 +195,9 @@ def _check_safetensors(file: Path) -> tuple[int, list[str]]:
 
 def _check_gguf(file: Path) -> None:
     if not file.is_file():
-        raise InputError(f"There is no file {str(file)!r}. {_WHAT_CAN_BE_GIVEN}")
+        raise InputError(f"There is no file {str(file)!r}. {WHAT_CAN_BE_GIVEN}")
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             if said := not_fetched(file):
                 raise InputError(said)
-            raise InputError(f"{str(file)!r} is no GGUF file. {_WHAT_CAN_BE_GIVEN}")
+            raise InputError(f"{str(file)!r} is no GGUF file. {WHAT_CAN_BE_GIVEN}")

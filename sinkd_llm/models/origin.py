@@ -68,6 +68,11 @@ def name_of(model: Any) -> str | None:
     return getattr(model, "name_or_path", None) or None
 
 
+def commit_of(model: Any) -> str | None:
+    """The commit of the hub repository that a model was read from; `None` if it came from elsewhere."""
+    return getattr(model.config, "_commit_hash", None)
+
+
 def modules_of(weights: Iterable[str]) -> tuple[str, ...]:
     """The modules that hold these weights, each by the name under the model or its base: `classifier`, `pooler`."""
     names = {weight.rsplit(".", 1)[0] for weight in weights}

@@ -1,4 +1,4 @@
-"""A trainer whose checkpoints are whole or not there, and that goes on only from those of its own run."""
+"""A trainer whose checkpoints are whole or not there, and that goes on only from checkpoints of its own run."""
 
 import json
 import pickle
@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.integrity import check_manifest
+from sinkd_llm.library_errors import is_memory_full
 from sinkd_llm.quiet import without_warning
 from sinkd_llm.secrets import masked
 from sinkd_llm.terminal import say
@@ -98,11 +99,11 @@ class ResumableTrainer(Trainer):
                 "at the beginning in another --output_dir."
             )
         if noted and self.is_world_process_zero():
-            say(f"From here on otherwise than before {checkpoint.name}: {'; '.join(noted)}.")
+            say(f"Settings that differ from before {checkpoint.name}: {'; '.join(noted)}.")
         return stored
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Transformers'; the closing record's loss is that of all steps."""
+        """As Transformers'; the closing record's loss is the mean over all steps."""
         if "train_loss" in logs:
             logs["train_loss"] = self._whole_loss(logs["train_loss"])
         super().log(logs, start_time)
@@ -199,7 +200,7 @@ class ResumableTrainer(Trainer):
             name = "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
             if not (Path(checkpoint) / name).is_file():
                 raise InputError(
-                    f"{checkpoint} has no {name}, so the random numbers would be others than in the run that wrote "
+                    f"{checkpoint} has no {name}, so the random numbers would differ from the run that wrote "
                     "it; go on with as many processes as it had, or from another checkpoint."
                 )
         with _reading(checkpoint, "the states of the random numbers"):
@@ -214,7 +215,7 @@ def _reading(checkpoint: str | None, what: str) -> Iterator[None]:
     except (InputError, OSError, MemoryError, pickle.UnpicklingError):
         raise  # they say it well, or mean something else
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError) as error:
-        if "out of memory" in str(error):
+        if is_memory_full(error):
             raise
         raise InputError(
             f"{what} of {checkpoint} do not fit this run, or are damaged ({first_line(error)}); go on with the "
