@@ -1,6 +1,8 @@
-"""`sinkd env`: versions, devices, memory, and what is missing with the command that installs it.
+"""`sinkd env`: versions, devices, memory, and what is missing with the command
+that installs it.
 
-With `--estimate recipe.yaml`: the memory that the recipe's run needs, on one device and on several.
+With `--estimate recipe.yaml`: the memory that the recipe's run needs, on one
+device and on several.
 """
 
 import argparse
@@ -33,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="After --estimate, any flag of sinkd distill and finetune overrides the recipe.",
     )
     parser.add_argument("--estimate", metavar="RECIPE.yaml", help="estimate the memory of this run")
-    parser.add_argument("--memory", help="memory of one device, such as 24GB; default: of the device here")
+    parser.add_argument("--memory", help="memory of one device, such as 24GB; default: of this machine's device")
     parser.add_argument("--num_devices", type=int, help="most devices to estimate for; default: the GPUs here, or 8")
     known, rest = parser.parse_known_args(list(argv))
     if known.estimate is not None:

@@ -38,7 +38,7 @@ LOSS = Plot(
 )
 PLAN = Plot(
     "The transport plan",
-    "share, 0 to 1",
+    "share",
     {
         "sinkhorn/diagonal_mass": "diagonal mass of the plan",
         "sinkhorn/plan_entropy": "entropy of the plan",

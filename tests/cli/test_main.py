@@ -189,7 +189,7 @@ def test_a_terminal_without_unicode_loses_nothing(argv, encoding):
         assert "sst2" in done.stdout
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["tasks"], ["tasks", "check", "quickstart"], ["env"], ["env", "--help"]])
+@pytest.mark.parametrize("argv", ["--help", "tasks", "tasks check quickstart", "env", "env --help", "evaluate --help"])
 def test_what_is_printed_fits_a_terminal_of_80_columns(argv, monkeypatch):
     class Screen(io.StringIO):
         def isatty(self):
@@ -199,7 +199,7 @@ def test_what_is_printed_fits_a_terminal_of_80_columns(argv, monkeypatch):
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", "80")
     with contextlib.suppress(SystemExit):  # of argparse, after the help
-        assert cli.main(argv) == 0
+        assert cli.main(argv.split()) == 0
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in screen.getvalue().splitlines()]
     assert len(lines) > 5
     # An address has no place to be folded at.
