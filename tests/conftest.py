@@ -94,3 +94,15 @@ def make_checkpoint(tmp_path: Path) -> Callable[[int], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def write_file(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    """Writes a file with the given content, text as UTF-8."""
+
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "file"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write

@@ -8,20 +8,10 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.yaml_files import MAX_BYTES, MAX_DEPTH, read_yaml_mapping
 
 
-@pytest.fixture
-def write(tmp_path: Path):
-    def _write(content: str | bytes) -> Path:
-        path = tmp_path / "file.yaml"
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return _write
-
-
-def test_values(write) -> None:
+def test_values(write_file) -> None:
     text = "\ufeffa: 1\nb: [x, 'yes', 0.5, null, true]\nc: {1: no, x-y: 0}\nd: 2024-01-01\n"
     text += "e: &e {k: 1}\nf:\n  <<: *e\n  k: 2\n"
-    assert read_yaml_mapping(write(text), "recipe") == {
+    assert read_yaml_mapping(write_file(text), "recipe") == {
         "a": 1,
         "b": ["x", "yes", 0.5, None, True],
         "c": {1: False, "x-y": 0},
@@ -70,9 +60,9 @@ def bomb() -> str:
         (b"#" * (MAX_BYTES + 1), "has 1,000,001 bytes"),
     ],
 )
-def test_faults_are_one_message_with_the_line(content: str | bytes, message: str, write) -> None:
+def test_faults_are_one_message_with_the_line(content: str | bytes, message: str, write_file) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        read_yaml_mapping(write(content), "recipe", {"!run": "it runs code"})
+        read_yaml_mapping(write_file(content), "recipe", {"!run": "it runs code"})
     assert "\n" not in str(caught.value)
 
 

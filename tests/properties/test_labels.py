@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sinkd_llm import load_task
 from tests.support.properties import attempt, examples
-from tests.support.world import TASK
+from tests.support.task_files import TASK
 
 CHOICES = (
     *(("negative", "positive"), ("False", "True"), ("True", "False"), ("true", "false"), ("no", "yes")),

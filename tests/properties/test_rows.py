@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sinkd_llm import load_task
 from tests.support import values
 from tests.support.properties import attempt, examples
-from tests.support.world import TASK
+from tests.support.task_files import TASK
 
 TABLE_TEXTS = st.lists(values.texts.filter(lambda text: "\x00" not in text), min_size=1, max_size=5)
 QUOTING = st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONE])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sinkd_llm import load_task
 from tests.support import values
 from tests.support.properties import attempt, examples
-from tests.support.world import TASK
+from tests.support.task_files import TASK
 
 ROWS = '{"text": "a good film", "label": 1}\n{"text": "a bad film", "label": 0}\n'
 SCHEMA_KEYS = (

@@ -10,29 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sinkd_llm.cli import main
-
-TASK = """
-task: mine
-dataset_path: json
-dataset_kwargs: {data_files: {train: rows.jsonl, validation: rows.jsonl}}
-training_split: train
-validation_split: validation
-output_type: multiple_choice
-doc_to_text: "{{text}}"
-doc_to_choice: [bad, good]
-doc_to_target: label
-"""
+from tests.support.models import save
+from tests.support.task_files import write_task
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_causal_lm, tiny_tokenizer):
     root = tmp_path_factory.mktemp("world")
-    tiny_causal_lm(layers=2).save_pretrained(root / "model")
-    tiny_tokenizer.save_pretrained(root / "model")
-    (root / "task").mkdir()
-    (root / "task" / "mine.yaml").write_text(TASK)
+    save(root / "model", tiny_causal_lm(layers=2), tiny_tokenizer)
     rows = [{"text": f"film {i}", "label": i % 2} for i in range(6)]
-    (root / "task" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"data_files": {"train": "rows.jsonl", "validation": "rows.jsonl"}}
+    write_task(root / "task" / "mine.yaml", rows, dataset_kwargs=files)
     return root
 
 

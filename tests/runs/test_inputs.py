@@ -11,26 +11,15 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.inputs import Input, check_scores_file, refuse_inputs, run_inputs
 from sinkd_llm.training.config import SinKDConfig
-
-TASK = """
-task: mine
-dataset_path: json
-dataset_kwargs: {data_files: {train: train.jsonl, validation: train.jsonl}}
-training_split: train
-validation_split: validation
-output_type: multiple_choice
-doc_to_text: "{{text}}"
-doc_to_choice: [bad, good]
-doc_to_target: label
-"""
+from tests.support.models import save
+from tests.support.task_files import write_task
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, tiny_causal_lm, tiny_tokenizer):
     """A model, an adapter on it, a task with its rows, a recipe."""
     root = tmp_path_factory.mktemp("inputs")
-    tiny_causal_lm(layers=2).save_pretrained(root / "model")
-    tiny_tokenizer.save_pretrained(root / "model")
+    save(root / "model", tiny_causal_lm(layers=2), tiny_tokenizer)
     (root / "adapter").mkdir()
     config = {
         "peft_type": "LORA",
@@ -40,9 +29,9 @@ def inputs(tmp_path_factory, tiny_causal_lm, tiny_tokenizer):
     }
     (root / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     (root / "adapter" / "adapter_model.safetensors").write_bytes((root / "model" / "model.safetensors").read_bytes())
-    (root / "task").mkdir()
-    (root / "task" / "mine.yaml").write_text(TASK)
-    (root / "task" / "train.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    files = {"data_files": {"train": "train.jsonl", "validation": "train.jsonl"}}
+    write_task(root / "task" / "mine.yaml", rows, dataset_kwargs=files)
     (root / "recipes").mkdir()
     (root / "recipes" / "recipe.yaml").write_text("max_steps: 1\n")
     return root

@@ -1,5 +1,7 @@
 """Small caches for the tests: made-up rows, and a teacher that is a table."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,22 @@ def write(
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != ".lock"}
+
+
+class Crash(BaseException):
+    """As a kill: nothing catches it."""
+
+
+class CrashingRename:
+    """Takes the place of `os.replace`: raises `Crash` at the rename number `at`, with `damage` done first."""
+
+    def __init__(self, damage: Callable[[Any, Any], None] | None = None) -> None:
+        self.rename, self.damage, self.count, self.at = os.replace, damage, 0, 0
+
+    def __call__(self, source: Any, target: Any) -> None:
+        self.count += 1
+        if self.count == self.at:
+            if self.damage is not None:
+                self.damage(source, target)
+            raise Crash
+        self.rename(source, target)

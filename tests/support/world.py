@@ -9,21 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 TEXTS = ("a good film", "a bad film", "the food was great", "the plot was awful", "not bad", "not good")
-TASK: dict[str, Any] = {
-    "task": "mine",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
-    "training_split": "train",
-    "validation_split": "validation",
-    "output_type": "multiple_choice",
-    "doc_to_text": "Review: {{text}}\nSentiment:",
-    "doc_to_choice": ["negative", "positive"],
-    "doc_to_target": "label",
-    "metric_list": [{"metric": "acc"}],
-}
 # C0 but tab, line feed and carriage return (progress), DEL, and C1: nothing of a file or flag may send these to a
 # terminal.
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
@@ -76,14 +62,8 @@ def build_world(root: Path, tiny_causal_lm: Any, tiny_tokenizer: Any) -> World:
     """Writes the inputs."""
     world = World(root / "inputs", root / "scratch")
     world.scratch.mkdir()
-    tiny_causal_lm(layers=3).save_pretrained(world.base)
-    tiny_tokenizer.save_pretrained(world.base)
-    world.task.parent.mkdir()
-    world.task.write_text(yaml.safe_dump(TASK), encoding="utf-8")
-    rows = [{"text": text, "label": index % 2} for index, text in enumerate(TEXTS)]
-    for split in ("train", "validation"):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (world.task.parent / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    save(world.base, tiny_causal_lm(layers=3), tiny_tokenizer)
+    write_task(world.task, [{"text": text, "label": index % 2} for index, text in enumerate(TEXTS)])
     return world
 
 

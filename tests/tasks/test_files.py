@@ -11,18 +11,8 @@ from sinkd_llm.tasks.files import READERS, read_csv, read_json, read_tsv
 from sinkd_llm.tasks.formats import read_multirc, read_record, read_trec
 
 
-@pytest.fixture
-def write(tmp_path: Path):
-    def _write(content: str | bytes) -> Path:
-        path = tmp_path / "file"
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return _write
-
-
-def test_tsv_is_literal(write) -> None:
-    rows = read_tsv(write('sentence\tlabel\n"quoted" and "open\t1\r\nline\u2028end \r in\t0\n\n'))
+def test_tsv_is_literal(write_file) -> None:
+    rows = read_tsv(write_file('sentence\tlabel\n"quoted" and "open\t1\r\nline\u2028end \r in\t0\n\n'))
     assert rows.rows == [
         {"sentence": '"quoted" and "open', "label": "1"},
         {"sentence": "line\u2028end \r in", "label": "0"},
@@ -30,35 +20,35 @@ def test_tsv_is_literal(write) -> None:
     assert [rows.where(i).split()[1] for i in range(2)] == ["2", "3"]
 
 
-def test_tsv_without_header(write) -> None:
-    rows = read_tsv(write("a\t1\t\tx\n"), column_names=["source", "label", "note", "sentence"])
+def test_tsv_without_header(write_file) -> None:
+    rows = read_tsv(write_file("a\t1\t\tx\n"), column_names=["source", "label", "note", "sentence"])
     assert rows.rows == [{"source": "a", "label": "1", "note": "", "sentence": "x"}]
 
 
-def test_csv_is_quoted_and_may_span_lines(write) -> None:
-    rows = read_csv(write('\ufefflabel,text\r\n1,"a, ""b""\nc"\r\n\r\n2,d\r\n'))
+def test_csv_is_quoted_and_may_span_lines(write_file) -> None:
+    rows = read_csv(write_file('\ufefflabel,text\r\n1,"a, ""b""\nc"\r\n\r\n2,d\r\n'))
     assert rows.rows == [{"label": "1", "text": 'a, "b"\nc'}, {"label": "2", "text": "d"}]
     assert rows.where(0).startswith("line 2 of")
     assert rows.where(1).startswith("line 5 of")
 
 
-def test_json_lines_and_array_agree(write) -> None:
-    lines = read_json(write('{"a": 1}\n\n{"a": null}\n'))
+def test_json_lines_and_array_agree(write_file) -> None:
+    lines = read_json(write_file('{"a": 1}\n\n{"a": null}\n'))
     assert lines.rows == [{"a": 1}, {"a": None}]
     assert lines.where(1).startswith("line 3 of")
-    array = read_json(write('[{"a": 1},\n {"a": null}]'))
+    array = read_json(write_file('[{"a": 1},\n {"a": null}]'))
     assert array.rows == lines.rows
     assert array.where(1).startswith("row 1 of")
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
-def test_missing_empty_and_not_utf8(kind: str, write, tmp_path: Path) -> None:
+def test_missing_empty_and_not_utf8(kind: str, write_file, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no file"):
         READERS[kind](tmp_path / "absent")
     with pytest.raises(InputError, match=r"is empty|has no rows"):
-        READERS[kind](write(""))
+        READERS[kind](write_file(""))
     with pytest.raises(InputError, match=r"Line 3 of .* is not UTF-8 \(byte 0xe9\)"):
-        READERS[kind](write("a\nb\ncaf\xe9\n".encode("latin1")))
+        READERS[kind](write_file("a\nb\ncaf\xe9\n".encode("latin1")))
 
 
 @pytest.mark.parametrize(
@@ -76,19 +66,19 @@ def test_missing_empty_and_not_utf8(kind: str, write, tmp_path: Path) -> None:
         (read_json, "3\n", "Line 1 of .* is int, not a JSON object"),
     ],
 )
-def test_broken_files(reader, content: str, message: str, write) -> None:
+def test_broken_files(reader, content: str, message: str, write_file) -> None:
     with pytest.raises(InputError, match=message):
-        reader(write(content))
+        reader(write_file(content))
 
 
-def test_trec_is_latin1_with_a_stray_byte_or_utf8(write) -> None:
-    rows = read_trec(write(b"DESC:def What is a caf\xe9 ?\n\nLOC:city A sister\xf0city : where ?\n"))
+def test_trec_is_latin1_with_a_stray_byte_or_utf8(write_file) -> None:
+    rows = read_trec(write_file(b"DESC:def What is a caf\xe9 ?\n\nLOC:city A sister\xf0city : where ?\n"))
     assert rows.rows == [
         {"text": "What is a café ?", "coarse_label": "DESC", "fine_label": "DESC:def"},
         {"text": "A sister city : where ?", "coarse_label": "LOC", "fine_label": "LOC:city"},
     ]
     assert rows.where(1).startswith("line 3 of")
-    assert read_trec(write("DESC:def What is a café ?\n")).rows == rows.rows[:1]
+    assert read_trec(write_file("DESC:def What is a café ?\n")).rows == rows.rows[:1]
 
 
 @pytest.mark.parametrize(
@@ -113,28 +103,28 @@ def test_trec_is_latin1_with_a_stray_byte_or_utf8(write) -> None:
         ),
     ],
 )
-def test_broken_passages(reader, content: str, message: str, write) -> None:
+def test_broken_passages(reader, content: str, message: str, write_file) -> None:
     with pytest.raises(InputError, match=message):
-        reader(write(content))
+        reader(write_file(content))
 
 
-def test_a_header_says_what_parts_the_fields(write) -> None:
+def test_a_header_says_what_parts_the_fields(write_file) -> None:
     for mark in ("\t", ";", "|"):
-        assert read_csv(write(f"text{mark}label\na, b{mark}1\n")).rows == [{"text": "a, b", "label": "1"}]
-    assert read_csv(write("text,a;b\nx,1\n")).rows == [{"text": "x", "a;b": "1"}]
+        assert read_csv(write_file(f"text{mark}label\na, b{mark}1\n")).rows == [{"text": "a, b", "label": "1"}]
+    assert read_csv(write_file("text,a;b\nx,1\n")).rows == [{"text": "x", "a;b": "1"}]
 
 
-def test_the_index_of_pandas_has_its_name(write) -> None:
-    assert read_csv(write(",text\n0,a\n")).rows == [{"Unnamed: 0": "0", "text": "a"}]
+def test_the_index_of_pandas_has_its_name(write_file) -> None:
+    assert read_csv(write_file(",text\n0,a\n")).rows == [{"Unnamed: 0": "0", "text": "a"}]
     with pytest.raises(InputError, match="should name the columns, each once"):
-        read_csv(write("text,\na,b\n"))
+        read_csv(write_file("text,\na,b\n"))
 
 
-def test_fields_of_any_length(write) -> None:
+def test_fields_of_any_length(write_file) -> None:
     import csv
 
     before = csv.field_size_limit()
-    assert len(read_csv(write('text\n"' + "a" * 300_000 + '"\n')).rows[0]["text"]) == 300_000
+    assert len(read_csv(write_file('text\n"' + "a" * 300_000 + '"\n')).rows[0]["text"]) == 300_000
     assert csv.field_size_limit() == before
 
 
@@ -142,26 +132,29 @@ TWO_READINGS = 'text{0}label\n"Great film{0}1\nPoor film"{0}0\nfine{0}1\n'
 
 
 @pytest.mark.parametrize("mark", ["\t", ","])
-def test_quotes_that_would_swallow_rows(mark: str, write) -> None:
-    path = write(TWO_READINGS.format(mark))
+def test_quotes_that_would_swallow_rows(mark: str, write_file) -> None:
+    path = write_file(TWO_READINGS.format(mark))
     with pytest.raises(InputError, match=r"A quote on line 2 of .* \{quoting: 3\}"):
         read_csv(path, delimiter=mark)
     assert [row["label"] for row in read_csv(path, delimiter=mark, quoting=3).rows] == ["1", "0", "1"]
     assert read_csv(path, delimiter=mark, quoting=0).rows[0] == {"text": f"Great film{mark}1\nPoor film", "label": "0"}
 
 
-def test_quotes_of_a_tab_separated_file(write) -> None:
-    quoted = read_csv(write('text\tlabel\n"a ""b"" c"\t1\n"two\nlines"\t0\n'))
+def test_quotes_of_a_tab_separated_file(write_file) -> None:
+    quoted = read_csv(write_file('text\tlabel\n"a ""b"" c"\t1\n"two\nlines"\t0\n'))
     assert [row["text"] for row in quoted.rows] == ['a "b" c', "two\nlines"]
-    literal = read_csv(write('text\tlabel\n"a" b\t1\nc "d"\t0\n'))
+    literal = read_csv(write_file('text\tlabel\n"a" b\t1\nc "d"\t0\n'))
     assert [row["text"] for row in literal.rows] == ['"a" b', 'c "d"']
 
 
-def test_carriage_returns(write) -> None:
-    assert read_csv(write("text,label\ra,1\rb,0\r")).rows == [{"text": "a", "label": "1"}, {"text": "b", "label": "0"}]
-    assert read_csv(write('text,label\r\n"a\rb",1\r\n')).rows == [{"text": "a\rb", "label": "1"}]
+def test_carriage_returns(write_file) -> None:
+    assert read_csv(write_file("text,label\ra,1\rb,0\r")).rows == [
+        {"text": "a", "label": "1"},
+        {"text": "b", "label": "0"},
+    ]
+    assert read_csv(write_file('text,label\r\n"a\rb",1\r\n')).rows == [{"text": "a\rb", "label": "1"}]
     with pytest.raises(InputError, match="carriage returns within its lines"):
-        read_csv(write("text,label\na\rb,1\n"))
+        read_csv(write_file("text,label\na\rb,1\n"))
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
@@ -178,9 +171,9 @@ def test_carriage_returns(write) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
     ],
 )
-def test_files_of_other_kinds_are_named(kind: str, content: bytes, message: str, write) -> None:
+def test_files_of_other_kinds_are_named(kind: str, content: bytes, message: str, write_file) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        READERS[kind](write(content))
+        READERS[kind](write_file(content))
     assert "latin1" not in str(caught.value)
 
 
@@ -196,11 +189,11 @@ def test_files_of_other_kinds_are_named(kind: str, content: bytes, message: str,
         ('{\n"a": 1\n}\n', "is one JSON object over several lines"),
     ],
 )
-def test_json_that_loses_or_breaks_something(content: str, message: str, write) -> None:
+def test_json_that_loses_or_breaks_something(content: str, message: str, write_file) -> None:
     with pytest.raises(InputError, match=message):
-        read_json(write(content))
+        read_json(write_file(content))
 
 
-def test_brackets_in_text_are_no_nesting(write) -> None:
+def test_brackets_in_text_are_no_nesting(write_file) -> None:
     row = {"a": "[" * 200 + '\\"{{' + "]", "b": [[1], [2]] * 100}
-    assert read_json(write(json.dumps(row) + "\n")).rows == [row]
+    assert read_json(write_file(json.dumps(row) + "\n")).rows == [row]

@@ -1,7 +1,6 @@
 """A cache is replaced by one that is whole; manifests and arrays of another kind are refused in one line."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,7 @@ from sinkd_llm.teachers.cache import writer as writing
 from sinkd_llm.teachers.cache.arrays import file_checksum
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
 from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
-from tests.support.caches import add_rows, contents, features, new_manifest, write
-
-
-class Crash(BaseException):
-    """As a kill: nothing catches it."""
+from tests.support.caches import Crash, CrashingRename, add_rows, contents, features, new_manifest, write
 
 
 def replace(folder: Path, rows: Any, stop_after: int | None = None) -> None:
@@ -55,19 +50,11 @@ def test_a_kill_at_every_rename_of_the_replacement_loses_nothing(
 ) -> None:
     write(tmp_path / "old", features(23))
     write(tmp_path / "new", features(9))
-    whole, rename, count, at = contents(tmp_path / "new"), os.replace, 0, 0
-
-    def crashing(source: Any, target: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == at:
-            raise Crash
-        rename(source, target)
-
-    monkeypatch.setattr(files.os, "replace", crashing)
+    whole, rename = contents(tmp_path / "new"), CrashingRename()
+    monkeypatch.setattr(files.os, "replace", rename)
     assert writing.os is files.os
     for at in range(1, 40):
-        folder, count = tmp_path / str(at), 0
+        folder, rename.count, rename.at = tmp_path / str(at), 0, at
         shutil.copytree(tmp_path / "old", folder)
         try:
             replace(folder, features(9))

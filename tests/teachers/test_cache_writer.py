@@ -19,11 +19,17 @@ from sinkd_llm.teachers.cache.layout import CacheLayout
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
 from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder, remove_cache
 from tests.support import naive
-from tests.support.caches import TOP_K, WIDTH, contents, features, new_manifest, teacher_rows, write
-
-
-class Crash(BaseException):
-    """As a kill: nothing catches it."""
+from tests.support.caches import (
+    TOP_K,
+    WIDTH,
+    Crash,
+    CrashingRename,
+    contents,
+    features,
+    new_manifest,
+    teacher_rows,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +46,21 @@ def test_a_crash_at_every_single_write_is_survived(
     half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run for each of its writes crashes there, and is started again."""
-    rows, replace, count, at = features(9), os.replace, 0, 0
+    rows = features(9)
     write(tmp_path / "whole", rows)
     whole = contents(tmp_path / "whole")
     assert len(whole) == 5  # three shards, index, manifest
 
-    def crashing(source: Any, target: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == at:
-            if half:  # what a file system without order may leave under the final name
-                Path(target).write_bytes(Path(source).read_bytes()[:-7])
-            raise Crash
-        replace(source, target)
+    def cut(source: Any, target: Any) -> None:  # what a file system without order may leave under the final name
+        Path(target).write_bytes(Path(source).read_bytes()[:-7])
 
-    monkeypatch.setattr(files.os, "replace", crashing)
+    rename = CrashingRename(cut if half else None)
+    monkeypatch.setattr(files.os, "replace", rename)
     crashes = 0
     for at in range(1, 40):
-        folder = tmp_path / str(at)
+        folder, rename.at = tmp_path / str(at), at
         for attempt in range(20):
-            count = 0 if attempt == 0 else at  # only the first run of a folder crashes
+            rename.count = 0 if attempt == 0 else at  # only the first run of a folder crashes
             try:
                 write(folder, rows)
                 break
