@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.models import save
+from tests.support.task_files import write_task
+
 TEXTS = ("a good film", "a bad film", "the food was great", "the plot was awful", "not bad", "not good")
 # C0 but tab, line feed and carriage return (progress), DEL, and C1: nothing of a file or flag may send these to a
 # terminal.
