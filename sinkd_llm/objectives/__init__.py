@@ -1,36 +1,40 @@
 """What training minimises: tensors in, a loss and its named terms out."""
 
 from sinkd_llm.objectives.divergences import (
+    DIVERGENCE_CHOICES,
     DIVERGENCES,
+    Divergence,
+    by_autograd,
     cross_entropy,
-    forward_kl,
-    jensen_shannon,
-    reverse_kl,
     squared_error,
     temperature_factor,
-    total_variation,
 )
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.mixture import VOCABULARIES, DistillationObjective, ObjectiveOutput
-from sinkd_llm.objectives.signals import TopKSignal
-from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, SinKDTerm, sinkd_term
+from sinkd_llm.objectives.mixture import DIAGNOSTICS, TERMS, DistillationObjective, ObjectiveOutput
+from sinkd_llm.objectives.problems import TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
+from sinkd_llm.objectives.signals import DenseSignal, TeacherSignal, TopKSignal
+from sinkd_llm.objectives.sinkd import SinKDTerm, sinkd_term
 
 __all__ = [
+    "DIAGNOSTICS",
     "DIVERGENCES",
+    "DIVERGENCE_CHOICES",
     "SPANNING_SCOPES",
+    "TERMS",
     "TRANSPORT_SCOPES",
     "VOCABULARIES",
+    "DenseSignal",
     "DistillationObjective",
+    "Divergence",
     "ObjectiveOutput",
     "SinKDTerm",
     "SpanningProblem",
+    "TeacherSignal",
     "TopKSignal",
+    "TransportSettings",
+    "by_autograd",
     "cross_entropy",
-    "forward_kl",
-    "jensen_shannon",
-    "reverse_kl",
     "sinkd_term",
     "squared_error",
     "temperature_factor",
-    "total_variation",
 ]

@@ -4,17 +4,18 @@ Shape suffixes: N supervised tokens, V vocabulary.
 
 With p the teacher's softmax and q the student's, both at the same temperature (nats, one value per row):
 
-    forward KL   KL(p || q)                       pulls q over all of p's mass
-    reverse KL   KL(q || p)                       pulls q into p's modes
-    JS           (KL(p || m) + KL(q || m)) / 2    m = (p + q) / 2, at most log 2
-    TVD          sum |p - q| / 2                  at most 1
+    kl    KL(p || q)                       pulls q over all of p's mass     (Hinton et al., arXiv:1503.02531)
+    rkl   KL(q || p)                       pulls q into p's modes
+    js    (KL(p || m) + KL(q || m)) / 2    m = (p + q) / 2, at most log 2
+    tvd   sum |p - q| / 2                  at most 1
 
-Each writes its own derivative to the student's logits. What automatic differentiation would send through
-`log_softmax` is not zero at p = q (it leaves the rounding of `sum p - 1`), and keeps three or four [N, V]
-buffers where one is enough.
+`DIVERGENCES` is the one table of them: a new divergence is one function and one row. The four above write their own
+derivative to the student's logits: what automatic differentiation gives is not zero at p = q (it leaves the rounding
+of `sum p - 1`), and takes several [N, V] buffers to compute.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from sinkd_llm.optimal_transport.precision import full_precision
 
-# (log q, log p) -> (value [N], gradient to the student's logits at temperature 1 [N, V])
-_Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (log q, log p) -> (value [N], gradient to the student's logits at temperature 1 [N, V]). It may overwrite its inputs.
+Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -60,68 +61,79 @@ def squared_error(student_N1: Tensor, target_N: Tensor) -> Tensor:
     return (student_N - target_N.detach().view(student_N.shape).to(student_N.dtype)).square()
 
 
-def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student), one value per row: the usual distillation loss (arXiv:1503.02531).
-
-    Exactly 0, with a gradient of exactly 0, where the two agree. No factor for the temperature is
-    applied here, see [`temperature_factor`]. A logit of -inf on both sides takes no part; one that only the
-    student has costs a large finite amount. A row with a logit of NaN or +inf, or with none above -inf, is NaN.
+@dataclass(frozen=True)
+class Divergence:
+    """
+    One row of `DIVERGENCES`. A call gives one value per row.
 
     Args:
-        student_NV (`Tensor`):
-            Logits `[N, V]` of any floating dtype; computed in fp32, or fp64 if given fp64. N may be 0.
-        teacher_NV (`Tensor`):
-            Logits `[N, V]`; never receives a gradient.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Divides both sides' logits before the softmax.
-
-    Returns:
-        `Tensor`: `[N]`.
+        kernel (`Callable`): `(log_q, log_p) -> (value_N, gradient_NV)`, the gradient to the student's logits at
+            temperature 1; or [`by_autograd`] of a function of the two that gives the value alone. The value is at
+            least 0, and 0 for q = p.
+        temperature_order (`int`): order of the gradient in 1 / temperature, when the temperature is high: 2 for what
+            is quadratic in q - p, 1 for what is linear, see [`temperature_factor`].
+        merging_lowers (`bool`): whether merging ids into one never raises it (the data-processing inequality, which
+            every f-divergence obeys). Only then a top-k signal bounds it from below.
     """
-    return _Divergence.apply(student_NV, teacher_NV, temperature, _forward_kl)
+
+    kernel: Kernel
+    temperature_order: int
+    merging_lowers: bool
+
+    def __call__(self, student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+        """The divergence of each row.
+
+        Exactly 0, with a gradient of exactly 0, where the two agree (of the four that are here). No factor for the
+        temperature is applied, see [`temperature_factor`]. A logit of -inf on both sides takes no part; one that only
+        the student has costs a large finite amount. A row with a logit of NaN or +inf, or with none above -inf, is
+        NaN.
+
+        Args:
+            student_NV (`Tensor`):
+                Logits `[N, V]` of any floating dtype; computed in fp32, or fp64 if given fp64. N may be 0.
+            teacher_NV (`Tensor`):
+                Logits `[N, V]`; never receives a gradient.
+            temperature (`float`, *optional*, defaults to `1.0`):
+                Divides both sides' logits before the softmax.
+
+        Returns:
+            `Tensor`: `[N]`.
+        """
+        value_N: Tensor = _Rows.apply(student_NV, teacher_NV, temperature, self.kernel)
+        return value_N
 
 
-def reverse_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(student || teacher), one value per row. Arguments and guarantees as in [`forward_kl`]."""
-    return _Divergence.apply(student_NV, teacher_NV, temperature, _reverse_kl)
-
-
-def jensen_shannon(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Jensen-Shannon divergence in [0, log 2], one value per row. As in [`forward_kl`]."""
-    return _Divergence.apply(student_NV, teacher_NV, temperature, _jensen_shannon)
-
-
-def total_variation(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Total variation distance in [0, 1], one value per row. As in [`forward_kl`]."""
-    return _Divergence.apply(student_NV, teacher_NV, temperature, _total_variation)
-
-
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "kl": forward_kl,
-    "rkl": reverse_kl,
-    "js": jensen_shannon,
-    "tvd": total_variation,
-}
-
-# Order of the gradient in 1 / temperature, when the temperature is high. `q - p` is of order 1 / T, and so
-# is the derivative of the softmax. KL, RKL and JS are quadratic in `q - p`, hence T^2; TVD is linear: T.
-_TEMPERATURE_ORDER = {"kl": 2, "rkl": 2, "js": 2, "tvd": 1}
-
-
-def temperature_factor(divergence: str, temperature: float) -> float:
-    """The factor that keeps the size of a divergence's gradient the same at every temperature.
-
-    `temperature ** 2` for `kl`, `rkl` and `js` (Hinton et al., arXiv:1503.02531, section 2.1) and
-    `temperature` for `tvd`. docs/method.md has the derivation.
+def by_autograd(value: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     """
-    return float(temperature) ** _TEMPERATURE_ORDER[divergence]
+    The kernel of a divergence that is written as its formula alone.
+
+    Args:
+        value (`Callable`): `(log_q, log_p) -> [N]`, differentiable to `log_q`. [`log_ratio`] is finite where a logit
+            is -inf.
+    """
+
+    def kernel(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        q = log_q.exp()
+        with torch.enable_grad():
+            at = log_q.detach().requires_grad_()
+            value_N = value(at, log_p)
+            (grad_NV,) = torch.autograd.grad(value_N.sum(), at)
+        # d log q_k / d z_v = [k = v] - q_v
+        return value_N.detach(), grad_NV - q * grad_NV.sum(dim=-1, keepdim=True)
+
+    return kernel
 
 
-class _Divergence(torch.autograd.Function):
+def log_ratio(log_x: Tensor, log_y: Tensor) -> Tensor:
+    """`log x - log y`, 0 where both are -inf, and so large that it stays finite times 0 where one is."""
+    return (log_x - log_y).nan_to_num_(nan=0.0, posinf=1e4, neginf=-1e4)
+
+
+class _Rows(torch.autograd.Function):
     """Runs a kernel on the two log-softmaxes and keeps its gradient, the only [N, V] buffer."""
 
     @staticmethod
-    def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor, temperature: float, kernel: _Kernel) -> Tensor:
+    def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor, temperature: float, kernel: Kernel) -> Tensor:
         log_q = torch.log_softmax(full_precision(student_NV) / temperature, dim=-1)
         log_p = torch.log_softmax(full_precision(teacher_NV) / temperature, dim=-1)
         # A NaN or an infinite logit makes the whole row of its log-softmax NaN, so one column tells; the kernels
@@ -142,27 +154,25 @@ class _Divergence(torch.autograd.Function):
         return (grad_N[:, None] * grad_NV).to(ctx.dtype), None, None, None
 
 
-def _log_ratio(log_x: Tensor, log_y: Tensor) -> Tensor:
-    """`log x - log y`, 0 where both are -inf, and so large that it stays finite times 0 where one is."""
-    return (log_x - log_y).nan_to_num_(nan=0.0, posinf=1e4, neginf=-1e4)
-
-
 def _forward_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    ratio = _log_ratio(log_p, log_q)
+    # KL(p || q) = sum p (log p - log q)      d/dz = q - p
+    ratio = log_ratio(log_p, log_q)
     p, q = log_p.exp_(), log_q.exp_()
     return ratio.mul_(p).sum(dim=-1), q.sub_(p)
 
 
 def _reverse_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    ratio = _log_ratio(log_q, log_p)
+    # KL(q || p) = sum q (log q - log p)      d/dz = q (log q - log p - KL)
+    ratio = log_ratio(log_q, log_p)
     q = log_q.exp_()
     value_N = (q * ratio).sum(dim=-1)
     return value_N, ratio.sub_(value_N[:, None]).mul_(q)
 
 
 def _jensen_shannon(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    # JS = (KL(p || m) + KL(q || m)) / 2      d/dz = q (log q - log m - KL(q || m)) / 2
     # log((1 + e^d) / 2) = max(d, 0) + log1p(expm1(-|d|) / 2): no overflow, and exactly 0 at d = 0.
-    d = _log_ratio(log_p, log_q)
+    d = log_ratio(log_p, log_q)
     bend = torch.log1p(torch.expm1(-d.abs()) / 2)
     log_p_to_m = -(bend + (-d).clamp_(min=0))
     log_q_to_m = -(bend + d.clamp_(min=0))
@@ -173,9 +183,32 @@ def _jensen_shannon(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _total_variation(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    # TVD = sum |q - p| / 2                   d/dz = q (sign - sum q sign) / 2, with sign = sign(q - p)
     q = log_q.exp_()
     difference = q - log_p.exp_()
     value_N = difference.abs().sum(dim=-1) / 2
     sign = difference.sign_()
     mean_N = (q * sign).sum(dim=-1)
     return value_N, sign.sub_(mean_N[:, None]).mul_(q).div_(2)
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "kl": Divergence(_forward_kl, temperature_order=2, merging_lowers=True),
+    "rkl": Divergence(_reverse_kl, temperature_order=2, merging_lowers=True),
+    "js": Divergence(_jensen_shannon, temperature_order=2, merging_lowers=True),
+    "tvd": Divergence(_total_variation, temperature_order=1, merging_lowers=True),
+}
+# What the setting `divergence` takes.
+NO_DIVERGENCE = "none"
+DIVERGENCE_CHOICES = (*DIVERGENCES, NO_DIVERGENCE)
+
+
+def temperature_factor(divergence: str, temperature: float) -> float:
+    """The factor that keeps the size of a divergence's gradient the same at every temperature.
+
+    `temperature ** 2` for `kl`, `rkl` and `js` (Hinton et al., arXiv:1503.02531, section 2.1) and `temperature` for
+    `tvd`. For a high temperature T, `q - p` is of order 1 / T, and so is the derivative of the softmax: what is
+    quadratic in `q - p` has a gradient of order 1 / T^2, and what is linear one of order 1 / T. docs/method.md has
+    the derivation.
+    """
+    return float(temperature) ** DIVERGENCES[divergence].temperature_order

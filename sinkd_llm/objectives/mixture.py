@@ -4,21 +4,31 @@ Shape suffixes: N supervised tokens, V vocabulary (the student's, the teacher's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from sinkd_llm.distributed import RowLayout
-from sinkd_llm.objectives.divergences import DIVERGENCES, cross_entropy, squared_error, temperature_factor
+from sinkd_llm.objectives.divergences import (
+    DIVERGENCE_CHOICES,
+    DIVERGENCES,
+    NO_DIVERGENCE,
+    cross_entropy,
+    squared_error,
+    temperature_factor,
+)
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.signals import TopKSignal, student_bucket_logits
-from sinkd_llm.objectives.sinkd import TRANSPORT_SCOPES, sinkd_term
-from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
-from sinkd_llm.optimal_transport.precision import full_precision
+from sinkd_llm.objectives.problems import TransportSettings
+from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, mean_entropy, over_shared_ids
+from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, sinkd_term
 
-VOCABULARIES = ("full", "verbalizers")
+# Names of what the objective gives, as they are logged. The report has a label for each.
+CE, MSE, TEACHER_MSE, SINKHORN = "ce", "mse", "teacher_mse", "sinkhorn"
+TEACHER_ENTROPY, STUDENT_ENTROPY = "teacher_entropy", "student_entropy"
+TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN)
+DIAGNOSTICS = (*(f"{SINKHORN}/{name}" for name in SINKD_DIAGNOSTICS), TEACHER_ENTROPY, STUDENT_ENTROPY)
 # A divergence is multiplied by the square of its temperature, in fp32.
 LARGEST_TEMPERATURE = 1e15
 
@@ -42,6 +52,15 @@ class ObjectiveOutput:
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """A summand of the loss: the sum over the rows, before its weight."""
+
+    name: str
+    weight: float
+    total: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,22 +90,9 @@ class DistillationObjective:
         sinkhorn_weight (`float`, *optional*, defaults to `0.8`):
             Weight of the mean transport cost of a supervised token; the paper's beta, on the scale that
             docs/method.md converts.
-        sinkhorn_temperature (`float`, *optional*, defaults to `2.0`):
-            Temperature of the SinKD term. No factor is applied (the published form).
-        sinkhorn_epsilon (`float`, *optional*, defaults to `0.1`):
-            Entropic regularisation, in units of the cost.
-        sinkhorn_iterations (`int`, *optional*, defaults to `20`):
-            The most Sinkhorn iterations.
-        sinkhorn_threshold (`float`, *optional*):
-            Row error at which the iterations stop early.
-        sinkhorn_gradient (`str`, *optional*, defaults to `"unrolled"`):
-            `"unrolled"`, `"implicit"` or `"envelope"`, see [`~sinkd_llm.optimal_transport.sinkhorn`].
-        cost_norm (`str`, *optional*, defaults to `"l1"`):
-            `"l1"` or `"sql2"`.
-        transport_scope (`str`, *optional*, defaults to `"batch"`):
-            Which tokens form one transport problem: `"batch"`, `"position"` or `"sequence"`.
-        vocabulary (`str`, *optional*, defaults to `"full"`):
-            `"verbalizers"` restricts the SinKD term, and only it, to the ids given to the call.
+        sinkhorn_temperature, sinkhorn_epsilon, sinkhorn_iterations, sinkhorn_threshold, sinkhorn_gradient, cost_norm,
+        transport_scope, vocabulary:
+            The SinKD term's settings, see [`TransportSettings`].
 
     Raises:
         `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
@@ -96,31 +102,22 @@ class DistillationObjective:
     divergence: str = "kl"
     temperature: float = 2.0
     sinkhorn_weight: float = 0.8
-    sinkhorn_temperature: float = 2.0
-    sinkhorn_epsilon: float = 0.1
-    sinkhorn_iterations: int = 20
-    sinkhorn_threshold: float | None = None
-    sinkhorn_gradient: str = "unrolled"
-    cost_norm: str = "l1"
-    transport_scope: str = "batch"
-    vocabulary: str = "full"
+    sinkhorn_temperature: float = TransportSettings.sinkhorn_temperature
+    sinkhorn_epsilon: float = TransportSettings.sinkhorn_epsilon
+    sinkhorn_iterations: int = TransportSettings.sinkhorn_iterations
+    sinkhorn_threshold: float | None = TransportSettings.sinkhorn_threshold
+    sinkhorn_gradient: str = TransportSettings.sinkhorn_gradient
+    cost_norm: str = TransportSettings.cost_norm
+    transport_scope: str = TransportSettings.transport_scope
+    vocabulary: str = TransportSettings.vocabulary
 
     def __post_init__(self) -> None:
-        choices = {
-            "divergence": (*DIVERGENCES, "none"),
-            "sinkhorn_gradient": GRADIENTS,
-            "cost_norm": COST_NORMS,
-            "transport_scope": TRANSPORT_SCOPES,
-            "vocabulary": VOCABULARIES,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.divergence not in DIVERGENCE_CHOICES:
+            raise ValueError(f"divergence must be one of {', '.join(DIVERGENCE_CHOICES)}, got {self.divergence!r}.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
-        for name in ("temperature", "sinkhorn_temperature", "sinkhorn_epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a positive number, got {self.temperature}.")
         if self.temperature > LARGEST_TEMPERATURE:
             raise ValueError(
                 f"temperature is {self.temperature:g}, whose square is no number in fp32; give at most "
@@ -128,25 +125,38 @@ class DistillationObjective:
             )
         if not 0 <= self.sinkhorn_weight < float("inf"):
             raise ValueError(f"sinkhorn_weight must be at least 0, got {self.sinkhorn_weight}.")
-        if self.sinkhorn_iterations < 1:
-            raise ValueError(f"sinkhorn_iterations must be at least 1, got {self.sinkhorn_iterations}.")
-        if self.sinkhorn_threshold is not None and not self.sinkhorn_threshold >= 0:
-            raise ValueError(f"sinkhorn_threshold must be None or at least 0, got {self.sinkhorn_threshold}.")
-        if self.alpha == 1 and self.divergence == "none" and self.sinkhorn_weight == 0:
+        _ = self.transport_settings  # which checks them
+        if self.alpha == 1 and not self._has_divergence and self.sinkhorn_weight == 0:
             raise ValueError(
                 "alpha=1, divergence='none' and sinkhorn_weight=0 leave nothing to minimise; lower alpha to "
                 "train on the labels, or choose a divergence."
             )
+
+    @cached_property
+    def transport_settings(self) -> TransportSettings:
+        """The settings of the SinKD term."""
+        return TransportSettings(
+            **{setting.name: getattr(self, setting.name) for setting in fields(TransportSettings)}
+        )
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the loss depends on the teacher; if not, its forward can be spared."""
         return self.alpha > 0 or self.sinkhorn_weight > 0
 
+    @property
+    def spans(self) -> bool:
+        """Whether there are transport problems that could reach beyond a micro-batch of one device."""
+        return self.sinkhorn_weight > 0 and self.transport_scope in SPANNING_SCOPES
+
+    @property
+    def _has_divergence(self) -> bool:
+        return self.alpha > 0 and self.divergence != NO_DIVERGENCE
+
     def __call__(
         self,
         student_NV: Tensor,
-        teacher: Tensor | TopKSignal | None,
+        teacher: TeacherSignal | None,
         labels_N: Tensor,
         *,
         example_N: Tensor,
@@ -163,8 +173,8 @@ class DistillationObjective:
                 Logits `[N, V]`, one row per supervised token. With N = 0 the loss is 0 with a zero gradient.
             teacher (`Tensor` or [`TopKSignal`], *optional*):
                 Logits of the same rows, or of some ids of each row. The two are compared over the ids that both have;
-                CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the divergence
-                and SinKD see its ids and one bucket for the rest.
+                CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the divergence and
+                SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
                 Token ids `[N]`; the true values of a regression.
             example_N, position_N (`Tensor`):
@@ -189,81 +199,63 @@ class DistillationObjective:
             `ValueError`: if the rows do not match, verbalizers are wanted and not given, there is one output
                 without true values, or several with them, or a [`TopKSignal`] does not know what is asked of it.
         """
-        N = len(student_NV)
-        if labels_N.shape != (N,) or (teacher is not None and len(teacher) != N):
-            raise ValueError(
-                f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
-                f"labels and {0 if teacher is None else len(teacher)} rows of the teacher."
-            )
-        regression = labels_N.is_floating_point()
-        if regression != (student_NV.shape[-1] == 1):
-            raise ValueError(
-                f"The student has {student_NV.shape[-1]} outputs and labels of type {labels_N.dtype}: one output goes "
-                "with true values (floating point), and more with token ids or classes (integers)."
-            )
-        ce_name, divergence_name = ("mse", "teacher_mse") if regression else ("ce", self.divergence)
-        sums: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
+        regression, N = _check_rows(student_NV, teacher, labels_N), len(student_NV)
+        terms: list[_Term] = []
         diagnostics: dict[str, Tensor] = {}
-
-        weights[ce_name] = 1.0 if teacher is None else 1 - self.alpha
-        if weights[ce_name] > 0:
-            sums[ce_name] = (squared_error if regression else cross_entropy)(student_NV, labels_N).sum()
+        labels_weight = 1.0 if teacher is None else 1 - self.alpha
+        if labels_weight > 0:
+            terms.append(_label_term(student_NV, labels_N, labels_weight))
         if teacher is not None:
-            student_NV, teacher = _shared_ids(student_NV, teacher)
-            if self.divergence != "none" and self.alpha > 0:
-                if regression:
-                    assert isinstance(teacher, Tensor)
-                    total = squared_error(student_NV, teacher).sum()
-                else:
-                    divergence_N = self._divergence(student_NV, teacher)
-                    total = divergence_N.sum() * temperature_factor(self.divergence, self.temperature)
-                sums[divergence_name] = total
-                weights[divergence_name] = self.alpha
+            student_NV, signal = over_shared_ids(student_NV, as_signal(teacher))
+            if self._has_divergence:
+                terms.append(self._divergence_term(student_NV, signal, regression))
             if self.sinkhorn_weight > 0:
-                ids = None if regression else verbalizer_ids
                 if transport is None:
-                    settings = self._sinkd_settings(ids, regression)
-                    term = sinkd_term(student_NV, teacher, example_N=example_N, position_N=position_N, **settings)
+                    sinkd = sinkd_term(
+                        student_NV,
+                        signal,
+                        self.transport_settings,
+                        example_N=example_N,
+                        position_N=position_N,
+                        verbalizer_ids=verbalizer_ids,
+                        regression=regression,
+                    )
                 else:
-                    term = transport[0].term(student_NV, transport[1])
-                sums["sinkhorn"] = term.value
-                weights["sinkhorn"] = self.sinkhorn_weight
+                    problem, part = transport
+                    sinkd = problem.term(student_NV, part)
+                terms.append(_Term(SINKHORN, self.sinkhorn_weight, sinkd.value))
                 if with_diagnostics:
-                    diagnostics["sinkhorn/row_error"] = term.row_error
-                    diagnostics["sinkhorn/diagonal_mass"] = term.diagonal_mass
-                    diagnostics["sinkhorn/plan_entropy"] = term.plan_entropy
-                    if term.cost_width is not None:
-                        diagnostics["sinkhorn/cost_width"] = term.cost_width
-            if with_diagnostics and not regression and isinstance(teacher, Tensor):
-                diagnostics["teacher_entropy"] = _mean_entropy(teacher)
+                    diagnostics |= sinkd.diagnostics()
+            if with_diagnostics and not regression and (entropy := signal.mean_entropy()) is not None:
+                diagnostics[TEACHER_ENTROPY] = entropy
         if with_diagnostics and not regression:
-            diagnostics["student_entropy"] = _mean_entropy(student_NV)
+            diagnostics[STUDENT_ENTROPY] = mean_entropy(student_NV)
 
-        loss = torch.stack([weights[name] * total for name, total in sums.items()]).sum()
+        loss = torch.stack([term.weight * term.total for term in terms]).sum()
         if isinstance(num_items, Tensor):
             loss = loss / num_items.to(loss.device).clamp(min=1)
         else:
             loss = loss / max(N if num_items is None else num_items, 1)
-        terms = {name: total.detach() / max(N, 1) for name, total in sums.items()}
-        return ObjectiveOutput(loss, terms, diagnostics)
+        means = {term.name: term.total.detach() / max(N, 1) for term in terms}
+        return ObjectiveOutput(loss, means, diagnostics)
 
-    def _divergence(self, student_NV: Tensor, teacher: Tensor | TopKSignal) -> Tensor:
+    def _divergence_term(self, student_NV: Tensor, signal: Signal, regression: bool) -> _Term:
+        """`T^order sum_i D(p_i, q_i)` at the temperature T; of a regression `sum_i (s_i - t_i)^2`."""
+        if regression:
+            return _Term(TEACHER_MSE, self.alpha, squared_error(student_NV, signal.predictions()).sum())
         divergence = DIVERGENCES[self.divergence]
-        if isinstance(teacher, Tensor):
-            return divergence(student_NV, teacher, self.temperature)
-        student_NB = student_bucket_logits(student_NV, teacher.ids_NK, self.temperature)
-        return divergence(student_NB, teacher.bucket_logits(self.temperature), 1.0)
-
-    @property
-    def spans(self) -> bool:
-        """Whether there are transport problems that could reach beyond a micro-batch of one device."""
-        return self.sinkhorn_weight > 0 and self.transport_scope in SPANNING_SCOPES
+        if not (divergence.merging_lowers or signal.names_all_ids):
+            raise ValueError(
+                f"divergence={self.divergence!r} needs the teacher's whole rows: merging ids into one bucket may "
+                "raise it, so nothing would be certified; choose another divergence, or cache full rows."
+            )
+        total = divergence(*signal.compared(student_NV, self.temperature)).sum()
+        return _Term(self.divergence, self.alpha, total * temperature_factor(self.divergence, self.temperature))
 
     def spanning_problem(
         self,
         layout: RowLayout,
-        teacher: Sequence[Tensor | TopKSignal],
+        teacher: Sequence[TeacherSignal],
         position: Sequence[Tensor],
         *,
         verbalizer_ids: Tensor | Sequence[int] | None = None,
@@ -278,46 +270,37 @@ class DistillationObjective:
             verbalizer_ids: as in a call.
             regression (`bool`): whether the labels are true values.
         """
-        settings = self._sinkd_settings(None if regression else verbalizer_ids, regression)
-        return SpanningProblem(layout, teacher, position, teacher_MV=teacher_MV, factor=factor, **settings)
-
-    def _sinkd_settings(self, verbalizer_ids: Tensor | Sequence[int] | None, regression: bool) -> dict[str, Any]:
-        restricted = self.vocabulary == "verbalizers" and not regression  # one output has nothing to leave out
-        if restricted and verbalizer_ids is None:
-            raise ValueError(
-                "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or "
-                "use vocabulary='full'."
-            )
-        return {
-            "temperature": self.sinkhorn_temperature,
-            "epsilon": self.sinkhorn_epsilon,
-            "iterations": self.sinkhorn_iterations,
-            "threshold": self.sinkhorn_threshold,
-            "gradient": self.sinkhorn_gradient,
-            "cost_norm": self.cost_norm,
-            "scope": self.transport_scope,
-            "vocabulary_ids": verbalizer_ids if restricted else None,
-            "regression": regression,
-        }
-
-
-def _shared_ids(student_NV: Tensor, teacher: Tensor | TopKSignal) -> tuple[Tensor, Tensor | TopKSignal]:
-    """Both over the ids that both have: one vocabulary may be padded to different widths."""
-    width = teacher.vocabulary_size if isinstance(teacher, TopKSignal) else teacher.shape[-1]
-    shared = min(student_NV.shape[-1], width)
-    if isinstance(teacher, Tensor):
-        teacher = teacher.detach()[:, :shared]
-    elif width > shared:
-        raise ValueError(
-            f"The teacher signal counts the mass of {width} ids and the student has {shared}; cache the teacher over "
-            f"{shared} ids."
+        return SpanningProblem(
+            layout,
+            teacher,
+            position,
+            self.transport_settings,
+            verbalizer_ids=verbalizer_ids,
+            regression=regression,
+            teacher_MV=teacher_MV,
+            factor=factor,
         )
-    if student_NV.shape[-1] > shared:  # a slice of everything would copy the gradient for nothing
-        student_NV = student_NV[:, :shared]
-    return student_NV, teacher
 
 
-@torch.no_grad()
-def _mean_entropy(logits_NV: Tensor) -> Tensor:
-    probabilities_NV = torch.softmax(full_precision(logits_NV), dim=-1)
-    return torch.special.entr(probabilities_NV).sum() / max(len(logits_NV), 1)
+def _check_rows(student_NV: Tensor, teacher: TeacherSignal | None, labels_N: Tensor) -> bool:
+    """Refuses rows that do not match. Returns whether they belong to a regression."""
+    N = len(student_NV)
+    if labels_N.shape != (N,) or (teacher is not None and len(teacher) != N):
+        raise ValueError(
+            f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
+            f"labels and {0 if teacher is None else len(teacher)} rows of the teacher."
+        )
+    regression = labels_N.is_floating_point()
+    if regression != (student_NV.shape[-1] == 1):
+        raise ValueError(
+            f"The student has {student_NV.shape[-1]} outputs and labels of type {labels_N.dtype}: one output goes "
+            "with true values (floating point), and more with token ids or classes (integers)."
+        )
+    return regression
+
+
+def _label_term(student_NV: Tensor, labels_N: Tensor, weight: float) -> _Term:
+    """`sum_i -log q_i[y_i]`; of a regression `sum_i (s_i - y_i)^2`."""
+    if labels_N.is_floating_point():
+        return _Term(MSE, weight, squared_error(student_NV, labels_N).sum())
+    return _Term(CE, weight, cross_entropy(student_NV, labels_N).sum())

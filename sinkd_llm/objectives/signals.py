@@ -1,21 +1,119 @@
-"""A teacher signal that names only some ids of each row, and the loss terms' view of both sides through it.
+"""What a teacher says of N supervised tokens, and how the terms of the loss see both sides through it.
 
-Shape suffixes: N supervised tokens, V vocabulary, K kept ids of a row, W wanted ids.
+Shape suffixes: N supervised tokens, V vocabulary, K kept ids of a row, W wanted ids, M teacher rows of a transport
+problem, P problems.
 
-What a row does not name is one bucket, the *tail*. Over K ids and the tail, teacher and student are distributions
-again, so that every divergence is the dense one on `[N, K + 1]` logits; merging ids can only lower KL, reverse KL,
-JS and TVD (data-processing inequality), and changes nothing at K = V.
+Each kind of signal is one class, and nobody else asks which: it says over which ids it can be compared, what a
+divergence and the transport cost see of it, and how it travels between ranks. Two are here:
+
+- [`DenseSignal`]: logits of all ids. Wherever a signal is taken, a plain `Tensor` `[N, V]` stands for it.
+- [`TopKSignal`]: logits of some ids of each row. What a row does not name is one bucket, the *tail*. Over K ids and
+  the tail, teacher and student are distributions again, so that every divergence is the dense one on `[N, K + 1]`
+  logits; merging ids can only lower KL, reverse KL, JS and TVD (data-processing inequality), and changes nothing at
+  K = V.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sinkd_llm.optimal_transport import pairwise_cost, pairwise_top_k_cost
 from sinkd_llm.optimal_transport.precision import full_precision
+
+
+def distributions(logits_NV: Tensor, temperature: float, regression: bool = False) -> Tensor:
+    """What the cost compares: softmax over V at the temperature, or the two masses `[N, 2]` of a prediction."""
+    logits_NV = full_precision(logits_NV)
+    if regression:
+        return torch.cat([logits_NV, 1 - logits_NV], dim=-1)
+    return torch.softmax(logits_NV / temperature, dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class TransportRows:
+    """
+    The teacher's rows as the transport cost takes them, without gradient.
+
+    Attributes:
+        tensors (`tuple[Tensor, ...]`): what `function` needs of each row, `[M, ...]` or `[P, M, ...]`.
+        function (`Callable`): `(student_PNV, *tensors)` to the cost `[P, N, M]`, differentiable to the student; and
+            each student row's mean width `[P, N]` of the interval that begins at this cost and holds the dense one, or
+            `None` where the cost is the dense one.
+        has_width (`bool`): whether there is such an interval.
+    """
+
+    tensors: tuple[Tensor, ...]
+    function: Callable[..., tuple[Tensor, Tensor | None]]
+    has_width: bool = False
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TransportRows":
+        """`function` of every tensor: to select, group or stack rows."""
+        return replace(self, tensors=tuple(map(function, self.tensors)))
+
+    def cost(self, student_PNV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The cost of moving each student row onto each of these, and the widths, see `function`."""
+        return self.function(student_PNV, *self.tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSignal:
+    """
+    The teacher's logits of all ids.
+
+    Args:
+        logits_NV (`Tensor`): `[N, V]` of any floating dtype, without gradient.
+    """
+
+    logits_NV: Tensor
+
+    @classmethod
+    def joined(cls, signals: "Sequence[DenseSignal]", join: Callable[[list[Tensor]], Tensor]) -> "DenseSignal":
+        """One signal of several; `join` makes one tensor of their tensors."""
+        return cls(join([signal.logits_NV for signal in signals]))
+
+    @property
+    def names_all_ids(self) -> bool:
+        """Whether no id is merged with others."""
+        return True
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.logits_NV.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.logits_NV)
+
+    def first_ids(self, count: int) -> "DenseSignal":
+        """The signal over the ids in [0, count)."""
+        return DenseSignal(self.logits_NV[:, :count])
+
+    def at(self, ids_W: Tensor) -> "DenseSignal":
+        """The signal over some ids alone."""
+        return DenseSignal(self.logits_NV.index_select(1, ids_W))
+
+    def compared(self, student_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, float]:
+        """What a divergence takes: logits of the student and of the teacher, and the temperature."""
+        return student_NV, self.logits_NV, temperature
+
+    def predictions(self) -> Tensor:
+        """Of a regression, whose single output is a number: `[N, 1]`."""
+        return self.logits_NV
+
+    def transport_rows(self, temperature: float, cost_norm: str, regression: bool) -> TransportRows:
+        """What the transport cost takes."""
+
+        def cost(student_PNV: Tensor, teacher_PMV: Tensor) -> tuple[Tensor, None]:
+            return pairwise_cost(student_PNV, teacher_PMV, norm=cost_norm), None
+
+        return TransportRows((distributions(self.logits_NV, temperature, regression),), cost)
+
+    def mean_entropy(self) -> Tensor:
+        """Mean entropy of a row at temperature 1, in nats."""
+        return mean_entropy(self.logits_NV)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +151,11 @@ class TopKSignal:
         tails = {float(T): torch.logsumexp(rest_NV / T, dim=-1) for T in temperatures}
         return cls(ids_NK, logits_NV.gather(-1, ids_NK), tails, teacher_NV.shape[-1])
 
+    @property
+    def names_all_ids(self) -> bool:
+        """Whether no id is merged with others: some are in the tail, or may be."""
+        return False
+
     def __len__(self) -> int:
         return len(self.ids_NK)
 
@@ -66,7 +169,7 @@ class TopKSignal:
 
     @classmethod
     def joined(cls, signals: "Sequence[TopKSignal]", join: Callable[[list[Tensor]], Tensor]) -> "TopKSignal":
-        """One signal of several of one kind; `join` makes one tensor of theirs."""
+        """One signal of several of one kind; `join` makes one tensor of their tensors."""
         first = signals[0]
         tails = {T: join([signal.tail_log_sum_exp[T] for signal in signals]) for T in first.tail_log_sum_exp}
         ids_NK, logits_NK = join([s.ids_NK for s in signals]), join([s.logits_NK for s in signals])
@@ -102,8 +205,21 @@ class TopKSignal:
         error_N = 2 * below_N
         return error_N if self.logit_error_N is None else error_N + self.logit_error_N / temperature
 
-    def logits_at(self, ids_W: Tensor) -> Tensor:
-        """Logits of ids that every row has kept, `[N, W]`.
+    def first_ids(self, count: int) -> "TopKSignal":
+        """The signal over the ids in [0, count): of those that the tail counts none can be left out.
+
+        Raises:
+            `ValueError`: if there are more.
+        """
+        if count < self.vocabulary_size:
+            raise ValueError(
+                f"The teacher signal counts the mass of {self.vocabulary_size} ids and the student has {count}; cache "
+                f"the teacher over {count} ids."
+            )
+        return self
+
+    def at(self, ids_W: Tensor) -> DenseSignal:
+        """The signal over ids that every row has kept: over these alone it is dense.
 
         Raises:
             `ValueError`: if a row has not kept one of them.
@@ -115,7 +231,45 @@ class TopKSignal:
                 f"The teacher signal has no logits of the ids {lost} in some rows; cache it with these ids (a recipe "
                 "with vocabulary='verbalizers' does), or use vocabulary='full'."
             )
-        return self.logits_NK.gather(1, match_NKW.to(torch.uint8).argmax(dim=1))
+        return DenseSignal(self.logits_NK.gather(1, match_NKW.to(torch.uint8).argmax(dim=1)))
+
+    def compared(self, student_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, float]:
+        """What a divergence takes: logits `[N, K + 1]` of both, which have the temperature in them already."""
+        student_NB = student_bucket_logits(student_NV, self.ids_NK, temperature)
+        return student_NB, self.bucket_logits(temperature), 1.0
+
+    def predictions(self) -> NoReturn:
+        """There are none: one output has no ids to leave out."""
+        raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
+
+    def transport_rows(self, temperature: float, cost_norm: str, regression: bool) -> TransportRows:
+        """What the transport cost takes.
+
+        Raises:
+            `ValueError`: for a norm of which nothing would be certified, and for a regression.
+        """
+        if regression:
+            self.predictions()
+        if cost_norm != "l1":
+            raise ValueError(
+                f"cost_norm={cost_norm!r} needs the teacher's whole rows: merging ids into one bucket shortens an L1 "
+                "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or "
+                "cache full rows."
+            )
+
+        def cost(
+            student_PNV: Tensor, ids_PMK: Tensor, kept_PMK: Tensor, tail_PM: Tensor, error_PM: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            cost_PNM, width_PNM = pairwise_top_k_cost(student_PNV, ids_PMK, kept_PMK, tail_PM)
+            # Both ends of the interval may be off by the error of the stored logits.
+            return cost_PNM, width_PNM.mean(dim=-1) + 2 * error_PM.mean(dim=-1, keepdim=True)
+
+        rows = (self.ids_NK, *self.probabilities(temperature), self.cost_error(temperature))
+        return TransportRows(rows, cost, has_width=True)
+
+    def mean_entropy(self) -> None:
+        """Not known: the tail may be spread in any way."""
+        return None
 
     def _tail(self, temperature: float) -> Tensor:
         if temperature not in self.tail_log_sum_exp:
@@ -126,6 +280,43 @@ class TopKSignal:
             )
         tail_N = self.tail_log_sum_exp[temperature]
         return tail_N.to(torch.promote_types(full_precision(self.logits_NK).dtype, tail_N.dtype))
+
+
+# The kinds of signal there are, and what stands for them where one is given.
+Signal: TypeAlias = DenseSignal | TopKSignal
+TeacherSignal: TypeAlias = Tensor | Signal
+
+
+def as_signal(teacher: TeacherSignal) -> Signal:
+    """The signal that a plain tensor of logits stands for; any other as it is."""
+    return DenseSignal(teacher.detach()) if isinstance(teacher, Tensor) else teacher
+
+
+def joined(signals: Sequence[Signal], join: Callable[[list[Tensor]], Tensor]) -> Signal:
+    """One signal of several of one kind; `join` makes one tensor of their tensors, rows first."""
+    kind: Any = type(signals[0])
+    signal: Signal = kind.joined(signals, join)
+    return signal
+
+
+def over_shared_ids(student_NV: Tensor, signal: Signal) -> tuple[Tensor, Signal]:
+    """Both over the ids that both have: models pad one vocabulary to different widths.
+
+    Raises:
+        `ValueError`: if the signal cannot leave out the ids that the student lacks.
+    """
+    shared = min(student_NV.shape[-1], signal.vocabulary_size)
+    signal = signal.first_ids(shared)
+    if student_NV.shape[-1] > shared:  # a slice of everything would copy the gradient for nothing
+        student_NV = student_NV[:, :shared]
+    return student_NV, signal
+
+
+@torch.no_grad()
+def mean_entropy(logits_NV: Tensor) -> Tensor:
+    """Mean entropy of the rows at temperature 1, in nats; 0 without rows."""
+    probabilities_NV = torch.softmax(full_precision(logits_NV), dim=-1)
+    return torch.special.entr(probabilities_NV).sum() / max(len(logits_NV), 1)
 
 
 def student_bucket_logits(student_NV: Tensor, ids_NK: Tensor, temperature: float) -> Tensor:

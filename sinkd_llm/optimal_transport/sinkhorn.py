@@ -145,14 +145,7 @@ def sinkhorn(
         `ValueError`: for epsilon <= 0, iterations < 1, a negative threshold, an unknown gradient, or shapes
         that do not match.
     """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be a positive number, got {epsilon}.")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}.")
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold must be None or at least 0, got {threshold}.")
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}.")
+    check_solver(epsilon, iterations, threshold, gradient)
     if cost_NM.ndim < 2:
         raise ValueError(f"cost_NM must be [..., rows, columns], got shape {tuple(cost_NM.shape)}.")
     cost = full_precision(cost_NM)
@@ -178,10 +171,32 @@ def sinkhorn(
     return TransportPlan(cost, epsilon, gradient, ran, log_kernel, u, v, log_a, log_b)
 
 
+def check_solver(epsilon: float, iterations: int, threshold: float | None, gradient: str, prefix: str = "") -> None:
+    """
+    Refuses what [`sinkhorn`] cannot be run with.
+
+    Args:
+        prefix (`str`, *optional*): begins the names by which a message calls these, for settings that are called so.
+
+    Raises:
+        `ValueError`: for epsilon <= 0, iterations < 1, a negative threshold or an unknown gradient.
+    """
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"{prefix}epsilon must be a positive number, got {epsilon}.")
+    if iterations < 1:
+        raise ValueError(f"{prefix}iterations must be at least 1, got {iterations}.")
+    if threshold is not None and not threshold >= 0:
+        raise ValueError(f"{prefix}threshold must be None or at least 0, got {threshold}.")
+    if gradient not in GRADIENTS:
+        raise ValueError(f"{prefix}gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}.")
+
+
 def _iterate(
     log_kernel: Tensor, log_a: Tensor, log_b: Tensor, iterations: int, threshold: float | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the potentials `(u, v)` after each iteration: rows normalised, then columns.
+
+    The published K <- K / (K 1 1^T), K <- K / (1 1^T K) on K = exp(-C / epsilon), T times, as logarithms:
 
     u_i = -log sum_j b_j exp(K_ij + v_j)      v_j = -log sum_i a_i exp(K_ij + u_i)
     """

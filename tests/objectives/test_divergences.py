@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinkd_llm.objectives import DIVERGENCES, cross_entropy, forward_kl, temperature_factor
+from sinkd_llm.objectives import (
+    DIVERGENCES,
+    DistillationObjective,
+    Divergence,
+    TopKSignal,
+    by_autograd,
+    cross_entropy,
+    temperature_factor,
+)
+from sinkd_llm.objectives.divergences import log_ratio
 from tests.support import naive
 
 NAMES = tuple(DIVERGENCES)
@@ -181,8 +190,71 @@ def test_one_buffer_is_kept_for_the_backward_pass() -> None:
     kept: list[int] = []
     student = torch.rand(3, 100).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        forward_kl(student, torch.rand(3, 100), 2.0)
+        DIVERGENCES["kl"](student, torch.rand(3, 100), 2.0)
     assert kept == [300]
+
+
+# ---- a divergence that is written as its formula alone
+
+
+def hellinger(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """The squared Hellinger distance, `1 - sum sqrt(p q)`."""
+    return 1 - ((log_q + log_p) / 2).exp().sum(dim=-1)
+
+
+FORMULAS = {
+    "kl": lambda log_q, log_p: (log_p.exp() * log_ratio(log_p, log_q)).sum(dim=-1),
+    "rkl": lambda log_q, log_p: (log_q.exp() * log_ratio(log_q, log_p)).sum(dim=-1),
+    "tvd": lambda log_q, log_p: (log_q.exp() - log_p.exp()).abs().sum(dim=-1) / 2,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_derivative_by_autograd_is_the_closed_form(name: str, absent: bool) -> None:
+    s, t = logits(4, 9), logits(4, 9, seed=1)
+    if absent:
+        s[:, 3] = t[:, 3] = -math.inf
+    values, gradients = [], []
+    for divergence in (DIVERGENCES[name], Divergence(by_autograd(FORMULAS[name]), 2, True)):
+        student = s.clone().requires_grad_()
+        with torch.no_grad():  # the derivative is taken in the forward pass, whatever the mode around it
+            assert divergence(student, t, 2.0).shape == (4,)
+        value = divergence(student, t, 2.0)
+        value.sum().backward()
+        values.append(value.detach())
+        gradients.append(student.grad)
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+def test_a_new_divergence_is_a_function_and_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, t, labels = logits(4, 9), logits(4, 9, seed=1), torch.tensor([0, 8, 3, 3])
+    monkeypatch.setitem(DIVERGENCES, "hellinger", Divergence(by_autograd(hellinger), 2, merging_lowers=True))
+    monkeypatch.setattr("sinkd_llm.objectives.mixture.DIVERGENCE_CHOICES", (*DIVERGENCES, "none"))
+    objective = DistillationObjective(alpha=1.0, divergence="hellinger", temperature=3.0, sinkhorn_weight=0.0)
+    where = {"example_N": torch.arange(4), "position_N": torch.zeros(4).long()}
+
+    def formula(x: Tensor) -> Tensor:
+        q, p = naive.softmax(x, 3.0), naive.softmax(t, 3.0)
+        return 9 * (1 - (q * p).sqrt().sum(dim=-1)).mean()
+
+    student = s.clone().requires_grad_()
+    output = objective(student, t, labels, **where)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, formula(s))
+    torch.testing.assert_close(student.grad, naive.gradient(formula, s))
+    assert set(output.terms) == {"hellinger"}
+    s[2, 0] = math.nan
+    value = DIVERGENCES["hellinger"](s, t, 3.0)
+    assert value.isnan().tolist() == [False, False, True, False]
+
+    # Merging ids may raise another one, and then a top-k signal bounds nothing.
+    top_k = TopKSignal.from_logits(t, t.topk(4).indices, [3.0])
+    assert objective(logits(4, 9), top_k, labels, **where).loss < formula(logits(4, 9))
+    monkeypatch.setitem(DIVERGENCES, "hellinger", Divergence(by_autograd(hellinger), 2, merging_lowers=False))
+    with pytest.raises(ValueError, match="needs the teacher's whole rows"):
+        objective(logits(4, 9), top_k, labels, **where)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

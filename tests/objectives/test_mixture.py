@@ -1,6 +1,7 @@
 """DistillationObjective: which terms, with which weights, normalised by what."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -8,8 +9,13 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.objectives import (
+    DIAGNOSTICS,
     DIVERGENCES,
+    TERMS,
     DistillationObjective,
+    SinKDTerm,
+    TopKSignal,
+    TransportSettings,
     cross_entropy,
     mixture,
     sinkd_term,
@@ -162,31 +168,26 @@ def test_diagnostics() -> None:
 
 def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(
-        mixture, "sinkd_term", lambda *args, **kwargs: seen.update(kwargs) or sinkd_term(*args, **kwargs)
-    )
-    DistillationObjective(
-        sinkhorn_temperature=1.5,
-        sinkhorn_epsilon=0.2,
-        sinkhorn_iterations=11,
-        sinkhorn_threshold=1e-3,
-        sinkhorn_gradient="implicit",
-        cost_norm="sql2",
-        transport_scope="sequence",
-        vocabulary="verbalizers",
-    )(logits(0), logits(1), LABELS, **WHERE, verbalizer_ids=[1, 2])
-    del seen["example_N"], seen["position_N"]
-    assert seen == {
-        "temperature": 1.5,
-        "epsilon": 0.2,
-        "iterations": 11,
-        "threshold": 1e-3,
-        "gradient": "implicit",
+
+    def spy(student_NV: Tensor, teacher: Any, settings: TransportSettings, **kwargs: Any) -> SinKDTerm:
+        seen.update(kwargs, settings=settings)
+        return sinkd_term(student_NV, teacher, settings, **kwargs)
+
+    monkeypatch.setattr(mixture, "sinkd_term", spy)
+    settings = {
+        "sinkhorn_temperature": 1.5,
+        "sinkhorn_epsilon": 0.2,
+        "sinkhorn_iterations": 11,
+        "sinkhorn_threshold": 1e-3,
+        "sinkhorn_gradient": "implicit",
         "cost_norm": "sql2",
-        "scope": "sequence",
-        "vocabulary_ids": [1, 2],
-        "regression": False,
+        "transport_scope": "sequence",
+        "vocabulary": "verbalizers",
     }
+    DistillationObjective(**settings)(logits(0), logits(1), LABELS, **WHERE, verbalizer_ids=[1, 2])
+    assert asdict(seen["settings"]) == settings
+    assert seen["verbalizer_ids"] == [1, 2]
+    assert seen["regression"] is False
 
 
 @pytest.mark.parametrize(
@@ -259,3 +260,18 @@ def test_rows_must_match() -> None:
 
 def test_factors() -> None:
     assert [temperature_factor(name, 3.0) for name in DIVERGENCES] == [9.0, 9.0, 9.0, 3.0]
+
+
+def test_what_is_given_has_the_names_that_are_announced() -> None:
+    top_k = TopKSignal.from_logits(logits(1), logits(1).topk(4, dim=-1).indices, [2.0])
+    outputs = [
+        DistillationObjective(divergence=name)(logits(0), teacher, LABELS, **WHERE, with_diagnostics=True)
+        for name in DIVERGENCES
+        for teacher in (None, logits(1), top_k)
+    ]
+    values = torch.rand(3, N, dtype=torch.float64)
+    outputs.append(
+        DistillationObjective()(values[0][:, None], values[1][:, None], values[2], **WHERE, with_diagnostics=True)
+    )
+    assert {name for output in outputs for name in output.terms} == set(TERMS)
+    assert {name for output in outputs for name in output.diagnostics} == set(DIAGNOSTICS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinkd_llm.objectives import TRANSPORT_SCOPES, sinkd, sinkd_term
+from sinkd_llm.objectives import TRANSPORT_SCOPES, TransportSettings, signals, sinkd_term
 from sinkd_llm.optimal_transport import GRADIENTS
 from tests.support import naive
 
@@ -48,7 +48,13 @@ def test_value_and_gradient_equal_the_twin_whatever_the_order_of_the_rows(
     where = {name: tensor[order] for name, tensor in where.items()}
     s, t = logits(N, 9), logits(N, 9, seed=1)
     student, teacher = s.clone().requires_grad_(), t.clone().requires_grad_()
-    term = sinkd_term(student, teacher, **where, scope=scope, cost_norm=norm, vocabulary_ids=ids, iterations=8)
+    chosen = TransportSettings(
+        transport_scope=scope,
+        cost_norm=norm,
+        sinkhorn_iterations=8,
+        vocabulary="full" if ids is None else "verbalizers",
+    )
+    term = sinkd_term(student, teacher, chosen, **where, verbalizer_ids=ids)
     assert term.num_problems == len(set(keys(where, scope)))
     assert term.num_tokens == N
 
@@ -79,7 +85,9 @@ def test_the_published_loss_is_one_conversion_away() -> None:
 def test_one_row_is_the_plain_distance(gradient: str) -> None:
     s, t = logits(4, 6), logits(4, 6, seed=1)
     student, twin = s.clone().requires_grad_(), s.clone().requires_grad_()
-    term = sinkd_term(student, t, **places([1] * 4), scope="sequence", gradient=gradient)
+    term = sinkd_term(
+        student, t, TransportSettings(transport_scope="sequence", sinkhorn_gradient=gradient), **places([1] * 4)
+    )
     plain = (torch.softmax(twin / 2, -1) - torch.softmax(t / 2, -1)).abs().sum()
     torch.testing.assert_close(term.value, plain)
     term.value.backward()
@@ -94,30 +102,31 @@ def test_the_loss_does_not_know_which_row_is_which() -> None:
     where, order = places([6]), torch.tensor([3, 1, 0, 5, 4, 2])
     value = sinkd_term(s, t, **where).value
     torch.testing.assert_close(sinkd_term(s, t[order], **where).value, value)
-    by_position = sinkd_term(s, t, **where, scope="position").value
-    assert abs(sinkd_term(s, t[order], **where, scope="position").value - by_position) > 0.1
+    position = TransportSettings(transport_scope="position")
+    by_position = sinkd_term(s, t, position, **where).value
+    assert abs(sinkd_term(s, t[order], position, **where).value - by_position) > 0.1
 
 
 def test_scopes_only_pay_for_the_pairs_inside_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    original = sinkd.pairwise_cost
+    original = signals.pairwise_cost
 
     def spy(student: Tensor, teacher: Tensor, norm: str) -> Tensor:
         shapes.append((student.shape[0], student.shape[1], teacher.shape[1]))
         return original(student, teacher, norm)
 
-    monkeypatch.setattr(sinkd, "pairwise_cost", spy)
+    monkeypatch.setattr(signals, "pairwise_cost", spy)
     where = places([1, 3, 1, 8, 7, 3, 1])
     s, t = logits(24, 5), logits(24, 5, seed=1)
-    term = sinkd_term(s, t, **where, scope="sequence")
+    term = sinkd_term(s, t, TransportSettings(transport_scope="sequence"), **where)
     assert shapes == [(3, 1, 1), (2, 3, 3), (1, 7, 7), (1, 8, 8)]
-    assert [plan.plan.shape for plan in term.plans] == [(3, 1, 1), (2, 3, 3), (2, 8, 8)]
+    assert [plan.plan.shape for plan in term.solution.plans] == [(3, 1, 1), (2, 3, 3), (2, 8, 8)]
 
 
 def test_padding_inside_a_solver_call_changes_nothing() -> None:
     s, t = logits(12, 5), logits(12, 5, seed=1)
-    together = sinkd_term(s, t, **places([5, 7]), scope="sequence")
-    assert together.plans[0].plan.shape == (2, 7, 7)
+    together = sinkd_term(s, t, TransportSettings(transport_scope="sequence"), **places([5, 7]))
+    assert together.solution.plans[0].plan.shape == (2, 7, 7)
     first = sinkd_term(s[:5], t[:5], **places([5]))
     second = sinkd_term(s[5:], t[5:], **places([7]))
     torch.testing.assert_close(together.value, first.value + second.value)
@@ -128,14 +137,14 @@ def test_padding_inside_a_solver_call_changes_nothing() -> None:
 
 def test_diagnostics_at_both_ends() -> None:
     far = 50 * torch.eye(8)
-    close = sinkd_term(far, far, **places([8]), epsilon=0.05)
+    close = sinkd_term(far, far, TransportSettings(sinkhorn_epsilon=0.05), **places([8]))
     assert close.diagonal_mass.item() == pytest.approx(1, abs=1e-5)
     assert close.plan_entropy.item() == pytest.approx(0, abs=1e-4)
     assert close.transport_cost.item() == pytest.approx(0, abs=1e-5)
-    uniform = sinkd_term(far, far, **places([8]), epsilon=1e6)
+    uniform = sinkd_term(far, far, TransportSettings(sinkhorn_epsilon=1e6), **places([8]))
     assert uniform.diagonal_mass.item() == pytest.approx(1 / 8, abs=1e-5)
     assert uniform.plan_entropy.item() == pytest.approx(1, abs=1e-5)
-    half = sinkd_term(far, far, **places([8]), epsilon=1.0)
+    half = sinkd_term(far, far, TransportSettings(sinkhorn_epsilon=1.0), **places([8]))
     P = naive.plan(naive.cost(naive.softmax(far, 2.0), naive.softmax(far, 2.0)), 1.0, 20)
     entropy = -(P * P.log()).sum().item()
     expected = (entropy - math.log(8)) / math.log(8)
@@ -149,7 +158,9 @@ def test_large_bf16_logits_over_a_real_vocabulary(gradient: str, scope: str) -> 
     s = logits(5, 151_936, scale=30.0).bfloat16()
     t = logits(5, 151_936, seed=1, scale=30.0).bfloat16()
     student = s.clone().requires_grad_()
-    term = sinkd_term(student, t, **places([2, 3]), scope=scope, gradient=gradient)
+    term = sinkd_term(
+        student, t, TransportSettings(transport_scope=scope, sinkhorn_gradient=gradient), **places([2, 3])
+    )
     term.value.backward()
     where = places([2, 3])
     twin = naive.sinkd(s, t, keys(where, scope))
@@ -162,7 +173,12 @@ def test_large_bf16_logits_over_a_real_vocabulary(gradient: str, scope: str) -> 
 @pytest.mark.parametrize("scope", TRANSPORT_SCOPES)
 def test_no_rows(gradient: str, scope: str) -> None:
     student = torch.rand(0, 6).requires_grad_()
-    term = sinkd_term(student, torch.rand(0, 6), **places([]), scope=scope, gradient=gradient)
+    term = sinkd_term(
+        student,
+        torch.rand(0, 6),
+        TransportSettings(transport_scope=scope, sinkhorn_gradient=gradient),
+        **places([]),
+    )
     term.value.backward()
     assert term.value == 0
     assert student.grad.shape == (0, 6)
@@ -172,31 +188,30 @@ def test_no_rows(gradient: str, scope: str) -> None:
 
 def test_threshold_is_passed_on() -> None:
     s = logits(6, 8)
-    term = sinkd_term(s, logits(6, 8, 1), **places([6]), iterations=5000, threshold=1e-4)
-    assert term.plans[0].iterations < 5000
+    settings = TransportSettings(sinkhorn_iterations=5000, sinkhorn_threshold=1e-4)
+    term = sinkd_term(s, logits(6, 8, 1), settings, **places([6]))
+    assert term.solution.plans[0].iterations < 5000
     assert term.row_error.item() <= 1e-4
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocabulary_ids": [3]}, "at least two vocabulary ids"),
-        ({"vocabulary_ids": [3, 3]}, "at least two vocabulary ids"),
-        ({"vocabulary_ids": [3, 4, 3]}, "distinct"),
-        ({"vocabulary_ids": [3, 6]}, "must lie in"),
-        ({"temperature": 0.0}, "temperature must be a positive number"),
-        ({"scope": "token"}, "scope must be one of batch, position, sequence"),
+        ({"verbalizer_ids": [3]}, "at least two vocabulary ids"),
+        ({"verbalizer_ids": [3, 3]}, "at least two vocabulary ids"),
+        ({"verbalizer_ids": [3, 4, 3]}, "distinct"),
+        ({"verbalizer_ids": [3, 6]}, "must lie in"),
+        ({}, "needs verbalizer_ids"),
         ({"teacher": torch.rand(4, 7)}, "same shape"),
         ({"example_N": torch.zeros(3).long()}, "one entry for each of the 4 rows"),
         ({"student_NV": torch.rand(4, 1), "teacher": torch.rand(4, 1)}, "one id"),
-        ({"cost_norm": "l2"}, "norm must be one of"),
-        ({"gradient": "exact"}, "gradient must be one of"),
     ],
 )
 def test_refusals(change: dict[str, object], message: str) -> None:
     arguments = {
         "student_NV": torch.rand(4, 6),
         "teacher": torch.rand(4, 6),
+        "settings": TransportSettings(vocabulary="verbalizers"),
         **places([4]),
         **change,
     }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.objectives import TopKSignal, sinkd_term
+from sinkd_llm.objectives import TopKSignal, TransportSettings, sinkd_term
 from sinkd_llm.optimal_transport import pairwise_top_k_cost
 from sinkd_llm.teachers.cache.layout import CacheLayout, choose_temperatures
 from tests.support import naive
@@ -103,9 +103,9 @@ def test_the_dense_cost_lies_in_the_interval_of_stored_rows(
     term = sinkd_term(
         student.float(),
         signal.map(lambda x: x[:4]),
+        TransportSettings(sinkhorn_temperature=temperature),
         example_N=torch.arange(4),
         position_N=torch.zeros(4, dtype=torch.long),
-        temperature=temperature,
     )
     expected = width[:, :4].mean() + 2 * error[:4].mean()
     torch.testing.assert_close(term.cost_width.double(), expected, rtol=1e-3, atol=1e-5)
@@ -134,9 +134,9 @@ def test_answer_tokens_are_kept_in_every_row() -> None:
     rows = logits(6, 50)
     ids = (4, 44, 17)
     alone = round_trip(CacheLayout("verbalizers", 50, 3, TEMPERATURES, "float32", ids), rows)
-    assert torch.equal(alone.logits_at(torch.tensor(ids)), rows[:, list(ids)])
+    assert torch.equal(alone.at(torch.tensor(ids)).logits_NV, rows[:, list(ids)])
     among = round_trip(CacheLayout("topk", 50, 8, TEMPERATURES, "float32", ids), rows)
-    assert torch.equal(among.logits_at(torch.tensor(ids)), rows[:, list(ids)])
+    assert torch.equal(among.at(torch.tensor(ids)).logits_NV, rows[:, list(ids)])
     others = rows.clone()
     others[:, list(ids)] = -torch.inf
     largest = others.topk(5).indices

@@ -1,0 +1,196 @@
+"""Rows to transport problems: which rows form one, over which ids, and its solution.
+
+Shape suffixes: N rows, V vocabulary, K kept token ids, P transport problems of one size, R rows of a problem.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sinkd_llm.optimal_transport import COST_NORMS, TransportPlan, check_solver, sinkhorn
+
+TRANSPORT_SCOPES = ("batch", "position", "sequence")
+VOCABULARIES = ("full", "verbalizers")
+
+
+@dataclass(frozen=True)
+class TransportSettings:
+    """
+    The settings of the SinKD term but for its weight. The defaults are the published constants.
+
+    Args:
+        sinkhorn_temperature (`float`, *optional*, defaults to `2.0`):
+            Divides both sides' logits before the softmax. The term has no factor for it (the published form).
+        sinkhorn_epsilon (`float`, *optional*, defaults to `0.1`):
+            Entropic regularisation, in units of the cost.
+        sinkhorn_iterations (`int`, *optional*, defaults to `20`):
+            The most Sinkhorn iterations.
+        sinkhorn_threshold (`float`, *optional*):
+            Row error at which the iterations stop early.
+        sinkhorn_gradient (`str`, *optional*, defaults to `"unrolled"`):
+            `"unrolled"`, `"implicit"` or `"envelope"`, see [`~sinkd_llm.optimal_transport.sinkhorn`].
+        cost_norm (`str`, *optional*, defaults to `"l1"`):
+            `"l1"` or `"sql2"`, see [`~sinkd_llm.optimal_transport.pairwise_cost`].
+        transport_scope (`str`, *optional*, defaults to `"batch"`):
+            Which rows form one transport problem: `"batch"` all of them, `"position"` the rows of one place in
+            their answers, `"sequence"` the rows of one example.
+        vocabulary (`str`, *optional*, defaults to `"full"`):
+            `"verbalizers"` restricts the logits to the first token ids of the answer choices *before* the softmax.
+
+    Raises:
+        `ValueError`: for a setting out of its range.
+    """
+
+    sinkhorn_temperature: float = 2.0
+    sinkhorn_epsilon: float = 0.1
+    sinkhorn_iterations: int = 20
+    sinkhorn_threshold: float | None = None
+    sinkhorn_gradient: str = "unrolled"
+    cost_norm: str = "l1"
+    transport_scope: str = "batch"
+    vocabulary: str = "full"
+
+    def __post_init__(self) -> None:
+        choices = {"cost_norm": COST_NORMS, "transport_scope": TRANSPORT_SCOPES, "vocabulary": VOCABULARIES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if not 0 < self.sinkhorn_temperature < float("inf"):
+            raise ValueError(f"sinkhorn_temperature must be a positive number, got {self.sinkhorn_temperature}.")
+        check_solver(*self._solver, prefix="sinkhorn_")
+
+    @property
+    def _solver(self) -> tuple[float, int, float | None, str]:
+        return self.sinkhorn_epsilon, self.sinkhorn_iterations, self.sinkhorn_threshold, self.sinkhorn_gradient
+
+    def kept_ids(
+        self, verbalizer_ids: Tensor | Sequence[int] | None, regression: bool, V: int, device: torch.device
+    ) -> Tensor | None:
+        """The ids `[K]` that the logits `[N, V]` are restricted to; `None`: all of them.
+
+        Raises:
+            `ValueError`: if verbalizers are wanted and not given, or are fewer than two, repeated or outside of
+            [0, V).
+        """
+        if self.vocabulary == "full" or regression:  # one output has nothing to leave out
+            return None
+        if verbalizer_ids is None:
+            raise ValueError(
+                "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or use "
+                "vocabulary='full'."
+            )
+        ids_K = torch.as_tensor(verbalizer_ids, device=device).flatten()
+        distinct = ids_K.unique()
+        if len(distinct) < 2:
+            raise ValueError(
+                f"SinKD needs at least two vocabulary ids, got {ids_K.tolist()}: over a single one every "
+                "distribution is the same and the term is 0 whatever the model says."
+            )
+        if len(distinct) < len(ids_K):
+            raise ValueError(f"verbalizer_ids must be distinct, got {ids_K.tolist()}.")
+        if distinct[0] < 0 or distinct[-1] >= V:
+            raise ValueError(f"verbalizer_ids must lie in [0, {V}), got {ids_K.tolist()}.")
+        return ids_K
+
+    def solve(self, costs: Sequence[Tensor]) -> "Solution":
+        """Solves problems, given the costs `[P, R, R]` of the problems of each size R, R growing.
+
+        One solver call for the problems that have the same power of two above their size: few calls, and padding
+        that at most quadruples the plans, however unequal the problems are.
+        """
+        plans, sizes = [], []
+        for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
+            cost_PRR, mask_PR, size_P = _padded(list(similar))
+            plans.append(sinkhorn(cost_PRR, *self._solver, mask_PR, mask_PR))
+            sizes.append(size_P)
+        return Solution(plans, sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """
+    Which rows form which transport problem.
+
+    Attributes:
+        blocks (`list[tuple[int, int]]`): `(P, R)` for the P problems of R rows, R growing.
+        order_N (`Tensor`, *optional*): the order of the rows in which the blocks, and within them the problems, follow
+            each other. Rows of one problem keep their order, so that row i of the student and row i of the teacher
+            stay the same token. `None`: the rows are one problem as they stand.
+    """
+
+    blocks: list[tuple[int, int]]
+    order_N: Tensor | None = None
+
+    @classmethod
+    def of(cls, key_N: Tensor) -> "Problems":
+        """Rows with equal keys are one problem."""
+        _, problem_N, count = key_N.unique(return_inverse=True, return_counts=True)
+        order_N = problem_N.argsort(stable=True)
+        order_N = order_N[count[problem_N[order_N]].argsort(stable=True)]
+        return cls([(len(list(same)), R) for R, same in groupby(sorted(count.tolist()))], order_N)
+
+    @classmethod
+    def whole(cls, N: int) -> "Problems":
+        """All rows are one problem; there is none without a row."""
+        return cls([(1, N)] if N else [])
+
+    @property
+    def count(self) -> int:
+        return sum(P for P, _ in self.blocks)
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest problem; 0 without one."""
+        return self.blocks[-1][1] if self.blocks else 0
+
+    def sorted(self, rows_N: Tensor) -> Tensor:
+        """The rows `[N, ...]` in the order of the problems."""
+        return rows_N if self.order_N is None else rows_N.index_select(0, self.order_N.to(rows_N.device))
+
+    def unsorted(self, sorted_N: Tensor) -> Tensor:
+        """The rows in their own order again."""
+        if self.order_N is None:
+            return sorted_N
+        rows_N = torch.empty_like(sorted_N)
+        rows_N[self.order_N] = sorted_N
+        return rows_N
+
+    def split(self, sorted_N: Tensor) -> list[Tensor]:
+        """The `[P, R, ...]` of each block. A single block is not split, which would copy its gradient."""
+        parts = [sorted_N] if len(self.blocks) == 1 else sorted_N.split([P * R for P, R in self.blocks])
+        return [part.view(P, R, *part.shape[1:]) for (P, R), part in zip(self.blocks, parts, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """
+    The solutions of transport problems, problems of similar size together.
+
+    Attributes:
+        plans (`list[TransportPlan]`): `plan` is `[P, R, R]`, each of mass 1.
+        sizes (`list[Tensor]`): for each of `plans`, the number of rows of its problems, `[P]`.
+    """
+
+    plans: list[TransportPlan]
+    sizes: list[Tensor]
+
+    def cost(self, zero: Tensor) -> Tensor:
+        """`sum_p n_p <P_p, C_p>`, the transport cost of all rows, added to `zero`."""
+        for plan, size_P in zip(self.plans, self.sizes, strict=True):
+            zero = zero + (plan.value * size_P).sum()
+        return zero
+
+
+def _padded(costs: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Square cost blocks `[P, R, R]` of growing R as one; a mask of the real rows if there is padding; their sizes."""
+    largest = costs[-1].shape[-1]
+    cost = torch.cat([pad(c, (0, largest - c.shape[-1]) * 2) for c in costs])
+    sizes = [c.shape[-1] for c in costs for _ in range(len(c))]
+    size_P = torch.tensor(sizes, device=cost.device)
+    if sizes[0] == largest:
+        return cost, None, size_P
+    return cost, torch.arange(largest, device=cost.device) < size_P[:, None], size_P
