@@ -17,7 +17,7 @@ _INTRODUCTION = """\
 <!-- Made by `python -m tools.settings_page` from the docstrings of the settings: change those. -->
 
 A setting has one name everywhere: `--alpha 0.5` on the command line, `alpha: 0.5` in a recipe,
-`SinKDConfig(alpha=0.5)` in Python. `sinkd COMMAND --help` shows the same texts as this page. The training commands
+`SinKDConfig(alpha=0.5)` in Python. `sinkd distill --help` shows the same texts as this page. The training commands
 take the fields of TRL's `ModelConfig` and of `transformers.TrainingArguments` as well; for what a value may be, see
 [the command line](command_line.md#what-a-setting-may-be). A setting without a default is unset (`null`).
 """

@@ -12,7 +12,13 @@ from sinkd_llm.errors import InputError, plain
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.models.kinds import KINDS
-from sinkd_llm.objectives import DIVERGENCES, TRANSPORT_SCOPES, VOCABULARIES, DistillationObjective
+from sinkd_llm.objectives import (
+    DIVERGENCE_CHOICES,
+    TRANSPORT_SCOPES,
+    VOCABULARIES,
+    DistillationObjective,
+    TransportSettings,
+)
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.secrets import is_secret_name
 from sinkd_llm.teachers.placement import PLACEMENTS
@@ -183,21 +189,21 @@ class SinKDConfig(TrainingArguments):
 
     # Cross-entropy and divergence
     alpha: float = DistillationObjective.alpha
-    divergence: str = field(default=DistillationObjective.divergence, metadata={"choices": (*DIVERGENCES, "none")})
+    divergence: str = field(default=DistillationObjective.divergence, metadata={"choices": DIVERGENCE_CHOICES})
     temperature: float = DistillationObjective.temperature
 
     # The Sinkhorn term
     sinkhorn_weight: float = DistillationObjective.sinkhorn_weight
-    sinkhorn_temperature: float = DistillationObjective.sinkhorn_temperature
-    sinkhorn_epsilon: float = DistillationObjective.sinkhorn_epsilon
-    sinkhorn_iterations: int = DistillationObjective.sinkhorn_iterations
-    sinkhorn_threshold: float | None = DistillationObjective.sinkhorn_threshold
-    sinkhorn_gradient: str = field(default=DistillationObjective.sinkhorn_gradient, metadata={"choices": GRADIENTS})
-    cost_norm: str = field(default=DistillationObjective.cost_norm, metadata={"choices": COST_NORMS})
-    transport_scope: str = field(default=DistillationObjective.transport_scope, metadata={"choices": TRANSPORT_SCOPES})
+    sinkhorn_temperature: float = TransportSettings.sinkhorn_temperature
+    sinkhorn_epsilon: float = TransportSettings.sinkhorn_epsilon
+    sinkhorn_iterations: int = TransportSettings.sinkhorn_iterations
+    sinkhorn_threshold: float | None = TransportSettings.sinkhorn_threshold
+    sinkhorn_gradient: str = field(default=TransportSettings.sinkhorn_gradient, metadata={"choices": GRADIENTS})
+    cost_norm: str = field(default=TransportSettings.cost_norm, metadata={"choices": COST_NORMS})
+    transport_scope: str = field(default=TransportSettings.transport_scope, metadata={"choices": TRANSPORT_SCOPES})
     transport_across_devices: bool = True
     transport_accumulation: bool = False
-    vocabulary: str = field(default=DistillationObjective.vocabulary, metadata={"choices": VOCABULARIES})
+    vocabulary: str = field(default=TransportSettings.vocabulary, metadata={"choices": VOCABULARIES})
 
     def __post_init__(self) -> None:
         check_settings(self)
