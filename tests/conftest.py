@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 
 from tests.support import models
-from tests.support.launch import REPOSITORY, warm_process
+from tests.support.launch import MARKED_FOLDERS, REPOSITORY, warm_process
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-# A folder whose tests start processes, run whole commands, or need real weights: its name is the mark of its tests.
-MARKED_FOLDERS = ("distributed", "end_to_end", "real_model", "reliability")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,24 +25,6 @@ def make_models(folder: Path, build: Any, tokenizer: Any, t5: Any, t5_tokenizer:
         its_tokenizer.save_pretrained(folder / name)
 
 
-def cache_teacher(models: Path) -> None:
-    """Writes `cache`: what `teacher` says about the rows that are trained on, in full."""
-    from sinkd_llm import SinKDConfig, load_model, load_tokenizer
-    from sinkd_llm.runs.arguments import CacheArguments
-    from sinkd_llm.runs.cache import write_cache
-    from sinkd_llm.runs.data import RunData
-
-    name = str(models / "teacher")
-    write_cache(
-        models / "cache",
-        load_model(name),
-        load_tokenizer(name),
-        RunData("opinions", None, opinions(40, positive=POSITIVE), None),
-        SinKDConfig(str(models / "unused"), teacher_model_name_or_path=name, use_cpu=True, report_to="none"),
-        CacheArguments(content="full"),
-    )
-
-
 def held(model: Any) -> int:
     """Numbers of a model's weights that lie in this process."""
     count = 0

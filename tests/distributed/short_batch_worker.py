@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 
-WORDS = ["good", "bad", "great", "awful", "film", "food", "plot"]
+from tests.support.rows import opinions
+from tests.support.trainers import short_config
+
 # What a rank gets when two share a batch of 16: how many rows a micro-batch, and how many micro-batches an update.
 WINDOWS = {"batch": (8, 1), "accumulation": (4, 2), "window": (4, 2)}
 ROWS = (45, 49, 3, 1)
@@ -29,53 +31,53 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
 }
 
 
-def opinions(count: int, start: int = 0, target: bool = False) -> Dataset:
-    """Rows whose prompts and answers differ in length, with choices."""
-    out = []
-    for i in range(start, start + count):
-        choices = ["0", "0.5", "1"] if target else [" bad", " very good film"[: 5 + 5 * (i % 3)]]
-        gold = i % len(choices)
-        row = {
-            "id": f"opinion-{i}",
-            "prompt": f"Review: {WORDS[i % 4]} {WORDS[4 + i % 3]}{' is a film' * (i % 3)}\nSentiment:",
-            "choices": choices,
-            "label": gold,
-            "completion": choices[gold],
-        }
-        out.append({**row, "target": float(choices[gold])} if target else row)
-    return Dataset.from_list(out)
+# Answers of one to three tokens.
+POSITIVE = (" good", " very good", " very good film")
+
+
+def rows_of(family: str, count: int, start: int = 0) -> Dataset:
+    """Rows whose prompts and answers differ in length, with choices; for a regression with a number as target."""
+    rows = opinions(count, start, POSITIVE)
+    if family == "regression":
+        texts = ["0", "0.5", "1"]
+        golds = [texts[(start + i) % 3] for i in range(count)]
+        return rows.map(
+            lambda _, i: {
+                "choices": texts,
+                "label": texts.index(golds[i]),
+                "completion": golds[i],
+                "target": float(golds[i]),
+            },
+            with_indices=True,
+        )
+    return rows
 
 
 def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
     """Weights and records of two epochs, and scores before and after, by `world_size` processes."""
     import transformers
 
-    from sinkd_llm import SinKDConfig, SinKDTrainer
+    from sinkd_llm import SinKDTrainer
 
     family, count, window, settings = RUNS[name]
     per_device, accumulation = WINDOWS[window]
     cached = name.endswith("cached")
-    args = SinKDConfig(
-        str(folder / "out"),
+    args = short_config(
+        folder,
         per_device_train_batch_size=per_device * 2 // world_size,
         gradient_accumulation_steps=accumulation,
         transport_accumulation=window == "window",
         per_device_eval_batch_size=3,
+        max_steps=-1,
         num_train_epochs=2,
         max_grad_norm=0.0,
         optim="sgd",
         lr_scheduler_type="constant",
-        logging_steps=1,
-        disable_tqdm=True,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
         seed=3,
         teacher_cache=str(folder / "cache") if cached else None,
         **{"sinkhorn_temperature": 0.3, "learning_rate": 0.3, **settings},
     )
-    regression = family == "regression"
-    rows = opinions(count, target=regression)
+    rows = rows_of(family, count)
     if family == "classifier":
         rows = rows.map(lambda row: {"choices": [" bad", " good"], "completion": [" bad", " good"][row["label"]]})
     heads = {"causal": "CausalLM", "t5": "Seq2SeqLM"}
@@ -85,7 +87,7 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
         teacher_model=None if cached else cls.from_pretrained(folder / family / "teacher"),
         args=args,
         train_dataset=rows,
-        eval_dataset=opinions(7, 100, target=regression) if family == "causal" else rows.select(range(min(7, count))),
+        eval_dataset=rows_of(family, 7, 100) if family == "causal" else rows.select(range(min(7, count))),
         processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / family / "tokenizer"),
     )
     before = trainer.evaluate()
@@ -108,21 +110,20 @@ def broken(folder: Path, rank: int) -> str:
     """What a rank says when the logits of rank 1 become NaN in the second update."""
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from sinkd_llm import SinKDConfig, SinKDTrainer
+    from sinkd_llm import SinKDTrainer
 
-    args = SinKDConfig(
-        str(folder / "broken"),
+    args = short_config(
+        folder,
+        output_dir=str(folder / "broken"),
         per_device_train_batch_size=2,
         max_steps=3,
+        save_strategy="steps",
         save_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=True,
     )
     trainer = SinKDTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder / "causal" / "student"),
         args=args,
-        train_dataset=opinions(12),
+        train_dataset=rows_of("causal", 12),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder / "causal" / "tokenizer"),
     )
 

@@ -11,27 +11,10 @@ import pytest
 import torch
 
 from tests.distributed import short_batch_worker as worker
+from tests.support.caches import cache_model
 from tests.support.launch import torchrun
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def cache_teacher(folder: Path) -> None:
-    """Writes what the decoder-only teacher says about the rows of the cached run."""
-    from sinkd_llm import SinKDConfig, load_model, load_tokenizer
-    from sinkd_llm.runs.arguments import CacheArguments
-    from sinkd_llm.runs.cache import write_cache
-    from sinkd_llm.runs.data import RunData
-
-    name = str(folder / "causal" / "teacher")
-    write_cache(
-        folder / "cache",
-        load_model(name),
-        load_tokenizer(name),
-        RunData("opinions", None, worker.opinions(49), None),
-        SinKDConfig(str(folder / "unused"), teacher_model_name_or_path=name, use_cpu=True, report_to="none"),
-        CacheArguments(content="full"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +43,7 @@ def folder(
             tokenizer = marked_tokenizer(marked) if marked else tiny_tokenizer
             tokenizer.save_pretrained(folder / family / "tokenizer")
             tokenizer.save_pretrained(folder / family / model)
-    cache_teacher(folder)
+    cache_model(folder / "cache", folder / "causal" / "teacher", worker.rows_of("causal", 49))
     torchrun("tests.distributed.short_batch_worker", str(folder))
     return folder
 

@@ -5,9 +5,6 @@ of the run in one process that they are compared with.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from tests.distributed.cases import cache_teacher, make_models, train_case
+from tests.distributed.cases import POSITIVE, make_models, train_case
+from tests.support.caches import cache_model
+from tests.support.launch import torchrun
+from tests.support.rows import opinions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HALF, QUARTER = {}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SAVES = {"save_strategy": "steps", "save_steps": 2}
 QUANTISED = {"nf4": {"teacher_load_in_4bit": True}, "int8": {"teacher_load_in_8bit": True}}
@@ -89,7 +88,7 @@ def described(name: str, models: Path, out: Path) -> dict[str, Any]:
 def models(tmp_path_factory: Any, tiny_causal_lm: Any, tiny_tokenizer: Any, tiny_model: Any, marked_tokenizer: Any):
     folder = tmp_path_factory.mktemp("models")
     make_models(folder, tiny_causal_lm, tiny_tokenizer, tiny_model, marked_tokenizer("t5"))
-    cache_teacher(folder)
+    cache_model(folder / "cache", folder / "teacher", opinions(40, positive=POSITIVE))
     return folder
 
 
@@ -98,16 +97,8 @@ def launched(tmp_path_factory: Any, models: Path) -> Path:
     """The folder with the results of every case, by one launch of two processes."""
     out = tmp_path_factory.mktemp("launched")
     (out / "cases.json").write_text(json.dumps([described(name, models, out) for name in (*CASES, *MORE)]))
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.distributed.worker"]
-    done = subprocess.run(
-        [sys.executable, *words, str(out / "cases.json"), str(out)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
-        capture_output=True,
-        text=True,
-        timeout=1100,
-    )
-    (out / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    said = torchrun("tests.distributed.worker", str(out / "cases.json"), str(out), check=False, limit=1100)
+    (out / "log.txt").write_text(said, encoding="utf-8")
     return out
 
 

@@ -19,7 +19,7 @@ from sinkd_llm.distributed import Ranks, RowLayout
 from sinkd_llm.objectives import DistillationObjective, TopKSignal
 from sinkd_llm.optimal_transport import GRADIENTS
 from tests.support.rows import sentences
-from tests.support.trainers import ONLY_SINKD
+from tests.support.trainers import ONLY_SINKD, short_config
 
 V = 11
 IDS = [7, 1, 4]
@@ -150,20 +150,15 @@ def run(folder: Path, models: str, name: str, world_size: int) -> dict[str, Any]
     """Weights and records of a training run of three updates, and what this rank sent in it."""
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from sinkd_llm import SinKDConfig, SinKDTrainer
+    from sinkd_llm import SinKDTrainer
 
     settings = {"gradient_accumulation_steps": 1, "seed": 3, **RUNS[name]}
-    args = SinKDConfig(
-        str(folder / "out"),
+    args = short_config(
+        folder,
         per_device_train_batch_size=16 // world_size // settings["gradient_accumulation_steps"],
         max_steps=3,
         learning_rate=0.3,
         optim="sgd",
-        logging_steps=1,
-        disable_tqdm=True,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
         **settings,
     )
     trainer = SinKDTrainer(

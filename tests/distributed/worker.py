@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.launch import REPOSITORY
+
 PREFIXES = ("ACCELERATE_", "FSDP_")
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task, load_task
+from sinkd_llm import SinKDTrainer, evaluate_task, load_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import ranking_metrics
 from tests.support.models import train_tokenizer
 from tests.support.samples import SAMPLES
+from tests.support.trainers import short_config
 
 TASKS = [*SAMPLES, "quickstart"]
 # A head has the same classes for every row.
@@ -48,16 +49,7 @@ def two_steps(models: list[Any], tokenizer: Any, task: Any, rows: Dataset, folde
     trainer = SinKDTrainer(
         model=models[0],
         teacher_model=models[1],
-        args=SinKDConfig(
-            str(folder / "out"),
-            max_steps=2,
-            per_device_train_batch_size=2,
-            logging_steps=1,
-            disable_tqdm=True,
-            save_strategy="no",
-            use_cpu=True,
-            report_to=[],
-        ),
+        args=short_config(folder, per_device_train_batch_size=2),
         train_dataset=rows,
         eval_dataset=rows,
         processing_class=tokenizer,
@@ -134,10 +126,9 @@ def test_instructions_are_answered_freely(
 
 def test_a_regression_predicts_the_number(tiny_model: Any, task_tokenizer: Any, tmp_path: Path) -> None:
     """One output, between the smallest and the largest choice; the nearest choice is the answer."""
-    from sinkd_llm.inputs.collator import row_collator
-    from sinkd_llm.inputs.contract import tokenize_dataset
+    from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
+    from sinkd_llm.inputs.dataset import tokenize_dataset
     from sinkd_llm.inputs.reading import Reading
-    from sinkd_llm.inputs.row_tokenizers import row_tokenizer
     from sinkd_llm.models.kinds import SupervisedRows, kind_of
     from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 

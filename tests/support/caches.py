@@ -88,3 +88,22 @@ class CrashingRename:
                 self.damage(source, target)
             raise Crash
         self.rename(source, target)
+
+
+def cache_model(folder: Path, name: Path, rows: Dataset) -> None:
+    """Writes into `folder` what the model in the folder `name` says about `rows`, in full."""
+    from sinkd_llm import SinKDConfig, load_model, load_tokenizer
+    from sinkd_llm.runs.arguments import CacheArguments
+    from sinkd_llm.runs.cache import write_cache
+    from sinkd_llm.runs.data import RunData
+
+    write_cache(
+        folder,
+        load_model(str(name)),
+        load_tokenizer(str(name)),
+        RunData("opinions", None, rows, None),
+        SinKDConfig(
+            str(folder.parent / "unused"), teacher_model_name_or_path=str(name), use_cpu=True, report_to="none"
+        ),
+        CacheArguments(content="full"),
+    )

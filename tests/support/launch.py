@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# A folder whose tests start processes, run whole commands, or need real weights: its name is the mark of its tests.
+MARKED_FOLDERS = ("distributed", "end_to_end", "real_model", "reliability")
 
 
 def torchrun(module: str, *arguments: str, check: bool = True, limit: float = 500) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from sinkd_llm.inputs.collator import AnswerCollator, row_collator
-from sinkd_llm.inputs.contract import tokenize_dataset
+from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator
 from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 
 OPINIONS = ["good", "great", "bad", "awful", "film", "food", "plot"]
 # Token ids, without any tokenizer.
@@ -74,7 +74,7 @@ def sentences(count: int = 48) -> Dataset:
 
 
 def collate_ids(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return AnswerCollator(pad_token_id=0)(rows)
+    return DecoderOnlyCollator(pad_token_id=0)(rows)
 
 
 def batch_for(model: Any, tokenizer: Any, rows: list[dict], ranking: bool = False, **settings: Any) -> dict[str, Any]:

@@ -11,22 +11,22 @@ from sinkd_llm import SinKDConfig, SinKDTrainer
 ONLY_SINKD = {"alpha": 1.0, "divergence": "none", "sinkhorn_temperature": 0.3}
 
 
+def short_config(folder: Path, **changes: Any) -> SinKDConfig:
+    """Two updates on the CPU into `folder/out`, each logged, nothing saved or shown; `changes` are settings."""
+    settings: dict[str, Any] = {
+        **{"output_dir": str(folder / "out"), "max_steps": 2, "per_device_train_batch_size": 8},
+        **{"learning_rate": 1e-2, "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"},
+        **{"use_cpu": True, "report_to": "none"},
+    }
+    return SinKDConfig(**{**settings, **changes})
+
+
 def changed_trainer(folder: Path, arguments: dict[str, Any], changes: dict[str, Any]) -> SinKDTrainer:
     """A trainer of two short steps; `changes` are arguments of its own or settings."""
     for name in ("model", "teacher_model", "processing_class", "train_dataset", "eval_dataset", "peft_config"):
         if name in changes:
             arguments[name] = changes.pop(name)
-    settings: dict[str, Any] = {
-        "output_dir": str(folder / "out"),
-        "max_steps": 2,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "use_cpu": True,
-    }
-    return SinKDTrainer(args=SinKDConfig(**{**settings, **changes}), **arguments)
+    return SinKDTrainer(args=short_config(folder, **changes), **arguments)
 
 
 def gradients(trainer: SinKDTrainer, batches: list[dict[str, Any]]) -> tuple[float, torch.Tensor]:

@@ -1,0 +1,57 @@
+"""Tests lie where the package has what they test, share what tests/support/ has, and are marked by their folder."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.launch import MARKED_FOLDERS, REPOSITORY
+
+TESTS = REPOSITORY / "tests"
+FILES = sorted(TESTS.rglob("*.py"))
+# What no folder of the package answers for: helpers, recorded numbers, and what holds for every input.
+APART = {"support", "golden", "properties"}
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports, wherever in it, and the names that it takes from packages."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
+def test_no_test_imports_another(file: Path) -> None:
+    for name in imported(file):
+        parts = name.split(".")
+        if parts[0] != "tests":
+            continue
+        assert not any(part.startswith("test_") or part == "conftest" for part in parts), f"{name}: tests/support/"
+        if file.is_relative_to(TESTS / "support"):
+            assert parts[1:2] in ([], ["support"]), f"{name}: a helper needs no test"
+
+
+def test_folders_are_those_of_the_package() -> None:
+    package = {folder.name for folder in (REPOSITORY / "sinkd_llm").iterdir() if folder.is_dir()}
+    folders = {folder.name for folder in TESTS.iterdir() if folder.is_dir() and folder.name != "__pycache__"}
+    assert folders - package == {*APART, *MARKED_FOLDERS}
+
+
+def test_files_of_the_top_folder_are_of_modules_of_the_top_folder_or_of_the_whole_repository() -> None:
+    whole = {"arrows", "layout", "private_names", "readme"}
+    names = {file.stem.removeprefix("test_") for file in TESTS.glob("test_*.py")}
+    assert names - whole <= {file.stem for file in (REPOSITORY / "sinkd_llm").glob("*.py")}
+
+
+def test_the_fast_tests_are_those_without_a_mark() -> None:
+    recipe = re.search(r'^test-fast:.*?-m "not \((.*?)\)"', (REPOSITORY / "Makefile").read_text(), re.M | re.S)
+    assert recipe is not None
+    marks = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    assert set(recipe[1].split(" or ")) == {mark.split(":")[0] for mark in marks} == {*MARKED_FOLDERS}
