@@ -15,7 +15,7 @@ from common import interleaved_medians, write
 from peft import LoraConfig
 
 from sinkd_llm import DistillationObjective, SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
-from sinkd_llm.inputs.contract import tokenize_dataset
+from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.pair import rows_for
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.runs.arguments import CacheArguments

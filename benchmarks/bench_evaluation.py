@@ -15,8 +15,8 @@ from common import interleaved_medians, write
 from peft import LoraConfig
 
 from sinkd_llm import SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
-from sinkd_llm.inputs.collator import AnswerCollator
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator, DecoderOnlyTokenizer
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.kinds.choices import score_choices
@@ -56,12 +56,12 @@ class OneForwardPerChoice:
 def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
-    kind, collator, naive = kind_of(model), AnswerCollator(0), OneForwardPerChoice(tokenizer)
+    kind, collator, naive = kind_of(model), DecoderOnlyCollator(0), OneForwardPerChoice(tokenizer)
     rows: list[list[str]] = []
     share, step, side = data_side()
     for name, count in ROWS.items():
         data = load_task(name).load("validation", os.environ["SINKD_DATA_DIR"], limit=count)
-        features = list(tokenize_dataset(data, AnswerTokenizer(tokenizer, Reading(MAX_LENGTH)), ranking=True))
+        features = list(tokenize_dataset(data, DecoderOnlyTokenizer(tokenizer, Reading(MAX_LENGTH)), ranking=True))
 
         def timed(function: Callable[[], Any]) -> Callable[[], float]:
             def run() -> float:

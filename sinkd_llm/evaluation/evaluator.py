@@ -18,10 +18,10 @@ from sinkd_llm.evaluation.generation import (
     reference_log_likelihoods,
 )
 from sinkd_llm.evaluation.ranking import on_scale_of, rank_choices
-from sinkd_llm.inputs.collator import row_collator
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
+from sinkd_llm.inputs.contract import AnswerTokenizer, RowTokenizer
+from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 from sinkd_llm.metrics import UNDEFINED_FOR_ONE_CLASS, perplexity, right_rows
 from sinkd_llm.models.kinds import context_length, kind_of
 from sinkd_llm.teachers.choices import row_keys
@@ -78,7 +78,7 @@ class TaskEvaluator:
         dataset ([`~datasets.Dataset`]): rows from `task.load(split)`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the one of all models.
         reading ([`Reading`]): how rows become tokens, before a model's context bounds it.
-        tokenized (iterable of `tuple[AnswerTokenizer, Dataset]`, *optional*): the rows as they are tokenised already
+        tokenized (iterable of `tuple[RowTokenizer, Dataset]`, *optional*): the rows as they are tokenised already
             (`tokenize_dataset(dataset, answer_tokenizer, ranking=True)`), and by what.
     """
 
@@ -88,7 +88,7 @@ class TaskEvaluator:
         dataset: "Dataset",
         tokenizer: "PreTrainedTokenizerBase",
         reading: Reading,
-        tokenized: "Iterable[tuple[AnswerTokenizer, Dataset]]" = (),
+        tokenized: "Iterable[tuple[RowTokenizer, Dataset]]" = (),
     ) -> None:
         self.task, self.dataset, self.tokenizer, self.reading = task, dataset, tokenizer, reading
         self._features = list(tokenized)
@@ -173,7 +173,7 @@ class TaskEvaluator:
     def _reading_of(self, model: Any) -> Reading:
         return self.reading.within(context_length(model))
 
-    def _tokenized(self, answer_tokenizer: AnswerTokenizer) -> "Dataset":
+    def _tokenized(self, answer_tokenizer: RowTokenizer) -> "Dataset":
         """The rows as `answer_tokenizer` reads them; with all choices, where answers are ranked."""
         for known, features in self._features:
             if known == answer_tokenizer:

@@ -16,9 +16,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.evaluation.batches import batches_by_length, from_all, on_device
 from sinkd_llm.evaluation.ranking import refuse_non_finite
-from sinkd_llm.inputs.collator import AnswerCollator, right_padded
+from sinkd_llm.inputs.batch import AnswerCollator, left_padded, right_padded
 from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.inputs.row_tokenizers import special_ids
+from sinkd_llm.inputs.special_tokens import special_ids
 from sinkd_llm.models.kinds import LOGITS_AT_A_TIME, context_length, decoder_input_ids, kind_of, output_size
 from sinkd_llm.models.wrappers import unwrap
 
@@ -278,8 +278,8 @@ def _prompt_batch(prompts: Sequence[list[int]], tokenizer: Any, decoder_only: bo
             "attention_mask": right_padded(masks, 0, length),
         }
     return {
-        "input_ids": right_padded([ids[::-1] for ids in prompts], tokenizer.pad_token_id, length).flip(1),
-        "attention_mask": right_padded(masks, 0, length).flip(1),
+        "input_ids": left_padded(prompts, tokenizer.pad_token_id, length),
+        "attention_mask": left_padded(masks, 0, length),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import NonFiniteError
 from sinkd_llm.evaluation.batches import batches_by_length, from_all, on_device
-from sinkd_llm.inputs.collator import AnswerCollator
+from sinkd_llm.inputs.batch import AnswerCollator
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
 

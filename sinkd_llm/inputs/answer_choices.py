@@ -13,7 +13,7 @@ from sinkd_llm.values import shown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sinkd_llm.inputs.contract import AnswerTokenizer
+    from sinkd_llm.inputs.contract import RowTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ def rows_of_choices(dataset: "Dataset", sets: set[tuple[str, ...]]) -> list[Row]
     return [dataset[index] for index in range(0, len(dataset), -(-len(dataset) // SAMPLE))]
 
 
-def check_choice_tokens(sets: set[tuple[str, ...]], rows: Sequence[Row], answer_tokenizer: "AnswerTokenizer") -> None:
+def check_choice_tokens(sets: set[tuple[str, ...]], rows: Sequence[Row], answer_tokenizer: "RowTokenizer") -> None:
     """
     Refuses choices that are the same tokens, as they follow the prompt of a row: no model can tell them apart.
 
     Args:
         sets (`set[tuple[str, ...]]`): the different lists of choices.
         rows (`Sequence[dict]`): some rows, see [`rows_of_choices`].
-        answer_tokenizer ([`AnswerTokenizer`]): how the rows are read.
+        answer_tokenizer ([`RowTokenizer`]): how the rows are read.
 
     Raises:
         InputError: if all rows have the same choices, naming two of them. A warning counts rows with choices of their
@@ -140,7 +140,7 @@ def _warn_of_beginnings(choices: dict[tuple[int, ...], str]) -> None:
                 return
 
 
-def verbalizer_ids(dataset: "Dataset", answer_tokenizer: "AnswerTokenizer") -> torch.Tensor:
+def verbalizer_ids(dataset: "Dataset", answer_tokenizer: "RowTokenizer") -> torch.Tensor:
     """
     Sorted ids of all tokens of the answer choices, for `vocabulary="verbalizers"`: `[K]`.
 
@@ -167,7 +167,7 @@ def verbalizer_ids(dataset: "Dataset", answer_tokenizer: "AnswerTokenizer") -> t
 
 
 def _check_first_tokens(
-    choices: Sequence[str], answers_ids: Sequence[Sequence[int]], answer_tokenizer: "AnswerTokenizer"
+    choices: Sequence[str], answers_ids: Sequence[Sequence[int]], answer_tokenizer: "RowTokenizer"
 ) -> None:
     # Several words and numbers are ranked by all of their tokens anyway.
     first: dict[int, str] = {}
@@ -194,7 +194,7 @@ def _rows_by_tail(dataset: "Dataset") -> list[Row]:
     return [dataset[index] for index in tails.values()]
 
 
-def _answers(rows: Sequence[Row], answer_tokenizer: "AnswerTokenizer") -> Iterator[tuple[Row, list[list[int]]]]:
+def _answers(rows: Sequence[Row], answer_tokenizer: "RowTokenizer") -> Iterator[tuple[Row, list[list[int]]]]:
     """Each row, and the tokens of its choices as they follow its prompt, whatever the row's label and length."""
     for start in range(0, len(rows), 1_000):
         batch = rows[start : start + 1_000]

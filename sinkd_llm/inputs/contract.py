@@ -1,57 +1,44 @@
-"""From rows to token ids: tokenisation of prompts and answers.
+"""From texts to token ids: what every kind of model shares.
 
 A row is a task example of this project (`id`, `prompt`, `completion`, `choices`, `label`) or one of TRL's
-prompt-completion rows, plain or conversational. It becomes token ids of its prompt and of its answers,
-whichever kind of model will read them; the collator (`collator.py`) lays them out for the kind.
+prompt-completion rows, plain or conversational. Each kind of model reads it in its own way: its file here has the
+tokenizer that makes token ids of prompt and answers, and the collator that lays them out as a batch.
 """
 
-import inspect
-import logging
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sinkd_llm.errors import InputError, first_line
-from sinkd_llm.files import cache_dir
-from sinkd_llm.inputs.answer_choices import (
-    check_choice_tokens,
-    choice_sets,
-    class_names,
-    rows_of_choices,
-    verbalizer_ids,
-)
+from sinkd_llm.inputs.answer_choices import check_choice_tokens
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row, checked_row, row_name
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["AnswerTokenizer", "choice_sets", "class_names", "tokenize_dataset", "verbalizer_ids"]
-
-logger = logging.getLogger(__name__)
-
-# Fewer rows are tokenised in a second.
-CACHED_FROM = 5_000
+# The texts of a row: its prompt, and its answers.
+Texts = tuple[str, list[str]]
+# The token ids of a row: of its prompt, and of its answers.
+Ids = tuple[list[int], list[list[int]]]
 
 
-@dataclass(frozen=True)
-class AnswerTokenizer:
-    """
-    Turns a row into `prompt_ids` and the token ids of its answer or answers, which continue the prompt.
+class RowTokenizer(Protocol):
+    """What turns the rows of a data set into features: for one kind of model, or for a student and a teacher."""
 
-    Other kinds of model read rows in other ways: see `row_tokenizers.py`.
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":  # pragma: no cover - a protocol
+        """The tokenizer that both models share."""
+        ...
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the tokenizer that both models share.
-        reading ([`Reading`], *optional*): how rows become tokens.
-    """
+    @property
+    def reading(self) -> Reading:  # pragma: no cover
+        """How rows become tokens."""
+        ...
 
-    tokenizer: "PreTrainedTokenizerBase"
-    reading: Reading = field(default_factory=Reading)
-
-    def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
+    def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:  # pragma: no cover
         """
         Tokenises rows with one call of the tokenizer.
 
@@ -65,51 +52,19 @@ class AnswerTokenizer:
             and `answer_ids`, or `answers_ids` (one list per choice) and `label`.
 
         Raises:
-            InputError: see [`tokenize_dataset`].
+            InputError: see [`~sinkd_llm.inputs.dataset.tokenize_dataset`].
         """
-        names, rows = checked_rows(rows, start)
-        texts = [
-            self._texts(row, list(row["choices"]) if ranking else [row["completion"]], name)
-            for row, name in zip(rows, names, strict=True)
-        ]
-        features = []
-        for row, name, texts_of_row, encoded in zip(rows, names, texts, self._encode_rows(rows, texts), strict=True):
-            prompt_ids, answers_ids = encoded
-            eos_ids = self._eos_ids(row)
-            for answer, answer_ids in zip(texts_of_row[1], answers_ids, strict=True):
-                if not answer_ids:
-                    raise InputError(
-                        f"{name} has an answer without tokens ({answer!r}); every answer needs some text."
-                    )
-                answer_ids += eos_ids
-            prompt_ids, num_cut = self._fit(row, prompt_ids, max(map(len, answers_ids)), name)
-            feature = {"example_id": name, "prompt_ids": prompt_ids, "num_cut": num_cut}
-            if ranking:
-                feature |= {"label": row["label"], "answers_ids": answers_ids}
-            else:
-                feature["answer_ids"] = answers_ids[0]
-            features.append(feature)
-        return features
+        ...
 
-    def prompts(self, rows: Sequence[Row], start: int = 0) -> list[list[int]]:
-        """`prompt_ids` of rows whose answers are yet to be written, without so many first tokens that they fit."""
-        names, rows = checked_rows(rows, start)
-        texts = [self._texts(row, [], name)[0] for row, name in zip(rows, names, strict=True)]
-        encoded = zip(rows, self._encode(texts), names, strict=True)
-        return [self._fit(row, prompt_ids, 0, name)[0] for row, prompt_ids, name in encoded]
-
-    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:  # pragma: no cover
         """The token ids of each row's choices, as they follow its prompt, whatever its label and length."""
-        names, rows = checked_rows([{**row, "label": 0} for row in rows], start)
-        texts = [self._texts(row, row["choices"], name) for row, name in zip(rows, names, strict=True)]
-        encoded = zip(rows, self._encode_rows(rows, texts), strict=True)
-        return [[ids + self._eos_ids(row) for ids in answers_ids] for row, (_, answers_ids) in encoded]
+        ...
 
-    def cut_place(self, columns: Sequence[str]) -> str:
+    def cut_place(self, columns: Sequence[str]) -> str:  # pragma: no cover
         """Where rows with these columns lose what is too long, in words."""
-        return "their beginning"
+        ...
 
-    def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
+    def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:  # pragma: no cover
         """
         Refuses choices that the kind cannot tell apart.
 
@@ -121,29 +76,55 @@ class AnswerTokenizer:
             InputError: if all rows have the same choices and two of them are the same tokens, as they follow a prompt.
                 Where the rows have their own choices, a warning counts those.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerTokenizer(ABC):
+    """
+    How one kind of model reads rows: a [`RowTokenizer`].
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the model's.
+        reading ([`Reading`], *optional*): how rows become tokens.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    reading: Reading = field(default_factory=Reading)
+    # Whether the kind can be taught where an answer ends.
+    predicts_end: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", reading: Reading) -> "AnswerTokenizer":
+        """What turns rows into what `model`, of this kind, reads."""
+        return cls(tokenizer, reading)
+
+    @abstractmethod
+    def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
+        """See [`RowTokenizer`]."""
+
+    @abstractmethod
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+        """See [`RowTokenizer`]."""
+
+    @abstractmethod
+    def _fit(self, row: Row, prompt_ids: list[int], answer_length: int, name: str) -> tuple[list[int], int]:
+        """The prompt with its special tokens, without so many of its first tokens that the answer fits; how many."""
+
+    def prompts(self, rows: Sequence[Row], start: int = 0) -> list[list[int]]:
+        """`prompt_ids` of rows whose answers are yet to be written, without so many first tokens that they fit."""
+        names, rows = checked_rows(rows, start)
+        texts = [self._texts(row, [], name)[0] for row, name in zip(rows, names, strict=True)]
+        encoded = zip(rows, self._encode(texts), names, strict=True)
+        return [self._fit(row, prompt_ids, 0, name)[0] for row, prompt_ids, name in encoded]
+
+    def cut_place(self, columns: Sequence[str]) -> str:
+        """See [`RowTokenizer`]."""
+        return "their beginning"
+
+    def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
+        """See [`RowTokenizer`]."""
         check_choice_tokens(choice_sets, rows, self)
-
-    def _encode_rows(
-        self, rows: Sequence[Row], texts: Sequence[tuple[str, list[str]]]
-    ) -> list[tuple[list[int], list[list[int]]]]:
-        """The token ids of each row's prompt and answers, without special tokens."""
-        prompts_ids = self._encode([prompt for prompt, _ in texts])
-        wholes_ids = iter(self._encode([prompt + answer for prompt, answers in texts for answer in answers]))
-        # No token crosses the boundary in most vocabularies: the answer is what continues the prompt.
-        return [
-            (
-                prompt_ids,
-                [
-                    whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else self._encode([answer])[0]
-                    for answer, whole in zip(answers, wholes_ids, strict=False)
-                ],
-            )
-            for (_, answers), prompt_ids in zip(texts, prompts_ids, strict=True)
-        ]
-
-    def encode_answers(self, answers: list[str]) -> list[list[int]]:
-        """The token ids of answers on their own, without special tokens."""
-        return self._encode(answers)
 
     def _templated(self, row: Row) -> bool:
         return self.reading.apply_chat_template or not isinstance(row["prompt"], str)
@@ -192,6 +173,48 @@ class AnswerTokenizer:
         # Special tokens are put in by `_fit` and `_eos_ids`, or written out by the chat template.
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
+
+@dataclass(frozen=True)
+class AnswersAsTokens(AnswerTokenizer):
+    """For the kinds of model that predict the tokens of an answer."""
+
+    @abstractmethod
+    def _encode_rows(self, rows: Sequence[Row], texts: Sequence[Texts]) -> list[Ids]:
+        """The token ids of each row's prompt and answers, without special tokens."""
+
+    def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
+        """See [`RowTokenizer`]."""
+        names, rows = checked_rows(rows, start)
+        texts = [
+            self._texts(row, list(row["choices"]) if ranking else [row["completion"]], name)
+            for row, name in zip(rows, names, strict=True)
+        ]
+        features = []
+        for row, name, texts_of_row, encoded in zip(rows, names, texts, self._encode_rows(rows, texts), strict=True):
+            prompt_ids, answers_ids = encoded
+            eos_ids = self._eos_ids(row)
+            for answer, answer_ids in zip(texts_of_row[1], answers_ids, strict=True):
+                if not answer_ids:
+                    raise InputError(
+                        f"{name} has an answer without tokens ({answer!r}); every answer needs some text."
+                    )
+                answer_ids += eos_ids
+            prompt_ids, num_cut = self._fit(row, prompt_ids, max(map(len, answers_ids)), name)
+            feature = {"example_id": name, "prompt_ids": prompt_ids, "num_cut": num_cut}
+            if ranking:
+                feature |= {"label": row["label"], "answers_ids": answers_ids}
+            else:
+                feature["answer_ids"] = answers_ids[0]
+            features.append(feature)
+        return features
+
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+        """See [`RowTokenizer`]."""
+        names, rows = checked_rows([{**row, "label": 0} for row in rows], start)
+        texts = [self._texts(row, row["choices"], name) for row, name in zip(rows, names, strict=True)]
+        encoded = zip(rows, self._encode_rows(rows, texts), strict=True)
+        return [[ids + self._eos_ids(row) for ids in answers_ids] for row, (_, answers_ids) in encoded]
+
     def _eos_ids(self, row: Row) -> list[int]:
         add_eos = self.reading.add_eos
         if add_eos is None:
@@ -203,153 +226,8 @@ class AnswerTokenizer:
             )
         return [self.tokenizer.eos_token_id] if add_eos else []
 
-    def _fit(self, row: Row, prompt_ids: list[int], answer_length: int, name: str) -> tuple[list[int], int]:
-        """The prompt with its begin token, without so many of its first tokens that the answer fits."""
-        prefix = [] if self._templated(row) else bos_ids(self.tokenizer)
-        if not prefix and not prompt_ids:
-            # Something has to stand where the first answer token is predicted.
-            first = self.tokenizer.bos_token_id
-            first = self.tokenizer.eos_token_id if first is None else first
-            if first is None:
-                raise InputError(
-                    f"The prompt of {name} is empty, and the tokenizer has no begin or end token to stand there; give "
-                    "a prompt of at least one token."
-                )
-            prefix = [first]
-        max_length = self.reading.max_length
-        if max_length is None or len(prefix) + len(prompt_ids) + answer_length <= max_length:
-            return prefix + prompt_ids, 0
-        room = max_length - answer_length - len(prefix)
-        if room < 1:
-            raise InputError(
-                f"The answer of {name} has {answer_length} tokens and leaves no room for a prompt in "
-                f"{max_length}; raise max_length or shorten the answer."
-            )
-        return prefix + prompt_ids[-room:], len(prompt_ids) - room
-
-
-def bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The begin-of-sequence token, where the tokenizer puts one before a text by itself."""
-    ids = tokenizer("")["input_ids"]
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and ids[:1] == [bos] else []
-
 
 def checked_rows(rows: Sequence[Row], start: int) -> tuple[list[str], list[Row]]:
     """The rows' names, their ids or numbers from `start`, and the rows as [`checked_row`] gives them."""
     names = [row_name(row, start + i) for i, row in enumerate(rows)]
     return names, [checked_row(row, name) for row, name in zip(rows, names, strict=True)]
-
-
-def tokenize_dataset(
-    dataset: "Dataset",
-    answer_tokenizer: AnswerTokenizer,
-    *,
-    ranking: bool = False,
-    num_proc: int | None = None,
-) -> "Dataset":
-    """
-    Tokenises every row of a data set, once.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): rows of a task or prompt-completion rows. A data set that has
-            the features already, and no `prompt`, is returned as it is.
-        answer_tokenizer ([`AnswerTokenizer`]): how.
-        ranking (`bool`, *optional*, defaults to `False`): prepare all choices of a row, for evaluation,
-            instead of the gold answer alone. Rows without choices are prepared for training.
-        num_proc (`int`, *optional*): processes.
-
-    Returns:
-        [`~datasets.Dataset`]: features for [`AnswerCollator`].
-
-    Raises:
-        InputError: for an empty data set, missing columns, a row that [`checked_row`] refuses, an answer without
-            tokens or longer than `max_length`, and choices that are the same tokens.
-    """
-    columns = dataset.column_names
-    if not isinstance(columns, list):
-        raise InputError(
-            f"The data set is {type(dataset).__name__}, not one table of rows; give one split of it, such as "
-            "data['train']."
-        )
-    if "prompt_ids" in columns and not {"prompt", "completion"} & {*columns}:
-        if not {"answer_ids", "answers_ids"} & {*columns}:
-            raise InputError(
-                f"The data set has the columns {sorted(columns)}: prompt_ids without answer_ids. Give rows with "
-                "`prompt` and `completion`; they are tokenised here."
-            )
-        return dataset
-    features = features_of(dataset, answer_tokenizer, ranking=ranking, num_proc=num_proc)
-    cut = [count for count in features["num_cut"][:] if count]
-    if cut:
-        logger.warning(
-            "%d of %d prompts were longer than max_length=%d and lost %d tokens at %s (%d at most); "
-            "no answer was cut.",
-            len(cut),
-            len(features),
-            answer_tokenizer.reading.max_length,
-            sum(cut),
-            answer_tokenizer.cut_place(columns),
-            max(cut),
-        )
-    return features.remove_columns("num_cut")
-
-
-def features_of(
-    dataset: "Dataset",
-    answer_tokenizer: AnswerTokenizer,
-    *,
-    ranking: bool = False,
-    num_proc: int | None = None,
-    keep: bool = True,
-) -> "Dataset":
-    """As [`tokenize_dataset`], with the column `num_cut`; `keep` on disk for the next run, where rows are many."""
-    columns = dataset.column_names
-    missing = {"prompt", "completion"} - set(columns)
-    if missing:
-        raise InputError(
-            f"The data set has the columns {sorted(columns)}, but not {sorted(missing)}. Give rows with "
-            "`prompt` and `completion` (TRL's prompt-completion format), or load a task with "
-            "`load_task(name).load(split)`."
-        )
-    if len(dataset) == 0:
-        raise InputError("The data set has no rows; check the file, the split and the sample limit.")
-    has_choices = "choices" in columns
-    if has_choices:
-        sets = choice_sets(dataset)
-        answer_tokenizer.check_choices(sets, rows_of_choices(dataset, sets))
-    ranking = ranking and has_choices
-
-    def tokenize(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        features = answer_tokenizer.features(rows, indices[0], ranking=ranking)
-        return {key: [row[key] for row in features] for key in features[0]}
-
-    return dataset.map(
-        tokenize,
-        batched=True,
-        with_indices=True,
-        remove_columns=columns,
-        num_proc=num_proc,
-        desc="Tokenising",
-        cache_file_name=_cache_file(dataset, answer_tokenizer, ranking) if keep else None,
-    )
-
-
-def _cache_file(dataset: "Dataset", answer_tokenizer: AnswerTokenizer, ranking: bool) -> str | None:
-    """
-    Where the features of many rows are kept for the next run, under a name of everything that they depend on.
-
-    `datasets` caches by itself only what lies in files, and rows of a task lie in memory.
-    """
-    from datasets.fingerprint import Hasher
-
-    if len(dataset) < CACHED_FROM:
-        return None
-    # The classes are hashed by name, so their code goes in as well.
-    modules = {c.__module__ for c in type(answer_tokenizer).__mro__ if c.__module__.startswith("sinkd_llm")}
-    code = [inspect.getsource(sys.modules[name]) for name in sorted(modules)]
-    key = Hasher.hash([dataset._fingerprint, answer_tokenizer, ranking, code])
-    folder = cache_dir() / "tokenised"
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder / f"{key}.arrow")

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.inputs.collator import AnswerCollator, row_collator
-from sinkd_llm.inputs.contract import AnswerTokenizer
+from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
+from sinkd_llm.inputs.contract import AnswerTokenizer, RowTokenizer
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row
-from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 from sinkd_llm.models.kinds import TEACHER
 
 if TYPE_CHECKING:
@@ -20,32 +19,36 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+RowCollator = Callable[[Sequence[Row]], dict[str, Any]]
+
 
 @dataclass(frozen=True)
-class PairTokenizer(AnswerTokenizer):
+class PairTokenizer:
     """
-    The features for the student's kind, and in the column `teacher` the features for the teacher's kind.
+    A [`RowTokenizer`]: the features for the student's kind, and in the column `teacher` those for the
+    teacher's kind.
 
     Args:
-        student, teacher ([`AnswerTokenizer`]): of the two kinds, over the same tokenizer.
+        student, teacher ([`AnswerTokenizer`]): of the two kinds, over the same tokenizer and with the same reading.
     """
 
-    student: AnswerTokenizer | None = None
-    teacher: AnswerTokenizer | None = None
+    student: AnswerTokenizer
+    teacher: AnswerTokenizer
 
-    @classmethod
-    def of(cls, student: AnswerTokenizer, teacher: AnswerTokenizer) -> "PairTokenizer":
-        """The pair, with the student's settings."""
-        return cls(student.tokenizer, student.reading, student, teacher)
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.student.tokenizer
+
+    @property
+    def reading(self) -> Reading:
+        return self.student.reading
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
-        """As [`AnswerTokenizer.features`].
+        """See [`RowTokenizer`].
 
         Raises:
             InputError: for an answer that the two kinds read as different tokens.
         """
-        assert self.student is not None
-        assert self.teacher is not None
         features = self.student.features(rows, start, ranking=ranking)
         key = "answers_ids" if ranking else "answer_ids"
         for ours, theirs in zip(features, self.teacher.features(rows, start, ranking=ranking), strict=True):
@@ -61,14 +64,27 @@ class PairTokenizer(AnswerTokenizer):
 
     def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
         """The student's; the teacher's are the same, see `features`."""
-        assert self.student is not None
         return self.student.choice_ids(rows, start)
+
+    def cut_place(self, columns: Sequence[str]) -> str:
+        """See [`RowTokenizer`]."""
+        return self.student.cut_place(columns)
 
     def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """Refuses choices that one of the two kinds cannot tell apart."""
         for tokenizer in (self.student, self.teacher):
-            assert tokenizer is not None
             tokenizer.check_choices(choice_sets, rows)
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """The student's batch, and the teacher's under `teacher`."""
+
+    student: RowCollator
+    teacher: RowCollator
+
+    def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
+        return {**self.student(features), TEACHER: self.teacher([row[TEACHER] for row in features])}
 
 
 def rows_for(
@@ -78,40 +94,39 @@ def rows_for(
     reading: Reading,
     *,
     pad_to_multiple_of: int | None = None,
-) -> "tuple[AnswerTokenizer, AnswerCollator | PairCollator]":
-    """What turns rows into the student's and the teacher's input, see [`row_tokenizer`]."""
-    tokenizers, collators = [], []
-    for model in (student,) if teacher is None else (student, teacher):
-        tokenizers.append(row_tokenizer(model, tokenizer, reading))
-        collators.append(row_collator(model, tokenizer, pad_to_multiple_of))
-    if teacher is None or type(tokenizers[0]) is type(tokenizers[1]):
-        return tokenizers[0], collators[0]
-    return PairTokenizer.of(*tokenizers), PairCollator(*collators)
+) -> tuple[RowTokenizer, RowCollator]:
+    """
+    What turns rows into the student's and the teacher's input: the tokenizer and the collator of a run.
+
+    Args:
+        student (`nn.Module`): of any kind.
+        teacher (`nn.Module`, *optional*): of any kind; `None` where none is here that reads rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the one of both.
+        reading ([`Reading`]): how rows become tokens, within what both can read.
+        pad_to_multiple_of (`int`, *optional*): rounds the length of batches up.
+
+    Raises:
+        InputError: see [`row_tokenizer`] and [`row_collator`].
+    """
+    ours, collator = row_tokenizer(student, tokenizer, reading), row_collator(student, tokenizer, pad_to_multiple_of)
+    if teacher is None:
+        return ours, collator
+    theirs = row_tokenizer(teacher, tokenizer, reading)
+    if type(ours) is type(theirs):
+        return ours, collator
+    return PairTokenizer(ours, theirs), PairCollator(collator, row_collator(teacher, tokenizer, pad_to_multiple_of))
 
 
-@dataclass(frozen=True)
-class PairCollator:
-    """The student's batch, and the teacher's under `teacher`."""
-
-    student: Callable[[Sequence[Row]], dict[str, Any]]
-    teacher: Callable[[Sequence[Row]], dict[str, Any]]
-
-    def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
-        return {**self.student(features), TEACHER: self.teacher([row[TEACHER] for row in features])}
-
-
-def features_of_each(tokenizer: AnswerTokenizer, features: "Dataset") -> "list[tuple[AnswerTokenizer, Dataset]]":
+def features_of_each(tokenizer: RowTokenizer, features: "Dataset") -> "list[tuple[RowTokenizer, Dataset]]":
     """
     The features of student and teacher apart, each with what made them.
 
     Args:
-        tokenizer ([`AnswerTokenizer`]): what made the features, perhaps a [`PairTokenizer`].
+        tokenizer ([`RowTokenizer`]): what made the features, perhaps a [`PairTokenizer`].
         features ([`~datasets.Dataset`]): of `tokenize_dataset`.
     """
     if not isinstance(tokenizer, PairTokenizer):
         return [(tokenizer, features)]
-    assert tokenizer.student is not None
-    assert tokenizer.teacher is not None
     theirs = features.select_columns([TEACHER]).flatten()
     names = {name: name.removeprefix(f"{TEACHER}.") for name in theirs.column_names}
     return [

@@ -105,7 +105,7 @@ def write_cache(
         data ([`RunData`]): the rows; those for evaluation score the teacher.
         training_args, cache_args: as for [`run_cache`].
     """
-    from sinkd_llm.inputs.contract import tokenize_dataset
+    from sinkd_llm.inputs.dataset import tokenize_dataset
     from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.teachers.cache.identity import tokenizer_hash
@@ -180,7 +180,7 @@ def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:
 def _layout(
     model: Any, data: RunData, answer_tokenizer: Any, args: "SinKDConfig", cache_args: CacheArguments
 ) -> "CacheLayout":
-    from sinkd_llm.inputs.contract import verbalizer_ids
+    from sinkd_llm.inputs.answer_choices import verbalizer_ids
     from sinkd_llm.models.kinds import kind_of, output_size
     from sinkd_llm.teachers.cache.layout import CacheLayout, choose_temperatures
 

@@ -97,7 +97,7 @@ def estimate_memory(
     """
     import torch
 
-    from sinkd_llm.inputs.contract import class_names
+    from sinkd_llm.inputs.answer_choices import class_names
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.models.adapters import adapter_config
     from sinkd_llm.models.blueprint import blueprint

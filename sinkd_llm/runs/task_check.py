@@ -146,13 +146,14 @@ def _answer_tokenizer(
     rows: "datasets.Dataset",
 ) -> "AnswerTokenizer":
     # Imported here: listing and rendering tasks does without torch.
-    from sinkd_llm.inputs.contract import AnswerTokenizer, class_names
+    from sinkd_llm.inputs.answer_choices import class_names
+    from sinkd_llm.inputs.by_kind import row_tokenizer
+    from sinkd_llm.inputs.decoder_only import DecoderOnlyTokenizer
     from sinkd_llm.inputs.reading import Reading
-    from sinkd_llm.inputs.row_tokenizers import row_tokenizer
     from sinkd_llm.models.kinds import context_length
 
     if model_of is None:
-        return AnswerTokenizer(tokenizer)
+        return DecoderOnlyTokenizer(tokenizer)
     model = model_of(class_names(rows))
     return row_tokenizer(model, tokenizer, Reading(context_length(model)))
 
@@ -161,7 +162,7 @@ def _token_counts(
     rows: "datasets.Dataset", answer_tokenizer: "AnswerTokenizer", check: TaskCheck
 ) -> tuple[list[int], list[int]]:
     """Lengths of prompts and of answers; adds to the problems what training would refuse."""
-    from sinkd_llm.inputs.contract import features_of
+    from sinkd_llm.inputs.dataset import features_of
 
     ranked = "choices" in rows.column_names
     labelled = [index for index, label in enumerate(rows["label"]) if label != -1] if ranked else range(len(rows))

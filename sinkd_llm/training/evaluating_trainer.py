@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import refuse_non_finite
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.contract import RowTokenizer
+from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.pair import features_of_each
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
@@ -46,7 +47,7 @@ class EvaluatingTrainer(ResumableTrainer):
     args: SinKDConfig
     kind: Kind
     teacher: Teacher | None
-    _answer_tokenizer: AnswerTokenizer
+    _answer_tokenizer: RowTokenizer
 
     def evaluate(
         self,
@@ -95,7 +96,7 @@ class EvaluatingTrainer(ResumableTrainer):
         rows = tokenize_dataset(test_dataset, self._answer_tokenizer, ranking=True)
         return super().predict(rows, ignore_keys, metric_key_prefix)
 
-    def evaluation_features(self) -> "list[tuple[AnswerTokenizer, Dataset]]":
+    def evaluation_features(self) -> "list[tuple[RowTokenizer, Dataset]]":
         """The tokenised rows of the one `eval_dataset`: as the student reads them and as its teacher does."""
         return features_of_each(self._answer_tokenizer, self.eval_dataset)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sinkd_llm.inputs.contract import verbalizer_ids
+from sinkd_llm.inputs.answer_choices import verbalizer_ids
 from sinkd_llm.inputs.pair import rows_for
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.adapters import add_adapter

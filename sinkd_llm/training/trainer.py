@@ -10,7 +10,8 @@ from transformers import EvalPrediction, PreTrainedModel
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy
-from sinkd_llm.inputs.contract import class_names, tokenize_dataset
+from sinkd_llm.inputs.answer_choices import class_names
+from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.models.adapter_facts import base_by_name
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.origin import name_of

@@ -117,7 +117,7 @@ def test_a_warning_is_shown_once_a_command(command, capsys):
 
     def warn_twice(argv):
         for _ in range(2):
-            logging.getLogger("sinkd_llm.inputs.contract").warning("3 prompts\nwere cut")
+            logging.getLogger("sinkd_llm.inputs.dataset").warning("3 prompts\nwere cut")
         return 0
 
     command(warn_twice)

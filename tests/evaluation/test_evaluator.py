@@ -8,11 +8,17 @@ import torch
 from datasets import Dataset
 
 from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.evaluation import evaluate_task, ranking_metrics
-from sinkd_llm.inputs.collator import AnswerCollator
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.evaluation import TaskEvaluator, agreement, evaluate_task, evaluator, ranking_metrics
+from sinkd_llm.inputs.by_kind import row_tokenizer
+from sinkd_llm.inputs.contract import AnswerTokenizer
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator, DecoderOnlyTokenizer
+from sinkd_llm.inputs.pair import features_of_each, rows_for
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+from sinkd_llm.teachers.choices import row_keys
+from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask
 
 ROWS = [
@@ -64,8 +70,8 @@ def test_log_likelihoods_equal_the_naive_loop(
 
 
 def test_rows_with_fewer_choices_are_minus_infinity(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
-    features = tokenize_dataset(dataset(), AnswerTokenizer(tiny_tokenizer), ranking=True)
-    batch = AnswerCollator(tiny_tokenizer.pad_token_id)(list(features))
+    features = tokenize_dataset(dataset(), DecoderOnlyTokenizer(tiny_tokenizer), ranking=True)
+    batch = DecoderOnlyCollator(tiny_tokenizer.pad_token_id)(list(features))
     model = tiny_causal_lm("llama")
     scores, lengths = choice_log_likelihoods(kind_of(model).supervised_rows(model, batch), batch)
     assert torch.isinf(scores[0, 2:]).all()
@@ -202,3 +208,72 @@ def test_a_regression_head_is_scored_on_its_own_numbers(
         assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-5)
     trainer = SinKDTrainer(model, args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
     assert trainer.evaluate()["eval_acc"] == np.mean(np.equal(score.predictions, golds))
+
+
+@pytest.fixture
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[AnswerTokenizer]:
+    """What an evaluator tokenised rows with, one entry a time."""
+    calls: list[AnswerTokenizer] = []
+
+    def counted(rows: Dataset, answer_tokenizer: AnswerTokenizer, **more: Any) -> Dataset:
+        calls.append(answer_tokenizer)
+        return tokenize_dataset(rows, answer_tokenizer, **more)
+
+    monkeypatch.setattr(evaluator, "tokenize_dataset", counted)
+    return calls
+
+
+def test_rows_are_tokenised_once_for_all_models_that_read_them_alike(
+    tokenized: list[AnswerTokenizer], tiny_model: Any, marked_tokenizer: Any
+) -> None:
+    tokenizer, rows = marked_tokenizer("bert"), opinions(6)
+    models = [
+        tiny_model("bert", "MaskedLM", seed=1),
+        tiny_model("bert", "MaskedLM", seed=2),
+        tiny_model("bert", seed=3),
+    ]
+    together = TaskEvaluator(AccuracyTask(), rows, tokenizer, Reading(64))
+    found = [together.score(model) for model in models]
+    found.append(together.score(models[0], batch_size=2))
+    assert [type(used).__name__ for used in tokenized] == ["MaskTokenizer", "ClassTokenizer"]
+    alone = [evaluate_task(model, tokenizer, AccuracyTask(), rows, max_length=64) for model in models]
+    for one, other in zip(found, alone, strict=False):
+        assert one.log_likelihoods == other.log_likelihoods
+        assert (one.predictions, one.metrics) == (other.predictions, other.metrics)
+    # A shorter context is another way of reading.
+    TaskEvaluator(AccuracyTask(), rows, tokenizer, Reading(12)).score(models[0])
+    assert tokenized[-1].reading.max_length == 12
+
+
+def test_rows_of_a_student_and_a_teacher_of_another_kind_are_taken_apart(
+    tokenized: list[AnswerTokenizer], tiny_model: Any, tiny_causal_lm: Any, marked_tokenizer: Any
+) -> None:
+    tokenizer, rows, reading = marked_tokenizer("roberta"), opinions(6), Reading(64)
+    student, teacher = tiny_causal_lm(vocab=len(tokenizer)), tiny_model("roberta", "MaskedLM", seed=2)
+    pair, _ = rows_for(student, teacher, tokenizer, reading)
+    features = tokenize_dataset(rows, pair, ranking=True)
+    parts = features_of_each(pair, features)
+    for model, (made_by, part) in zip((student, teacher), parts, strict=True):
+        own = row_tokenizer(model, tokenizer, reading)
+        assert made_by == own
+        expected = tokenize_dataset(rows, own, ranking=True)
+        assert {name: part[name][:] for name in expected.column_names} == expected.to_dict()
+    shared = TaskEvaluator(AccuracyTask(), rows, tokenizer, reading, parts)
+    for model in (student, teacher):
+        one, other = shared.score(model), evaluate_task(model, tokenizer, AccuracyTask(), rows, max_length=64)
+        assert one.log_likelihoods == other.log_likelihoods
+    assert len(tokenized) == 2, "only evaluate_task tokenised"
+
+
+def test_a_row_has_the_key_by_which_a_teacher_knows_it(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+    model, rows = tiny_causal_lm("llama"), dataset()
+    keys = TaskEvaluator(AccuracyTask(), rows, tiny_tokenizer, Reading(64)).row_keys(model)
+    features = tokenize_dataset(rows, DecoderOnlyTokenizer(tiny_tokenizer), ranking=True)
+    assert keys == row_keys(DecoderOnlyCollator(tiny_tokenizer.pad_token_id)(list(features)))
+    assert len(set(keys)) == len(rows)
+
+
+def test_agreement_is_the_share_of_equal_choices_where_all_are_known() -> None:
+    assert agreement([0, 1, 2, 1], [0, 1, 1, 1]) == 0.75
+    assert agreement(np.array([1, 1]), np.array([0, 0])) == 0.0
+    assert agreement([0, 1, 2], [0, -1, 2]) is None

@@ -13,8 +13,8 @@ import torch
 from sinkd_llm import evaluate_task
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.evaluation.generation import GenerationSettings, StopAtStrings, cut_at
-from sinkd_llm.inputs.collator import AnswerCollator
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator, DecoderOnlyTokenizer
 from sinkd_llm.metrics import rouge_l
 from sinkd_llm.tasks import Task
 
@@ -135,6 +135,7 @@ def test_greedy_answers_are_those_of_the_naive_loop(
     assert score.metrics["rouge_l"] == pytest.approx(sum(rouge) / len(rouge))
     assert score.metrics["perplexity"] == pytest.approx(naive_perplexity(writer, writers_tokenizer, True), rel=1e-4)
     assert list(score.metrics) == ["rouge_l", "perplexity"]
+    assert task.primary_metric == "rouge_l"
     assert score.num_examples == len(score.log_likelihoods) == len(ROWS)
 
 
@@ -290,7 +291,7 @@ def test_a_reference_that_has_no_likelihood_is_refused(
     model.get_input_embeddings().weight.data[token] = float("nan")
     task = make_generation()
     rows = task.load("validation")
-    features = tokenize_dataset(rows, AnswerTokenizer(tiny_tokenizer))
+    features = tokenize_dataset(rows, DecoderOnlyTokenizer(tiny_tokenizer))
     message = f"log-likelihood of the reference answer is NaN or infinite for {rows[2]['id']}, and"
     with pytest.raises(NonFiniteError, match=re.escape(message)), torch.no_grad():
-        reference_log_likelihoods(model.eval(), AnswerCollator(tiny_tokenizer.pad_token_id), features, 1)
+        reference_log_likelihoods(model.eval(), DecoderOnlyCollator(tiny_tokenizer.pad_token_id), features, 1)

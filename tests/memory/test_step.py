@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.inputs.collator import row_collator
+from sinkd_llm.inputs.by_kind import row_collator
 from sinkd_llm.memory import trace_step
 from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
 from sinkd_llm.models.adapters import add_adapter
@@ -99,7 +99,7 @@ def test_the_published_formula_for_its_own_block(length, hidden, heads):
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from sinkd_llm.inputs.collator import AnswerCollator
+    from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator
 
     def activations(layers):
         config = GPT2Config(
@@ -111,7 +111,7 @@ def test_the_published_formula_for_its_own_block(length, hidden, heads):
         # One token more than the model sees: the last one predicts nothing.
         row = {"example_id": "row", "prompt_ids": [1] * length, "answer_ids": [2]}
         objective = DistillationObjective(alpha=0, divergence="none", sinkhorn_weight=0)
-        return trace_step(model, None, objective, AnswerCollator(0)([row] * 2)).activations
+        return trace_step(model, None, objective, DecoderOnlyCollator(0)([row] * 2)).activations
 
     a_layer = (activations(6) - activations(2)) / 4
     assert a_layer == pytest.approx(length * 2 * hidden * (36 + 6 * heads * length / hidden), rel=0.01)

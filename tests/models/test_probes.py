@@ -153,8 +153,8 @@ def test_a_trainer_asks_models_that_were_made_in_python(tiny_tokenizer: Any, tmp
 def test_a_model_that_lacks_tokens_of_its_tokenizer(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     import copy
 
+    from sinkd_llm.inputs.by_kind import row_tokenizer
     from sinkd_llm.inputs.reading import Reading
-    from sinkd_llm.inputs.row_tokenizers import row_tokenizer
 
     row_tokenizer(tiny_causal_lm("llama"), tiny_tokenizer, Reading())
     with pytest.raises(InputError, match=rf"embeddings for 300 tokens, but its tokenizer gives {len(tiny_tokenizer)}"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from sinkd_llm.inputs.collator import AnswerCollator
+from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator
 from sinkd_llm.models.kinds import can_share_prompts, kind_of, shared_prompt, shared_prompt_logits
 from sinkd_llm.models.kinds.choices import score_choices
 
@@ -48,7 +48,7 @@ def model_of(family: str, tiny_causal_lm: Any) -> Any:
 @pytest.mark.parametrize("multiple", [None, 16])
 def test_log_likelihoods_are_those_of_one_forward(family: str, multiple: int | None, tiny_causal_lm: Any) -> None:
     model = model_of(family, tiny_causal_lm)
-    batch = AnswerCollator(0, multiple)(ROWS)
+    batch = DecoderOnlyCollator(0, multiple)(ROWS)
     kind = kind_of(model)
     assert can_share_prompts(model)
     assert len(batch["labels"]) > len(ROWS)
@@ -66,7 +66,7 @@ def test_rows_come_in_order_and_in_parts_of_bounded_size(
     family: str, tiny_causal_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(family, tiny_causal_lm)
-    batch = AnswerCollator(0)(ROWS)
+    batch = DecoderOnlyCollator(0)(ROWS)
     sequences, vocabulary = len(batch["labels"]), model.config.vocab_size
     prompt_S = torch.tensor([0, 0, 1, 1, 2])  # choices that differ in their last token alone share a sequence
     monkeypatch.setattr(shared_prompt, "LOGITS_AT_A_TIME", 2 * 5 * vocabulary)  # two answers of five tokens
@@ -84,7 +84,7 @@ def test_choices_of_one_token_stay_at_one_forward(tiny_causal_lm: Any) -> None:
     model = tiny_causal_lm("llama")
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    score_choices(kind_of(model), model, AnswerCollator(0)([ROWS[2]]))
+    score_choices(kind_of(model), model, DecoderOnlyCollator(0)([ROWS[2]]))
     assert len(calls) == 1
 
 
@@ -93,6 +93,6 @@ def test_a_model_without_keys_and_values_is_run_whole(tiny_causal_lm: Any) -> No
     assert not can_share_prompts(model)
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    scores = score_choices(kind_of(model), model, AnswerCollator(0)(ROWS))
+    scores = score_choices(kind_of(model), model, DecoderOnlyCollator(0)(ROWS))
     assert torch.isfinite(scores.log_likelihood_BC[0]).all()
     assert len(calls) == 1

@@ -88,7 +88,7 @@ def test_bases_whose_head_is_their_embedding_are_whole(tiny_model: Any, tiny_cau
 
 def test_a_pretraining_checkpoint_keeps_its_masked_language_model(tiny_model: Any, tmp_path: Path) -> None:
     save_as("BertForPreTraining", tiny_model("bert").config, tmp_path)
-    assert kind_of(load_model(tmp_path)).model_kind == "masked-lm"
+    assert kind_of(load_model(tmp_path)).name == "masked-lm"
     assert new_modules_of(load_model(tmp_path, labels=["a", "b"])) == ("classifier",)
 
 
@@ -192,7 +192,7 @@ class UnheardForTokenClassification(Unheard):
 def test_a_class_of_the_users_own_is_asked_for_its_ancestors_and_head(tiny_causal_lm: Any) -> None:
     config = tiny_causal_lm("llama").config
     for known in (Tuned, Unheard):
-        assert kind_of(known(config)).model_kind == "causal-lm"
+        assert kind_of(known(config)).name == "causal-lm"
     for unknown in (
         UnheardForTokenClassification,
         transformers.LlamaModel,

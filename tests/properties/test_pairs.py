@@ -9,7 +9,8 @@ from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import DecoderOnlyTokenizer
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.data import load_run_data
@@ -33,7 +34,7 @@ ANY = st.fixed_dictionaries(
 
 
 def tokenise(rows: Dataset, tokenizer: Any) -> Any:
-    return tokenize_dataset(rows, AnswerTokenizer(tokenizer, Reading(max_length=4_096)))
+    return tokenize_dataset(rows, DecoderOnlyTokenizer(tokenizer, Reading(max_length=4_096)))
 
 
 @examples(40, 160)

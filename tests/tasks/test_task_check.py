@@ -10,8 +10,9 @@ import torch
 
 from sinkd_llm.cli import main
 from sinkd_llm.errors import InputError
-from sinkd_llm.inputs.contract import AnswerTokenizer, verbalizer_ids
-from sinkd_llm.inputs.row_tokenizers import EncoderDecoderTokenizer
+from sinkd_llm.inputs.answer_choices import verbalizer_ids
+from sinkd_llm.inputs.decoder_only import DecoderOnlyTokenizer
+from sinkd_llm.inputs.encoder_decoder import EncoderDecoderTokenizer
 from sinkd_llm.runs.task_check import Range, check_task
 from sinkd_llm.tasks import Task
 
@@ -194,7 +195,7 @@ def test_an_encoder_decoder_reads_prompt_and_answer_apart(make_checked, save_mod
     rows = make_checked([1, 0], doc_to_choice=words).load("train")
     with pytest.raises(InputError, match=r"'great' and 'green' begin with the same token .* vocabulary=.verbalizers"):
         verbalizer_ids(rows, EncoderDecoderTokenizer(tokenizer))
-    assert len(verbalizer_ids(rows, AnswerTokenizer(tokenizer))) >= 2
+    assert len(verbalizer_ids(rows, DecoderOnlyTokenizer(tokenizer))) >= 2
 
 
 def test_prompts_beyond_the_context_are_a_warning(

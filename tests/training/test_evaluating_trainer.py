@@ -9,8 +9,8 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from sinkd_llm.errors import InputError, NonFiniteError
-from sinkd_llm.inputs.collator import AnswerCollator
-from sinkd_llm.inputs.contract import AnswerTokenizer, tokenize_dataset
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator, DecoderOnlyTokenizer
 from sinkd_llm.teachers.choices import row_keys
 from tests.support.rows import opinions
 
@@ -86,11 +86,11 @@ def test_rows_of_one_name_in_one_set_are_different_rows(train: Any) -> None:
 
 
 def test_a_row_is_known_in_every_batch(tiny_tokenizer: Any) -> None:
-    features = list(tokenize_dataset(answers(), AnswerTokenizer(tiny_tokenizer), ranking=True))
-    collator = AnswerCollator(tiny_tokenizer.pad_token_id)
+    features = list(tokenize_dataset(answers(), DecoderOnlyTokenizer(tiny_tokenizer), ranking=True))
+    collator = DecoderOnlyCollator(tiny_tokenizer.pad_token_id)
     together = row_keys(collator(features))
     assert together == [row_keys(collator([row]))[0] for row in features]
-    assert together == row_keys(AnswerCollator(tiny_tokenizer.pad_token_id, pad_to_multiple_of=64)(features))
+    assert together == row_keys(DecoderOnlyCollator(tiny_tokenizer.pad_token_id, pad_to_multiple_of=64)(features))
     assert len(set(together)) == len(features)
     swapped = [{**row, "answers_ids": row["answers_ids"][::-1]} for row in features]
     assert not set(together) & set(row_keys(collator(swapped)))
@@ -141,8 +141,8 @@ def test_metrics_of_ones_own(train: Any) -> None:
     assert (found["eval_mine"], found["eval_rows"], found["eval_note"]) == (0.25, 8, "text")
 
 
-def test_a_metric_for_the_best_model_that_nothing_reports_is_refused(train: Any) -> None:
-    trainer = train(
+def test_a_metric_for_the_best_model_that_nothing_reports_is_refused(train_and_save: Any) -> None:
+    trainer = train_and_save(
         eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="nope", max_steps=1
     )
     with pytest.raises(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
-from sinkd_llm.inputs.contract import tokenize_dataset
+from sinkd_llm.inputs.dataset import tokenize_dataset
 from tests.support.rows import opinions
 from tests.support.trainers import gradients, microbatches
 
