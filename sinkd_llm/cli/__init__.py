@@ -33,7 +33,7 @@ COMMANDS = {
     "cache": "run a teacher once over a recipe's rows, to train without it",
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "evaluate": "score a model on a task by ranking the answers",
-    "tasks": "list the tasks, show their rendered rows, or check a task of your own",
+    "tasks": "list the tasks, show rendered rows, or check a task of your own",
     "env": "show versions, devices and what is missing",
 }
 
