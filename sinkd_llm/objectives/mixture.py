@@ -41,10 +41,10 @@ class ObjectiveOutput:
         loss (`Tensor`):
             Scalar to minimise.
         terms (`dict[str, Tensor]`):
-            Those of `"ce"`, the divergence's name and `"sinkhorn"` that were computed (of a regression, `"mse"`,
-            `"teacher_mse"` and `"sinkhorn"`): the mean over these
-            rows, before the term's weight and without gradient. The divergence has its temperature factor, so
-            that the weighted terms add up to the loss when `num_items` is the number of rows.
+            What was computed of `"ce"`, the divergence's name and `"sinkhorn"` (of a regression, `"mse"`,
+            `"teacher_mse"` and `"sinkhorn"`): the mean over these rows, before the term's weight and without
+            gradient. The divergence has its temperature factor, so that the weighted terms add up to the loss when
+            `num_items` is the number of rows.
         diagnostics (`dict[str, Tensor]`):
             Empty unless asked for.
     """
