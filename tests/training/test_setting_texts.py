@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from trl import ModelConfig
@@ -27,7 +27,8 @@ def own_fields(settings: type) -> dict[str, Any]:
 def test_the_docstring_says_type_and_default_of_each_setting(settings: type) -> None:
     for name, text in setting_texts(settings).items():
         field = own_fields(settings)[name]
-        written = str(getattr(field.type, "__name__", field.type) if isinstance(field.type, type) else field.type)
+        hint = settings.__annotations__[name]  # a parser changes the type of the field
+        written = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
         default = "None" if text.default is None else text.default
         assert repr(field.default).replace("'", '"') == default, name
         assert written.replace("typing.", "").removesuffix(" | None") == text.kind, name
