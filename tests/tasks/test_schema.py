@@ -161,3 +161,4 @@ def test_metric_names(make_task) -> None:
     own = make_task(metric_list=[{"metric": "mcc"}], metadata={"metrics": ["f1_macro"]})
     assert own.metric_names == ("mcc", "f1_macro")
     assert own.compute_metrics([0, 1], [0, 1]) == {"mcc": 1.0, "f1_macro": 1.0}
+    assert [task.primary_metric for task in (make_task(), ranked, own)] == ["acc", "acc", "mcc"]

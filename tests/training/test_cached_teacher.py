@@ -18,6 +18,7 @@ from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.training import pair as pairing
 from tests.support.rows import opinions, regression_rows, several_tokens
+from tests.support.trainers import AccuracyTask
 
 
 class Setup:
@@ -46,7 +47,14 @@ class Setup:
         return SinKDConfig(**{**settings, **changes})
 
     def cache(
-        self, data: Dataset, content: str = "full", top_k: int = 32, to: str = "cache", **changes: Any
+        self,
+        data: Dataset,
+        content: str = "full",
+        top_k: int = 32,
+        to: str = "cache",
+        *,
+        scored: Dataset | None = None,
+        **changes: Any,
     ) -> CacheResult:
         arguments = {name: changes.pop(name) for name in ("vocabulary_size", "encoding") if name in changes}
         args = self.settings(teacher_model_name_or_path=self.teacher, **changes)
@@ -54,7 +62,7 @@ class Setup:
             self.folder / to,
             load_model(self.teacher),
             self.tokenizer,
-            RunData("rows", None, data, None),
+            RunData("rows", None if scored is None else AccuracyTask(), data, scored),
             args,
             CacheArguments(content=content, top_k=top_k, **arguments),
         )
@@ -189,6 +197,25 @@ def test_evaluation_needs_no_teacher_and_does_not_ask_the_cache(setup: Any) -> N
     ranked = own.trainer(data, opinions(6, 100), teacher_cache=str(result.folder)).evaluate()
     assert "eval_agreement" not in ranked
     assert "eval_accuracy" in ranked or "eval_acc" in ranked
+
+
+def test_a_cache_knows_what_its_teacher_chose_for_the_rows_that_it_was_scored_on(setup: Any) -> None:
+    own, data, scored = setup(), opinions(12), opinions(10, 100)
+    result = own.cache(data, "topk", 8, scored=scored)
+    beside = own.trainer(data, scored, teacher_model=load_model(own.teacher))
+    trainer = own.trainer(data, scored, teacher_cache=str(result.folder), per_device_eval_batch_size=3)
+    chosen = trainer.predict(scored).predictions[1].tolist()
+    assert chosen == beside.predict(scored).predictions[1].tolist() == result.manifest.teacher_score["predictions"]
+    assert trainer.evaluate()["eval_agreement"] == beside.evaluate()["eval_agreement"]
+    # Rows are known by what is read, in any order and by any name; of an unknown row nothing is said.
+    renamed = scored.remove_columns("id").select([7, 2, 5])
+    assert trainer.predict(renamed).predictions[1].tolist() == [chosen[i] for i in (7, 2, 5)]
+    assert "eval_agreement" in trainer.evaluate(renamed)
+    more = opinions(12, 100).map(
+        lambda row, i: {"prompt": f"{row['prompt']} {i}"} if i > 9 else row, with_indices=True
+    )
+    assert trainer.predict(more).predictions[1].tolist() == [*chosen, -1, -1]
+    assert "eval_agreement" not in trainer.evaluate(more)
 
 
 def test_a_student_cut_from_the_teacher_leaves_no_teacher_behind(setup: Any) -> None:
