@@ -186,15 +186,16 @@ def prepare_run(
         )
     if data.evaluation is None and training_args.eval_on_start:
         raise InputError(f"eval_on_start is set, but {data.name} has no rows to evaluate on; leave it out.")
-    check_best_metric(training_args, _metrics_of_an_evaluation(data, training_args))
+    if training_args.metric_for_best_model is not None:
+        check_best_metric(training_args, _metrics_of_an_evaluation(data, training_args))
     return PreparedRun(command, output_dir, checkpoint, data, resume_command(command, argv))
 
 
 def _metrics_of_an_evaluation(data: RunData, training_args: "SinKDConfig") -> list[str]:
-    """What an evaluation during training gives beside the loss; free answers are not generated there."""
+    """What an evaluation during training gives beside the loss, the primary metric first; it generates no answers."""
     if data.evaluation is None or "choices" not in data.evaluation.column_names:
         return []
-    names = data.task.metric_names if data.task else ("acc",)
+    names = dict.fromkeys((data.task.primary_metric, *data.task.metric_names) if data.task else ("acc",))
     if training_args.teacher_cache is None:
         chooses = training_args.teacher_model_name_or_path is not None
     else:

@@ -48,12 +48,19 @@ def test_cache_then_distill_without_the_teacher_in_memory(teacher: Path, tmp_pat
     assert results["rows"][1]["metrics"]["agreement"] == beside[1]["metrics"]["agreement"]
     assert 0 < beside[1]["metrics"]["agreement"] < 1
     assert results["rows"][2]["share_of_teacher"] is not None
-    assert main(["distill", *run, "--overwrite_output_dir"]) == 0
-    record = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
-    assert record["sinkhorn/cost_width"] > 0
+    evaluating = ["--eval_strategy", "steps", "--eval_steps", "2", "--metric_for_best_model", "agreement"]
+    assert main(["distill", *run, *evaluating, "--overwrite_output_dir"]) == 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["sinkhorn/cost_width"] > 0
+    after = json.loads((out / "results.json").read_text())["rows"][2]
+    assert [r["eval_agreement"] for r in records if "eval_acc" in r] == [after["metrics"]["agreement"]]
 
     # Other rows for evaluation: the recorded score is not theirs, so it is left out.
     other = [*run, "--max_eval_samples", "4", "--overwrite_output_dir"]
+    capsys.readouterr()
+    assert main(["distill", *other, *evaluating]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "an evaluation here gives loss, acc. The primary metric is acc." in error
     assert main(["distill", *other]) == 0
     results = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["student before", "student after"]

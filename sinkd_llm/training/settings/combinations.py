@@ -365,7 +365,8 @@ def check_best_metric(args: "TrainingArguments", names: Sequence[str]) -> None:
 
     Args:
         args (`TrainingArguments`): the settings of a run.
-        names (`Sequence[str]`): metrics that an evaluation gives, without `eval_`; `loss` is always there.
+        names (`Sequence[str]`): metrics that an evaluation gives, without `eval_`, the primary one first; `loss` is
+            always there.
 
     Raises:
         SettingError: if it does not.
@@ -373,7 +374,9 @@ def check_best_metric(args: "TrainingArguments", names: Sequence[str]) -> None:
     metric = args.metric_for_best_model
     known = ["loss", *names]
     if metric is not None and metric.removeprefix("eval_") not in known:
-        close = nearest(metric.removeprefix("eval_"), known, 0.6)
+        advice = nearest(metric.removeprefix("eval_"), known, 0.6)
+        if not advice and names:
+            advice = f" The primary metric is {names[0]}."
         raise SettingError(
-            "metric_for_best_model", f"is {shown(metric)}, but an evaluation here gives {', '.join(known)}.{close}"
+            "metric_for_best_model", f"is {shown(metric)}, but an evaluation here gives {', '.join(known)}.{advice}"
         )
