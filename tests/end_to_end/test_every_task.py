@@ -1,4 +1,4 @@
-"""Every built-in task trains two steps with a teacher in every family that can do it."""
+"""Every built-in task trains two steps with a teacher with every kind of model that can do it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -108,16 +108,16 @@ def test_a_mask(name: str, tiny_model: Callable[..., Any], task_tokenizer: Any, 
     two_steps(models, task_tokenizer, *rows_of(name, tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("model_type", ["llama", "t5", "bert"])
 def test_instructions_are_answered_freely(
-    family: str, tiny_causal_lm: Any, tiny_model: Any, task_tokenizer: Any, tmp_path: Path
+    model_type: str, tiny_causal_lm: Any, tiny_model: Any, task_tokenizer: Any, tmp_path: Path
 ) -> None:
     task = load_task("instruct")
     examples = [task.render(row, index, "train") for index, row in enumerate(INSTRUCTIONS)]
     rows = Dataset.from_list([{"id": e.id, "prompt": e.prompt, "completion": e.completion} for e in examples])
-    build = tiny_causal_lm if family == "llama" else tiny_model
-    models = [build(family, seed=seed, vocab=len(task_tokenizer)) for seed in (1, 2)]
-    if family == "bert":
+    build = tiny_causal_lm if model_type == "llama" else tiny_model
+    models = [build(model_type, seed=seed, vocab=len(task_tokenizer)) for seed in (1, 2)]
+    if model_type == "bert":
         with pytest.raises(InputError, match="no answer choices"):
             two_steps(models, task_tokenizer, task, rows, tmp_path)
     else:

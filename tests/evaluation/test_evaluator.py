@@ -49,12 +49,12 @@ def naive(model: Any, tokenizer: Any) -> list[list[float]]:
     return scores
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_log_likelihoods_equal_the_naive_loop(
-    family: str, batch_size: int, tiny_causal_lm: Any, tiny_tokenizer: Any
+    model_type: str, batch_size: int, tiny_causal_lm: Any, tiny_tokenizer: Any
 ) -> None:
-    model = tiny_causal_lm(family, seed=3)
+    model = tiny_causal_lm(model_type, seed=3)
     score = evaluate_task(model, tiny_tokenizer, AccuracyTask(), dataset(), batch_size=batch_size)
     expected = naive(model, tiny_tokenizer)
     for got, want in zip(score.log_likelihoods, expected, strict=True):

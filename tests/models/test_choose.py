@@ -14,12 +14,12 @@ from tests.support.rows import CHOICE_ROWS, LONG_ROWS, batch_for
 # ---- encoder-decoder
 
 
-@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
 @pytest.mark.parametrize("add_eos", [False, True])
 def test_an_encoder_decoder_predicts_as_transformers_does(
-    family: str, add_eos: bool, tiny_model: Callable[..., Any], marked_tokenizer: Callable[[str], Any]
+    model_type: str, add_eos: bool, tiny_model: Callable[..., Any], marked_tokenizer: Callable[[str], Any]
 ) -> None:
-    model, tokenizer = tiny_model(family), marked_tokenizer(family)
+    model, tokenizer = tiny_model(model_type), marked_tokenizer(model_type)
     rows = [*LONG_ROWS, *CHOICE_ROWS]
     supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows, add_eos=add_eos))
     expected, labels = [], []
@@ -27,7 +27,7 @@ def test_an_encoder_decoder_predicts_as_transformers_does(
         target = tokenizer(text_target=row["choices"][row["label"]].lstrip(), return_tensors="pt")["input_ids"]
         prompt = tokenizer(row["prompt"], return_tensors="pt")
         logits = model(input_ids=prompt["input_ids"], labels=target).logits[0]
-        answer = slice(1 if family in ("bart", "pegasus") else 0, None if add_eos else -1)
+        answer = slice(1 if model_type in ("bart", "pegasus") else 0, None if add_eos else -1)
         expected.append(logits[answer])
         labels.append(target[0][answer])
     torch.testing.assert_close(supervised.logits_NV, torch.cat(expected), rtol=1e-4, atol=1e-5)
@@ -47,11 +47,11 @@ def test_the_head_of_t5_is_scaled_and_runs_only_at_answers(tiny_model: Any, mark
     torch.testing.assert_close(supervised.logits_NV, inputs[0] @ model.shared.weight.T)
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_ranking_encodes_a_prompt_once(family: str, tiny_model: Any, marked_tokenizer: Any) -> None:
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_ranking_encodes_a_prompt_once(model_type: str, tiny_model: Any, marked_tokenizer: Any) -> None:
     from sinkd_llm.models.kinds.choices import choice_log_likelihoods
 
-    model, tokenizer = tiny_model(family), marked_tokenizer(family)
+    model, tokenizer = tiny_model(model_type), marked_tokenizer(model_type)
     rows = [{**row, "choices": [" not good film", " bad food", " the food"]} for row in LONG_ROWS]
     batch = batch_for(model, tokenizer, rows, ranking=True)
     read = []
@@ -65,7 +65,7 @@ def test_ranking_encodes_a_prompt_once(family: str, tiny_model: Any, marked_toke
             target = tokenizer(text_target=choice.lstrip(), return_tensors="pt")["input_ids"]
             logits = model(input_ids=tokenizer(row["prompt"], return_tensors="pt")["input_ids"], labels=target).logits
             rows_TV = logits[0].log_softmax(-1)
-            answer = range(1 if family == "bart" else 0, target.shape[1] - 1)
+            answer = range(1 if model_type == "bart" else 0, target.shape[1] - 1)
             want = sum(float(rows_TV[t, target[0, t]].detach()) for t in answer)
             assert float(scores[b, c]) == pytest.approx(want, rel=1e-4)
             assert lengths[b, c] == len(answer)
@@ -81,12 +81,12 @@ def test_an_encoder_decoder_without_a_start_token_is_refused(tiny_model: Any, ma
 # ---- encoder-only
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("model_type", ENCODERS)
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_classification_head_scores_as_in_transformers(
-    family: str, pair: bool, tiny_model: Any, marked_tokenizer: Any
+    model_type: str, pair: bool, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
-    model, tokenizer = tiny_model(family, num_labels=2), marked_tokenizer(family)
+    model, tokenizer = tiny_model(model_type, num_labels=2), marked_tokenizer(model_type)
     rows = CHOICE_ROWS
     if pair:
         rows = [{**row, "text": row["prompt"], "text_pair": "the film" * (i + 1)} for i, row in enumerate(CHOICE_ROWS)]
@@ -101,9 +101,9 @@ def test_a_classification_head_scores_as_in_transformers(
     assert supervised.example_N.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("family", ENCODERS)
-def test_a_masked_language_model_is_asked_at_the_mask(family: str, tiny_model: Any, marked_tokenizer: Any) -> None:
-    model, tokenizer = tiny_model(family, "MaskedLM"), marked_tokenizer(family)
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_a_masked_language_model_is_asked_at_the_mask(model_type: str, tiny_model: Any, marked_tokenizer: Any) -> None:
+    model, tokenizer = tiny_model(model_type, "MaskedLM"), marked_tokenizer(model_type)
     rows = [{**CHOICE_ROWS[0], "prompt": "a <mask> in the text"}, *CHOICE_ROWS]
     supervised = kind_of(model).supervised_rows(model, batch_for(model, tokenizer, rows))
     expected = []
@@ -143,8 +143,8 @@ def test_choices_that_are_not_the_classes_of_the_head_are_refused(tiny_model: An
 
 
 def test_long_texts_are_cut(tiny_model: Any, marked_tokenizer: Any) -> None:
-    for family, head in (("bert", "SequenceClassification"), ("bert", "MaskedLM"), ("t5", "")):
-        model, tokenizer = tiny_model(family, head), marked_tokenizer(family)
+    for model_type, head in (("bert", "SequenceClassification"), ("bert", "MaskedLM"), ("t5", "")):
+        model, tokenizer = tiny_model(model_type, head), marked_tokenizer(model_type)
         row = {**CHOICE_ROWS[0], "prompt": "good " * 50 + "film Sentiment:"}
         batch = batch_for(model, tokenizer, [row], max_length=16)
         ids = batch["input_ids"][0].tolist()
@@ -159,12 +159,12 @@ def test_long_texts_are_cut(tiny_model: Any, marked_tokenizer: Any) -> None:
     assert " a film" in tokenizer.decode(ids).replace("</s>", " ")
 
 
-@pytest.mark.parametrize(("family", "bound"), [("bert", 128), ("roberta", 127), ("bart", 128), ("t5", None)])
-def test_how_much_a_model_reads(family: str, bound: int | None, tiny_model: Any) -> None:
+@pytest.mark.parametrize(("model_type", "bound"), [("bert", 128), ("roberta", 127), ("bart", 128), ("t5", None)])
+def test_how_much_a_model_reads(model_type: str, bound: int | None, tiny_model: Any) -> None:
     # RoBERTa's first position stands behind the padding token's row of its table.
-    model = tiny_model(family)
+    model = tiny_model(model_type)
     assert context_length(model) == bound
-    if bound and family != "bart":
+    if bound and model_type != "bart":
         model(input_ids=torch.full((1, bound), 5))
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, bound + 1), 5))
@@ -175,11 +175,11 @@ def test_how_much_a_model_reads(family: str, bound: int | None, tiny_model: Any)
 EVERY = [("t5", ""), ("bart", ""), ("bert", "SequenceClassification"), ("roberta", "MaskedLM")]
 
 
-@pytest.mark.parametrize(("family", "head"), EVERY)
+@pytest.mark.parametrize(("model_type", "head"), EVERY)
 def test_the_order_of_the_batch_does_not_matter(
-    family: str, head: str, tiny_model: Any, marked_tokenizer: Any
+    model_type: str, head: str, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
-    model, tokenizer = tiny_model(family, head), marked_tokenizer(family)
+    model, tokenizer = tiny_model(model_type, head), marked_tokenizer(model_type)
     rows = [{**row, "choices": [" bad", " good"]} for row in CHOICE_ROWS]
     forward, backward = (
         kind_of(model).supervised_rows(model, batch_for(model, tokenizer, order)) for order in (rows, rows[::-1])
@@ -189,12 +189,12 @@ def test_the_order_of_the_batch_does_not_matter(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "head"), [pair for pair in EVERY if pair[1] != "SequenceClassification"])
+@pytest.mark.parametrize(("model_type", "head"), [pair for pair in EVERY if pair[1] != "SequenceClassification"])
 def test_no_supervised_token_gives_no_row_and_zero_gradients(
-    family: str, head: str, tiny_model: Any, marked_tokenizer: Any
+    model_type: str, head: str, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
-    model = tiny_model(family, head)
-    batch = batch_for(model, marked_tokenizer(family), CHOICE_ROWS)
+    model = tiny_model(model_type, head)
+    batch = batch_for(model, marked_tokenizer(model_type), CHOICE_ROWS)
     batch["labels"] = torch.full_like(batch["labels"], -100)
     supervised = kind_of(model).supervised_rows(model, batch)
     assert supervised.logits_NV.shape == (0, model.config.vocab_size)

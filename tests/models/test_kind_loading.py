@@ -33,9 +33,11 @@ def logits(model: Any) -> torch.Tensor:
 # ---- cutting
 
 
-@pytest.mark.parametrize("family", ENCODER_DECODERS)
-def test_encoder_and_decoder_are_cut_separately(family: str, tiny_model: Callable[..., Any], tmp_path: Path) -> None:
-    teacher = tiny_model(family, layers=4)
+@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
+def test_encoder_and_decoder_are_cut_separately(
+    model_type: str, tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    teacher = tiny_model(model_type, layers=4)
     before = copy.deepcopy(teacher)
     student = select_layers(teacher, 3, 2)
     assert same_weights(teacher, before)
@@ -65,10 +67,10 @@ def test_the_position_biases_of_t5_stay(tiny_model: Any) -> None:
     assert (student.config.num_layers, student.config.num_decoder_layers) == (1, 1)
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("model_type", ENCODERS)
 @pytest.mark.parametrize("head", ["SequenceClassification", "MaskedLM"])
-def test_an_encoder_is_cut(family: str, head: str, tiny_model: Any, tmp_path: Path) -> None:
-    teacher = tiny_model(family, head, layers=4)
+def test_an_encoder_is_cut(model_type: str, head: str, tiny_model: Any, tmp_path: Path) -> None:
+    teacher = tiny_model(model_type, head, layers=4)
     student = select_layers(teacher, 3)
     student.save_pretrained(tmp_path)
     reloaded = load_model(tmp_path)
@@ -95,12 +97,12 @@ def test_layer_numbers_that_a_model_cannot_have_are_refused(tiny_model: Any) -> 
 
 
 def test_the_checkpoint_says_what_it_is(tiny_model: Any, tmp_path: Path) -> None:
-    for family, head, kind in (
+    for model_type, head, kind in (
         ("t5", "", "seq2seq-lm"),
         ("bert", "MaskedLM", "masked-lm"),
         ("bert", "SequenceClassification", "sequence-classification"),
     ):
-        model = tiny_model(family, head)
+        model = tiny_model(model_type, head)
         model.save_pretrained(tmp_path / kind)
         loaded = load_model(tmp_path / kind)
         assert type(loaded) is type(model)
@@ -135,7 +137,7 @@ def test_a_head_is_made_only_where_there_is_something_to_learn(tiny_model: Any, 
 
 
 @pytest.mark.parametrize(
-    ("family", "head"),
+    ("model_type", "head"),
     [
         ("t5", ""),
         ("bart", ""),
@@ -147,18 +149,18 @@ def test_a_head_is_made_only_where_there_is_something_to_learn(tiny_model: Any, 
 )
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_saved_student_scores_the_same(
-    family: str, head: str, adapter: bool, tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
+    model_type: str, head: str, adapter: bool, tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
 ) -> None:
     import transformers
     from peft import LoraConfig
 
     from sinkd_llm.models.adapters import add_adapter
 
-    tiny_model(family, head or "Seq2SeqLM").base_model.save_pretrained(tmp_path / "base")
+    tiny_model(model_type, head or "Seq2SeqLM").base_model.save_pretrained(tmp_path / "base")
     if head == "SequenceClassification":
         model = load_model(tmp_path / "base", labels=["no", "yes"])
     else:
-        model = tiny_model(family, head)
+        model = tiny_model(model_type, head)
     if adapter:
         torch.manual_seed(0)
         model = add_adapter(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
@@ -170,7 +172,7 @@ def test_a_saved_student_scores_the_same(
                 if name in trained:
                     parameter.data += 0.1
     expected = logits(model)
-    save_student(model, marked_tokenizer(family), tmp_path / "student")
+    save_student(model, marked_tokenizer(model_type), tmp_path / "student")
     moved = (tmp_path / "student").rename(tmp_path / "moved")
     torch.testing.assert_close(logits(load_model(moved)), expected, rtol=1e-4, atol=1e-5)
     plain = getattr(transformers, f"AutoModelFor{head or 'Seq2SeqLM'}").from_pretrained(moved)

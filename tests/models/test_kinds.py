@@ -11,9 +11,9 @@ from tests.support.models import DECODERS
 from tests.support.rows import ID_ROWS, collate_ids
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_left_padding_equals_no_padding(family: str, tiny_causal_lm: Any) -> None:
-    model = tiny_causal_lm(family)
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_left_padding_equals_no_padding(model_type: str, tiny_causal_lm: Any) -> None:
+    model = tiny_causal_lm(model_type)
     supervised = kind_of(model).supervised_rows(model, collate_ids(ID_ROWS))
     assert supervised.labels_N.tolist() == [11, 14, 15, 16, 20, 21]
     assert supervised.example_N.tolist() == [0, 1, 1, 1, 2, 2]

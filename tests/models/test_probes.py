@@ -69,16 +69,16 @@ def test_a_mask_in_a_buffer_may_be_infinite(tiny_causal_lm: Any) -> None:
 # ---- padding and later tokens
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_decoders_read_as_they_should(family: str, tiny_causal_lm: Any) -> None:
-    model = tiny_causal_lm(family).train()
-    check_reading(model, family)
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_decoders_read_as_they_should(model_type: str, tiny_causal_lm: Any) -> None:
+    model = tiny_causal_lm(model_type).train()
+    check_reading(model, model_type)
     assert model.training
 
 
-@pytest.mark.parametrize("family", [*ENCODER_DECODERS, *ENCODERS])
-def test_encoders_and_encoder_decoders_read_as_they_should(family: str, tiny_model: Any) -> None:
-    check_reading(tiny_model(family), family)
+@pytest.mark.parametrize("model_type", [*ENCODER_DECODERS, *ENCODERS])
+def test_encoders_and_encoder_decoders_read_as_they_should(model_type: str, tiny_model: Any) -> None:
+    check_reading(tiny_model(model_type), model_type)
 
 
 SIZE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}

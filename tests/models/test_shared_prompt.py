@@ -17,7 +17,7 @@ ROWS = [
     {"example_id": "b", "label": 1, "prompt_ids": [40, 41], "answers_ids": [[13, 14], [15, 16], [13, 17, 18, 19, 20]]},
     {"example_id": "c", "label": 0, "prompt_ids": list(range(50, 62)), "answers_ids": [[21], [22]]},
 ]
-FAMILIES = {
+MODELS = {
     "llama": {},
     "gpt2": {},
     "opt": {},
@@ -37,17 +37,17 @@ def spread(model: Any) -> Any:
     return model
 
 
-def model_of(family: str, tiny_causal_lm: Any) -> Any:
-    changes = dict(FAMILIES[family])
-    if family == "bloom":
+def model_of(model_type: str, tiny_causal_lm: Any) -> Any:
+    changes = dict(MODELS[model_type])
+    if model_type == "bloom":
         changes |= {"n_head": 4, "n_layer": 2}
-    return spread(tiny_causal_lm(family, seed=5, **changes))
+    return spread(tiny_causal_lm(model_type, seed=5, **changes))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("multiple", [None, 16])
-def test_log_likelihoods_are_those_of_one_forward(family: str, multiple: int | None, tiny_causal_lm: Any) -> None:
-    model = model_of(family, tiny_causal_lm)
+def test_log_likelihoods_are_those_of_one_forward(model_type: str, multiple: int | None, tiny_causal_lm: Any) -> None:
+    model = model_of(model_type, tiny_causal_lm)
     batch = DecoderOnlyCollator(0, multiple)(ROWS)
     kind = kind_of(model)
     assert can_share_prompts(model)
@@ -61,11 +61,11 @@ def test_log_likelihoods_are_those_of_one_forward(family: str, multiple: int | N
     assert torch.equal(got.length_BC, expected.length_BC)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma3_text"])
 def test_rows_come_in_order_and_in_parts_of_bounded_size(
-    family: str, tiny_causal_lm: Any, monkeypatch: pytest.MonkeyPatch
+    model_type: str, tiny_causal_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = model_of(family, tiny_causal_lm)
+    model = model_of(model_type, tiny_causal_lm)
     batch = DecoderOnlyCollator(0)(ROWS)
     sequences, vocabulary = len(batch["labels"]), model.config.vocab_size
     prompt_S = torch.tensor([0, 0, 1, 1, 2])  # choices that differ in their last token alone share a sequence

@@ -25,6 +25,19 @@ CHOICE_ROWS = [
 LONG_ROWS = [{**row, "choices": [" not a great film", row["choices"][1]]} for row in CHOICE_ROWS]
 
 
+def example(prompt: str = "Review: good film\nSentiment:", label: int = 1, **more: Any) -> dict:
+    """One row of a task; `more` are other columns, or other values of these."""
+    choices = more.pop("choices", [" negative", " positive"])
+    return {
+        "id": more.pop("id", "x-0"),
+        "prompt": prompt,
+        "choices": choices,
+        "label": label,
+        "completion": choices[label],
+        **more,
+    }
+
+
 def opinions(count: int = 16, start: int = 0, positive: Sequence[str] = (" positive",)) -> Dataset:
     """Two-word opinions of varying length; the first word decides. `positive` are words for it, taken in turn."""
     out = []

@@ -14,7 +14,7 @@ from sinkd_llm.models import load_model
 from tests.support.rows import opinions, regression_rows, several_tokens
 from tests.support.trainers import AccuracyTask, changed_trainer, gradients, microbatches
 
-FAMILIES = [("t5", ""), ("bart", ""), ("bert", "SequenceClassification"), ("roberta", "MaskedLM")]
+MODELS = [("t5", ""), ("bart", ""), ("bert", "SequenceClassification"), ("roberta", "MaskedLM")]
 Build = Callable[..., SinKDTrainer]
 
 
@@ -22,13 +22,13 @@ Build = Callable[..., SinKDTrainer]
 def build(tmp_path: Path, tiny_model: Callable[..., Any], marked_tokenizer: Callable[[str], Any]) -> Build:
     """A trainer: a two-layer student, a four-layer teacher of another width, without dropout."""
 
-    def make(family: str, head: str = "", teacher: Any = True, **changes: Any) -> SinKDTrainer:
+    def make(model_type: str, head: str = "", teacher: Any = True, **changes: Any) -> SinKDTrainer:
         arguments: dict[str, Any] = {
-            "model": tiny_model(family, head or "SequenceClassification", seed=1),
-            "teacher_model": tiny_model(family, head or "SequenceClassification", seed=2, layers=4, hidden=48)
+            "model": tiny_model(model_type, head or "SequenceClassification", seed=1),
+            "teacher_model": tiny_model(model_type, head or "SequenceClassification", seed=2, layers=4, hidden=48)
             if teacher is True
             else teacher,
-            "processing_class": marked_tokenizer(family),
+            "processing_class": marked_tokenizer(model_type),
             "train_dataset": opinions(),
             "eval_dataset": opinions(8, 100),
         }
@@ -37,13 +37,13 @@ def build(tmp_path: Path, tiny_model: Callable[..., Any], marked_tokenizer: Call
     return make
 
 
-@pytest.mark.parametrize(("family", "head"), FAMILIES)
+@pytest.mark.parametrize(("model_type", "head"), MODELS)
 @pytest.mark.parametrize("settings", [{"alpha": 0.0, "divergence": "none", "sinkhorn_weight": 0.0}, {"alpha": 0.7}])
-def test_accumulation_of_8_times_1_equals_1_times_8(family: str, head: str, settings: dict, build: Build) -> None:
+def test_accumulation_of_8_times_1_equals_1_times_8(model_type: str, head: str, settings: dict, build: Build) -> None:
     data = several_tokens() if head == "" else opinions(8)
     if "divergence" not in settings:
         settings = {**settings, "transport_scope": "sequence"}
-    trainer = build(family, head, train_dataset=data, eval_dataset=None, **settings)
+    trainer = build(model_type, head, train_dataset=data, eval_dataset=None, **settings)
     once, once_gradient = gradients(trainer, microbatches(trainer, [8]))
     for sizes in ([1] * 8, [5, 3]):
         many, many_gradient = gradients(trainer, microbatches(trainer, sizes))
@@ -51,15 +51,15 @@ def test_accumulation_of_8_times_1_equals_1_times_8(family: str, head: str, sett
         torch.testing.assert_close(many_gradient, once_gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "head"), FAMILIES)
+@pytest.mark.parametrize(("model_type", "head"), MODELS)
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_two_steps_save_and_the_same_score(
-    family: str, head: str, adapter: bool, build: Build, marked_tokenizer: Any, tmp_path: Path
+    model_type: str, head: str, adapter: bool, build: Build, marked_tokenizer: Any, tmp_path: Path
 ) -> None:
     from peft import LoraConfig
 
     peft_config = LoraConfig(r=2, target_modules="all-linear") if adapter else None
-    trainer = build(family, head, peft_config=peft_config, vocabulary="verbalizers")
+    trainer = build(model_type, head, peft_config=peft_config, vocabulary="verbalizers")
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     record = next(r for r in trainer.state.log_history if "loss" in r)
@@ -74,7 +74,7 @@ def test_two_steps_save_and_the_same_score(
 
     trainer.save_model(str(tmp_path / "student"))
     scored = [
-        evaluate_task(model, marked_tokenizer(family), AccuracyTask(), opinions(8, 100), batch_size=size)
+        evaluate_task(model, marked_tokenizer(model_type), AccuracyTask(), opinions(8, 100), batch_size=size)
         for model, size in ((trainer.model, 8), (load_model(tmp_path / "student"), 3))
     ]
     np.testing.assert_allclose(scored[0].log_likelihoods, scored[1].log_likelihoods, rtol=1e-3, atol=1e-5)
@@ -82,11 +82,11 @@ def test_two_steps_save_and_the_same_score(
     assert metrics["eval_acc"] == scored[0].metrics["acc"]
 
 
-@pytest.mark.parametrize(("family", "head"), FAMILIES)
-def test_training_learns_the_task(family: str, head: str, build: Build) -> None:
+@pytest.mark.parametrize(("model_type", "head"), MODELS)
+def test_training_learns_the_task(model_type: str, head: str, build: Build) -> None:
     # A random masked language model has to find out first that the mask is where to look from.
     steps = 120 if head == "MaskedLM" else 40
-    trainer = build(family, head, teacher=None, max_steps=steps, lr_scheduler_type="constant")
+    trainer = build(model_type, head, teacher=None, max_steps=steps, lr_scheduler_type="constant")
     trainer.train()
     assert trainer.evaluate()["eval_acc"] == 1.0
 
@@ -99,16 +99,16 @@ def test_an_explicit_adapter_type_wins(build: Build, caplog: pytest.LogCaptureFi
     assert "SEQ_2_SEQ_LM" in caplog.text
 
 
-@pytest.mark.parametrize(("family", "head"), [("t5", ""), ("bart", ""), ("roberta", "MaskedLM")])
+@pytest.mark.parametrize(("model_type", "head"), [("t5", ""), ("bart", ""), ("roberta", "MaskedLM")])
 def test_a_padded_vocabulary_trains_over_the_shared_tokens(
-    family: str, head: str, build: Build, tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
+    model_type: str, head: str, build: Build, tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
 ) -> None:
-    wide = tiny_model(family, head, seed=2, vocab=len(marked_tokenizer(family)) + 24)
+    wide = tiny_model(model_type, head, seed=2, vocab=len(marked_tokenizer(model_type)) + 24)
     with pytest.raises(InputError, match="tokenizer could not be found"):
-        build(family, head, teacher=wide)
+        build(model_type, head, teacher=wide)
     wide.save_pretrained(tmp_path / "wide")
-    marked_tokenizer(family).save_pretrained(tmp_path / "wide")
-    trainer = build(family, head, teacher=str(tmp_path / "wide"))
+    marked_tokenizer(model_type).save_pretrained(tmp_path / "wide")
+    trainer = build(model_type, head, teacher=str(tmp_path / "wide"))
     assert np.isfinite(trainer.train().training_loss)
 
 
@@ -138,10 +138,10 @@ def test_a_student_cut_from_an_encoder_decoder(build: Build, tiny_model: Any) ->
         SinKDConfig("unused", student_decoder_layers=1)
 
 
-# ---- a teacher of another family
+# ---- a teacher of another kind
 
 
-def test_families_that_read_the_same_answer_teach_each_other(
+def test_kinds_that_read_the_same_answer_teach_each_other(
     build: Build, tiny_model: Any, tiny_causal_lm: Any, marked_tokenizer: Any
 ) -> None:
     # A masked language model's tokens are a decoder's: both answer behind the prompt.
@@ -182,15 +182,15 @@ def test_dropout_is_disabled_wherever_it_is_kept(build: Build, tiny_model: Any) 
 
 
 @pytest.mark.parametrize(
-    ("family", "other", "head"),
+    ("model_type", "other", "head"),
     [("t5", "bart", ""), ("bert", "distilbert", "SequenceClassification"), ("bert", "roberta", "MaskedLM")],
 )
 def test_models_of_one_kind_and_one_tokenizer_teach_each_other(
-    family: str, other: str, head: str, build: Build, tiny_model: Any, marked_tokenizer: Any
+    model_type: str, other: str, head: str, build: Build, tiny_model: Any, marked_tokenizer: Any
 ) -> None:
-    vocabulary = len(marked_tokenizer(family))
+    vocabulary = len(marked_tokenizer(model_type))
     teacher = tiny_model(other, head or "Seq2SeqLM", seed=2, layers=3, hidden=48, vocab=vocabulary)
-    trainer = build(family, head, teacher=teacher)
+    trainer = build(model_type, head, teacher=teacher)
     assert np.isfinite(trainer.train().training_loss)
     assert 0 <= trainer.evaluate()["eval_agreement"] <= 1
 
