@@ -58,7 +58,7 @@ class EncoderDecoderTokenizer(AnswersAsTokens):
                 "raise max_length or shorten the answer."
             )
         prefix, suffix = ((), ()) if self._templated(row) else special_ids(self.tokenizer)
-        return fitted(self.tokenizer, prefix, prompt_ids, suffix, self.reading.max_length)
+        return fitted(self.tokenizer, prefix, prompt_ids, suffix, max_length)
 
 
 @dataclass(frozen=True)
