@@ -9,8 +9,12 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sinkd_llm.cli.command_parser import CommandParser
+
+if TYPE_CHECKING:
+    from sinkd_llm.report.results import ResultRow
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         "positive or negative (LoRA, cross-entropy)"
     )
     taught = run_finetune(*finetune_arguments, argv=teacher)
-    say(f"      {_change(taught.rows[0].metrics, taught.rows[-1].metrics)}")
+    say(f"      {_change(taught.rows[0], taught.rows[-1])}")
     say(f"[2/4] A student: {layers} evenly spaced layers of that teacher, with a fresh LoRA")
     say("[3/4] Distillation: cross-entropy + KL + SinKD on the answer tokens")
     result = run_distill(*distill_arguments, argv=student)
@@ -70,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _change(before: dict[str, float], after: dict[str, float]) -> str:
-    name = next(iter(after))
-    return f"teacher: {name} {before[name]:.3f} before, {after[name]:.3f} after"
+def _change(before: "ResultRow", after: "ResultRow") -> str:
+    name = str(after.primary_metric)
+    return f"teacher: {name} {before.metrics[name]:.3f} before, {after.metrics[name]:.3f} after"
 
 
 def _show_next(folder: Path, seconds: float) -> None:

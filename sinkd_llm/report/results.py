@@ -30,7 +30,7 @@ class ResultRow:
 
     Attributes:
         name (`str`): `"teacher"`, `"student before"`, `"student after"`, or what the command calls it.
-        metrics (`dict[str, float]`): its scores, the most important one first.
+        metrics (`dict[str, float]`): its scores, the task's primary metric first.
         parameters (`int`): parameters in all.
         trainable_parameters (`int`): those that this run trained.
         size_bytes (`int`, *optional*): bytes of its files on disk; `None` if it was not saved or is on
@@ -51,9 +51,14 @@ class ResultRow:
     def examples_per_second(self) -> float | None:
         return self.num_examples / self.seconds if self.seconds > 0 else None
 
+    @property
+    def primary_metric(self) -> str | None:
+        """The metric by which models are compared; `None` for a model that was not scored."""
+        return next(iter(self.metrics), None)
+
     def share_of(self, teacher: "ResultRow | None") -> float | None:
-        """The first metric as a share of the teacher's; `None` if there is none to compare with."""
-        metric = next(iter(self.metrics), None)
+        """The primary metric as a share of the teacher's; `None` if there is none to compare with."""
+        metric = self.primary_metric
         if teacher is None or metric is None or metric in LOSSES:
             return None
         reference = teacher.metrics.get(metric, 0)

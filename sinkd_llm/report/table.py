@@ -50,9 +50,9 @@ def summary(rows: Sequence[ResultRow]) -> str | None:
     """One plain sentence on what the student kept of its teacher, if the rows allow it."""
     teacher, before, after = (find_row(rows, name) for name in (TEACHER, BEFORE, AFTER))
     share = after.share_of(teacher) if after is not None else None
-    if teacher is None or after is None or share is None:
+    if teacher is None or after is None or share is None or after.primary_metric is None:
         return None
-    metric = next(iter(after.metrics))
+    metric = after.primary_metric
     text = (
         f"The student scores {metric} {format_score(after.metrics[metric])}, "
         f"{format_share(share)} of its teacher's {format_score(teacher.metrics[metric])}"
