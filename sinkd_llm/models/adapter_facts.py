@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.names import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source
+from sinkd_llm.models.names import WEIGHTS, WEIGHTS_INDEX, ModelSource, resolve_model_source, stored_file
 from sinkd_llm.models.origin import Origin, name_of, note_held, origin_of
 from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.wrappers import unwrap
@@ -176,20 +176,10 @@ def _stored(source: ModelSource) -> Iterator[tuple[str, tuple[int, ...], Callabl
 
 
 def _files(source: ModelSource) -> list[Path]:
-    whole, index = (_file(source, name) for name in (WEIGHTS, WEIGHTS_INDEX))
+    whole, index = (stored_file(source, name) for name in (WEIGHTS, WEIGHTS_INDEX))
     if whole is not None:
         return [whole]
     if index is None:
         return []
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [file for file in (_file(source, shard) for shard in shards) if file is not None]
-
-
-def _file(source: ModelSource, name: str) -> Path | None:
-    if source.kind == "folder":
-        file = Path(source.path) / name
-        return file if file.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.path, name, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
+    return [file for file in (stored_file(source, shard) for shard in shards) if file is not None]

@@ -103,6 +103,17 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
     raise InputError(f"There is no folder or file {name!r}. {WHAT_CAN_BE_GIVEN}")
 
 
+def stored_file(source: ModelSource, name: str) -> Path | None:
+    """A file of a folder, or of a hub repository as far as it was downloaded; `None` if it is not on this machine."""
+    if source.kind != "hub":
+        file = Path(source.path) / name
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.path, name, revision=source.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def check_model_folder(folder: Path) -> None:
     """
     Checks that `folder` holds a whole model: its configuration, and all its weights as safetensors.

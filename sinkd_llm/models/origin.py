@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sinkd_llm.models.names import ModelSource
+from sinkd_llm.models.names import ModelSource, stored_file
+from sinkd_llm.models.stored_config import CONFIG
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ def name_of(model: Any) -> str | None:
 
 def commit_of(model: Any) -> str | None:
     """The commit of the hub repository that a model was read from; `None` if it came from elsewhere."""
-    return getattr(model.config, "_commit_hash", None)
+    origin = origin_of(model)
+    if origin is None or origin.source is None or origin.source.kind != "hub":
+        return None
+    # Transformers no longer notes it; the hub's cache keeps the files of a commit in a folder of its name.
+    file = stored_file(origin.source, CONFIG)
+    return file.parent.name if file is not None else None
 
 
 def modules_of(weights: Iterable[str]) -> tuple[str, ...]:

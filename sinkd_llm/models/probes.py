@@ -126,7 +126,7 @@ def _fault_of(model: Any, kind: Kind) -> str | None:
     name = kind.name
     ids_L = _plain_ids(model)
     texts_SL = ids_L[None]
-    if kind == "causal-lm":  # beside a text that ends in another way
+    if name == "causal-lm":  # beside a text that ends in another way
         texts_SL = torch.stack([ids_L, torch.cat([ids_L[:_CHANGED_FROM], ids_L[: _LENGTH - _CHANGED_FROM]])])
     pad = int(getattr(model.config, "pad_token_id", None) or 0)
     alone = kind.supervised_rows(model, _batch(name, texts_SL, pad, 0))
@@ -137,7 +137,7 @@ def _fault_of(model: Any, kind: Kind) -> str | None:
     def differs(other_NV: Tensor) -> Tensor:
         return (other_NV.float() - logits_NV).abs().amax(dim=-1) / spread_N > share
 
-    if kind == "causal-lm":
+    if name == "causal-lm":
         # Row i is of token i + 1, which is predicted from the tokens before it.
         changed_N = differs(alone.logits_NV[alone.example_N == 1])
         if bool(changed_N[: _CHANGED_FROM - 1].any()):

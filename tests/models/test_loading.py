@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import (
@@ -22,7 +24,7 @@ from sinkd_llm.models import (
     resolve_model_source,
 )
 from sinkd_llm.models import bundled as bundled_module
-from sinkd_llm.models.origin import origin_of
+from sinkd_llm.models.origin import commit_of, origin_of
 from tests.support.models import same_weights, with_adapter, write_gguf
 
 
@@ -131,6 +133,8 @@ def test_a_hub_model(model_folder: Path, in_hub_cache: Callable[[Path, str], Non
     model = load_model("org/name")
     assert same_weights(model, load_model(model_folder))
     assert (origin_of(model).source.kind, model.name_or_path) == ("hub", "org/name")
+    assert commit_of(model) == "a" * 40
+    assert commit_of(load_model(model_folder)) is None
     assert load_tokenizer("org/name").get_vocab() == tiny_tokenizer.get_vocab()
 
 
@@ -451,6 +455,50 @@ def test_a_whole_gguf_file_that_cannot_be_converted_is_not_called_damaged(
     with pytest.raises(InputError, match=r"a whole GGUF file, but .*architecture strange is not supported") as caught:
         load_model(file)
     assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "said"),
+    [
+        (ImportError("needs the package gguf"), InputError, r"needs a Python package that is missing here: .*gguf"),
+        (MemoryError(), MemoryError, ""),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), RuntimeError, "can't allocate memory"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), InputError, r"Cannot write .*No space left on device"),
+        (SafetensorError("I/O error: No space left"), InputError, r"Cannot write .*No space left"),
+        (TypeError("no such thing"), InputError, r"a whole GGUF file, but .*TypeError: no such thing"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_a_failed_conversion_says_what_failed(
+    gguf_file: tuple[Path, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    expected: type[BaseException],
+    said: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(expected, match=said) as caught:
+        load_model(gguf_file[0])
+    assert "damaged" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("gguf/*/float32*/")), "a part of a conversion stayed"
+
+
+def test_a_gguf_file_that_may_not_be_read_is_said(
+    gguf_file: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = gguf_file
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(InputError, match=r"Llama\.gguf cannot be read: Permission denied"):
+        load_model(file)
 
 
 def test_a_gguf_file_without_one_of_its_weights_is_refused(
