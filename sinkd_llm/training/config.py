@@ -34,9 +34,8 @@ class SinKDConfig(TrainingArguments):
     r"""
     Configuration class for the [`SinKDTrainer`].
 
-    This class includes only the parameters that are specific to SinKD. For the others see the
-    [`~transformers.TrainingArguments`] documentation; where a default differs from theirs, the note
-    at the end says so.
+    This class includes only the parameters that are specific to SinKD, and at the end those of
+    [`~transformers.TrainingArguments`] whose default differs here. For the others see its documentation.
 
     The loss is `(1 - alpha) * CE + alpha * divergence + sinkhorn_weight * SinKD`, every term a mean
     over supervised tokens.

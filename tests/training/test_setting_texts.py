@@ -13,6 +13,7 @@ from sinkd_llm.cli.parsing import parse_recipe
 from sinkd_llm.evaluation import evaluate_task
 from sinkd_llm.runs import run_evaluate
 from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
+from sinkd_llm.training.settings.rules import NO_EFFECT, REFUSED_ENVIRONMENT
 from sinkd_llm.training.settings.texts import as_in, described, plain_help, setting_texts
 from tools.settings_page import PAGE, page
 
@@ -61,6 +62,12 @@ def test_the_objective_of_untouched_settings_is_the_objective_s_own_default(tmp_
 
 def test_the_settings_page_is_made_from_the_settings() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.settings_page"
+
+
+def test_the_page_on_the_command_line_names_what_is_refused() -> None:
+    words = (PAGE.parent / "command_line.md").read_text(encoding="utf-8")
+    assert [name for name in NO_EFFECT if f"`{name}`" not in words] == []
+    assert [name for name in REFUSED_ENVIRONMENT if f"`{name.rstrip('*')}`" not in words] == []
 
 
 def test_help_shows_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
