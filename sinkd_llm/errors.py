@@ -69,7 +69,7 @@ def first_line(error: BaseException) -> str:
     """
     # Where a flag needs a package that is not here (--deepspeed), the package's name is a whole sentence.
     said = error.name if isinstance(error, PackageNotFoundError) else str(error)
-    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()] or [type(error).__name__]
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip(" .")] or [type(error).__name__]
     announces = lines[0].endswith(":") or "validation error" in lines[0]
     text = masked_text(" ".join(lines) if announces else lines[0]).rstrip(".")
     return text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID].rstrip()}…"
