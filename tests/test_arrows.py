@@ -168,3 +168,20 @@ def test_circles_are_found() -> None:
         *("sinkd_llm.cli.a", "sinkd_llm.cli.b", "sinkd_llm.cli.c"),
     }
     assert circle(sources | {"sinkd_llm.cli.c": "from sinkd_llm.cli import name"}) is not None
+
+
+def test_the_picture_in_contributing_is_the_tree() -> None:
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = page[page.index("sinkd_llm/\n") : page.index("\ntests/  ")]
+    folders: list[tuple[int, str]] = []
+    shown = set()
+    for line in picture.splitlines()[1:]:
+        indent = len(line) - len(line.lstrip())
+        folders = [folder for folder in folders if folder[0] < indent]
+        first = line.split()[0]
+        if first.endswith("/"):
+            folders.append((indent, first))
+        where = "".join(name for _, name in folders)
+        shown |= {where + word.rstrip(":") for word in line.split() if word.rstrip(":").endswith(".py")}
+    there = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert shown == there
