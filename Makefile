@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-fast lint ruff format fuzz benchmarks clean
+.PHONY: help venv quickstart test test-fast lint ruff format docs fuzz benchmarks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -46,6 +46,9 @@ ruff: $(STAMP)
 format: $(STAMP) ## let ruff put every file in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write docs/settings.md, which is made from the settings themselves
+	$(BIN)/python -m tools.settings_page
 
 fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (ten minutes)
 	$(BIN)/python -m tools.fuzz
