@@ -39,7 +39,7 @@ def default_device() -> str:
 
 
 def describe_device(device: object) -> str:
-    """`2 CPU threads (x86_64)`, or the name of the accelerator behind a `torch.device`."""
+    """`2 CPU threads (x86_64)`, or the name of the accelerator of a `torch.device`."""
     import torch
 
     kind = getattr(device, "type", str(device))
