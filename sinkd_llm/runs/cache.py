@@ -12,8 +12,7 @@ from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import refuse_if_locked
 from sinkd_llm.runs.arguments import CacheArguments, TaskArguments
 from sinkd_llm.runs.data import RunData, load_run_data
-from sinkd_llm.runs.evaluate import source_size_bytes
-from sinkd_llm.runs.folder import no_empty_folder
+from sinkd_llm.runs.folder import no_empty_folder, source_size_bytes
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
 from sinkd_llm.runs.scorer import Scorer
 from sinkd_llm.runs.training import apply_model_arguments

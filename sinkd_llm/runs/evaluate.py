@@ -8,7 +8,7 @@ from sinkd_llm.environment import default_device
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.results import ResultRow
 from sinkd_llm.runs.data import task_split
-from sinkd_llm.runs.folder import weights_size_bytes
+from sinkd_llm.runs.folder import source_size_bytes
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -81,11 +81,3 @@ def run_evaluate(
         seconds=score.seconds,
     )
     return EvaluateResult(row, score, list(dataset["id"]))
-
-
-def source_size_bytes(name_or_path: str) -> int | None:
-    """Bytes on disk of the weights of a model name; `None` for the hub."""
-    from sinkd_llm.models import resolve_model_source
-
-    source = resolve_model_source(name_or_path)
-    return weights_size_bytes(Path(source.path) / (source.gguf_file or ""))

@@ -258,6 +258,14 @@ def no_empty_folder(folder: Path) -> Iterator[None]:
         raise
 
 
+def source_size_bytes(name_or_path: str) -> int | None:
+    """Bytes on disk of the weights of a model name; `None` for the hub."""
+    from sinkd_llm.models import resolve_model_source
+
+    source = resolve_model_source(name_or_path)
+    return weights_size_bytes(Path(source.path) / (source.gguf_file or ""))
+
+
 def weights_size_bytes(path: str | Path) -> int | None:
     """Bytes of the weight files of a model folder or GGUF file, checkpoints left out; `None` if elsewhere."""
     path = Path(path)

@@ -13,9 +13,16 @@ from sinkd_llm.report.page import write_report
 from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData, load_run_data
-from sinkd_llm.runs.evaluate import source_size_bytes
 from sinkd_llm.runs.failures import explained
-from sinkd_llm.runs.folder import RunFolder, check_output_dir, is_in, no_empty_folder, run_folder, weights_size_bytes
+from sinkd_llm.runs.folder import (
+    RunFolder,
+    check_output_dir,
+    is_in,
+    no_empty_folder,
+    run_folder,
+    source_size_bytes,
+    weights_size_bytes,
+)
 from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scorer import Scorer, has_choices
