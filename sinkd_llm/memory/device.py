@@ -117,11 +117,11 @@ def optimizer_bytes(optim: str) -> float:
 @dataclass(frozen=True)
 class DeviceMemory:
     """
-    Bytes that one device, and the host of all n, hold at the fullest moment of training.
+    Bytes that one device, and the host of all n, hold at the peak of training.
 
     Attributes:
         weights, gradients, optimizer, step, teacher (`int`): the parts. `step` is what a micro-batch holds at its
-            fullest: activations, the teacher's, logits and transport.
+            peak: activations, the teacher's, logits and transport.
         total (`int`): less than the sum of the parts where gradients come as activations go.
         host (`int`): bytes in the machine's own memory, of all its devices together.
     """

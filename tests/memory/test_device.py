@@ -26,7 +26,7 @@ def test_the_example_of_the_zero_paper(setup, gigabytes):
 def test_one_device_without_zero():
     device = device_memory("none", 1, SMALL, TEACHER, STEP)
     assert (device.weights, device.optimizer, device.teacher, device.step) == (400, 800, 4000, 500)
-    # Gradients come as activations go, so the fullest moment is less than the sum.
+    # Gradients come as activations go, so the peak is less than the sum.
     assert device.total == 400 + 800 + 4000 + 520
     assert device.host == 0
 
@@ -119,9 +119,9 @@ def test_packed_weights_are_as_bitsandbytes_packs_them(tiny_causal_lm, tmp_path,
     beside = ("quant_map", "quant_state", "weight_format")  # tables and notes of bitsandbytes, a few hundred bytes
     stored = {name: t for name, t in packed.state_dict().items() if not any(word in name for word in beside)}
     real = sum({t.data_ptr(): t.numel() * t.element_size() for t in stored.values()}.values())
-    planned = model_size(model, quantisation, bytes_each=4).weights
+    estimated = model_size(model, quantisation, bytes_each=4).weights
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-    assert planned - buffers == pytest.approx(real, rel=0.02)
+    assert estimated - buffers == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.parametrize(
