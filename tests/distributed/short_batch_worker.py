@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 
-from tests.support.rows import opinions
 from tests.support.trainers import short_config
 
+WORDS = ["good", "bad", "great", "awful", "film", "food", "plot"]
 # What a rank gets when two share a batch of 16: how many rows a micro-batch, and how many micro-batches an update.
 WINDOWS = {"batch": (8, 1), "accumulation": (4, 2), "window": (4, 2)}
 ROWS = (45, 49, 3, 1)
@@ -31,26 +31,21 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
 }
 
 
-# Answers of one to three tokens.
-POSITIVE = (" good", " very good", " very good film")
-
-
 def rows_of(family: str, count: int, start: int = 0) -> Dataset:
-    """Rows whose prompts and answers differ in length, with choices; for a regression with a number as target."""
-    rows = opinions(count, start, POSITIVE)
-    if family == "regression":
-        texts = ["0", "0.5", "1"]
-        golds = [texts[(start + i) % 3] for i in range(count)]
-        return rows.map(
-            lambda _, i: {
-                "choices": texts,
-                "label": texts.index(golds[i]),
-                "completion": golds[i],
-                "target": float(golds[i]),
-            },
-            with_indices=True,
-        )
-    return rows
+    """Rows whose prompts and answers differ in length, with choices."""
+    out, target = [], family == "regression"
+    for i in range(start, start + count):
+        choices = ["0", "0.5", "1"] if target else [" bad", " very good film"[: 5 + 5 * (i % 3)]]
+        gold = i % len(choices)
+        row = {
+            "id": f"opinion-{i}",
+            "prompt": f"Review: {WORDS[i % 4]} {WORDS[4 + i % 3]}{' is a film' * (i % 3)}\nSentiment:",
+            "choices": choices,
+            "label": gold,
+            "completion": choices[gold],
+        }
+        out.append({**row, "target": float(choices[gold])} if target else row)
+    return Dataset.from_list(out)
 
 
 def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
