@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import models
-from tests.support.launch import MARKED_FOLDERS, REPOSITORY, warm_process
+from tests.support.launch import MARKED_FILES, MARKED_FOLDERS, REPOSITORY, warm_process
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -19,9 +19,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        if folder in MARKED_FOLDERS:
-            item.add_marker(folder)
+        file = item.path.relative_to(REPOSITORY / "tests")
+        if file.parts[0] in MARKED_FOLDERS:
+            item.add_marker(file.parts[0])
+        elif file.as_posix() in MARKED_FILES:
+            item.add_marker(MARKED_FILES[file.as_posix()])
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import MARKED_FOLDERS, REPOSITORY
+from tests.support.launch import MARKED_FILES, MARKED_FOLDERS, REPOSITORY
 
 TESTS = REPOSITORY / "tests"
 FILES = sorted(TESTS.rglob("*.py"))
@@ -55,3 +55,8 @@ def test_the_fast_tests_are_those_without_a_mark() -> None:
     assert recipe is not None
     marks = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     assert set(recipe[1].split(" or ")) == {mark.split(":")[0] for mark in marks} == {*MARKED_FOLDERS}
+
+
+def test_marked_files_are_there_and_not_in_marked_folders() -> None:
+    assert all((TESTS / file).is_file() and file.split("/")[0] not in MARKED_FOLDERS for file in MARKED_FILES)
+    assert set(MARKED_FILES.values()) <= set(MARKED_FOLDERS)

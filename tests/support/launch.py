@@ -12,6 +12,21 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A folder whose tests start processes, run whole commands, or need real weights: its name is the mark of its tests.
 MARKED_FOLDERS = ("distributed", "end_to_end", "real_model", "reliability")
+# Files elsewhere whose tests take as long, for the same reasons.
+MARKED_FILES = {
+    "cli/test_cache.py": "end_to_end",
+    "cli/test_evaluate.py": "end_to_end",
+    "cli/test_main.py": "end_to_end",
+    "cli/test_memory_table.py": "end_to_end",
+    "properties/test_task_files.py": "reliability",  # templates without end, each in a process of its own
+    "tasks/test_bounded.py": "reliability",
+    "tasks/test_builtin.py": "end_to_end",  # every row of the benchmarks
+    "tasks/test_lm_eval.py": "end_to_end",  # the import alone takes ten seconds
+    "teachers/test_cache_writer.py": "reliability",  # processes that are killed again and again
+    "test_readme.py": "end_to_end",
+    "training/test_cached_teacher.py": "end_to_end",  # whole trajectories
+    "training/test_settings_train.py": "end_to_end",  # a training for every setting
+}
 
 
 def torchrun(module: str, *arguments: str, check: bool = True, limit: float = 500) -> str:
