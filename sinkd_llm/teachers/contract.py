@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from sinkd_llm.objectives import TopKSignal
+from sinkd_llm.objectives import TeacherSignal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,13 +25,13 @@ class TeacherRows:
     The teacher's signal at the supervised tokens of a batch, in the order of the student's rows.
 
     Attributes:
-        signal (`Tensor` `[N, V]` or [`TopKSignal`]): its logits, or the logits of some ids of each row.
+        signal ([`TeacherSignal`]): its logits, or the logits of some ids of each row.
         position_N (`Tensor` `[N]`): each row's place in its answer, from 0.
         hidden_NH (`Tensor` `[N, H]`, *optional*): what [`Teacher.logits`] makes the logits of, if they were asked for
             and are smaller than the logits.
     """
 
-    signal: Tensor | TopKSignal
+    signal: TeacherSignal
     position_N: Tensor
     hidden_NH: Tensor | None = None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sinkd_llm.distributed import Ranks, RowLayout
 from sinkd_llm.models.kinds import Kind, SupervisedRows
-from sinkd_llm.objectives import DistillationObjective, ObjectiveOutput, SpanningProblem, TopKSignal
+from sinkd_llm.objectives import DistillationObjective, ObjectiveOutput, SpanningProblem, TeacherSignal
 from sinkd_llm.teachers import Teacher, TeacherRows
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Forward:
 
     def _rows(
         self, student: nn.Module, batch: Mapping[str, Any], own_items: Tensor | int | None, window: "Window | None"
-    ) -> tuple[SupervisedRows, Tensor | TopKSignal | None, Transport | None]:
+    ) -> tuple[SupervisedRows, TeacherSignal | None, Transport | None]:
         """The student's rows of a micro-batch, the teacher's signal, and the problem that they are part of."""
         teacher = self.teacher if self.objective.uses_teacher else None
         if teacher is None or (teacher.knows_training_rows_only and not student.training):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.models.kinds import SupervisedRows
-from sinkd_llm.objectives import SpanningProblem, TopKSignal
+from sinkd_llm.objectives import SpanningProblem, TeacherSignal
 from sinkd_llm.teachers import TeacherRows
 from sinkd_llm.training.forward import Forward, Transport
 
@@ -44,7 +44,7 @@ class Window:
 
     def rows(
         self, student: nn.Module, batch: Mapping[str, Any], own_items: Tensor | int | None
-    ) -> tuple[SupervisedRows, Tensor | TopKSignal, Transport]:
+    ) -> tuple[SupervisedRows, TeacherSignal, Transport]:
         """The second pass of the next micro-batch: its rows, the teacher's signal, and the problem and its part."""
         if self._problem is None:
             self._problem = self._first_pass(student, own_items)
