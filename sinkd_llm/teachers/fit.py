@@ -53,7 +53,7 @@ def check_pair(
     if kinds[0].scores_classes:
         words = [class_words(unwrap(model).config) for model in (teacher, student)]
         _check_class_order(words[0], words[1], classes)
-    name = teacher_name or name_of(unwrap(teacher))
+    name = teacher_name or name_of(teacher)
     if name:
         teacher_tokenizer = _teacher_tokenizer(name, teacher_name is not None, trust)
         if teacher_tokenizer is not None:

@@ -231,7 +231,7 @@ def _load_student(
 def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:
     """The tokenizer that belongs to the student, else to the teacher."""
     for source in (model, args.teacher_model_name_or_path, teacher):
-        name = source if isinstance(source, str) else source and name_of(unwrap(source))
+        name = source if isinstance(source, str) else source and name_of(source)
         if name:
             return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     if model is None and teacher is None:

@@ -101,7 +101,6 @@ class SinKDTrainer(EvaluatingTrainer):
         InputError: for combinations that would train the wrong thing; each says what to do instead.
     """
 
-    _tag_names = ("sinkd", "distillation")
     # Every term is divided by the supervised tokens of the accumulation window, not by micro-batches.
     loss_is_scaled_for_ga = True
 
@@ -325,4 +324,5 @@ class SinKDTrainer(EvaluatingTrainer):
             save_student(student, self.processing_class, folder, state_dict=weights, check=self.args.check_saved)
         self.accelerator.wait_for_everyone()  # no process may read the folder before it is whole
         if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            tags = ["sinkd", "distillation"]  # of the model card
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision, tags=tags)
