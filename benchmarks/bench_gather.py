@@ -68,7 +68,7 @@ def main() -> None:
 
     def step(name: str, spans: bool = True, hidden: bool = True, vocabulary: str = "full") -> Callable[[], float]:
         def run() -> float:
-            trainer.forward.objective = replace(objective, vocabulary=vocabulary)
+            trainer.objective = replace(objective, vocabulary=vocabulary)
             trainer.forward.ranks = ranks if spans else None
             trainer.teacher.supervised_rows = lambda batch, with_hidden: supervised_rows(batch, with_hidden and hidden)
             model.zero_grad()

@@ -18,6 +18,7 @@ from sinkd_llm.inputs.pair import features_of_each
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.partitioning import is_partitioned, on_device
+from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import (
@@ -27,6 +28,7 @@ from sinkd_llm.training.evaluation import (
     row_names,
 )
 from sinkd_llm.training.finite import names_of
+from sinkd_llm.training.forward import Forward
 from sinkd_llm.training.given import check_dataset
 from sinkd_llm.training.resuming import ResumableTrainer
 
@@ -40,14 +42,36 @@ class EvaluatingTrainer(ResumableTrainer):
     `transformers.Trainer` whose evaluation is this project's; [`SinKDTrainer`] is the one to use.
 
     Attributes:
-        kind ([`Kind`]): the student's.
-        teacher ([`~sinkd_llm.teachers.Teacher`], *optional*): whose choices are compared with the student's.
+        forward ([`Forward`]): the step up to the loss.
     """
 
     args: SinKDConfig
-    kind: Kind
-    teacher: Teacher | None
+    forward: Forward
     _answer_tokenizer: RowTokenizer
+
+    @property
+    def kind(self) -> Kind:
+        """The student's kind."""
+        return self.forward.kind
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Whose signal the student follows, and whose choices are compared with the student's."""
+        return self.forward.teacher
+
+    @property
+    def objective(self) -> DistillationObjective:
+        """The loss; another one may be set before training."""
+        return self.forward.objective
+
+    @objective.setter
+    def objective(self, objective: DistillationObjective) -> None:
+        self.forward.objective = objective
+
+    @property
+    def verbalizer_ids(self) -> Tensor | None:
+        """The ids that SinKD is restricted to, where `vocabulary` asks for it."""
+        return self.forward.verbalizer_ids
 
     def evaluate(
         self,

@@ -18,7 +18,6 @@ from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.pair_checks import check_not_read, check_scale, check_trains, folders_read
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
 from sinkd_llm.models.saving import check_saveable, save_student
-from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.config import SinKDConfig
@@ -135,12 +134,11 @@ class SinKDTrainer(EvaluatingTrainer):
             check_not_read(args.output_dir, self._read_from)
         stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else None
         prepared = prepare(pair, args, peft_config, train_dataset, stage)
-        student, self.teacher = prepared.student, prepared.teacher
+        student = prepared.student
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
         check_optimizers(optimizers, student)
         enable_checkpointing(student, args, stage)
-        self.kind = kind_of(student)
-        self.objective: DistillationObjective = args.objective()
+        self.forward = Forward(kind_of(student), prepared.teacher, args.objective(), prepared.verbalizer_ids)
         self._answer_tokenizer = prepared.rows.tokenize
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
         self._term_log = TermLog()
@@ -163,13 +161,13 @@ class SinKDTrainer(EvaluatingTrainer):
         # Trainer counts the supervised tokens of the accumulation window only for models that take the
         # count; here the objective takes it.
         self.model_accepts_loss_kwargs = True
-        ids = prepared.verbalizer_ids
-        self.verbalizer_ids = ids if ids is None else ids.to(args.device)
+        if self.verbalizer_ids is not None:
+            self.forward.verbalizer_ids = self.verbalizer_ids.to(args.device)
         if self.teacher is not None:
             if self.train_dataset is not None:
                 self.teacher.check_rows(self.train_dataset)
             self.teacher.place(self.accelerator, args.teacher_deepspeed)
-        self.forward = Forward(self.kind, self.teacher, self.objective, self.verbalizer_ids, self._ranks())
+        self.forward.ranks = self._ranks()
         self._window: Window | None = None
         self._check_teacher_scale()
 
