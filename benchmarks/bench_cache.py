@@ -87,7 +87,7 @@ def step(trainer: SinKDTrainer, objective: dict) -> Callable[[], float]:
     count = torch.tensor(BATCH)
 
     def run() -> float:
-        trainer.objective = DistillationObjective(**objective)
+        trainer.forward.objective = DistillationObjective(**objective)
         trainer.model.zero_grad()
         started = time.perf_counter()
         trainer.training_step(trainer.model, batch, count)

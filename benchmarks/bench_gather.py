@@ -55,7 +55,11 @@ def main() -> None:
     assert ranks is not None
     start = ranks.index * BATCH
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(start, start + BATCH)])
-    count, objective, supervised_rows = torch.tensor(2 * BATCH), trainer.objective, trainer.teacher.supervised_rows
+    count, objective, supervised_rows = (
+        torch.tensor(2 * BATCH),
+        trainer.forward.objective,
+        trainer.teacher.supervised_rows,
+    )
     sent, gather = [0], Ranks.gather
 
     def counted(self: Ranks, rows_N: Tensor, counts: Any) -> Tensor:
@@ -68,7 +72,7 @@ def main() -> None:
 
     def step(name: str, spans: bool = True, hidden: bool = True, vocabulary: str = "full") -> Callable[[], float]:
         def run() -> float:
-            trainer.objective = replace(objective, vocabulary=vocabulary)
+            trainer.forward.objective = replace(objective, vocabulary=vocabulary)
             trainer.forward.ranks = ranks if spans else None
             trainer.teacher.supervised_rows = lambda batch, with_hidden: supervised_rows(batch, with_hidden and hidden)
             model.zero_grad()

@@ -42,7 +42,7 @@ def main() -> None:
         objective = DistillationObjective(**settings)
 
         def run() -> float:
-            trainer.objective = objective
+            trainer.forward.objective = objective
             trainer.model.zero_grad()
             started = time.perf_counter()
             trainer.training_step(trainer.model, batch, count)

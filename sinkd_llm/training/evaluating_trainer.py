@@ -18,7 +18,6 @@ from sinkd_llm.inputs.pair import features_of_each
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.partitioning import is_partitioned, on_device
-from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import (
@@ -42,7 +41,7 @@ class EvaluatingTrainer(ResumableTrainer):
     `transformers.Trainer` whose evaluation is this project's; [`SinKDTrainer`] is the one to use.
 
     Attributes:
-        forward ([`Forward`]): the step up to the loss.
+        forward ([`Forward`]): the step up to the loss; its `objective` may be set to another one before training.
     """
 
     args: SinKDConfig
@@ -58,15 +57,6 @@ class EvaluatingTrainer(ResumableTrainer):
     def teacher(self) -> Teacher | None:
         """Whose signal the student follows, and whose choices are compared with the student's."""
         return self.forward.teacher
-
-    @property
-    def objective(self) -> DistillationObjective:
-        """The loss; another one may be set before training."""
-        return self.forward.objective
-
-    @objective.setter
-    def objective(self, objective: DistillationObjective) -> None:
-        self.forward.objective = objective
 
     @property
     def verbalizer_ids(self) -> Tensor | None:

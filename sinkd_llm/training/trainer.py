@@ -184,7 +184,7 @@ class SinKDTrainer(EvaluatingTrainer):
     def _ranks(self) -> Ranks | None:
         """The ranks that share a transport problem."""
         ranks = Ranks.of() if self.args.transport_across_devices else None
-        if ranks and self.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+        if ranks and self.forward.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
             raise InputError(
                 "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "
                 "all ranks would count its rows several times; set transport_across_devices to false."

@@ -94,7 +94,7 @@ def test_a_student_that_was_not_trained_is_saved(train_and_save: Any, tmp_path: 
 def test_settings_without_proportion_end_the_run(settings: dict[str, Any], train_and_save: Any) -> None:
     # The command line refuses them before; an objective of one's own may still have them.
     trainer = train_and_save()
-    trainer.objective = dataclasses.replace(trainer.objective, **settings)
+    trainer.forward.objective = dataclasses.replace(trainer.forward.objective, **settings)
     with pytest.raises(NonFiniteError, match=r"before update 1: the term '(kl|sinkhorn)' of the loss is (nan|inf)"):
         trainer.train()
 
