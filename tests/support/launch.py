@@ -23,7 +23,6 @@ MARKED_FILES = {
     "tasks/test_builtin.py": "end_to_end",  # every row of the benchmarks
     "tasks/test_lm_eval.py": "end_to_end",  # the import alone takes ten seconds
     "teachers/test_cache_writer.py": "reliability",  # processes that are killed again and again
-    "test_readme.py": "end_to_end",
     "training/test_cached_teacher.py": "end_to_end",  # whole trajectories
     "training/test_settings_train.py": "end_to_end",  # a training for every setting
 }
