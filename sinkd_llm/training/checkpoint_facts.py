@@ -40,7 +40,7 @@ def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
     """
     args = trainer.args
     given = trainer.optimizer
-    objective = vars(trainer.objective)
+    objective = vars(trainer.forward.objective)
     # Alone they are what the code calls them, but a scheduler's type is an enumeration.
     free = {name: _plain(getattr(args, name, None)) for name in _FREE}
     free |= {name: value for name, value in objective.items() if isinstance(value, (str, int, float, type(None)))}
