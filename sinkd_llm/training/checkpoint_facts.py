@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from math import prod
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -40,10 +41,9 @@ def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
     """
     args = trainer.args
     given = trainer.optimizer
-    objective = vars(trainer.forward.objective)
     # Alone they are what the code calls them, but a scheduler's type is an enumeration.
     free = {name: _plain(getattr(args, name, None)) for name in _FREE}
-    free |= {name: value for name, value in objective.items() if isinstance(value, (str, int, float, type(None)))}
+    free |= asdict(trainer.forward.objective)
     return {
         "student": _student(trainer.model),
         "adapter": _adapter(trainer.model),
