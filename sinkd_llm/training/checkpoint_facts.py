@@ -2,8 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from math import prod
 from dataclasses import asdict
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
