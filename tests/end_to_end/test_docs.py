@@ -38,7 +38,7 @@ NOT_RUN = {
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
 ROWS = {"max_train_samples": 8, "max_eval_samples": 4}
 TRAIN, SCORE = ([f"--{name}", str(count)] for name, count in ROWS.items())
-FEW = ["--max_steps", "1", *TRAIN, *SCORE, "--overwrite_output_dir"]
+FEW = ["--max_steps", "1", *TRAIN, *SCORE, "--overwrite_output_dir", "--check_saved", "false"]
 SHORT = {
     "quickstart": ["--max_steps", "1"],
     "finetune": FEW,
