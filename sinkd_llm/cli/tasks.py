@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     )
     check_parser.add_argument(
         "--model_kind",
-        choices=["causal-lm", "seq2seq-lm", "sequence-classification", "masked-lm"],
+        metavar="KIND",  # checked where a model is loaded: the names are imported with torch
         help="the kind of model to train it as, as in 'sinkd finetune'",
     )
     args = parser.parse_args(list(argv))
