@@ -1,1 +1,1 @@
-"""What surrounds a training step: the rows that it gets, and what is made sure of its numbers."""
+"""Training: its settings, what a run computes with, the step up to the loss, and the trainer around it."""
