@@ -180,13 +180,22 @@ def test_a_full_disk_under_the_output_is_one_message(argv):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-@pytest.mark.parametrize("argv", [["tasks"], ["tasks", "show", "quickstart"], ["distill", "--help_all"], ["é\udcff"]])
+@pytest.mark.parametrize("argv", [["tasks"], ["tasks", "show", "quickstart"], ["é\udcff"]])
 def test_a_terminal_without_unicode_loses_nothing(argv, encoding):
     done = sinkd(*argv, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
     assert "Traceback" not in done.stderr
     assert done.returncode == (0 if "é" not in argv[0] else 2)
     if argv == ["tasks"]:
         assert "sst2" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_the_help_of_every_setting_loses_nothing_either(zygote, tmp_path, encoding):
+    out, err = tmp_path / "out", tmp_path / "err"
+    answer = zygote(["distill", "--help_all"], out, err=str(err), encoding=encoding)
+    assert "Traceback" not in err.read_text(encoding)
+    assert answer["codes"] == [0]
+    assert "--alpha" in out.read_text(encoding)
 
 
 @pytest.mark.parametrize("argv", ["--help", "tasks", "tasks check quickstart", "env", "env --help", "evaluate --help"])

@@ -1,10 +1,6 @@
-"""One of the ranks that tests/distributed/test_short_batches.py starts: trains and scores on few rows.
-
-torchrun --nproc_per_node 2 -m tests.distributed.short_batch_worker FOLDER
-"""
+"""One of the ranks that tests/distributed/test_short_batches.py starts: trains and scores on few rows."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +133,12 @@ def broken(folder: Path, rank: int) -> str:
     return "trained"
 
 
-def main(folder: Path) -> None:
+def main(where: str) -> int:
+    folder = Path(where)
     dist.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     results = {name: run(folder, name, 2) for name in RUNS}
     torch.save(results, folder / f"short-{rank}.pt")
     (folder / f"broken-{rank}.txt").write_text(broken(folder, rank), encoding="utf-8")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

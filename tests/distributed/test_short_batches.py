@@ -12,7 +12,7 @@ import torch
 
 from tests.distributed import short_batch_worker as worker
 from tests.support.caches import cache_model
-from tests.support.launch import torchrun
+from tests.support.launch import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,6 +24,7 @@ def folder(
     tiny_causal_lm: Callable[..., Any],
     tiny_model: Callable[..., Any],
     marked_tokenizer: Callable[[str], Any],
+    zygote: Callable[..., dict[str, Any]],
 ) -> Path:
     """A student and a teacher of each family, and what two ranks made of them."""
     folder = tmp_path_factory.mktemp("short")
@@ -44,7 +45,7 @@ def folder(
             tokenizer.save_pretrained(folder / family / "tokenizer")
             tokenizer.save_pretrained(folder / family / model)
     cache_model(folder / "cache", folder / "causal" / "teacher", worker.rows_of("causal", 49))
-    torchrun("tests.distributed.short_batch_worker", str(folder))
+    run_ranks(zygote, "short_batch_worker", str(folder), log=folder / "log.txt")
     return folder
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.distributed.cases import POSITIVE, make_models, train_case
 from tests.support.caches import cache_model
-from tests.support.launch import torchrun
+from tests.support.launch import ranks
 from tests.support.rows import opinions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
@@ -93,12 +93,12 @@ def models(tmp_path_factory: Any, tiny_causal_lm: Any, tiny_tokenizer: Any, tiny
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: Any, models: Path) -> Path:
+def launched(tmp_path_factory: Any, models: Path, zygote: Any) -> Path:
     """The folder with the results of every case, by one launch of two processes."""
     out = tmp_path_factory.mktemp("launched")
     (out / "cases.json").write_text(json.dumps([described(name, models, out) for name in (*CASES, *MORE)]))
-    said = torchrun("tests.distributed.worker", str(out / "cases.json"), str(out), check=False, limit=1100)
-    (out / "log.txt").write_text(said, encoding="utf-8")
+    argv = [str(out / "cases.json"), str(out)]
+    zygote(argv, out / "log.txt", module="tests.distributed.worker", env=ranks(), together=True, limit=1100)
     return out
 
 

@@ -13,20 +13,25 @@ from torch import Tensor
 
 from tests.distributed import transport_worker as worker
 from tests.support import naive
-from tests.support.launch import torchrun
+from tests.support.launch import run_ranks
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, tiny_causal_lm: Callable[..., Any]) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: Any,
+    tiny_causal_lm: Callable[..., Any],
+    zygote: Callable[..., dict[str, Any]],
+) -> Path:
     """Models of two families, one of which caps its logits behind the head, and what the two ranks made of them."""
     folder = tmp_path_factory.mktemp("ranks")
     tiny_tokenizer.save_pretrained(folder / "tokenizer")
     for name, family in (("plain", "llama"), ("capped", "gemma2")):
         for model, settings in (("student", {"seed": 1}), ("teacher", {"seed": 2, "layers": 4, "hidden": 48})):
             tiny_causal_lm(family, **settings).save_pretrained(folder / name / model)
-    torchrun("tests.distributed.transport_worker", str(folder))
+    run_ranks(zygote, "transport_worker", str(folder), log=folder / "log.txt")
     return folder
 
 

@@ -1,11 +1,7 @@
-"""One of the ranks that tests/distributed/test_transport.py starts: runs every case and writes what it got.
-
-torchrun --nproc_per_node 2 -m tests.distributed.transport_worker FOLDER
-"""
+"""One of the ranks that tests/distributed/test_transport.py starts: runs every case and writes what it got."""
 
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,7 +188,8 @@ def sent_rows() -> Iterator[list[tuple[int, ...]]]:
         Ranks.gather = gather  # type: ignore[method-assign]
 
 
-def main(folder: Path) -> None:
+def main(where: str) -> int:
+    folder = Path(where)
     dist.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     gathers(folder)
@@ -201,7 +198,4 @@ def main(folder: Path) -> None:
     results["capped", "default"] = run(folder, "capped", "default", 2)
     torch.save(results, folder / f"runs-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

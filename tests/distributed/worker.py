@@ -1,7 +1,5 @@
 """One process of a launch: trains every case of a JSON file and writes what came out.
 
-    torchrun --nproc_per_node 2 -m tests.distributed.worker CASES.json OUT
-
 Starting DeepSpeed takes most of the time, so that one launch serves all cases. Each takes its environment from a file
 in `ds_configs/`, through accelerate's own code.
 """
@@ -87,9 +85,3 @@ def main(cases_file: str, out: str) -> int:
             print(result["error"], file=sys.stderr, flush=True)
             return 1
     return 0
-
-
-if __name__ == "__main__":
-    code = main(*sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(code)  # destroying DeepSpeed's engines one by one takes longer than they trained

@@ -1,22 +1,10 @@
 """One of two processes dies or hangs: the other one ends within seconds, and says which checkpoint goes on."""
 
 import signal
-import socket
 
 import pytest
 
-
-def ranks(count=2):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "CUDA_VISIBLE_DEVICES": "",
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+from tests.support.launch import ranks
 
 
 @pytest.mark.timeout(600)
@@ -26,7 +14,7 @@ def test_the_other_process_stops(zygote, distill_argv, tmp_path, how):
     saving = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "200", "--ddp_backend", "gloo")
     number = signal.SIGKILL if how == "dies" else signal.SIGSTOP
     answer = zygote(
-        distill_argv(folder, *saving, "--ddp_timeout", "20"),
+        distill_argv(folder, *saving, "--ddp_timeout", "10"),
         log,
         env=ranks(),
         die={"at": "training_step", "step": 3, "rank": 1, "signal": number},

@@ -1,7 +1,8 @@
-"""Processes that tests start: a launch of several ranks, and a warm process whose children run the command line."""
+"""Processes that tests start: a warm process whose children run commands, alone or as the ranks of a launch."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,30 +19,31 @@ MARKED_FILES = {
     "cli/test_evaluate.py": "end_to_end",
     "cli/test_main.py": "end_to_end",
     "cli/test_memory_table.py": "end_to_end",
+    "properties/test_commands.py": "end_to_end",
     "properties/test_task_files.py": "reliability",  # templates without end, each in a process of its own
     "tasks/test_bounded.py": "reliability",
     "tasks/test_builtin.py": "end_to_end",  # every row of the benchmarks
     "tasks/test_lm_eval.py": "end_to_end",  # the import alone takes ten seconds
     "teachers/test_cache_writer.py": "reliability",  # processes that are killed again and again
     "training/test_cached_teacher.py": "end_to_end",  # whole trajectories
+    "training/test_kinds.py": "end_to_end",  # a training of every kind
     "training/test_settings_train.py": "end_to_end",  # a training for every setting
 }
 
 
-def torchrun(module: str, *arguments: str, check: bool = True, limit: float = 500) -> str:
-    """Runs a module in two processes over gloo, each of one thread; what they wrote to their streams."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module, *arguments]
-    done = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TRANSFORMERS_VERBOSITY": "error"},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=limit,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout + done.stderr
+def ranks(count: int = 2) -> list[dict[str, str]]:
+    """What a launcher puts into the environment of each of its processes, here all on CPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 @contextmanager
@@ -69,6 +71,15 @@ def warm_process() -> Iterator[Callable[..., dict[str, Any]]]:
     yield ask
     requests.close()
     process.wait(timeout=30)
+
+
+def run_ranks(
+    zygote: Callable[..., dict[str, Any]], module: str, *arguments: str, log: Path, limit: float = 500
+) -> None:
+    """Two ranks over gloo run a module's `main`; one that fails ends the other, and what they said is in `log`."""
+    name = f"tests.distributed.{module}"
+    answer = zygote(list(arguments), log, module=name, env=ranks(), together=True, limit=limit)
+    assert answer["codes"] == [0, 0], log.read_text()[-9000:]
 
 
 def without_adapter(argv: list[str]) -> list[str]:

@@ -4,11 +4,15 @@ A fresh Python needs ten seconds to import everything; a fork of one that has ne
 SIGKILL. Reads one JSON request a line from stdin and answers with one a line on stdout:
 
     {"argv": [...], "log": "file", "err": "file" or null, "cwd": "folder" or null,
+     "module": "name" or null,   its `main(*argv)` is called instead of the command line
+     "encoding": "ascii" or null,   of the streams, as $PYTHONIOENCODING sets it
      "die": {"at": PLACE, "step": 3, "rank": 1} or null, "after": seconds or null,
-     "env": [{...}, ...]}   one child for each environment; with `err`, stderr goes there and both files begin empty
+     "env": [{...}, ...],   one child for each environment; with `err`, stderr goes there and both files begin empty
+     "together": true or null}   a child that fails ends the others, as under a launcher
     {"codes": [...], "seconds": ...}   each child's exit code, minus the signal that killed it
 """
 
+import gc
 import io
 import json
 import os
@@ -16,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +118,20 @@ def child(request: dict[str, Any], environment: dict[str, str]) -> None:
     os.dup2(os.open(apart, mode) if apart else log, 2)
     os.environ.update(environment)
     os.chdir(request.get("cwd") or os.getcwd())
+    if request.get("encoding"):
+        sys.stdout.reconfigure(encoding=request["encoding"])  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding=request["encoding"], errors="backslashreplace")  # type: ignore[union-attr]
     deadly = request.get("die")
     if deadly and deadly.get("rank", 0) == int(environment.get("RANK", 0)):
         arm(deadly["at"], deadly["step"], deadly.get("signal", signal.SIGKILL))
     code = 1
     try:
-        code = main(request["argv"])
+        if request.get("module"):
+            code = import_module(request["module"]).main(*request["argv"])
+        else:
+            code = main(request["argv"])
+    except SystemExit as end:  # of argparse, after the help
+        code = int(end.code or 0)
     except BaseException:
         import traceback
 
@@ -130,12 +143,16 @@ def child(request: dict[str, Any], environment: dict[str, str]) -> None:
 
 
 def serve() -> None:
+    gc.disable()
     import sinkd_llm.cli.distill
     import sinkd_llm.cli.parsing
     import sinkd_llm.evaluation
     import sinkd_llm.runs.training
     import sinkd_llm.training.trainer  # noqa: F401
 
+    # All of this lives as long as the process: neither it nor a child is to walk it at every collection of garbage.
+    gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         request = json.loads(line)
         started = time.monotonic()
@@ -157,8 +174,8 @@ def serve() -> None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[pid] = os.waitstatus_to_exitcode(status)
-                    # A stopped process is no concern of the launcher's here: only its partners' end counts.
-                    if request.get("first_end_only"):
+                    # With `first_end_only`, a stopped process is no concern: only its partners' end counts.
+                    if request.get("first_end_only") or (request.get("together") and codes[pid] != 0):
                         for other in set(pids) - set(codes):
                             os.kill(other, signal.SIGKILL)
             time.sleep(0.005)

@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,6 +40,19 @@ PROMPTS = [prompt for info in list_tasks() for prompt in info.prompts]
 
 
 GLUE_AND_SUPERGLUE = {task for benchmark in (GLUE, SUPERGLUE) for parts in benchmark.values() for task, _ in parts}
+
+
+@pytest.fixture(scope="module")
+def read(data_dir: Path) -> Callable[[str, str], Any]:
+    """The rows of a task's split, each split rendered once."""
+    done: dict[tuple[str, str], Any] = {}
+
+    def load(name: str, split: str) -> Any:
+        if (name, split) not in done:
+            done[name, split] = load_task(name).load(split, data_dir=data_dir)
+        return done[name, split]
+
+    return load
 
 
 def test_list() -> None:
@@ -78,11 +93,10 @@ def test_sst2_prompt() -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_rows(name: str, data_dir: Path) -> None:
+def test_real_rows(name: str, read: Callable[[str, str], Any]) -> None:
     train, validation, labels = REAL[name]
-    task = load_task(name)
-    assert len(task.load("train", data_dir=data_dir)) == train
-    data = task.load("validation", data_dir=data_dir)
+    assert len(read(name, "train")) == train
+    data = read(name, "validation")
     assert len(data) == validation
     assert labels is None or Counter(data["label"]) == labels
     assert -1 not in data["label"]
@@ -105,9 +119,9 @@ def test_every_prompt_renders_cleanly(name: str, data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wsc", "wsc_refers"])
-def test_wsc_marks_the_pronoun(name: str, data_dir: Path) -> None:
+def test_wsc_marks_the_pronoun(name: str, read: Callable[[str, str], Any]) -> None:
     for split in ("train", "validation"):
-        for prompt in load_task(name).load(split, data_dir=data_dir)["prompt"]:
+        for prompt in read(name, split)["prompt"]:
             if name == "wsc":
                 pronoun = re.search(r"Does \*(.+)\* stand", prompt)[1]
                 assert prompt.count(f"*{pronoun}*") == 2
@@ -116,16 +130,16 @@ def test_wsc_marks_the_pronoun(name: str, data_dir: Path) -> None:
                 assert pronoun in window
 
 
-def test_stsb_target_and_nearest_step(data_dir: Path) -> None:
-    data = load_task("stsb").load("train", data_dir=data_dir)
+def test_stsb_target_and_nearest_step(read: Callable[[str, str], Any]) -> None:
+    data = read("stsb", "train")
     gaps = [abs(float(row["completion"]) - row["target"]) for row in data]
     assert max(gaps) <= 0.1 + 1e-9
     scores = load_task("stsb").compute_metrics(data["label"], data["label"], rows=data)
     assert 0.999 < scores["pearson"] < 1
 
 
-def test_record_answers(data_dir: Path) -> None:
-    data = load_task("record").load("validation", data_dir=data_dir)
+def test_record_answers(read: Callable[[str, str], Any]) -> None:
+    data = read("record", "validation")
     assert all(row["completion"].strip() in row["answers"] for row in data)
     assert any(len(row["answers"]) > 1 for row in data)
     several = next(row for row in data if len(row["answers"]) > 1)
@@ -137,9 +151,9 @@ def test_record_answers(data_dir: Path) -> None:
     assert scores == {"em": 1.0, "token_f1": 1.0}
 
 
-def test_multirc_questions(data_dir: Path) -> None:
+def test_multirc_questions(read: Callable[[str, str], Any]) -> None:
     task = load_task("multirc")
-    data = task.load("validation", data_dir=data_dir)
+    data = read("multirc", "validation")
     assert len(set(data["group"])) == 953
     no = task.compute_metrics([0] * len(data), data["label"], rows=data)
     right = sum(not any(labels) for labels in by_group(data).values())
