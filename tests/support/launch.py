@@ -19,6 +19,8 @@ MARKED_FILES = {
     "cli/test_evaluate.py": "end_to_end",
     "cli/test_main.py": "end_to_end",
     "cli/test_memory_table.py": "end_to_end",
+    "memory/test_step.py": "end_to_end",  # a real step of every kind beside its estimate
+    "models/test_kind_loading.py": "end_to_end",  # every kind saved, loaded and scored
     "properties/test_commands.py": "end_to_end",
     "properties/test_task_files.py": "reliability",  # templates without end, each in a process of its own
     "tasks/test_bounded.py": "reliability",
