@@ -72,7 +72,7 @@ def _show_parts(estimate: MemoryEstimate) -> None:
             "optimizer": device.optimizer,
             "activations": step.activations,
             "teacher's weights": device.teacher,
-            "teacher's forward": step.teacher,
+            "teacher's forward": 0 if estimate.teacher_place == "cache" else step.teacher,
             "logits and transport": step.loss,
             "together, at the peak": device.total,
         }

@@ -83,7 +83,7 @@ class TransportSettings:
                 "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or use "
                 "vocabulary='full'."
             )
-        ids_K = torch.as_tensor(verbalizer_ids, device=device).flatten()
+        ids_K = torch.as_tensor(verbalizer_ids).flatten()
         distinct = ids_K.unique()
         if len(distinct) < 2:
             raise ValueError(
@@ -94,7 +94,7 @@ class TransportSettings:
             raise ValueError(f"verbalizer_ids must be distinct, got {ids_K.tolist()}.")
         if distinct[0] < 0 or distinct[-1] >= V:
             raise ValueError(f"verbalizer_ids must lie in [0, {V}), got {ids_K.tolist()}.")
-        return ids_K
+        return ids_K.to(device)  # checked where they are: the memory estimate's device has no values
 
     def solve(self, costs: Sequence[Tensor]) -> "Solution":
         """Solves problems, given the costs `[P, R, R]` of the problems of each size R, R growing.

@@ -38,7 +38,8 @@ class MemoryEstimate:
 
     Attributes:
         command (`str`): `"finetune"` or `"distill"`.
-        student, teacher ([`ModelSize`]): the two models; no teacher for fine-tuning.
+        student, teacher ([`ModelSize`]): the two models; no teacher for fine-tuning, and where a cache stands for one
+            that has no name.
         steps (`dict[bool, StepMemory]`): of one micro-batch, without and with gradient checkpointing.
         checkpointing (`bool`): whether the run asks for it.
         batch (`str`): the micro-batch that was counted, in words.
@@ -108,7 +109,8 @@ def estimate_memory(
     teacher_name = training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
     (check_distill if teacher_name is not None or cached else check_finetune)(training_args, model_args)
-    if cached and teacher_name is None:
+    unnamed = cached and teacher_name is None
+    if unnamed:
         teacher_name = model_args.model_name_or_path  # stands for logits over the same vocabulary; it is not loaded
     apply_model_arguments(training_args, model_args)
     try:
@@ -149,13 +151,13 @@ def estimate_memory(
     }
     packed = training_args.teacher_quantised or "none"
     sizes = {}
-    if teacher is not None:
+    if teacher is not None and not unnamed:
         sizes = {"float32": model_size(teacher, bytes_each=4), "bfloat16": model_size(teacher, bytes_each=2)}
         sizes |= {form: model_size(teacher, form, bytes_each=2) for form in ("8bit", "4bit")}
     return MemoryEstimate(
         command="distill" if teacher is not None else "finetune",
         student=model_size(student, _quantisation(model_args), nested=model_args.use_bnb_nested_quant),
-        teacher=None if teacher is None else model_size(teacher, packed),
+        teacher=None if teacher is None or unnamed else model_size(teacher, packed),
         steps=steps,
         checkpointing=bool(training_args.gradient_checkpointing),
         batch=rows_in_words,

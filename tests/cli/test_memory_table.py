@@ -118,11 +118,19 @@ def test_a_cached_teacher_takes_nothing(recipe, teacher, capsys):
     code, out, err = estimate(capsys, recipe, "--teacher_cache", "not-written-yet")
     assert code == 0, err
     assert re.search(r"^teacher's weights +– +–$", out, flags=re.MULTILINE), out
+    assert re.search(r"^teacher's forward +– +–$", out, flags=re.MULTILINE), out
     flags = ["--teacher_cache", "not-written-yet", "--model_name_or_path", teacher, "--student_layers", "2"]
     recipe.write_text("".join(line for line in recipe.open() if "teacher" not in line))
     code, out, err = estimate(capsys, recipe, *flags)
     assert code == 0, err
     assert "sinkd distill, one micro-batch" in out
+    assert not re.search(r"^teacher +[\d,.]", out, flags=re.MULTILINE), "the student's numbers are not the teacher's"
+
+
+def test_verbalizers_are_estimated(recipe, capsys):
+    code, out, err = estimate(capsys, recipe, "--vocabulary", "verbalizers")
+    assert code == 0, err
+    assert "logits and transport" in out
 
 
 def test_finetuning_has_no_teacher(teacher, tmp_path, capsys):
