@@ -1,9 +1,12 @@
 """What a Python user gives to the trainer, looked at before anything is loaded."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.training.config import SinKDConfig
@@ -45,6 +48,34 @@ def check_arguments(
         raise InputError(
             f"eval_strategy is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but there is no "
             "eval_dataset; give one, or set eval_strategy to 'no'."
+        )
+
+
+def named_or_loaded(given: Any, argument: str) -> Any:
+    """
+    A model as the trainer takes it: a name (a path is one, too), a loaded model, or `None`.
+
+    Raises:
+        InputError: for anything else, naming the argument.
+    """
+    if isinstance(given, os.PathLike):
+        return os.fspath(given)
+    if given is None or isinstance(given, str | nn.Module):
+        return given
+    raise InputError(f"{argument} is a {type(given).__name__}; give a model's name or folder, or a loaded model.")
+
+
+def check_tokenizer(given: Any) -> None:
+    """
+    Refuses a `processing_class` that is no tokenizer.
+
+    Raises:
+        InputError: saying what to give.
+    """
+    if given is not None and not isinstance(given, PreTrainedTokenizerBase):
+        raise InputError(
+            f"processing_class is a {type(given).__name__}; give a tokenizer, such as load_tokenizer(name), or leave "
+            "it out."
         )
 
 

@@ -1,6 +1,7 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,13 @@ from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
 from sinkd_llm.training.evaluation import EvaluationMetrics
 from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
 from sinkd_llm.training.forward import Forward
-from sinkd_llm.training.given import check_arguments, check_collator, check_optimizers
+from sinkd_llm.training.given import (
+    check_arguments,
+    check_collator,
+    check_optimizers,
+    check_tokenizer,
+    named_or_loaded,
+)
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
@@ -66,10 +73,10 @@ class SinKDTrainer(EvaluatingTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             The student: a name for [`load_model`] or a model. `None` with `args.student_layers` builds it
             from the teacher's own layers.
-        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+        teacher_model (`str` or `Path` or [`~transformers.PreTrainedModel`], *optional*):
             The teacher, a name or a model; or see `args.teacher_model_name_or_path`. It is frozen in place.
             With `args.teacher_cache` none is needed.
         args ([`SinKDConfig`], *optional*):
@@ -107,8 +114,8 @@ class SinKDTrainer(EvaluatingTrainer):
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel | None" = None,
-        teacher_model: str | PreTrainedModel | None = None,
+        model: "str | Path | PreTrainedModel | PeftModel | None" = None,
+        teacher_model: str | Path | PreTrainedModel | None = None,
         args: SinKDConfig | None = None,
         data_collator: "DataCollator | None" = None,
         train_dataset: "Dataset | None" = None,
@@ -120,6 +127,8 @@ class SinKDTrainer(EvaluatingTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ) -> None:
+        model, teacher_model = named_or_loaded(model, "model"), named_or_loaded(teacher_model, "teacher_model")
+        check_tokenizer(processing_class)
         if args is None:
             source = model if model is not None else teacher_model
             name = source if isinstance(source, str) else name_of(source) or "model"

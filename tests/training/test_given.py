@@ -20,6 +20,31 @@ STREAM = IterableDataset.from_generator(lambda: iter(opinions(4)))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"model": 5}, "model is a int; give a model's name or folder"),
+        ({"teacher_model": ["teacher"]}, "teacher_model is a list"),
+        ({"processing_class": "tokenizer"}, r"processing_class is a str; .*load_tokenizer\(name\)"),
+    ],
+)
+def test_models_and_tokenizers_of_another_kind_are_refused(
+    arguments: dict[str, Any], message: str, tmp_path: Any
+) -> None:
+    settings = SinKDConfig(str(tmp_path / "out"), use_cpu=True)
+    with pytest.raises(InputError, match=message):
+        SinKDTrainer(**{"model": "no/such-model", "args": settings, "train_dataset": opinions(), **arguments})
+
+
+def test_a_path_names_a_model(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Any) -> None:
+    for role, seed in (("student", 1), ("teacher", 2)):
+        tiny_causal_lm(seed=seed).save_pretrained(tmp_path / role)
+        tiny_tokenizer.save_pretrained(tmp_path / role)
+    settings = SinKDConfig(str(tmp_path / "out"), use_cpu=True)
+    trainer = SinKDTrainer(tmp_path / "student", tmp_path / "teacher", settings, train_dataset=opinions())
+    assert trainer.teacher is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ({"args": TrainingArguments(output_dir="out", use_cpu=True)}, "args is a TrainingArguments, .* SinKDConfig"),
         ({"args": "out"}, "args is a str"),
         (
