@@ -13,10 +13,13 @@ from typing import IO, TYPE_CHECKING, Any
 from sinkd_llm.secrets import masked_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 # In a log there is no bar; often enough to see that something moves, and not so often that it is all there is.
 SECONDS_BETWEEN_LINES = 30.0
+# Characters in a line of a column whose words may be broken, where a terminal is too narrow.
+_FOLDED = 12
 
 
 def is_main_process() -> bool:
@@ -97,17 +100,28 @@ def show(content: "str | Table") -> None:
         return
     from rich.console import Console
 
-    # A pipe or a log has no width of its own, and rich would fold a table at 80 columns there.
-    width = None if sys.stdout.isatty() else 120
+    # A pipe or a log has no width of its own but what COLUMNS says; rich would fold a table at 80 columns there.
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal() else 120
     # Text of tables is text: `[bold]` and `:smile:` in a file name mean nothing.
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     _make_printable(content)
     # Where the terminal is narrower than the table, its lines are folded by the terminal: nothing is left out.
-    anything = console.options.update(max_width=100_000)
-    console.width = max(console.width, console.measure(content, options=anything).minimum)
+    console.width = max(console.width, _narrowest(content, console))
     with console.capture() as captured:
         console.print(content)
     _write(sys.stdout, captured.get())
+
+
+def _narrowest(table: "Table", console: "Console") -> int:
+    """Columns of a terminal that the table needs: a column with `overflow="fold"` may break its longest words."""
+    folding = [column for column in table.columns if column.overflow == "fold" and column.max_width is None]
+    for column in folding:
+        column.max_width = _FOLDED
+    try:
+        return console.measure(table, options=console.options.update(max_width=100_000)).minimum
+    finally:
+        for column in folding:
+            column.max_width = None
 
 
 def _make_printable(table: "Table") -> None:

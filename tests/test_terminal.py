@@ -99,6 +99,23 @@ def test_a_table_wider_than_its_terminal_loses_nothing(monkeypatch: pytest.Monke
     assert "123,456,789" in screen.getvalue()
 
 
+def test_a_pipe_is_as_wide_as_columns_says_and_a_column_may_fold_its_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from rich.table import Table
+
+    word = "".join(chr(ord("a") + i % 26) for i in range(150))
+    for columns, width in (("40", 40), ("", 120), ("wide", 120)):
+        monkeypatch.setenv("COLUMNS", columns)
+        table = Table("name", box=None)
+        table.add_column("words", overflow="fold")
+        table.add_row("first", word)
+        terminal.show(table)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) == width
+        assert word in "".join(line[6:].strip() for line in lines[1:])
+
+
 def test_a_closed_pipe_ends_the_output_and_not_the_command() -> None:
     code = "from sinkd_llm.terminal import show\nfor i in range(100000): show('line')\nopen('done', 'w').close()"
     with tempfile.TemporaryDirectory() as folder:

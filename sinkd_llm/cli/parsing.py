@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sinkd_llm.terminal import say
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_revision
-from sinkd_llm.training.settings.rules import NEEDS
+from sinkd_llm.training.settings.rules import NEEDS, NEEDS_TEACHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,14 +49,20 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         # Every flag also exists with hyphens; saying so 130 times helps nobody.
         if action.option_strings and action.nargs != 0:
-            value = self._format_args(action, "VALUE")
+            value = "VALUE" if self._has_long_choices(action) else self._format_args(action, "VALUE")
             return f"{action.option_strings[0]} {value}"
         return super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, argparse.SUPPRESS):
-            return action.help
-        return super()._get_help_string(action)
+        text = action.help if action.default in (None, argparse.SUPPRESS) else super()._get_help_string(action)
+        return f"{text} One of: %(choices)s." if self._has_long_choices(action) else text
+
+    def _has_long_choices(self, action: argparse.Action) -> bool:
+        """Whether the choices of a flag are wider than the terminal; then they stand in its text, which is folded."""
+        if not action.option_strings or action.choices is None:
+            return False
+        line = f"{action.option_strings[0]} {self._format_args(action, 'VALUE')}"
+        return self._current_indent + len(line) > self._width
 
 
 class SinKDParser(CommandParser, TrlParser):
@@ -129,6 +135,15 @@ class SinKDParser(CommandParser, TrlParser):
                 self.set_defaults(**{name: defaults[name]})
                 say(f"Note: {name} of {self._recipe} goes with --{switch}, which is switched off.")
 
+    def say_without_effect(self, settings: Collection[str], argv: Sequence[str], reason: str) -> None:
+        """A note that names those of `settings` which were given, on the command line or in the recipe, and why."""
+        flags = [f"--{name}" for name in settings if self._is_flag(name, argv)]
+        keys = [name for name in settings if name in self._recipe_keys and not self._is_flag(name, argv)]
+        given = [", ".join(flags)] * bool(flags) + [f"{', '.join(keys)} of {self._recipe}"] * bool(keys)
+        if given:
+            verb = "has" if len(flags) + len(keys) == 1 else "have"
+            say(f"Note: {' and '.join(given)} {verb} no effect: {reason}.")
+
     def _is_flag(self, setting: str, arguments: Sequence[str]) -> bool:
         actions = [self._option_string_actions.get(word.split("=")[0]) for word in arguments]
         return any(action is not None and action.dest == setting for action in actions)
@@ -196,7 +211,13 @@ def parse_recipe(command: str, argv: Sequence[str], own: type, title: str) -> tu
     )
     parser.add_argument("--help_all", action="help", help="show all flags, also the flags of TrainingArguments")
     _arrange_help(parser, {title: own}, every_flag="--help_all" in argv)
-    return parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+    parsed = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
+    training = next(settings for settings in parsed if isinstance(settings, SinKDConfig))
+    # With a teacher the command itself is refused.
+    if command == "finetune" and training.teacher_model_name_or_path is None and training.teacher_cache is None:
+        reason = "finetune has no teacher, and its loss is of the answers alone; 'sinkd distill' takes one"
+        parser.say_without_effect(NEEDS_TEACHER, argv, reason)
+    return parsed
 
 
 def _arrange_help(parser: SinKDParser, special: dict[str, Any], every_flag: bool) -> None:

@@ -146,8 +146,9 @@ def _show_splits(check: "TaskCheck") -> None:
     from sinkd_llm.terminal import show
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("split", "rows", "choices", "prompt tokens", "answer tokens", "labels"):
-        table.add_column(column, no_wrap=column != "labels")
+    for column in ("split", "rows", "choices", "prompt tokens", "answer tokens"):
+        table.add_column(column, no_wrap=column in ("split", "rows"))
+    table.add_column("labels", overflow="fold")  # words of a task's own, of any length
     for found in check.splits:
         common = sorted(found.labels, key=lambda name: -found.labels[name])[:MOST_LABELS]
         labels = [f"{name} {found.labels[name]} ({found.labels[name] / found.num_rows:.0%})" for name in common]

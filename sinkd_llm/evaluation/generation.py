@@ -102,7 +102,7 @@ def check_can_generate(model: "PreTrainedModel", task: "Task") -> None:
     kind = kind_of(model)
     if not kind.writes_text:
         raise InputError(
-            f"The answers of the task {task.name!r} are generated, and {type(unwrap(model)).__name__} is an "
+            f"The answers of the task {task.name!r} are generated, and {type(unwrap(model)).__name__} is "
             f"{kind.title}, which writes no text; give a decoder-only or encoder-decoder model, or a task with "
             "answer choices."
         )

@@ -176,7 +176,8 @@ class DistillationObjective:
                 CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the divergence and
                 SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
-                Token ids `[N]`; the true values of a regression.
+                Token ids `[N]` in [0, V); the true values of a regression. Another id is torch's own error (on a GPU
+                a failed assertion): to look at them here would make every step wait for the device.
             example_N, position_N (`Tensor`):
                 Integers `[N]`: each row's example, and its place in the answer.
             verbalizer_ids (`Tensor` or sequence of `int`, *optional*):

@@ -42,7 +42,7 @@ def check_pair(
     sizes = [output_size(model) for model in (teacher, student)]
     if kinds[0].scores_classes != kinds[1].scores_classes:
         raise InputError(
-            f"The teacher is an {kinds[0].title} and the student an {kinds[1].title}: "
+            f"The teacher is {kinds[0].title} and the student {kinds[1].title}: "
             "classes cannot be compared with words. Choose two models of one kind."
         )
     if kinds[0].scores_classes and sizes[0] != sizes[1]:

@@ -1,5 +1,6 @@
 """Flags and YAML to dataclasses: precedence, types, and errors that say what to do."""
 
+import dataclasses
 import os
 import shlex
 from pathlib import Path
@@ -8,7 +9,10 @@ import pytest
 
 from sinkd_llm.cli.parsing import SinKDParser, parse_training, read_config
 from sinkd_llm.errors import InputError
+from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.runs import TaskArguments
+from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.settings.rules import NEEDS_TEACHER
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), *(REPOSITORY / "sinkd_llm" / "recipes").glob("*.yaml")])
@@ -162,6 +166,51 @@ def test_help_shows_the_common_flags_and_help_all_the_others(capsys):
         assert "--sinkhorn_weight VALUE" in printed
         assert "--learning_rate VALUE" in printed
         assert ("--adam_beta2 VALUE" in printed) is shown
+
+
+def test_choices_that_are_wider_than_the_terminal_stand_in_the_text_of_the_flag(monkeypatch, capsys):
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse_training("distill", ["--help_all"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for flag, choices in (("--optim", OptimizerNames), ("--lr_scheduler_type", SchedulerType)):
+        text = printed.split(f" {flag} VALUE ")[1].split(" --")[0]
+        assert text.endswith(f"One of: {', '.join(choice.value for choice in choices)}.")
+    assert "--divergence {kl,rkl,js,tvd,none} " in printed  # short ones stand beside the flag
+
+
+NO_EFFECT = "no effect: finetune has no teacher"
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe", "said"),
+    [
+        (["--alpha", "0.5"], "", "Note: --alpha has "),
+        (["--alpha=0.9"], "", "Note: --alpha has "),  # as it is without the flag, and without effect all the same
+        (["--sinkhorn-weight", "1", "--alpha", "1"], "", "Note: --alpha, --sinkhorn_weight have "),
+        ([], "vocabulary: verbalizers\n", "Note: vocabulary of "),
+        (["--alpha", "1"], "alpha: 0.5\ntemperature: 1\n", "Note: --alpha and temperature of "),
+        (["--learning_rate", "1"], "student_layers: 2\nmax_length: 64\n", None),
+    ],
+)
+def test_finetune_says_what_has_no_effect_without_a_teacher(config, capsys, flags, recipe, said):
+    given = [*ENOUGH, *config(f"seed: 1\n{recipe}"), *flags]
+    parse_training("finetune", given)
+    error = capsys.readouterr().err
+    assert error == "" if said is None else (error.startswith(said) and NO_EFFECT in error and error.count("\n") == 1)
+    parse_training("distill", given)
+    parse_training("finetune", [*given, "--teacher_model_name_or_path", "x"])  # which is refused as a whole
+    assert capsys.readouterr().err == ""
+
+
+def test_every_setting_of_the_objective_needs_a_teacher():
+    names = {field.name for field in dataclasses.fields(DistillationObjective)}
+    assert names <= set(NEEDS_TEACHER) <= {field.name for field in dataclasses.fields(SinKDConfig)}
+    teacher = {field.name for field in dataclasses.fields(SinKDConfig) if field.name.startswith("teacher_")}
+    assert teacher - set(NEEDS_TEACHER) == {"teacher_model_name_or_path", "teacher_cache"}
 
 
 def test_no_flag_is_defined_twice():

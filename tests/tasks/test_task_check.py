@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from sinkd_llm.cli import main
+from sinkd_llm.cli.tasks import _show_splits
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.answer_choices import verbalizer_ids
 from sinkd_llm.inputs.decoder_only import DecoderOnlyTokenizer
 from sinkd_llm.inputs.encoder_decoder import EncoderDecoderTokenizer
-from sinkd_llm.runs.task_check import Range, check_task
+from sinkd_llm.runs.task_check import Range, SplitCheck, TaskCheck, check_task
 from sinkd_llm.tasks import Task
 
 
@@ -128,6 +129,30 @@ def test_command_line(
     assert main([*arguments, "--split", "validation"]) == 0
     assert main(arguments) == 2
     assert "The label 7 of line 2" in capsys.readouterr().err
+
+
+def test_the_table_fits_80_columns_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("much-longer-than-a-column-of-the-table-could-be-and-without-a-space", "an answer of several words", "no")
+    labels = {name: 111_111 * (i + 1) for i, name in enumerate(names)}
+    ranges = Range(2, 10, 100), Range(1024, 2048, 10_240), Range(1000, 1001, 20_480)
+    split = SplitCheck("validation", 1_234_567, labels, *ranges, example={})
+    monkeypatch.setenv("COLUMNS", "80")
+    _show_splits(TaskCheck([split]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads, rows = "".join(lines[1:3]), lines[4:-1]
+    starts = [lines[2].index(head) for head in ("split", "rows", "choices", "tokens", "labels")]
+    starts.insert(4, lines[2].rindex("tokens"))
+    columns = [
+        "".join(line[start:end] for line in rows).split() for start, end in zip(starts, [*starts[1:], 80], strict=True)
+    ]
+    assert (heads.count("prompt"), heads.count("answer")) == (1, 1)
+    assert columns[:2] == [["validation"], ["1,234,567"]]
+    assert ["".join(column) for column in columns[2:5]] == ["2/10/100", "1024/2048/10240", "1000/1001/20480"]
+    shares = f"{names[2]} 333333 (27%), {names[1]} 222222 (18%), {names[0]} 111111 (9%)"
+    assert "".join(columns[5]) == shares.replace(" ", "")
 
 
 def test_command_line_lists_and_shows_every_kind(capsys: pytest.CaptureFixture[str], data_dir: Path) -> None:

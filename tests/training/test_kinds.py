@@ -167,10 +167,19 @@ def test_kinds_that_read_different_tokens_are_refused(
 
 
 def test_classes_and_words_cannot_be_compared(build: Build, tiny_model: Any) -> None:
-    with pytest.raises(InputError, match="classes cannot be compared with words"):
+    message = (
+        "The teacher is an encoder with a classification head and the student an encoder with a masked-language-model "
+        "head: classes cannot be compared with words"
+    )
+    with pytest.raises(InputError, match=message):
         build("bert", "MaskedLM", teacher=tiny_model("bert"))
     with pytest.raises(InputError, match="3 outputs and the student's 2"):
         build("bert", "SequenceClassification", teacher=tiny_model("bert", num_labels=3))
+
+
+def test_a_decoder_has_its_own_article(build: Build, tiny_model: Any, tiny_causal_lm: Any) -> None:
+    with pytest.raises(InputError, match="The teacher is a decoder-only model and the student an encoder with"):
+        build("bert", "SequenceClassification", teacher=tiny_causal_lm())
 
 
 def test_dropout_is_disabled_wherever_it_is_kept(build: Build, tiny_model: Any) -> None:

@@ -19,7 +19,7 @@ class SequenceClassification:
     A head with one output is a regression: its label is the true value, in [0, 1].
     """
 
-    title = "encoder with a classification head"
+    title = "an encoder with a classification head"
     name = "sequence-classification"
     body = "encoder"
     auto_class = "AutoModelForSequenceClassification"

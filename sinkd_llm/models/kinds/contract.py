@@ -46,7 +46,7 @@ class Kind(Protocol):
     """The contract of a kind of model: a batch in, supervised logits out.
 
     Attributes:
-        title (`str`): in words, for messages.
+        title (`str`): in words with their article, for messages.
         name (`str`): the `kind` by which [`load_model`] loads it.
         body (`str`): what is below its head: `"decoder"`, `"encoder-decoder"` or `"encoder"`.
         auto_class (`str`): the class of Transformers that loads it.

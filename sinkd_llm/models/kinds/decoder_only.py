@@ -18,7 +18,7 @@ from sinkd_llm.models.wrappers import forward_parameters
 class DecoderOnly:
     """Llama, Qwen, Gemma, GPT-2 and their like: the token at position l is predicted at l - 1."""
 
-    title = "decoder-only"
+    title = "a decoder-only model"
     name = "causal-lm"
     body = "decoder"
     auto_class = "AutoModelForCausalLM"

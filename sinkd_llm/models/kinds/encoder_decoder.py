@@ -18,7 +18,7 @@ from sinkd_llm.models.wrappers import accepted, unwrap
 class EncoderDecoder:
     """T5, mT5, Flan-T5, BART, Marian, Pegasus and their like."""
 
-    title = "encoder-decoder"
+    title = "an encoder-decoder"
     name = "seq2seq-lm"
     body = "encoder-decoder"
     auto_class = "AutoModelForSeq2SeqLM"

@@ -15,7 +15,7 @@ from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer
 class MaskedLanguageModel:
     """BERT, RoBERTa, DeBERTa, ModernBERT with their pretraining head: the answer is the word at the mask."""
 
-    title = "encoder with a masked-language-model head"
+    title = "an encoder with a masked-language-model head"
     name = "masked-lm"
     body = "encoder"
     auto_class = "AutoModelForMaskedLM"

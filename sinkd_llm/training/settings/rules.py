@@ -203,6 +203,15 @@ NEEDS: dict[str, str] = {
     **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
 }
 
+# What nothing reads without a teacher. It is not refused: a recipe may be for runs with a teacher and without one.
+NEEDS_TEACHER: tuple[str, ...] = (
+    *("alpha", "divergence", "temperature"),
+    *("sinkhorn_weight", "sinkhorn_temperature", "sinkhorn_epsilon", "sinkhorn_iterations", "sinkhorn_threshold"),
+    *("sinkhorn_gradient", "cost_norm", "transport_scope", "transport_across_devices", "transport_accumulation"),
+    *("vocabulary", "cache_tolerance", "teacher_model_revision", "teacher_model_init_kwargs"),
+    *("teacher_load_in_4bit", "teacher_load_in_8bit", "teacher_deepspeed"),
+)
+
 # Values of settings that are otherwise fine.
 REFUSED_VALUES: dict[tuple[str, str], str] = {
     ("train_sampling_strategy", "group_by_length"): _LENGTHS,
