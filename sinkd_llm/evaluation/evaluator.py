@@ -121,9 +121,16 @@ class TaskEvaluator:
         finally:
             model.train(was_training)
 
-    def row_keys(self, model: "PreTrainedModel") -> list[bytes]:
-        """What `model` reads of each row, as [`~sinkd_llm.teachers.choices.TeacherChoices`] knows a row again."""
-        features = self._tokenized(row_tokenizer(model, self.tokenizer, self._reading_of(model)))
+    def row_keys(self, model: "PreTrainedModel", max_length: int | None = None) -> list[bytes]:
+        """
+        What `model` reads of each row, as [`~sinkd_llm.teachers.choices.TeacherChoices`] knows a row again.
+
+        Args:
+            model (`PreTrainedModel`): the model.
+            max_length (`int`, *optional*): a bound in tokens beside the model's own.
+        """
+        reading = self._reading_of(model).within(max_length)
+        features = self._tokenized(row_tokenizer(model, self.tokenizer, reading))
         collator = row_collator(model, self.tokenizer)
         return [key for row in features for key in row_keys(collator([row]))]
 

@@ -205,6 +205,7 @@ def _layout(
 
 def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
     from sinkd_llm.models.kinds import kind_of, output_size
+    from sinkd_llm.models.kinds.class_heads import class_words
     from sinkd_llm.models.origin import commit_of
     from sinkd_llm.models.wrappers import unwrap
     from sinkd_llm.teachers.cache.identity import weights_hash
@@ -227,4 +228,5 @@ def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
         output_size(model),
         kind.scores_classes,
         loading,
+        (class_words(unwrap(model).config) or ()) if kind.scores_classes else None,
     )

@@ -12,6 +12,7 @@ from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
     from sinkd_llm.evaluation import TaskEvaluator, TaskScore
+    from sinkd_llm.teachers.choices import TeacherChoices
     from sinkd_llm.training.config import SinKDConfig
     from sinkd_llm.training.trainer import SinKDTrainer
 
@@ -35,6 +36,7 @@ class Scorer:
         self.data, self.args, self.trainer = data, args, trainer
         self._evaluator = self._task_evaluator(tokenizer)
         self._teacher_predictions: list[Any] | None = None
+        self._recorded: TeacherChoices | None = None
 
     def _task_evaluator(self, tokenizer: Any) -> "TaskEvaluator | None":
         from sinkd_llm.evaluation import TaskEvaluator
@@ -60,7 +62,7 @@ class Scorer:
         if self._evaluator is not None:
             score = self._score(self._evaluator, name, model)
             row.metrics, row.num_examples, row.seconds = dict(score.metrics), score.num_examples, score.seconds
-            self._compare(row, score)
+            self._compare(row, score, model)
         elif self.data.evaluation is not None and name != TEACHER and self.trainer is not None:
             say(f"Scoring {len(self.data.evaluation)} rows: {name} …")
             metrics = self.trainer.evaluate()
@@ -92,9 +94,17 @@ class Scorer:
 
     def recorded(self, record: dict[str, Any] | None) -> ResultRow | None:
         """
-        The teacher's row, if it was scored on these very rows when it was cached. The students that are scored after
-        it are compared with what it predicted then.
+        The teacher's row, if it was scored on these very rows when it was cached.
+
+        The students that are scored after it are compared with what the teacher chose then, if the record says so for
+        all evaluation rows: they may be some of the rows on which the teacher was scored.
+
+        Raises:
+            InputError: if the record is damaged.
         """
+        from sinkd_llm.teachers.choices import TeacherChoices
+
+        self._recorded = TeacherChoices.recorded(record)
         if record is None or self.data.evaluation is None or record["rows"] != _rows_hash(self.data):
             return None
         predictions = record.get("predictions")
@@ -103,9 +113,26 @@ class Scorer:
                 f"the teacher cache records {len(predictions)} predictions of {len(self.data.evaluation)} rows: its "
                 "manifest.json is damaged; write the cache again with --overwrite."
             )
-        self._teacher_predictions = predictions
         known = ResultRow.__dataclass_fields__
         return ResultRow(**{name: value for name, value in record.items() if name in known})
+
+    def recorded_choices(self, model: Any) -> list[int] | None:
+        """
+        What the teacher of [`recorded`] chose for each evaluation row as a student reads it, -1 where that is not
+        known; `None` without a record, and where no choices are ranked.
+
+        Args:
+            model (`PreTrainedModel` or `PeftModel`): the student.
+
+        Raises:
+            InputError: if the record is damaged.
+        """
+        if not self._recorded or self._evaluator is None or "choices" not in self._evaluator.dataset.column_names:
+            return None
+        teacher = self.trainer.teacher if self.trainer is not None else None
+        # Training reads the rows within the context of both.
+        keys = self._evaluator.row_keys(model, teacher.context_length if teacher is not None else None)
+        return self._recorded.of(keys, [len(choices) for choices in self._evaluator.dataset["choices"]])
 
     def _score(self, evaluator: "TaskEvaluator", name: str, model: Any) -> "TaskScore":
         from sinkd_llm.models.partitioning import on_device
@@ -122,7 +149,7 @@ class Scorer:
                 share=True,
             )
 
-    def _compare(self, row: ResultRow, score: "TaskScore") -> None:
+    def _compare(self, row: ResultRow, score: "TaskScore", model: Any) -> None:
         """Keeps what the teacher chose, and says how often a student chooses the same."""
         from sinkd_llm.evaluation import agreement
 
@@ -130,14 +157,13 @@ class Scorer:
             return  # two free answers are hardly ever the same
         if row.name == TEACHER:
             self._teacher_predictions = score.predictions
-        elif self._teacher_predictions is not None:
-            agrees = agreement(score.predictions, self._teacher_predictions)
-            row.metrics |= {} if agrees is None else {"agreement": agrees}
-
-
-def has_choices(record: dict[str, Any] | None, data: RunData) -> bool:
-    """Whether a [`Scorer.record`] says what the teacher chose for the evaluation rows of a run."""
-    return record is not None and bool(record.get("keys")) and record["rows"] == _rows_hash(data)
+            return
+        if self._teacher_predictions is None:
+            self._teacher_predictions = self.recorded_choices(model)
+        if self._teacher_predictions is None:
+            return
+        agrees = agreement(score.predictions, self._teacher_predictions)
+        row.metrics |= {} if agrees is None else {"agreement": agrees}
 
 
 def _rows_hash(data: RunData) -> str:

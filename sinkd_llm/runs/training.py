@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.interrupts import Interrupted, termination_raises
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.report.page import write_report
@@ -25,7 +25,7 @@ from sinkd_llm.runs.folder import (
 )
 from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.record import write_results
-from sinkd_llm.runs.scorer import Scorer, has_choices
+from sinkd_llm.runs.scorer import Scorer
 from sinkd_llm.secrets import masked_command
 from sinkd_llm.terminal import is_main_process, say
 from sinkd_llm.training.checkpoints import find_checkpoint
@@ -209,8 +209,21 @@ def _metrics_of_an_evaluation(data: RunData, training_args: "SinKDConfig") -> li
         from sinkd_llm.teachers.cache.manifest import Manifest
 
         cache = Manifest.load(Path(training_args.teacher_cache).expanduser())
-        chooses = has_choices(cache.teacher_score, data)
+        # Whether they are of these rows is known when a tokenizer is.
+        chooses = bool(cache.teacher_score and cache.teacher_score.get("keys"))
+        if _by_agreement(training_args) and not chooses:
+            _refuse_agreement(cache.teacher_score)
     return [*names, *(["agreement"] if chooses else [])]
+
+
+def _by_agreement(training_args: "SinKDConfig") -> bool:
+    return training_args.metric_for_best_model in ("agreement", "eval_agreement")
+
+
+def _refuse_agreement(score: dict[str, Any] | None) -> NoReturn:
+    from sinkd_llm.teachers.choices import why_unknown
+
+    raise SettingError("metric_for_best_model", f"is 'agreement', which is not known here. {why_unknown(score)}")
 
 
 @termination_raises()
@@ -264,6 +277,11 @@ def _load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "M
         trainer.remove_callback(default)
     if run.checkpoint is not None:
         trainer.check_checkpoint(run.checkpoint)
+    if cached and _by_agreement(training_args) and trainer.teacher is not None:
+        scorer = Scorer(data, trainer.processing_class, trainer.args, trainer)
+        scorer.recorded(trainer.teacher.recorded_score)
+        if -1 in (scorer.recorded_choices(trainer.model) or ()):
+            _refuse_agreement(trainer.teacher.recorded_score)
     return trainer
 
 

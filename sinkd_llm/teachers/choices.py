@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sinkd_llm.errors import InputError
+
 
 class TeacherChoices:
     """
@@ -31,6 +33,10 @@ class TeacherChoices:
             found.add([bytes.fromhex(key) for key in score["keys"]], score["predictions"])
         return found
 
+    def __len__(self) -> int:
+        """How many rows are known."""
+        return len(self._chosen)
+
     def missing(self, keys: Sequence[bytes]) -> bool:
         """Whether one of the rows is not known yet."""
         return any(key not in self._chosen for key in keys)
@@ -39,9 +45,54 @@ class TeacherChoices:
         """Keeps the index of the chosen answer of each row."""
         self._chosen.update(zip(keys, chosen, strict=True))
 
-    def of(self, keys: Sequence[bytes]) -> list[int]:
-        """The index of the chosen answer of each row; -1 of a row that is not known."""
-        return [self._chosen.get(key, -1) for key in keys]
+    def of(self, keys: Sequence[bytes], counts: Sequence[int]) -> list[int]:
+        """
+        The index of the chosen answer of each row; -1 of a row that is not known.
+
+        Args:
+            keys (`Sequence[bytes]`): the [`row_keys`] of the rows.
+            counts (`Sequence[int]`): how many choices each row has.
+
+        Raises:
+            InputError: for an index that is none of the row's choices, which only a damaged record holds.
+        """
+        chosen = [self._chosen.get(key, -1) for key in keys]
+        for index, count in zip(chosen, counts, strict=True):
+            if index >= count:
+                raise InputError(
+                    f"the teacher cache records choice {index} for a row with choices 0 to {count - 1}: its "
+                    "manifest.json is damaged; write the cache again with --overwrite."
+                )
+        return chosen
+
+
+def why_unknown(score: Mapping[str, Any] | None) -> str:
+    """
+    Why a teacher cache does not know what its teacher chose for rows, in a sentence that says what to do.
+
+    Args:
+        score (`Mapping`, *optional*): the record of the teacher's score, see [`TeacherChoices.recorded`].
+    """
+    if score is None:
+        return (
+            "The teacher cache was written without the teacher's score; write it again for this metric (sinkd cache "
+            "--overwrite, without --score_teacher false)."
+        )
+    if score.get("keys"):
+        return (
+            "The teacher cache does not know what the teacher chooses for all rows of this evaluation; evaluate on "
+            "rows on which the teacher was scored when it was cached."
+        )
+    return (
+        "The teacher cache was written by an earlier version, which did not record the rows of the teacher's choices, "
+        "or on rows without choices; it has to be written again for this metric (sinkd cache --overwrite)."
+    )
+
+
+def choice_counts(batch: Mapping[str, Any]) -> list[int]:
+    """How many choices each row of a ranking batch has."""
+    counts: list[int] = (batch["choice_sequence"] >= 0).sum(dim=1).tolist()
+    return counts
 
 
 def row_keys(batch: Mapping[str, Any]) -> list[bytes]:

@@ -44,6 +44,8 @@ class Teacher(Protocol):
         context_length (`int`, *optional*): the longest row that it reads, in tokens; `None`: any.
         scores_classes (`bool`): V is the classes of a head, not a vocabulary.
         outputs (`int`): V.
+        classes (`tuple[str, ...]`, *optional*): the names that a classification head gives its classes, in lower
+            case and in their order, if they are known.
         needs_all_ranks (`bool`): it is spread over the processes, so all call it at once or none does.
         knows_training_rows_only (`bool`): [`signal`] finds a row by its name, and rows for evaluation may go by the
             same names.
@@ -54,6 +56,7 @@ class Teacher(Protocol):
     context_length: int | None
     scores_classes: bool
     outputs: int
+    classes: tuple[str, ...] | None
     needs_all_ranks: bool
     knows_training_rows_only: bool
     model: Any

@@ -52,7 +52,7 @@ def check_pair(
         )
     if kinds[0].scores_classes:
         words = [class_words(unwrap(model).config) for model in (teacher, student)]
-        _check_class_order(words[0], words[1], classes)
+        check_class_order(words[0], words[1], classes)
     name = teacher_name or name_of(teacher)
     if name:
         teacher_tokenizer = _teacher_tokenizer(name, teacher_name is not None, trust)
@@ -73,10 +73,19 @@ def check_pair(
         )
 
 
-def _check_class_order(
+def check_class_order(
     theirs: tuple[str, ...] | None, ours: tuple[str, ...] | None, classes: Sequence[str] | None
 ) -> None:
-    """Refuses a teacher whose classes stand in another order than the student's: the loss compares their numbers."""
+    """
+    Refuses a teacher whose classes stand in another order than the student's: the loss compares their numbers.
+
+    Args:
+        theirs, ours (`tuple[str, ...]`, *optional*): the [`class_words`] of teacher and student.
+        classes (`Sequence[str]`, *optional*): the task's, in its order, in which heads without names are read.
+
+    Raises:
+        InputError: with both orders, and what to change.
+    """
     reordered = bool(theirs and ours) and theirs != ours and set(theirs or ()) == set(ours or ())
     if not reordered and classes:
         # A head that calls its classes something else is read in the task's order.

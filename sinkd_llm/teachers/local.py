@@ -14,8 +14,10 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.heads import small_head
 from sinkd_llm.models.kinds import TEACHER, SupervisedRows, context_length, kind_of, output_size
 from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+from sinkd_llm.models.kinds.class_heads import class_words
 from sinkd_llm.models.partitioning import is_part, is_partitioned
-from sinkd_llm.teachers.choices import TeacherChoices, row_keys
+from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, row_keys
 from sinkd_llm.teachers.contract import TeacherRows
 from sinkd_llm.teachers.fit import check_pair
 from sinkd_llm.teachers.placement import place_teacher
@@ -47,6 +49,7 @@ class LocalTeacher:
         self.context_length = context_length(model)
         self.scores_classes = self.kind.scores_classes
         self.outputs = output_size(model)
+        self.classes = class_words(unwrap(model).config) if self.scores_classes else None
         self.needs_all_ranks = False
         self._choices = TeacherChoices()
 
@@ -102,7 +105,7 @@ class LocalTeacher:
         if unknown:
             scores_BC, _ = choice_log_likelihoods(self.supervised_rows(theirs), theirs)
             self._choices.add(keys, scores_BC.argmax(dim=-1).tolist())
-        return torch.tensor(self._choices.of(keys), device=batch["label"].device)
+        return torch.tensor(self._choices.of(keys, choice_counts(theirs)), device=batch["label"].device)
 
     def check_fits(
         self, student: Any, tokenizer: Any, reading: Mapping[str, Any], classes: Sequence[str] | None = None

@@ -19,6 +19,7 @@ from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.partitioning import is_partitioned, on_device
 from sinkd_llm.teachers import Teacher
+from sinkd_llm.teachers.choices import why_unknown
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import (
     answer_losses,
@@ -199,7 +200,8 @@ class EvaluatingTrainer(ResumableTrainer):
         if name is not None and name not in metrics:
             timing = ("_runtime", "_per_second", "_time")
             known = [key for key in metrics if key.startswith("eval_") and not key.endswith(timing)]
-            raise InputError(
-                f"metric_for_best_model is {wanted!r}, but an evaluation reports {', '.join(known)}; give one of them."
-            )
+            problem = f"an evaluation reports {', '.join(known)}; give one of them."
+            if name == "eval_agreement" and self.teacher is not None and self.teacher.model is None:
+                problem += f" {why_unknown(self.teacher.recorded_score)}"
+            raise InputError(f"metric_for_best_model is {wanted!r}, but {problem}")
         return bool(super()._determine_best_metric(metrics, trial))

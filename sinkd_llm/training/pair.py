@@ -60,7 +60,8 @@ def load_pair(
         tokenizer = default_tokenizer(model, loaded, args)
     if teacher is not None and not teacher.scores_classes:
         classes = None  # as beside a model that scores words
-    student = load_student(model, loaded, args, quantization_config, classes)
+    names = teacher.classes if teacher is not None else None
+    student = load_student(model, loaded, args, quantization_config, classes, teacher_classes=names)
     for role, given in (("The teacher", loaded), ("The student", student)):
         if given is not None:
             check_has_weights(given, role)
@@ -160,6 +161,7 @@ def load_student(
     quantization_config: Any,
     classes: Sequence[str] | None = None,
     load: Callable[..., Any] = load_model,
+    teacher_classes: tuple[str, ...] | None = None,
 ) -> PreTrainedModel:
     """
     The student that `model` and `args` describe.
@@ -169,9 +171,11 @@ def load_student(
         classes (`Sequence[str]`, *optional*): what a new classification head would learn.
         load (`Callable`, *optional*): what makes a model of a name; [`~sinkd_llm.models.blueprint.blueprint`] makes
             one without weights.
+        teacher_classes (`tuple[str, ...]`, *optional*): the names of the classes of a teacher that is not loaded, in
+            their order.
     """
     with whole_weights():
-        return _load_student(model, teacher, args, quantization_config, classes, load)
+        return _load_student(model, teacher, args, quantization_config, classes, load, teacher_classes)
 
 
 def _load_student(
@@ -181,6 +185,7 @@ def _load_student(
     quantization_config: Any,
     classes: Sequence[str] | None,
     load: Callable[..., Any],
+    teacher_classes: tuple[str, ...] | None,
 ) -> PreTrainedModel:
     if model is None:
         if teacher is None or args.student_layers is None:
@@ -205,8 +210,8 @@ def _load_student(
             **(args.model_init_kwargs or {}),  # type: ignore[dict-item]
         }
         student = load(model, quantization_config=quantization_config, **arguments)
-        if classes and "labels" not in (args.model_init_kwargs or {}) and is_new_head(student) and teacher is not None:
-            words = class_words(unwrap(teacher).config)
+        if classes and "labels" not in (args.model_init_kwargs or {}) and is_new_head(student):
+            words = teacher_classes if teacher is None else class_words(unwrap(teacher).config)
             if same_words(words, classes):  # a new head learns the teacher's classes by their numbers
                 order = class_order(tuple(classes), words)
                 name_classes(unwrap(student).config, [classes[order.index(c)] for c in range(len(classes))])

@@ -55,15 +55,33 @@ def test_cache_then_distill_without_the_teacher_in_memory(teacher: Path, tmp_pat
     after = json.loads((out / "results.json").read_text())["rows"][2]
     assert [r["eval_agreement"] for r in records if "eval_acc" in r] == [after["metrics"]["agreement"]]
 
-    # Other rows for evaluation: the recorded score is not theirs, so it is left out.
-    other = [*run, "--max_eval_samples", "4", "--overwrite_output_dir"]
-    capsys.readouterr()
-    assert main(["distill", *other, *evaluating]) == 2
-    error = " ".join(capsys.readouterr().err.split())
-    assert "an evaluation here gives loss, acc. The primary metric is acc." in error
-    assert main(["distill", *other]) == 0
+    # Some of the rows: the recorded score is not theirs, so it is left out; the recorded choices are.
+    some = [*run, "--max_eval_samples", "4", "--overwrite_output_dir"]
+    assert main(["distill", *some, *evaluating]) == 0
     results = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["student before", "student after"]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    after = results["rows"][1]["metrics"]
+    assert [r["eval_agreement"] for r in records if "eval_acc" in r] == [after["agreement"]]
+
+    def refusal(*more: str) -> str:
+        capsys.readouterr()
+        assert main(["distill", *run, *evaluating, *more, "--overwrite_output_dir"]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    # Of other rows no choice is known.
+    assert "does not know what the teacher chooses for all rows" in refusal("--max_eval_samples", "100")
+    manifest = json.loads((cache / "manifest.json").read_text())
+    del manifest["teacher_score"]["keys"]
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    assert "by an earlier version, which did not record" in refusal()
+    assert main(["distill", *run, "--overwrite_output_dir"]) == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["teacher", "student before", "student after"]
+    assert not any("agreement" in row["metrics"] for row in rows)
+    manifest["teacher_score"] = None
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    assert "written without the teacher's score" in refusal()
 
 
 def test_mistakes_are_one_line_and_exit_code_2(teacher: Path, tmp_path: Path, capsys: Any) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sinkd_llm import evaluate_task
+from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import evaluator
 from sinkd_llm.report.results import BEFORE, TEACHER
 from sinkd_llm.runs.data import RunData
-from sinkd_llm.runs.scorer import Scorer, has_choices
+from sinkd_llm.runs.scorer import Scorer
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask, changed_trainer
 
@@ -36,6 +37,11 @@ def test_the_rows_of_a_run_are_tokenised_by_its_trainer_alone(trainer: Any, monk
     assert trainer.evaluate()["eval_agreement"] == agreement
 
 
+def without_keys(record: dict[str, Any]) -> dict[str, Any]:
+    """As an earlier version recorded it."""
+    return {name: value for name, value in record.items() if name != "keys"}
+
+
 def test_what_is_recorded_of_a_teacher_stands_in_for_it(trainer: Any) -> None:
     data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
     beside, later = (Scorer(data, trainer.processing_class, trainer.args) for _ in range(2))
@@ -43,8 +49,48 @@ def test_what_is_recorded_of_a_teacher_stands_in_for_it(trainer: Any) -> None:
     row = later.recorded(record)
     assert (row.name, row.size_bytes, row.num_examples) == (TEACHER, 7, 9)
     assert later.row(BEFORE, trainer.model).metrics == beside.row(BEFORE, trainer.model).metrics
-    assert has_choices(record, data)
-    other = RunData("rows", AccuracyTask(), opinions(), opinions(8, 100))
-    assert Scorer(other, trainer.processing_class, trainer.args).recorded(record) is None
-    assert not has_choices(record, other)
+    other = Scorer(
+        RunData("rows", AccuracyTask(), opinions(), opinions(8, 100)), trainer.processing_class, trainer.args
+    )
+    assert other.recorded(record) is None
+    assert Scorer(data, trainer.processing_class, trainer.args).recorded(without_keys(record)) == row
     assert Scorer(RunData("rows", None, opinions(), opinions()), None, trainer.args).record(trainer.model) is None
+
+
+@pytest.mark.parametrize(("start", "known"), [(100, True), (103, False)], ids=["some-of-them", "others"])
+def test_a_student_is_compared_with_a_recorded_teacher_where_all_choices_are_known(
+    start: int, known: bool, trainer: Any
+) -> None:
+    def scorer(rows: Any) -> Scorer:
+        return Scorer(RunData("rows", AccuracyTask(), opinions(), rows), trainer.processing_class, trainer.args)
+
+    record = scorer(opinions(9, 100)).record(trainer.teacher.model)
+    rows = opinions(7, start).map(
+        lambda row, i: {"prompt": f"{row['prompt']} {i}"} if start + i > 108 else row, with_indices=True
+    )
+    # Of another teacher, which chooses the other answer.
+    other = {**record, "predictions": [1 - chosen for chosen in record["predictions"]]}
+    beside, later, opposed, earlier = (scorer(rows) for _ in range(4))
+    beside.row(TEACHER, trainer.teacher.model)
+    assert later.recorded(record) is None
+    metrics = later.row(BEFORE, trainer.model).metrics
+    expected = beside.row(BEFORE, trainer.model).metrics
+    assert metrics == (expected if known else {k: v for k, v in expected.items() if k != "agreement"})
+    assert (-1 in later.recorded_choices(trainer.model)) is not known
+    opposed.recorded(other)
+    opposite = opposed.row(BEFORE, trainer.model).metrics.get("agreement")
+    assert opposite == (pytest.approx(1 - expected["agreement"]) if known else None)
+    earlier.recorded(without_keys(record))
+    assert "agreement" not in earlier.row(BEFORE, trainer.model).metrics
+
+
+def test_a_recorded_choice_that_is_none_is_refused(trainer: Any) -> None:
+    data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
+    scorer = Scorer(data, trainer.processing_class, trainer.args)
+    record = scorer.record(trainer.teacher.model)
+    later = Scorer(data, trainer.processing_class, trainer.args)
+    later.recorded({**record, "predictions": [9] * 9})
+    with pytest.raises(
+        InputError, match=r"records choice 9 for a row with choices 0 to 1: its manifest\.json is damaged"
+    ):
+        later.row(BEFORE, trainer.model)

@@ -218,7 +218,7 @@ def test_a_manifest_of_a_damaged_cache_can_be_replaced(whole: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("keys", "predictions"),
-    [(["00"], [1, 0]), (["0x"], [1]), ([7], [1]), (["00"], ["1"]), (["00"], None), ("00", [1])],
+    [(["00"], [1, 0]), (["0x"], [1]), ([7], [1]), (["00"], ["1"]), (["00"], [-1]), (["00"], None), ("00", [1])],
 )
 def test_a_damaged_record_of_the_teachers_choices_is_refused(
     keys: Any, predictions: Any, whole: Path, tmp_path: Path
@@ -233,4 +233,15 @@ def test_a_damaged_record_of_the_teachers_choices_is_refused(
     content["teacher_score"] = {**score, "predictions": predictions, "keys": keys}
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        CachedTeacher(folder)
+
+
+@pytest.mark.parametrize("classes", ["ab", [1], {"0": "a"}, 3])
+def test_damaged_names_of_the_teachers_classes_are_refused(classes: Any, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(whole, folder)
+    content = json.loads((folder / MANIFEST).read_text())
+    content["teacher"]["classes"] = classes
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged .*teacher\.classes"):
         CachedTeacher(folder)

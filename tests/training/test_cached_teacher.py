@@ -1,5 +1,6 @@
 """Training from a cache: as from the teacher itself, with no teacher in memory, or a refusal."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,32 @@ def test_a_cache_knows_what_its_teacher_chose_for_the_rows_that_it_was_scored_on
     )
     assert trainer.predict(more).predictions[1].tolist() == [*chosen, -1, -1]
     assert "eval_agreement" not in trainer.evaluate(more)
+
+
+def changed_score(folder: Path, **changes: Any) -> str:
+    """The cache, with another record of its teacher's score."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["teacher_score"] |= changes
+    path.write_text(json.dumps(manifest))
+    return str(folder)
+
+
+def test_a_recorded_choice_that_its_row_does_not_have_is_a_damaged_cache(setup: Any) -> None:
+    own, data, scored = setup(), opinions(12), opinions(10, 100)
+    cache = changed_score(own.cache(data, scored=scored).folder, predictions=[9] * 10)
+    with pytest.raises(InputError, match=r"choice 9 for a row with choices 0 to 1: its manifest\.json is damaged"):
+        own.trainer(data, scored, teacher_cache=cache).evaluate()
+
+
+def test_the_best_model_goes_by_no_agreement_that_the_cache_does_not_know(setup: Any) -> None:
+    own, data, scored = setup(), opinions(12), opinions(10, 100)
+    cache = changed_score(own.cache(data, scored=scored).folder, keys=None)
+    best = {"metric_for_best_model": "agreement", "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best"}
+    trainer = own.trainer(data, scored, teacher_cache=cache, **best)
+    assert "eval_agreement" not in trainer.evaluate()
+    with pytest.raises(InputError, match=r"reports eval_loss.*by an earlier version.* has to be written again"):
+        trainer.train()
 
 
 def test_a_student_cut_from_the_teacher_leaves_no_teacher_behind(setup: Any) -> None:

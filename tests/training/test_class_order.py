@@ -1,5 +1,6 @@
 """A head whose classes stand in another order than the task's choices."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from sinkd_llm import SinKDConfig, SinKDTrainer, evaluate_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.models import load_model
 from sinkd_llm.models.kinds.class_heads import class_order
+from sinkd_llm.teachers.cache.manifest import Manifest
+from tests.support.caches import cache_model
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask
 
@@ -124,3 +127,80 @@ def test_a_head_without_the_tasks_words_beside_a_teacher_in_another_order(
         student = str(tmp_path / "student")
     with pytest.raises(InputError, match=r"another order.*without a classification head"):
         make_trainer(student, teacher, marked_tokenizer("bert"), tmp_path)
+
+
+def cached(folder: Path, tiny_model: Any, tokenizer: Any, *words: str) -> str:
+    """A cache of a classifier that calls its classes by these words."""
+    named(tiny_model("bert", "SequenceClassification"), *words).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    cache_model(folder / "cache", folder / "teacher", opinions())
+    return str(folder / "cache")
+
+
+def cached_trainer(student: Any, cache: str, tokenizer: Any, folder: Path) -> SinKDTrainer:
+    return SinKDTrainer(
+        model=student,
+        args=SinKDConfig(str(folder / "run"), use_cpu=True, report_to=[], max_steps=2, teacher_cache=cache),
+        processing_class=tokenizer,
+        train_dataset=opinions(),
+    )
+
+
+def test_a_new_head_takes_the_order_of_a_cached_teacher(
+    tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = marked_tokenizer("bert")
+    cache = cached(tmp_path, tiny_model, tokenizer, "POSITIVE", "NEGATIVE")
+    assert Manifest.load(Path(cache)).teacher.classes == ("positive", "negative")
+    tiny_model("bert", "SequenceClassification", seed=1).bert.save_pretrained(tmp_path / "encoder")
+    trainer = cached_trainer(str(tmp_path / "encoder"), cache, tokenizer, tmp_path)
+    assert trainer.model.config.id2label == {0: "positive", 1: "negative"}
+    assert [feature["answer_ids"] for feature in trainer.train_dataset] == [[1 - r["label"]] for r in opinions()]
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (("positive", "negative"), ("negative", "positive")),
+        (("positive", "negative"), ("LABEL_0", "LABEL_1")),
+        (("LABEL_0", "LABEL_1"), ("positive", "negative")),
+    ],
+    ids=["both-named", "student-unnamed", "teacher-unnamed"],
+)
+def test_a_cached_teacher_in_another_order_is_refused_as_a_live_one(
+    theirs: tuple[str, str], ours: tuple[str, str], tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = marked_tokenizer("bert")
+    cache = cached(tmp_path, tiny_model, tokenizer, *theirs)
+    student = named(tiny_model("bert", "SequenceClassification", seed=1), *ours)
+    with pytest.raises(InputError, match="another order") as live:
+        make_trainer(student, load_model(tmp_path / "teacher"), tokenizer, tmp_path)
+    with pytest.raises(InputError) as from_cache:
+        cached_trainer(student, cache, tokenizer, tmp_path)
+    assert str(from_cache.value) == str(live.value)
+    same = named(tiny_model("bert", "SequenceClassification", seed=1), *theirs)
+    cached_trainer(same, cache, tokenizer, tmp_path).train()
+
+
+def test_a_cache_that_does_not_say_its_classes_is_used_as_before_and_completed(
+    tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = marked_tokenizer("bert")
+    cache = cached(tmp_path, tiny_model, tokenizer, "positive", "negative")
+    path = Path(cache) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["teacher"]["classes"]
+    path.write_text(json.dumps(manifest))
+    same = named(tiny_model("bert", "SequenceClassification", seed=1), "positive", "negative")
+    cached_trainer(same, cache, tokenizer, tmp_path).train()
+    other = named(tiny_model("bert", "SequenceClassification", seed=1), "negative", "positive")
+    with pytest.raises(InputError, match="have another answer than when"):
+        cached_trainer(other, cache, tokenizer, tmp_path)
+    # The same command again finds it complete, and adds what it does not say.
+    before = {file.name: file.stat().st_mtime_ns for file in Path(cache).glob("*.safetensors")}
+    cache_model(Path(cache), tmp_path / "teacher", opinions())
+    assert {file.name: file.stat().st_mtime_ns for file in Path(cache).glob("*.safetensors")} == before
+    assert Manifest.load(Path(cache)).teacher.classes == ("positive", "negative")
+    with pytest.raises(InputError, match="another order"):
+        cached_trainer(other, cache, tokenizer, tmp_path)

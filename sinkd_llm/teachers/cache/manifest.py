@@ -17,7 +17,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """Which teacher: its name and revision, the hash of its files (`None` on the hub), and what it scores."""
+    """
+    Which teacher: its name and revision, the hash of its files (`None` on the hub), and what it scores.
+
+    `classes` are the names of a classification head's classes in their order, and empty if it gives them none; `None`
+    for a teacher without classes, and in a cache that an earlier version wrote.
+    """
 
     name: str
     revision: str
@@ -26,6 +31,7 @@ class TeacherIdentity:
     outputs: int
     scores_classes: bool
     loading: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ class Manifest:
         found = []
         for part in ("teacher", "rows", "layout"):
             ours, theirs = asdict(getattr(self, part)), asdict(getattr(other, part))
+            if part == "teacher" and None in (ours["classes"], theirs["classes"]):
+                ours["classes"] = theirs["classes"] = None  # an earlier version did not record them
             found += [f"{part}.{key}: {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
         return found
 
@@ -157,8 +165,9 @@ class Manifest:
                 )
             _check(content)
             layout: Mapping[str, Any] = content["layout"]
+            classes = content["teacher"].get("classes")
             return cls(
-                TeacherIdentity(**content["teacher"]),
+                TeacherIdentity(**{**content["teacher"], "classes": None if classes is None else tuple(classes)}),
                 RowsIdentity(**content["rows"]),
                 CacheLayout(
                     **{**layout, "temperatures": tuple(layout["temperatures"]), "always": tuple(layout["always"])}
@@ -203,6 +212,8 @@ def _check(content: Mapping[str, Any]) -> None:
     """Raises `ValueError` for the first value of a manifest that is of another kind than this version writes."""
     for part in ("teacher", "rows", "layout"):
         _check_fields(part, content[part])
+    if content["teacher"].get("classes") is not None:
+        _check_list("teacher.classes", content["teacher"]["classes"], str)
     layout, temperatures = content["layout"], content["layout"]["temperatures"]
     _check_list("layout.temperatures", temperatures, _NUMBER)
     _check_list("layout.always", layout["always"], int)
@@ -245,6 +256,8 @@ def _check_choices(predictions: Any, keys: Any) -> None:
         return
     _check_list("teacher_score.keys", keys, str)
     _check_list("teacher_score.predictions", predictions, int, len(keys))
+    if any(index < 0 for index in predictions):
+        raise ValueError(f"teacher_score.predictions has {min(predictions)}, which is no choice")
     for key in keys:
         bytes.fromhex(key)
 

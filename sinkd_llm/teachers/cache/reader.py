@@ -14,11 +14,14 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import kind_of, output_size
+from sinkd_llm.models.kinds.class_heads import class_words
+from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
 from sinkd_llm.teachers.cache.manifest import Manifest
-from sinkd_llm.teachers.choices import TeacherChoices, row_keys
+from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, row_keys
 from sinkd_llm.teachers.contract import TeacherRows
+from sinkd_llm.teachers.fit import check_class_order
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,6 +74,7 @@ class CachedTeacher:
         self.context_length = self.manifest.rows.cut_at
         self.scores_classes = self.manifest.teacher.scores_classes
         self.outputs = self.manifest.teacher.outputs
+        self.classes = self.manifest.teacher.classes or None
         self.recorded_score = self.manifest.teacher_score
         self._choices = TeacherChoices.recorded(self.recorded_score)
 
@@ -117,8 +121,14 @@ class CachedTeacher:
         raise RuntimeError("a teacher cache holds no head and gives no hidden states")
 
     def choices(self, batch: Mapping[str, Any]) -> Tensor:
-        """The choices that were recorded when the teacher was scored, `[B]`; -1 of rows that were not scored then."""
-        return torch.tensor(self._choices.of(row_keys(batch)), device=batch["label"].device)
+        """
+        The choices that were recorded when the teacher was scored, `[B]`; -1 of rows that were not scored then.
+
+        Raises:
+            InputError: if one of them is no choice of its row.
+        """
+        chosen = self._choices.of(row_keys(batch), choice_counts(batch))
+        return torch.tensor(chosen, device=batch["label"].device)
 
     def check_rows(self, features: "Dataset") -> None:
         """
@@ -172,6 +182,8 @@ class CachedTeacher:
                 f"The teacher cache {self.folder} is not for this run: {'; '.join(differs)}. Change the run, or cache "
                 "the teacher again with this recipe."
             )
+        if teacher.classes is not None:
+            check_class_order(self.classes, class_words(unwrap(student).config), classes)
 
     def check_teacher(self, name: str | None, revision: str, quantised: str | None = None) -> None:
         """

@@ -199,10 +199,15 @@ class CacheWriter:
                 f"{self.folder} holds a cache of something else ({'; '.join(differences)}); give another --output, or "
                 "--overwrite to replace it."
             )
+        recorded = found.teacher
+        if recorded.classes is None:
+            found.teacher = self.manifest.teacher  # the same teacher; an earlier version did not record its classes
         whole = 0
         while whole < len(found.shards) and problem_of_file(self.folder, found.shards[whole]) is None:
             whole += 1
         if found.index and whole == len(found.shards) and problem_of_file(self.folder, found.index) is None:
+            if found.teacher != recorded:
+                found.save(self.folder)
             self.manifest = found
             return
         found.shards, found.index = found.shards[:whole], None
