@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         if not action.option_strings or action.choices is None:
             return False
         line = f"{action.option_strings[0]} {self._format_args(action, 'VALUE')}"
-        return self._current_indent + len(line) > self._width
+        return len(line) + 4 > shutil.get_terminal_size().columns  # argparse's own margins
 
 
 class SinKDParser(CommandParser, TrlParser):
