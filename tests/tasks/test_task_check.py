@@ -108,8 +108,14 @@ def test_ranges() -> None:
 
 
 def test_command_line(
-    make_checked, tiny_tokenizer, tiny_causal_lm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_checked,
+    tiny_tokenizer,
+    tiny_causal_lm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # set by xdist; without it, a pipe is wide enough not to be folded at
     folder = tmp_path / "model"
     tiny_tokenizer.save_pretrained(folder)
     tiny_causal_lm().save_pretrained(folder)
