@@ -79,8 +79,8 @@ def load_model(
         labels (`Sequence[str]`, *optional*): the classes to learn. A classification head that the checkpoint
             lacks, or has for another number of classes, is put on with random weights; without `labels` such a
             checkpoint is refused.
-        probe (`bool`, *optional*, defaults to `True`): run the model on two short texts, to see that neither
-            padding nor later tokens change what it says of a text ([`check_reading`]). `False` saves two short
+        probe (`bool`, *optional*, defaults to `True`): run the model on a few short texts, to see that neither
+            padding nor later tokens change what it says of a text ([`check_reading`]). `False` saves these short
             forwards, which count for a very large model on a CPU.
         other: `torch_dtype`, the older word for `dtype`. Anything else is refused by name.
 

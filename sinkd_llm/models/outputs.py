@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.partitioning import whole_shape
 from sinkd_llm.models.quantisation import is_quantised
 from sinkd_llm.models.wrappers import forward_parameters, unwrap
 
 ROWS, TOKENS = 2, 8
+# A classifier gives few numbers a row, a regression one, which may all be near 0 by chance; of more rows they are not.
+CLASSIFIER_ROWS = 16
 # Largest share of the outputs by which two loads of one model may differ: rounding, never another computation.
 FULL_PRECISION, LOW_PRECISION = 1e-3, 5e-2
 
@@ -31,7 +34,8 @@ def probe_outputs(model: Any) -> Tensor:
     inner = unwrap(model)
     embeddings = inner.get_input_embeddings().weight
     known = min(int(embeddings.shape[0]), int(getattr(inner.config, "vocab_size", None) or embeddings.shape[0]))
-    ids_BL = torch.randint(known, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(embeddings.device)
+    rows = CLASSIFIER_ROWS if kind_of(model).scores_classes else ROWS
+    ids_BL = torch.randint(known, (rows, TOKENS), generator=torch.Generator().manual_seed(0)).to(embeddings.device)
     inputs: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
     if getattr(inner.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids_BL.flip(0)

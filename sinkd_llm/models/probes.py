@@ -1,8 +1,8 @@
 """Does a model read a text as its kind does here? A short run tells, for no list of names would be complete.
 
-Two short texts tell: padding must not change what a model says of a text (recurrent and state-space models may read it
-into their state), and a later token must not change what a decoder says of earlier ones (XLNet and other bidirectional
-models would see the answer that they are to predict).
+A few short texts tell: padding must not change what a model says of a text (recurrent and state-space models may read
+it into their state), and a later token must not change what a decoder says of earlier ones (XLNet and other
+bidirectional models would see the answer that they are to predict).
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from sinkd_llm.models.wrappers import keeps_state, unwrap
 logger = logging.getLogger(__name__)
 
 _LENGTH, _PADDING, _CHANGED_FROM = 8, 8, 5
-# A difference counts from this share of the spread of a row's logits: far above the rounding of a batch of another
-# shape (1e-5 in float32, some 5e-2 in bfloat16), far below what a token more in the state or in sight does.
+# A difference counts from this share of a row's scale (`_scales`): far above the rounding of a batch of another shape
+# (1e-5 in float32, some 5e-2 in bfloat16), far below what a token more in the state or in sight does.
 _SHARE = {torch.float32: 2e-3, torch.float64: 2e-3}
 _SHARE_OF_HALF = 0.2
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "decoder_start_token_id", "sep_token_id")
@@ -34,7 +34,7 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
     """
     Refuses a model whose outputs depend on padding, or a decoder whose outputs depend on later tokens.
 
-    Two forwards of short texts, without gradient and in eval mode. Models whose weights are not all here (spread
+    A few forwards of short texts, without gradient and in eval mode. Models whose weights are not all here (spread
     over processes, offloaded, on the meta device) and quantised ones (whose forward may repack their weights for good)
     are not run; of those that keep a state, a warning is given.
 
@@ -125,35 +125,67 @@ def _cannot_run(model: Any) -> bool:
 def _fault_of(model: Any, kind: Kind) -> str | None:
     name = kind.name
     ids_L = _plain_ids(model)
-    texts_SL = ids_L[None]
-    if name == "causal-lm":  # beside a text that ends in another way
-        texts_SL = torch.stack([ids_L, torch.cat([ids_L[:_CHANGED_FROM], ids_L[: _LENGTH - _CHANGED_FROM]])])
     pad = int(getattr(model.config, "pad_token_id", None) or 0)
-    alone = kind.supervised_rows(model, _batch(name, texts_SL, pad, 0))
-    logits_NV = alone.logits_NV[alone.example_N == 0].float()
-    spread_N = (logits_NV - logits_NV.mean(dim=-1, keepdim=True)).abs().amax(dim=-1).clamp_min(1e-30)
     share = max(_SHARE.get(dtype, _SHARE_OF_HALF) for dtype in float_dtypes(model))
 
+    def logits(texts_SL: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        rows = kind.supervised_rows(model, _batch(name, texts_SL, pad, padding))
+        return rows.logits_NV.float(), rows.example_N
+
+    if kind.scores_classes:
+        # One row a text says little. One by one: some classifiers take a batch only if they know their padding token.
+        texts_TL = _rearranged(ids_L)
+        logits_NV, padded_NV = (
+            torch.cat([logits(ids_L[None], padding)[0] for ids_L in texts_TL]) for padding in (0, _PADDING)
+        )
+    else:
+        texts_SL = ids_L[None]
+        if name == "causal-lm":  # beside a text that ends in another way
+            texts_SL = torch.stack([ids_L, torch.cat([ids_L[:_CHANGED_FROM], ids_L[: _LENGTH - _CHANGED_FROM]])])
+        both_NV, example_N = logits(texts_SL, 0)
+        logits_NV, padded_NV = both_NV[example_N == 0], logits(ids_L[None], _PADDING)[0]
+    scale_N = _scales(logits_NV)
+
     def differs(other_NV: Tensor) -> Tensor:
-        return (other_NV.float() - logits_NV).abs().amax(dim=-1) / spread_N > share
+        return (other_NV - logits_NV).abs().amax(dim=-1) / scale_N > share
 
     if name == "causal-lm":
         # Row i is of token i + 1, which is predicted from the tokens before it.
-        changed_N = differs(alone.logits_NV[alone.example_N == 1])
+        changed_N = differs(both_NV[example_N == 1])
         if bool(changed_N[: _CHANGED_FROM - 1].any()):
             return (
                 "sees later tokens: changing the end of a text changes its logits at the beginning, so it would read "
                 "the answers that it is to predict. Give a decoder that reads from left to right."
             )
-    padded_N = differs(kind.supervised_rows(model, _batch(name, ids_L[None], pad, _PADDING)).logits_NV)
     # Half of the rows: in a mixture of experts rounding may send single tokens elsewhere.
-    if float(padded_N.float().mean()) >= 0.5:
+    if float(differs(padded_NV).float().mean()) >= 0.5:
         return (
             "depends on padding: beside a longer text it gives other logits for the same text, because "
             f"{_likely_cause(model, name)}, so scores and gradients would depend on what else is in a batch. Give a "
             "model that masks padding, as most with attention alone do."
         )
     return None
+
+
+def _scales(logits_NV: Tensor) -> Tensor:
+    """
+    What a difference of each row's logits is measured by: `[N]`, above 0.
+
+    It is the spread of a row's outputs. One output has none; there it is the standard deviation over the texts, and at
+    least a tenth of the output itself: rounding is a share of it, also where a head says the same of every text.
+    """
+    if logits_NV.shape[-1] == 1:
+        spread_N = torch.maximum(logits_NV.std(dim=0, correction=0), logits_NV[:, 0].abs() / 10)
+    else:
+        spread_N = (logits_NV - logits_NV.mean(dim=-1, keepdim=True)).abs().amax(dim=-1)
+    return spread_N.clamp_min(1e-30)
+
+
+def _rearranged(ids_L: Tensor) -> Tensor:
+    """Several texts of the same length, made of one text's tokens: `[5, L]`."""
+    half = _LENGTH // 2
+    parts = (ids_L[:half], ids_L[half:], ids_L[::2], ids_L[1::2])
+    return torch.stack([ids_L, *(part.repeat(2) for part in parts)])
 
 
 def _likely_cause(model: Any, kind: str) -> str:

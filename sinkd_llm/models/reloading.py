@@ -42,6 +42,8 @@ def load_again(model: Any, folder: Path, merge_adapter: bool) -> Any:
             dtype=str(base.dtype).removeprefix("torch."),
             kind=kind_of(model).name,
             merge_adapter=merge_adapter,
+            # How it reads was asked, or not, when the student was loaded; writing it changes nothing of that.
+            probe=False,
             # Code that is part of the running process already was trusted when it was loaded.
             trust_remote_code=type(base).__module__.startswith("transformers_modules"),
             **options,

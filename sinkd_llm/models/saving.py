@@ -184,8 +184,8 @@ def _kept(staging: Path, folder: Path) -> str:
     for entry in staging.iterdir():
         shutil.move(entry, target / entry.name)
     return (
-        f"It is kept in {target}, and {folder} holds what it held; what was trained is in the last checkpoint. Report "
-        "this, or save without the comparison (check_saved false)."
+        f"It is kept in {target}, and {folder} holds what it held; the run's last checkpoint, if it wrote any, holds "
+        "what was trained, too. Report this, or save without the comparison (check_saved false)."
     )
 
 

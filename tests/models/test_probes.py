@@ -81,6 +81,67 @@ def test_encoders_and_encoder_decoders_read_as_they_should(model_type: str, tiny
     check_reading(tiny_model(model_type), model_type)
 
 
+REGRESSION = {"num_labels": 1, "problem_type": "regression"}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_head_of_few_outputs_is_not_refused_for_rounding(family: str, outputs: int, tiny_model: Any) -> None:
+    # At this size a batch of another shape rounds otherwise; one of size 32 gives the same numbers to the last bit.
+    for seed in range(5):
+        model = tiny_model(family, seed=seed, hidden=384, **(REGRESSION if outputs == 1 else {"num_labels": outputs}))
+        check_reading(model, family)
+        with torch.no_grad():  # the outputs of one text may be as near to each other, or to 0, as they like
+            logits_V = _logits_of_the_probe(model)
+            head = [module for module in model.modules() if getattr(module, "out_features", None) == outputs][-1]
+            head.bias -= logits_V
+        check_reading(model, family)
+        with torch.no_grad():  # a head that says nearly the same of every text
+            head.weight *= 1e-6
+            head.bias.fill_(2.5)
+        if outputs == 1:
+            check_reading(model, family)
+
+
+def _logits_of_the_probe(model: Any) -> torch.Tensor:
+    """What the model says of the first text that `check_reading` gives it: `[V]`."""
+    said: list[torch.Tensor] = []
+    hook = model.register_forward_hook(lambda _, args, output: said.append(output.logits[0]))
+    check_reading(model, "mine")
+    hook.remove()
+    return said[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("hidden", [32, 384])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_regression_that_reads_padding_is_refused(
+    family: str, hidden: int, dtype: torch.dtype, tiny_model: Any
+) -> None:
+    for seed in range(3):
+        model = tiny_model(family, seed=seed, hidden=hidden, **REGRESSION).to(dtype)
+        check_reading(model, family)
+        # Its head reads the mean over all positions, padding too, as a state would.
+        model.base_model.register_forward_hook(_mean_in_every_place)
+        with pytest.raises(InputError, match="depends on padding"):
+            check_reading(model, "mine")
+
+
+def test_a_regression_that_mixes_padding_in_is_refused() -> None:
+    for hidden in (32, 384):
+        torch.manual_seed(0)
+        config = transformers.FNetConfig(**{**SIZE, "hidden_size": hidden}, intermediate_size=64, **REGRESSION)
+        with pytest.raises(InputError, match=r"'mine' \(FNetForSequenceClassification\) depends on padding"):
+            check_reading(transformers.FNetForSequenceClassification(config).eval(), "mine")
+
+
+def _mean_in_every_place(_: Any, args: Any, output: Any) -> Any:
+    output.last_hidden_state = output.last_hidden_state.mean(dim=1, keepdim=True).expand_as(output.last_hidden_state)
+    if getattr(output, "pooler_output", None) is not None:
+        output.pooler_output = output.last_hidden_state[:, 0]
+    return output
+
+
 SIZE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, RwkvConfig, RwkvForCausalLM
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import bytes_under
@@ -26,6 +26,7 @@ from sinkd_llm.models import (
 from sinkd_llm.models.adapter_facts import base_weights
 from sinkd_llm.models.names import ModelSource
 from sinkd_llm.models.origin import set_origin
+from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.models.saving import check_saveable
 from tests.support.models import same_weights, with_adapter, write_gguf
 
@@ -343,6 +344,7 @@ def test_a_student_that_does_not_load_as_it_was_is_not_saved(
         save_student(student, tiny_tokenizer, tmp_path)
     kept = next(tmp_path.glob("unlike-the-student-*"))
     assert str(kept) in str(caught.value)
+    assert "the run's last checkpoint, if it wrote any," in str(caught.value)
     assert (kept / "model.safetensors").is_file()
     shutil.rmtree(kept)
     assert held(tmp_path) == before
@@ -365,6 +367,35 @@ def test_every_kind_is_compared(tiny_model: Any, marked_tokenizer: Any, tmp_path
             setattr(module, "eps" if hasattr(module, "eps") else "variance_epsilon", 10.0)
     with pytest.raises(InputError, match="computes other outputs"):
         save_student(student, marked_tokenizer(family), tmp_path)
+
+
+def test_a_student_that_reads_padding_knowingly_is_compared_and_saved(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RwkvConfig(vocab_size=len(tiny_tokenizer), hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    torch.manual_seed(0)
+    RwkvForCausalLM(config).save_pretrained(tmp_path / "base")
+    student = load_model(tmp_path / "base", probe=False)
+    save_student(student, tiny_tokenizer, tmp_path / "student")
+    assert same_weights(load_model(tmp_path / "student", probe=False), student)
+    expected = logits(adapted := with_adapter(student, target_modules=["key", "value"]))
+    save_student(adapted, tiny_tokenizer, tmp_path / "adapted")
+    assert torch.allclose(logits(load_model(tmp_path / "adapted", probe=False)), expected, atol=1e-5)
+    assert "not compared" not in caplog.text
+    with pytest.raises(InputError, match="depends on padding"):
+        load_model(tmp_path / "student")
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_regression_with_outputs_near_zero_is_not_taken_for_another(
+    family: str, tiny_model: Any, marked_tokenizer: Any, tmp_path: Path
+) -> None:
+    for seed in range(4):
+        model = tiny_model(family, seed=seed, hidden=384, num_labels=1, problem_type="regression").bfloat16()
+        with torch.no_grad():  # so that the first two rows, taken alone, are all rounding
+            model.classifier.bias -= probe_outputs(model)[:2].mean().to(model.dtype)
+        student = with_adapter(model, target_modules=["query", "value", "q_lin", "v_lin"], task_type="SEQ_CLS")
+        save_student(student, marked_tokenizer(family), tmp_path / str(seed))
 
 
 def test_a_weight_that_is_no_number_is_not_saved(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
