@@ -21,6 +21,8 @@ MARKED_FILES = {
     "cli/test_memory_table.py": "end_to_end",
     "memory/test_step.py": "end_to_end",  # a real step of every kind beside its estimate
     "models/test_kind_loading.py": "end_to_end",  # every kind saved, loaded and scored
+    "models/test_probes.py": "end_to_end",  # models of every kind, at the width of a real one
+    "models/test_saving.py": "end_to_end",  # students saved and loaded again, some in a process of their own
     "properties/test_commands.py": "end_to_end",
     "properties/test_task_files.py": "reliability",  # templates without end, each in a process of its own
     "tasks/test_bounded.py": "reliability",
