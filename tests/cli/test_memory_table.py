@@ -33,7 +33,7 @@ def estimate(capsys, *argv):
     return code, captured.out, captured.err
 
 
-def test_a_recipe_is_planned_without_its_weights(recipe, capsys, monkeypatch, tmp_path):
+def test_a_recipe_is_estimated_without_its_weights(recipe, capsys, monkeypatch, tmp_path):
     from transformers import PreTrainedModel
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
@@ -96,7 +96,7 @@ def test_the_plan_has_the_models_that_the_run_has(recipe, teacher, tmp_path):
     assert estimated.teacher.parameters == count_parameters(trainer.teacher.model)[0]
 
 
-def test_an_adapter_folder_is_planned_as_its_base(recipe, teacher, tmp_path, capsys):
+def test_an_adapter_folder_is_estimated_as_its_base(recipe, teacher, tmp_path, capsys):
     argv = [
         "--model_name_or_path",
         str(teacher),

@@ -14,7 +14,7 @@ def test_the_other_process_stops(zygote, distill_argv, tmp_path, how):
     saving = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "200", "--ddp_backend", "gloo")
     number = signal.SIGKILL if how == "dies" else signal.SIGSTOP
     answer = zygote(
-        distill_argv(folder, *saving, "--ddp_timeout", "10"),
+        distill_argv(folder, *saving, "--ddp_timeout", "20"),
         log,
         env=ranks(),
         die={"at": "training_step", "step": 3, "rank": 1, "signal": number},
