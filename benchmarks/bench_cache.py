@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import interleaved_medians, write
+from common import Timing, interleaved_medians, write
 from peft import LoraConfig
 
 from sinkd_llm import DistillationObjective, SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
@@ -123,11 +123,11 @@ def writing(
     return forward, caching, int(batch["attention_mask"].sum())
 
 
-def table(results: dict[str, tuple[float, float]], base: str, target: str) -> list[list[str]]:
+def table(results: dict[str, Timing], base: str, target: str) -> list[list[str]]:
     reference = results[base][0]
     return [
         [name, f"{seconds:.3f}", f"±{spread:.3f}", f"{seconds / reference:.3f}", target if "cache" in name else ""]
-        for name, (seconds, spread) in results.items()
+        for name, (seconds, spread, _) in results.items()
     ]
 
 

@@ -96,12 +96,12 @@ def main() -> None:
     def more(seconds: dict[str, float], name: str) -> str:
         return f"{100 * (seconds[name] / seconds['each rank its own'] - 1):+.1f} %"
 
-    wall = {name: seconds for name, (seconds, _) in results.items()}
+    wall = {name: seconds for name, (seconds, *_) in results.items()}
     rows = [
         [
             name,
             f"{wall[name]:.3f}",
-            f"±{results[name][1]:.3f}",
+            f"±{results[name].deviation:.3f}",
             more(wall, name),
             f"{cpu[name]:.3f}",
             more(cpu, name),

@@ -13,11 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import write
+from common import EXACT_ALLOCATOR, forget_peak, resident, write
 
 TEACHER = {"teacher_model_name_or_path": "smollm2-135m", "student_layers": 10}
-# glibc keeps freed blocks below a growing size to itself; with this it gives every large one back at once.
-EXACT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 LORA = {"use_peft": True, "lora_r": 32}
 BATCH = {"per_device_train_batch_size": 16}
 CASES: dict[str, dict[str, Any]] = {
@@ -51,16 +49,6 @@ def arguments(case: str, folder: Path) -> Any:
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**settings, "report_to": "none", "use_cpu": True, **CASES[case]}))
     return parse_training("distill" if "teacher" in str(CASES[case]) else "finetune", ["--config", str(recipe)])
-
-
-def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
-
-
-def forget_peak() -> None:
-    """`VmHWM` counts from here."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(case: str, folder: Path, *callbacks: Any) -> int:

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_memory import EXACT_ALLOCATOR, arguments, forget_peak, in_fork, measure
-from common import write
+from bench_memory import arguments, in_fork, measure
+from common import EXACT_ALLOCATOR, forget_peak, write
 from transformers import TrainerCallback
 
 PROCESSES = 2
