@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-HARDWARE = RESULTS / "hardware.json"
+HARDWARE = "hardware.json"
 PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval", "pot", "geomloss", "sinkd-llm")
 COLUMNS = ("case", "contender", "seconds", "deviation", "repeats", "memory_mb", "hardware")
 # glibc keeps freed blocks below a growing size to itself; with this it gives every large one back at once.
@@ -62,14 +62,13 @@ def machine(facts: dict[str, str] | None = None) -> str:
     return ", ".join([line, *(f"{name} {number}" for name, number in facts.items() if number != "not installed")])
 
 
-def remember_hardware() -> str:
-    """The name that stands for this machine in the results."""
+def remember_hardware(file: Path) -> str:
+    """The name that stands for this machine in the results, which `file` explains."""
     facts = hardware()
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    known = json.loads(HARDWARE.read_text()) if HARDWARE.exists() else {}
+    known = json.loads(file.read_text()) if file.exists() else {}
     if known.get(name) != facts:
-        RESULTS.mkdir(exist_ok=True)
-        HARDWARE.write_text(json.dumps({**known, name: facts}, indent=1) + "\n")
+        file.write_text(json.dumps({**known, name: facts}, indent=1) + "\n")
     return name
 
 
@@ -124,13 +123,13 @@ class Results:
             row = dict.fromkeys(self.columns, "")
             row |= {"case": case, "contender": contender}
             self.rows.append(row)
-        row["hardware"] = remember_hardware()
+        self.path.parent.mkdir(exist_ok=True)
+        row["hardware"] = remember_hardware(self.path.with_name(HARDWARE))
         if timing is not None:
             row["seconds"], row["deviation"] = f"{timing.seconds:.6g}", f"{timing.deviation:.3g}"
             row["repeats"] = str(timing.repeats)
             self.old.discard((case, contender))
         row |= {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in columns.items()}
-        self.path.parent.mkdir(exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n", restval="")
@@ -146,7 +145,7 @@ class Results:
 
     def machines(self) -> str:
         """What was measured on, one line a machine."""
-        known = json.loads(HARDWARE.read_text())
+        known = json.loads(self.path.with_name(HARDWARE).read_text())
         return "\n\n".join(machine(known[name]) for name in sorted({row["hardware"] for row in self.rows}))
 
 
