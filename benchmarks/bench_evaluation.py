@@ -1,140 +1,159 @@
-"""How many rows a second are ranked, and what the data side costs in a training step.
+"""How many rows a second are ranked, beside lm-evaluation-harness with the same model object on the same rows.
 
-SmolLM2-135M on the rows of `$SINKD_DATA_DIR`, in fp32, on one thread of a CPU. SST-2 has two choices of one token,
-COPA two of several tokens after short prompts, ReCoRD some ten names of several tokens after long ones.
+SmolLM2-135M in fp32 on one thread of a CPU; rows of `$SINKD_DATA_DIR`. Both read one task file, and both get text: the
+seconds hold tokenising, forwards and scores. Their log-likelihoods have to agree in every case.
 """
 
+import csv
+import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from common import interleaved_medians, write
-from peft import LoraConfig
+from charts import bars
+from common import Results, Timing, interleaved_medians, options, timed, write
 
-from sinkd_llm import SinKDConfig, SinKDTrainer, load_model, load_task, load_tokenizer
-from sinkd_llm.inputs.dataset import tokenize_dataset
-from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator, DecoderOnlyTokenizer
-from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.models.kinds import kind_of
-from sinkd_llm.models.kinds.choices import score_choices
+from sinkd_llm import evaluate_task, load_model, load_task, load_tokenizer
+from sinkd_llm.tasks.loading import load_rows
 
-BATCH = 32
-REPEATS = 2
-ROWS = {"sst2": 8, "copa": 8, "record": 2}
-MAX_LENGTH = 256  # of ReCoRD's passages the end
-# Processor time of the one thread: other jobs on the machine slow the wall clock, hardly this.
-clock = time.process_time
+NAME = "smollm2-135m"
+BATCH = 16
+OURS, HARNESS = "ours", "lm-evaluation-harness"
+TOLERANCE = 1e-4
+# Task to rows, repeats, and how many times as fast ours is to be.
+CASES = {"SST-2": ("sst2", 64, 3, 1.5), "Banking77": ("banking77", 4, 2, 10.0), "ReCoRD": ("record", 4, 2, 5.0)}
 
 
-class OneForwardPerChoice:
-    """The naive way: every choice is a sequence of its own, and log-probabilities are read off one by one."""
+def banking77(count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A task of 77 choices of several tokens, and rows that are spread over its file."""
+    folder = Path(os.environ["SINKD_DATA_DIR"]) / "Banking77"
+    names = json.loads((folder / "categories.json").read_text())
+    with (folder / "test.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    rows = [{"text": row["text"], "label": names.index(row["category"])} for row in found[:: len(found) // count]]
+    config = {
+        "doc_to_text": "Customer: {{text | trim}}\nTopic:",
+        "doc_to_choice": [name.replace("_", " ") for name in names],
+        "doc_to_target": "label",
+        "output_type": "multiple_choice",
+    }
+    return config, rows[:count]
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.pad = tokenizer.pad_token_id
 
-    def score(self, model: Any, features: list[dict[str, Any]]) -> list[list[float]]:
-        scores = []
-        for row in range(max(len(feature["answers_ids"]) for feature in features)):
-            present = [f for f in features if row < len(f["answers_ids"])]
-            whole = [f["prompt_ids"] + f["answers_ids"][row] for f in present]
-            length = max(map(len, whole))
-            ids = torch.tensor([[self.pad] * (length - len(w)) + w for w in whole])
-            mask = torch.tensor([[0] * (length - len(w)) + [1] * len(w) for w in whole])
-            log_probs = model(ids, attention_mask=mask, use_cache=False).logits.log_softmax(-1)
-            values = []
-            for b, feature in enumerate(present):
-                answer = feature["answers_ids"][row]
-                places = range(length - len(answer) - 1, length - 1)
-                values.append(sum(float(log_probs[b, p, token]) for p, token in zip(places, answer, strict=True)))
-            scores.append(values)
-        return scores
+def built_in(name: str, count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A task of the package, and its first rows."""
+    task = load_task(name)
+    found = load_rows(task.config, task.path, "validation", Path(os.environ["SINKD_DATA_DIR"]))
+    return {"include": str(task.path)}, list(found.rows[:count])
+
+
+def task_file(name: str, count: int, folder: Path) -> Path:
+    """A task over local rows, in the schema that both read."""
+    config, rows = banking77(count) if name == "banking77" else built_in(name, count)
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config |= {
+        "task": f"{name}_local",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"train": str(file), "validation": str(file)}},
+        "training_split": "train",
+        "validation_split": "validation",
+        "metric_list": [{"metric": "acc"}],
+    }
+    path = folder / f"{name}_local.yaml"
+    path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def contenders(
+    name: str, count: int, folder: Path, model: Any, tokenizer: Any
+) -> dict[str, Callable[[], list[list[float]]]]:
+    """Each gives the log-likelihoods of all choices of all rows."""
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    path = task_file(name, count, folder)
+    task = load_task(str(path))
+    rows = task.load("validation")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device="cpu")
+
+    def theirs() -> list[list[float]]:
+        found = evaluate(harness, manager.load([task.name])["tasks"], bootstrap_iters=0, log_samples=True)
+        samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
+        return [[float(score) for score, _ in sample["filtered_resps"]] for sample in samples]
+
+    def ours() -> list[list[float]]:
+        return evaluate_task(model, tokenizer, task, rows, batch_size=BATCH, max_length=None).log_likelihoods
+
+    return {OURS: ours, HARNESS: theirs}
+
+
+def largest_difference(first: list[list[float]], second: list[list[float]]) -> float:
+    assert list(map(len, first)) == list(map(len, second))
+    return max(float(np.abs(np.subtract(a, b)).max()) for a, b in zip(first, second, strict=True))
+
+
+def measure(case: str, results: Results, model: Any, tokenizer: Any, quick: bool) -> None:
+    name, count, repeats, _ = CASES[case]
+    count, repeats = (2, 1) if quick else (count, repeats)
+    last: dict[str, list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        functions = contenders(name, count, Path(folder), model, tokenizer)
+
+        def keep(contender: str) -> Callable[[], None]:
+            return lambda: last.update({contender: functions[contender]()})
+
+        found: dict[str, Timing] = interleaved_medians({c: timed(keep(c)) for c in functions}, repeats)
+    difference = largest_difference(last[OURS], last[HARNESS])
+    assert difference < TOLERANCE, f"{case}: log-likelihoods differ by {difference:.2g}"
+    choices = sum(map(len, last[OURS])) / count
+    for contender, timing in found.items():
+        results.add(case, contender, timing, rows=count, choices=choices, difference=difference)
 
 
 def main() -> None:
+    args = options(__doc__)
     torch.set_num_threads(1)
-    model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
-    kind, collator, naive = kind_of(model), DecoderOnlyCollator(0), OneForwardPerChoice(tokenizer)
-    rows: list[list[str]] = []
-    share, step, side = data_side()
-    for name, count in ROWS.items():
-        data = load_task(name).load("validation", os.environ["SINKD_DATA_DIR"], limit=count)
-        features = list(tokenize_dataset(data, DecoderOnlyTokenizer(tokenizer, Reading(MAX_LENGTH)), ranking=True))
-
-        def timed(function: Callable[[], Any]) -> Callable[[], float]:
-            def run() -> float:
-                started = clock()
-                with torch.no_grad():
-                    function()
-                return clock() - started
-
-            return run
-
-        def ranked(share: bool, features: list = features) -> Callable[[], Any]:
-            return lambda: score_choices(kind, model, collator(features), share_prompts=share)
-
-        cases = {}
-        if name != "record":  # there it takes minutes
-            cases["one forward per choice"] = timed(lambda features=features: naive.score(model, features))
-        cases["one sequence per beginning of an answer"] = timed(ranked(False))
-        if len(collator(features)["labels"]) > count:
-            cases["prompt run once, answers from its cache"] = timed(ranked(True))
-        results = interleaved_medians(cases, REPEATS)
-        base = next(iter(results.values()))[0]
-        tokens = sorted(len(f["prompt_ids"]) for f in features)[count // 2]
-        choices = sum(len(f["answers_ids"]) for f in features) / count
-        for case, (seconds, spread) in results.items():
-            rate, error = count / seconds, 100 * spread / seconds
-            shape = f"{choices:.1f} choices, {tokens} prompt tokens"
-            rows.append([name, shape, case, f"{rate:.2f}", f"±{error:.0f} %", f"{base / seconds:.2f}×"])
-        write_all(rows, share, step, side)  # after each task, for the last takes longest
+    results = Results("evaluation", ("rows", "choices", "difference"), quick=args.quick, again=args.again)
+    cases = [c for c in CASES if args.only in c and not args.report and results.missing(c, (OURS, HARNESS))]
+    if cases:
+        model, tokenizer = load_model(NAME).eval(), load_tokenizer(NAME)
+        for case in cases[:1] if args.quick and not args.only else cases:
+            measure(case, results, model, tokenizer, args.quick)
+    if not args.quick:
+        report(results)
 
 
-def write_all(rows: list[list[str]], share: float, step: float, side: float) -> None:
-    write(
-        "evaluation",
-        "Rows ranked a second, and the data side of a training step",
-        ["task", "a row", "how", "rows/s", "deviation", "against the first"],
-        rows,
-        f"{REPEATS} interleaved repeats, medians of processor time; rows, in one batch a task: "
-        f"{', '.join(f'{k} {v}' for k, v in ROWS.items())}. "
-        f"Prompts are cut to {MAX_LENGTH} tokens. Single-token choices share one forward in any case.\n\n"
-        f"Data side: fetching {BATCH} tokenised rows of SST-2 and collating them takes {1000 * side:.1f} ms, "
-        f"{100 * share:.2f} % of a cross-entropy training step of SmolLM2-135M with LoRA on them ({step:.2f} s). The "
-        "target is at most 5 %.",
-    )
+def report(results: Results) -> None:
+    """Table and chart of the file."""
+    rows, panels = [], {}
+    for case, (_, _, _, target) in CASES.items():
+        seconds = {c: results.number(case, c) for c in (OURS, HARNESS)}
+        if None in seconds.values():
+            continue
+        count = results.number(case, OURS, "rows")
+        rates = {c: count / s for c, s in seconds.items()}  # type: ignore[operator]
+        row = [case, f"{count:.0f}", f"{results.number(case, OURS, 'choices'):.1f}"]
+        row += [f"{rate:.2f}" for rate in rates.values()]
+        row += [f"{rates[OURS] / rates[HARNESS]:.2f} ×", f"{target:g} ×"]
+        rows.append([*row, f"{results.number(case, OURS, 'difference'):.1e}"])
+        panels[case] = {f"{results.number(case, OURS, 'choices'):.0f} choices a row": rates}
+    header = ["task", "rows", "choices a row", f"{OURS}, rows/s", f"{HARNESS}, rows/s", "ratio", "target"]
+    write("evaluation", "Rows ranked a second", [*header, "difference, nats"], rows, NOTES, results.machines())
+    bars("evaluation", panels, y="rows a CPU second, one thread", log=True)
 
 
-def data_side() -> tuple[float, float, float]:
-    """Share of the data side in a training step, seconds of the step, seconds of the data side."""
-    train = load_task("sst2").load("train", os.environ["SINKD_DATA_DIR"], limit=512)
-    trainer = SinKDTrainer(
-        model=load_model("smollm2-135m"),
-        args=SinKDConfig(tempfile.mkdtemp(), per_device_train_batch_size=BATCH, bf16=False),
-        train_dataset=train,
-        processing_class=load_tokenizer("smollm2-135m"),
-        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    batches = iter(range(10**6))
-
-    def side() -> float:
-        start = next(batches) * BATCH % 480
-        started = clock()
-        trainer.data_collator(trainer.train_dataset.__getitems__(list(range(start, start + BATCH))))
-        return clock() - started
-
-    def step() -> float:
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(BATCH)])
-        trainer.model.zero_grad()
-        started = clock()
-        trainer.training_step(trainer.model, batch, torch.tensor(BATCH))
-        return clock() - started
-
-    results = interleaved_medians({"step": step, "side": side}, REPEATS)
-    return results["side"][0] / results["step"][0], results["step"][0], results["side"][0]
-
+NOTES = f"""
+Batches of {BATCH} (rows of ours, sequences of lm-evaluation-harness), medians of processor time in turns. The last
+column is the largest difference of a log-likelihood between the two; above {TOLERANCE:g} the script fails.
+"""
 
 if __name__ == "__main__":
     main()
