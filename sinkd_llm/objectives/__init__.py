@@ -9,8 +9,9 @@ from sinkd_llm.objectives.divergences import (
     squared_error,
     temperature_factor,
 )
+from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.mixture import DIAGNOSTICS, TERMS, DistillationObjective, ObjectiveOutput
+from sinkd_llm.objectives.mixture import DIAGNOSTICS, FUSED, TERMS, DistillationObjective, ObjectiveOutput
 from sinkd_llm.objectives.problems import TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, TeacherSignal, TopKSignal
 from sinkd_llm.objectives.sinkd import SinKDTerm, sinkd_term
@@ -19,6 +20,7 @@ __all__ = [
     "DIAGNOSTICS",
     "DIVERGENCES",
     "DIVERGENCE_CHOICES",
+    "FUSED",
     "SPANNING_SCOPES",
     "TERMS",
     "TRANSPORT_SCOPES",
@@ -26,6 +28,7 @@ __all__ = [
     "DenseSignal",
     "DistillationObjective",
     "Divergence",
+    "HeadOf",
     "ObjectiveOutput",
     "SinKDTerm",
     "SpanningProblem",

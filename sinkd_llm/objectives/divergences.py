@@ -9,9 +9,11 @@ With p the teacher's softmax and q the student's, both at the same temperature (
     js    (KL(p || m) + KL(q || m)) / 2    m = (p + q) / 2, at most log 2
     tvd   sum |p - q| / 2                  at most 1
 
-`DIVERGENCES` is the one table of them: a new divergence is one function and one row. The four above write their own
-derivative to the student's logits: what automatic differentiation gives is not zero at p = q (it leaves the rounding
-of `sum p - 1`), and takes several [N, V] buffers to compute.
+`DIVERGENCES` is the one table of them: a new divergence is one function and one row. Each is a sum over the
+vocabulary, so that it can be added up a tile of ids at a time. With `d'_v` the derivative of the sum to `log q_v` (the
+*slope*), the derivative to the student's logit at temperature 1 is `d'_v - q_v sum_k d'_k`: a multiple of q may be
+added to the slope, and the four above use that to make it exactly 0 where p = q. What automatic differentiation gives
+is not (it leaves the rounding of `sum p - 1`).
 """
 
 from collections.abc import Callable
@@ -24,8 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from sinkd_llm.optimal_transport.precision import full_precision
 
-# (log q, log p) -> (value [N], gradient to the student's logits at temperature 1 [N, V]). It may overwrite its inputs.
-Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (log q, log p, q, p), each [N, w] of some ids -> (their part of the value [N], their slopes [N, w]).
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -67,9 +69,9 @@ class Divergence:
     One row of `DIVERGENCES`. A call gives one value per row.
 
     Args:
-        kernel (`Callable`): `(log_q, log_p) -> (value_N, gradient_NV)`, the gradient to the student's logits at
-            temperature 1; or [`by_autograd`] of a function of the two that gives the value alone. The value is at
-            least 0, and 0 for q = p.
+        kernel (`Callable`): `(log_q, log_p, q, p) -> (value_N, slope_Nw)` over some ids of the vocabulary, see the
+            module; or [`by_autograd`] of a function of the first two that gives the value alone. The value over all
+            ids is at least 0, and 0 for q = p.
         temperature_order (`int`): order of the gradient in 1 / temperature, when the temperature is high: 2 for what
             is quadratic in q - p, 1 for what is linear, see [`temperature_factor`].
         merging_lowers (`bool`): whether merging ids into one never raises it (the data-processing inequality, which
@@ -108,18 +110,16 @@ def by_autograd(value: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     The kernel of a divergence that is written as its formula alone.
 
     Args:
-        value (`Callable`): `(log_q, log_p) -> [N]`, differentiable to `log_q`. [`log_ratio`] is finite where a logit
-            is -inf.
+        value (`Callable`): `(log_q, log_p) -> [N]`, a sum over the ids it is given, differentiable to `log_q`.
+            [`log_ratio`] is finite where a logit is -inf.
     """
 
-    def kernel(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        q = log_q.exp()
+    def kernel(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             at = log_q.detach().requires_grad_()
             value_N = value(at, log_p)
-            (grad_NV,) = torch.autograd.grad(value_N.sum(), at)
-        # d log q_k / d z_v = [k = v] - q_v
-        return value_N.detach(), grad_NV - q * grad_NV.sum(dim=-1, keepdim=True)
+            (slope_Nw,) = torch.autograd.grad(value_N.sum(), at)
+        return value_N.detach(), slope_Nw
 
     return kernel
 
@@ -137,10 +137,12 @@ class _Rows(torch.autograd.Function):
         log_q = torch.log_softmax(full_precision(student_NV) / temperature, dim=-1)
         log_p = torch.log_softmax(full_precision(teacher_NV) / temperature, dim=-1)
         # A NaN or an infinite logit makes the whole row of its log-softmax NaN, so one column tells; the kernels
-        # overwrite their inputs, and take any NaN of theirs for a logit of -inf on both sides.
+        # take any NaN of theirs for a logit of -inf on both sides.
         broken_N = log_q[:, 0].isnan() | log_p[:, 0].isnan()
-        value_N, grad_NV = kernel(log_q, log_p)
+        q = log_q.exp()
+        value_N, slope_NV = kernel(log_q, log_p, q, log_p.exp())
         value_N.masked_fill_(broken_N, float("nan"))
+        grad_NV = slope_NV.addcmul_(q, slope_NV.sum(dim=-1, keepdim=True), value=-1)
         ctx.save_for_backward(grad_NV.div_(temperature) if ctx.needs_input_grad[0] else None)
         ctx.dtype = student_NV.dtype
         return value_N.clamp_(min=0)  # what is below 0 is rounding
@@ -154,42 +156,32 @@ class _Rows(torch.autograd.Function):
         return (grad_N[:, None] * grad_NV).to(ctx.dtype), None, None, None
 
 
-def _forward_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    # KL(p || q) = sum p (log p - log q)      d/dz = q - p
-    ratio = log_ratio(log_p, log_q)
-    p, q = log_p.exp_(), log_q.exp_()
-    return ratio.mul_(p).sum(dim=-1), q.sub_(p)
+def _forward_kl(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    # KL(p || q) = sum p (log p - log q)      d' = -p, and q more
+    return log_ratio(log_p, log_q).mul_(p).sum(dim=-1), q - p
 
 
-def _reverse_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    # KL(q || p) = sum q (log q - log p)      d/dz = q (log q - log p - KL)
-    ratio = log_ratio(log_q, log_p)
-    q = log_q.exp_()
-    value_N = (q * ratio).sum(dim=-1)
-    return value_N, ratio.sub_(value_N[:, None]).mul_(q)
+def _reverse_kl(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    # KL(q || p) = sum q (log q - log p)      d' = q (log q - log p) + q, and q less
+    slope = log_ratio(log_q, log_p).mul_(q)
+    return slope.sum(dim=-1), slope
 
 
-def _jensen_shannon(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    # JS = (KL(p || m) + KL(q || m)) / 2      d/dz = q (log q - log m - KL(q || m)) / 2
+def _jensen_shannon(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    # JS = (KL(p || m) + KL(q || m)) / 2      d' = q (log q - log m) / 2
     # log((1 + e^d) / 2) = max(d, 0) + log1p(expm1(-|d|) / 2): no overflow, and exactly 0 at d = 0.
     d = log_ratio(log_p, log_q)
     bend = torch.log1p(torch.expm1(-d.abs()) / 2)
     log_p_to_m = -(bend + (-d).clamp_(min=0))
-    log_q_to_m = -(bend + d.clamp_(min=0))
-    p, q = log_p.exp_(), log_q.exp_()
-    kl_qm_N = (q * log_q_to_m).sum(dim=-1)
-    value_N = (log_p_to_m.mul_(p).sum(dim=-1) + kl_qm_N) / 2
-    return value_N, log_q_to_m.sub_(kl_qm_N[:, None]).mul_(q).div_(2)
+    slope = -(bend + d.clamp_(min=0)).mul_(q).div_(2)
+    return log_p_to_m.mul_(p).sum(dim=-1) / 2 + slope.sum(dim=-1), slope
 
 
-def _total_variation(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    # TVD = sum |q - p| / 2                   d/dz = q (sign - sum q sign) / 2, with sign = sign(q - p)
-    q = log_q.exp_()
-    difference = q - log_p.exp_()
+def _total_variation(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    # TVD = sum |q - p| / 2                   d' = q sign(q - p) / 2
+    difference = q - p
     value_N = difference.abs().sum(dim=-1) / 2
-    sign = difference.sign_()
-    mean_N = (q * sign).sum(dim=-1)
-    return value_N, sign.sub_(mean_N[:, None]).mul_(q).div_(2)
+    return value_N, difference.sign_().mul_(q).div_(2)
 
 
 DIVERGENCES: dict[str, Divergence] = {

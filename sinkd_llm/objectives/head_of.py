@@ -5,18 +5,17 @@ Shape suffixes: N supervised tokens, V vocabulary, H features of a hidden state,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
+from sinkd_llm.optimal_transport.precision import full_precision
 
 
 @dataclass(frozen=True, eq=False)
 class HeadOf:
     """
-    The logits `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`; without a cap `scale * (hidden @ weight.T + bias)`.
+    The logits `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`; without a cap, `scale` times the product.
 
     With it the objective needs no tensor `[N, V]`, see [`~sinkd_llm.objectives.sweep`]. It stands for the student,
     whose gradient then reaches the hidden states and whatever of the head asks for one, or for the teacher.
@@ -62,6 +61,11 @@ class HeadOf:
     def vocabulary_size(self) -> int:
         return self.weight_VH.shape[0]
 
+    @property
+    def side(self) -> "HeadOf":
+        """What a sweep takes."""
+        return self
+
     def __len__(self) -> int:
         return len(self.hidden_NH)
 
@@ -69,10 +73,6 @@ class HeadOf:
         """The same without gradient."""
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         return replace(self, hidden_NH=self.hidden_NH.detach(), weight_VH=self.weight_VH.detach(), bias_V=bias_V)
-
-    def rows(self, function: Callable[[Tensor], Tensor]) -> "HeadOf":
-        """`function` of the hidden states: to move, select or gather rows."""
-        return replace(self, hidden_NH=function(self.hidden_NH))
 
     def first_ids(self, count: int) -> "HeadOf":
         """The signal over the ids in [0, count)."""
@@ -85,6 +85,10 @@ class HeadOf:
         """The logits of some ids alone, `[N, W]`: of the head only their rows are read. Differentiable."""
         bias_V = None if self.bias_V is None else self.bias_V.index_select(0, ids_W)
         return replace(self, weight_VH=self.weight_VH.index_select(0, ids_W), bias_V=bias_V).logits()
+
+    def predictions(self) -> Tensor:
+        """Of a regression, whose single output is a number: `[N, 1]`."""
+        return self.logits()
 
     def logits(self) -> Tensor:
         """All of them, `[N, V]` in fp32 (or fp64), differentiable: what the sweep is there to avoid."""

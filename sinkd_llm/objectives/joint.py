@@ -19,28 +19,22 @@ gradient is the gradient of `sum_ij G_ij C_ij` with G fixed: the gradients add u
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sinkd_llm.distributed import RowLayout
+from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
+from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, Solution, TransportSettings
-from sinkd_llm.objectives.signals import (
-    Signal,
-    TeacherSignal,
-    TransportRows,
-    as_signal,
-    distributions,
-    joined,
-    over_shared_ids,
-)
+from sinkd_llm.objectives.signals import DenseSignal, Signal, TeacherSignal, as_signal, joined, vocabulary_of
 from sinkd_llm.objectives.sinkd import SinKDTerm
 
 # In the scope "sequence" a problem lies within one micro-batch.
 SPANNING_SCOPES = ("batch", "position")
+# The teacher's logits of all rows serve every micro-batch: so many are made once, and more once a micro-batch.
+_LOGITS_KEPT = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +57,7 @@ class SpanningProblem:
         position (sequence of `Tensor`): integers `[N]`, each row's place in its answer.
         settings ([`TransportSettings`]): with the scope `"batch"` or `"position"`.
         verbalizer_ids, regression: see [`sinkd_term`].
-        teacher_MV (`Tensor`, *optional*): the teacher's logits of all rows, where they are known already. By default
-            the logits of `teacher` are gathered, restricted to the verbalizers if only these count.
+        group_seed (`int`, *optional*, defaults to `0`): see [`sinkd_term`]; the same on all ranks.
         factor (`float` or `Tensor`, *optional*, defaults to `1.0`): multiplies this rank's contribution.
 
     Raises:
@@ -80,7 +73,7 @@ class SpanningProblem:
         *,
         verbalizer_ids: Tensor | Sequence[int] | None = None,
         regression: bool = False,
-        teacher_MV: Tensor | None = None,
+        group_seed: int = 0,
         factor: float | Tensor = 1.0,
     ) -> None:
         if settings.transport_scope not in SPANNING_SCOPES:
@@ -89,28 +82,37 @@ class SpanningProblem:
             )
         self.layout, self.settings = layout, settings
         self._factor, self._regression = factor, regression
-        self._ids = verbalizer_ids
+        self._given_ids = verbalizer_ids
         self._device = position[0].device
-        # Restricted before they travel.
-        self._signal: Signal | None = (
-            joined([self._kept(as_signal(rows)) for rows in teacher], layout.gather)
-            if teacher_MV is None
-            else self._kept(as_signal(teacher_MV))
-        )
-        self._rows_M: TransportRows | None = None
-        self._vocabulary = 0
-        by_position = settings.transport_scope == "position"
-        self._key_M = layout.gather(position) if by_position else position[0].new_zeros(layout.total)
-        self._problems = Problems.of(self._key_M) if by_position else Problems.whole(layout.total)
+        # Restricted before they travel. Of hidden states with a head, only the hidden states travel.
+        kept = [restricted(signal, self._ids(signal.vocabulary_size)) for signal in map(as_signal, teacher)]
+        self._signal: Signal = joined(kept, layout.gather)
+        if isinstance(self._signal, HeadOf) and len(self._signal) * self._signal.vocabulary_size <= _LOGITS_KEPT:
+            with torch.no_grad():
+                self._signal = DenseSignal(self._signal.logits())
+        key_M = layout.gather(position) if settings.transport_scope == "position" else None
+        self._problems = Problems.of(key_M, layout.total, settings.transport_group_size, group_seed)
         self._solved: _Solved | None = None
 
-    def cost(self, student_NV: Tensor, part: int) -> Tensor:
+    def request(self, student: Tensor | HeadOf, part: int) -> TransportRequest:
+        """
+        Which costs the term needs of micro-batch `part`.
+
+        Args:
+            student (`Tensor` or [`HeadOf`]): its rows, over the same ids as the teacher's or more.
+        """
+        ids_K = self._ids(vocabulary_of(student))
+        rows = self.layout.parts[part]
+        return TransportRequest(self._signal, self._problems.pairing_of(rows), self.settings, ids_K, rows)
+
+    def cost(self, student: Tensor | HeadOf, part: int) -> Tensor:
         """`[N, W]`: row i's costs to the teacher's rows of its problem, in their order, then zeros. Differentiable.
 
         Args:
-            student_NV (`Tensor`): logits of micro-batch `part`, over the same ids as the teacher's or more.
+            student (`Tensor` or [`HeadOf`]): see [`request`].
         """
-        return self._cost(student_NV, part)[0]
+        request = self.request(student, part)
+        return self._rows(transport_costs(student, request, self._regression), request)
 
     @torch.enable_grad()
     def solve(self, costs: Sequence[Tensor]) -> None:
@@ -127,13 +129,16 @@ class SpanningProblem:
         (grad_MW,) = torch.autograd.grad(total, cost_MW)  # G
         self._solved = _Solved(solution, grad_MW, self._problems.unsorted(torch.cat(values)))
 
-    def term(self, student_NV: Tensor, part: int = 0) -> SinKDTerm:
+    def term(self, costs: Costs, request: TransportRequest, part: int = 0) -> SinKDTerm:
         """The part of the term that the rows of micro-batch `part` contribute.
 
         Its `value` is the transport cost of these rows, with their part of the gradient; its diagnostics are of the
         whole problem, but for the width of these rows' costs.
+
+        Args:
+            costs ([`Costs`]), request ([`TransportRequest`]): what [`request`] asks for, and what it was.
         """
-        cost_NW, width_N = self._cost(student_NV, part)
+        cost_NW = self._rows(costs, request)
         if self._solved is None:
             self.solve([cost_NW])
         solved = self._solved
@@ -141,66 +146,14 @@ class SpanningProblem:
         rows = self.layout.parts[part]
         surrogate = (solved.grad_MW[rows] * cost_NW).sum()  # sum_ij G_ij C_ij
         value = self._factor * (solved.value_M[rows].sum() + surrogate - surrogate.detach())
-        return SinKDTerm(value, len(cost_NW), self._problems.count, solved.solution, width_N)
+        return SinKDTerm(value, len(cost_NW), self._problems.count, solved.solution, costs.width_N)
 
-    def _cost(self, student_NV: Tensor, part: int) -> tuple[Tensor, Tensor | None]:
-        """`cost`, and of a top-k signal each row's mean width, `[N]`."""
-        if (ids_K := self._kept_ids(student_NV.shape[-1])) is not None:
-            student_NV = student_NV.index_select(1, ids_K)
-        rows_M = self._teacher_rows(student_NV)
-        student_NV = student_NV[:, : self._vocabulary]
-        student_NV = distributions(student_NV, self.settings.sinkhorn_temperature, self._regression)
-        if self._problems.count == 1:
-            cost_1NM, width_1N = rows_M.map(lambda rows: rows[None]).cost(student_NV[None])
-            return cost_1NM[0], None if width_1N is None else width_1N[0]
-        if not len(student_NV):
-            # Of the graph; and with a width, for every rank logs the same things.
-            nothing_NW = student_NV[:, :1].expand(-1, self._problems.largest)
-            return nothing_NW, student_NV.new_zeros(0) if rows_M.has_width else None
-        return self._cost_by_problem(student_NV, rows_M, part)
+    def _rows(self, costs: Costs, request: TransportRequest) -> Tensor:
+        """The costs as `[N, W]`."""
+        if not costs.blocks:
+            return costs.zero.new_zeros(0, self._problems.largest) + costs.zero  # of the graph
+        W = self._problems.largest
+        return request.pairing.joined_student([pad(cost, (0, W - cost.shape[-1])) for cost in costs.blocks])
 
-    def _cost_by_problem(self, student_NV: Tensor, rows_M: TransportRows, part: int) -> tuple[Tensor, Tensor | None]:
-        keys_P, problem_M, count_P = self._key_M.unique(return_inverse=True, return_counts=True)
-        problem_N = problem_M[self.layout.parts[part]]
-        order_N, order_M = problem_N.argsort(stable=True), problem_M.argsort(stable=True)
-        mine, theirs = problem_N.bincount(minlength=len(keys_P)).tolist(), count_P.tolist()
-        students = student_NV.index_select(0, order_N).split(mine)
-        rows_M = rows_M.map(lambda rows: rows.index_select(0, order_M))
-        # One cost call for the problems of one shape.
-        present = [p for p in range(len(keys_P)) if mine[p]]
-        shape = {p: (mine[p], theirs[p]) for p in present}
-
-        def stacked(rows_M: Tensor, block: list[int]) -> Tensor:
-            parts = rows_M.split(theirs)
-            return torch.stack([parts[p] for p in block])
-
-        cost_of: dict[int, Tensor] = {}
-        width_of: dict[int, Tensor] = {}
-        for _, same in groupby(sorted(present, key=shape.__getitem__), key=shape.__getitem__):
-            block = list(same)
-            rows_PR = rows_M.map(partial(stacked, block=block))
-            cost_PNR, width_PN = rows_PR.cost(torch.stack([students[p] for p in block]))
-            cost_of.update(zip(block, cost_PNR, strict=True))
-            width_of.update({} if width_PN is None else zip(block, width_PN, strict=True))
-        cost_NW = torch.cat([pad(cost_of[p], (0, self._problems.largest - theirs[p])) for p in present])
-        back_N = order_N.argsort()
-        width_N = torch.cat([width_of[p] for p in present]).index_select(0, back_N) if width_of else None
-        return cost_NW.index_select(0, back_N), width_N
-
-    def _kept_ids(self, V: int) -> Tensor | None:
-        return self.settings.kept_ids(self._ids, self._regression, V, self._device)
-
-    def _kept(self, signal: Signal) -> Signal:
-        """The signal over the ids that count."""
-        ids_K = self._kept_ids(signal.vocabulary_size)
-        return signal if ids_K is None else signal.at(ids_K)
-
-    def _teacher_rows(self, student_NV: Tensor) -> TransportRows:
-        """The teacher's rows over the ids that both have; made once, and the logits are then let go."""
-        if self._rows_M is None:
-            assert self._signal is not None
-            signal = over_shared_ids(student_NV, self._signal)[1]
-            self._vocabulary, self._signal = signal.vocabulary_size, None
-            settings = self.settings
-            self._rows_M = signal.transport_rows(settings.sinkhorn_temperature, settings.cost_norm, self._regression)
-        return self._rows_M
+    def _ids(self, V: int) -> Tensor | None:
+        return self.settings.kept_ids(self._given_ids, self._regression, V, self._device)

@@ -11,24 +11,37 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.distributed import RowLayout
+from sinkd_llm.objectives.comparison import Compared, TransportRequest, compare, transport_costs
 from sinkd_llm.objectives.divergences import (
     DIVERGENCE_CHOICES,
     DIVERGENCES,
     NO_DIVERGENCE,
-    cross_entropy,
+    Divergence,
     squared_error,
     temperature_factor,
 )
+from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
 from sinkd_llm.objectives.problems import TransportSettings
-from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, mean_entropy, over_shared_ids
-from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, sinkd_term
+from sinkd_llm.objectives.signals import (
+    Signal,
+    TeacherSignal,
+    as_signal,
+    first_ids,
+    logits_of,
+    mean_entropy,
+    vocabulary_of,
+)
+from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, BatchProblem
+from sinkd_llm.objectives.sweep import Wanted, sweep
 
 # Names of what the objective gives, as they are logged. The report has a label for each.
 CE, MSE, TEACHER_MSE, SINKHORN = "ce", "mse", "teacher_mse", "sinkhorn"
 TEACHER_ENTROPY, STUDENT_ENTROPY = "teacher_entropy", "student_entropy"
 TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN)
 DIAGNOSTICS = (*(f"{SINKHORN}/{name}" for name in SINKD_DIAGNOSTICS), TEACHER_ENTROPY, STUDENT_ENTROPY)
+# Whether hidden states and heads are taken as they are, or logits are made of them first.
+FUSED = ("auto", "always", "never")
 # A divergence is multiplied by the square of its temperature, in fp32.
 LARGEST_TEMPERATURE = 1e15
 
@@ -91,8 +104,12 @@ class DistillationObjective:
             Weight of the mean transport cost of a supervised token; the paper's beta, on the scale that
             docs/method.md converts.
         sinkhorn_temperature, sinkhorn_epsilon, sinkhorn_iterations, sinkhorn_threshold, sinkhorn_gradient, cost_norm,
-        transport_scope, vocabulary:
+        transport_scope, vocabulary, transport_group_size:
             The SinKD term's settings, see [`TransportSettings`].
+        fused (`str`, *optional*, defaults to `"auto"`):
+            What becomes of hidden states with a head ([`HeadOf`]): `"auto"` and `"always"` walk over the vocabulary
+            without making logits `[N, V]` ([`~sinkd_llm.objectives.sweep`]), `"never"` makes them first. `"always"`
+            refuses a student or a teacher that comes as logits. The results are the same.
 
     Raises:
         `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
@@ -110,8 +127,12 @@ class DistillationObjective:
     cost_norm: str = TransportSettings.cost_norm
     transport_scope: str = TransportSettings.transport_scope
     vocabulary: str = TransportSettings.vocabulary
+    transport_group_size: int | None = TransportSettings.transport_group_size
+    fused: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.fused not in FUSED:
+            raise ValueError(f"fused must be one of {', '.join(FUSED)}, got {self.fused!r}.")
         if self.divergence not in DIVERGENCE_CHOICES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCE_CHOICES)}, got {self.divergence!r}.")
         if not 0 <= self.alpha <= 1:
@@ -136,7 +157,7 @@ class DistillationObjective:
     def transport_settings(self) -> TransportSettings:
         """The settings of the SinKD term."""
         return TransportSettings(
-            **{setting.name: getattr(self, setting.name) for setting in fields(TransportSettings)}
+            **{setting.name: getattr(self, setting.name) for setting in fields(TransportSettings) if setting.init}
         )
 
     @property
@@ -155,7 +176,7 @@ class DistillationObjective:
 
     def __call__(
         self,
-        student_NV: Tensor,
+        student: Tensor | HeadOf,
         teacher: TeacherSignal | None,
         labels_N: Tensor,
         *,
@@ -164,17 +185,19 @@ class DistillationObjective:
         verbalizer_ids: Tensor | Sequence[int] | None = None,
         num_items: Tensor | int | None = None,
         transport: tuple[SpanningProblem, int] | None = None,
+        group_seed: int = 0,
         with_diagnostics: bool = False,
     ) -> ObjectiveOutput:
         """Computes the loss of one micro-batch.
 
         Args:
-            student_NV (`Tensor`):
-                Logits `[N, V]`, one row per supervised token. With N = 0 the loss is 0 with a zero gradient.
-            teacher (`Tensor` or [`TopKSignal`], *optional*):
-                Logits of the same rows, or of some ids of each row. The two are compared over the ids that both have;
-                CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the divergence and
-                SinKD see its ids and one bucket for the rest.
+            student (`Tensor` or [`HeadOf`]):
+                Logits `[N, V]`, one row per supervised token, or hidden states with the head that would make them.
+                With N = 0 the loss is 0 with a zero gradient.
+            teacher (`Tensor`, [`HeadOf`] or [`TopKSignal`], *optional*):
+                Likewise of the same rows, or the logits of some ids of each row. The two are compared over the ids
+                that both have; CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the
+                divergence and SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
                 Token ids `[N]` in [0, V); the true values of a regression. Another id is torch's own error (on a GPU
                 a failed assertion): to look at them here would make every step wait for the device.
@@ -187,6 +210,9 @@ class DistillationObjective:
             transport (`tuple[SpanningProblem, int]`, *optional*):
                 A problem of [`spanning_problem`] that these rows are part of, and which part. By default
                 the rows are all there are.
+            group_seed (`int`, *optional*, defaults to `0`):
+                Of the random groups that a problem of more than `transport_group_size` rows is cut into; a problem of
+                [`spanning_problem`] has its own.
             with_diagnostics (`bool`, *optional*, defaults to `False`):
                 Fill `diagnostics`: `sinkhorn/row_error`, `sinkhorn/diagonal_mass`, `sinkhorn/plan_entropy`,
                 `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have; not of
@@ -200,37 +226,45 @@ class DistillationObjective:
             `ValueError`: if the rows do not match, verbalizers are wanted and not given, there is one output
                 without true values, or several with them, or a [`TopKSignal`] does not know what is asked of it.
         """
-        regression, N = _check_rows(student_NV, teacher, labels_N), len(student_NV)
+        regression, N = _check_rows(student, teacher, labels_N), len(student)
+        student, signal = self._as_wanted(student, teacher)
         terms: list[_Term] = []
         diagnostics: dict[str, Tensor] = {}
-        labels_weight = 1.0 if teacher is None else 1 - self.alpha
+        labels_weight = 1.0 if signal is None else 1 - self.alpha
+        request, problem = None, None
+        if signal is not None and self.sinkhorn_weight > 0:
+            if transport is None:
+                V = min(vocabulary_of(student), signal.vocabulary_size)
+                device = (student if isinstance(student, Tensor) else student.hidden_NH).device
+                ids_K = self.transport_settings.kept_ids(verbalizer_ids, regression, V, device)
+                problem = BatchProblem(signal, self.transport_settings, example_N, position_N, ids_K, group_seed)
+                request = problem.request
+            else:
+                request = transport[0].request(student, transport[1])
+        if regression:
+            compared = self._squared_errors(student, signal, labels_N, labels_weight, request)
+        else:
+            compared = self._compared(student, signal, labels_N if labels_weight > 0 else None, request)
         if labels_weight > 0:
-            terms.append(_label_term(student_NV, labels_N, labels_weight))
-        if teacher is not None:
-            student_NV, signal = over_shared_ids(student_NV, as_signal(teacher))
-            if self._has_divergence:
-                terms.append(self._divergence_term(student_NV, signal, regression))
-            if self.sinkhorn_weight > 0:
-                if transport is None:
-                    sinkd = sinkd_term(
-                        student_NV,
-                        signal,
-                        self.transport_settings,
-                        example_N=example_N,
-                        position_N=position_N,
-                        verbalizer_ids=verbalizer_ids,
-                        regression=regression,
-                    )
-                else:
-                    problem, part = transport
-                    sinkd = problem.term(student_NV, part)
-                terms.append(_Term(SINKHORN, self.sinkhorn_weight, sinkd.value))
-                if with_diagnostics:
-                    diagnostics |= sinkd.diagnostics()
-            if with_diagnostics and not regression and (entropy := signal.mean_entropy()) is not None:
-                diagnostics[TEACHER_ENTROPY] = entropy
+            assert compared.ce_N is not None
+            terms.append(_Term(MSE if regression else CE, labels_weight, compared.ce_N.sum()))
+        if compared.divergence_N is not None:
+            name, factor = TEACHER_MSE, 1.0
+            if not regression:
+                name, factor = self.divergence, temperature_factor(self.divergence, self.temperature)
+            terms.append(_Term(name, self.alpha, compared.divergence_N.sum() * factor))
+        if request is not None:
+            assert compared.costs is not None
+            if problem is not None:
+                sinkd = problem.term(compared.costs)
+            else:
+                assert transport is not None
+                sinkd = transport[0].term(compared.costs, request, transport[1])
+            terms.append(_Term(SINKHORN, self.sinkhorn_weight, sinkd.value))
+            if with_diagnostics:
+                diagnostics |= sinkd.diagnostics()
         if with_diagnostics and not regression:
-            diagnostics[STUDENT_ENTROPY] = mean_entropy(student_NV)
+            diagnostics |= _entropies(student, signal)
 
         loss = torch.stack([term.weight * term.total for term in terms]).sum()
         if isinstance(num_items, Tensor):
@@ -240,18 +274,54 @@ class DistillationObjective:
         means = {term.name: term.total.detach() / max(N, 1) for term in terms}
         return ObjectiveOutput(loss, means, diagnostics)
 
-    def _divergence_term(self, student_NV: Tensor, signal: Signal, regression: bool) -> _Term:
-        """`T^order sum_i D(p_i, q_i)` at the temperature T; of a regression `sum_i (s_i - t_i)^2`."""
-        if regression:
-            return _Term(TEACHER_MSE, self.alpha, squared_error(student_NV, signal.predictions()).sum())
-        divergence = DIVERGENCES[self.divergence]
-        if not (divergence.merging_lowers or signal.names_all_ids):
+    def _as_wanted(
+        self, student: Tensor | HeadOf, teacher: TeacherSignal | None
+    ) -> tuple[Tensor | HeadOf, Signal | None]:
+        """Both sides as `fused` says."""
+        if self.fused == "never":
+            student = logits_of(student)
+            with torch.no_grad():
+                teacher = teacher.logits() if isinstance(teacher, HeadOf) else teacher
+        if self.fused == "always" and (isinstance(student, Tensor) or isinstance(teacher, Tensor)):
+            raise ValueError(
+                "fused='always' needs hidden states with their head of both sides, and the "
+                f"{'student' if isinstance(student, Tensor) else 'teacher'} came as logits; use fused='auto'."
+            )
+        return student, None if teacher is None else as_signal(teacher)
+
+    def _compared(
+        self,
+        student: Tensor | HeadOf,
+        signal: Signal | None,
+        labels_N: Tensor | None,
+        request: TransportRequest | None,
+    ) -> Compared:
+        if signal is None:
+            return Compared(sweep(student, None, Wanted(labels_N)).ce_N, None, None)
+        divergence: Divergence | None = DIVERGENCES[self.divergence] if self._has_divergence else None
+        if divergence is not None and not (divergence.merging_lowers or signal.names_all_ids):
             raise ValueError(
                 f"divergence={self.divergence!r} needs the teacher's whole rows: merging ids into one bucket may "
                 "raise it, so nothing would be certified; choose another divergence, or cache full rows."
             )
-        total = divergence(*signal.compared(student_NV, self.temperature)).sum()
-        return _Term(self.divergence, self.alpha, total * temperature_factor(self.divergence, self.temperature))
+        return compare(student, signal, labels_N, divergence, self.temperature, request)
+
+    def _squared_errors(
+        self,
+        student: Tensor | HeadOf,
+        signal: Signal | None,
+        labels_N: Tensor,
+        labels_weight: float,
+        request: TransportRequest | None,
+    ) -> Compared:
+        """What a regression has in place of `_compared`: `(s_i - y_i)^2` and `(s_i - t_i)^2`."""
+        student_N1 = logits_of(student)
+        to_label_N = squared_error(student_N1, labels_N) if labels_weight > 0 else None
+        to_teacher_N = None
+        if signal is not None and self._has_divergence:
+            to_teacher_N = squared_error(student_N1, signal.predictions())
+        costs = None if request is None else transport_costs(student_N1, request, regression=True)
+        return Compared(to_label_N, to_teacher_N, costs)
 
     def spanning_problem(
         self,
@@ -261,13 +331,13 @@ class DistillationObjective:
         *,
         verbalizer_ids: Tensor | Sequence[int] | None = None,
         regression: bool = False,
-        teacher_MV: Tensor | None = None,
+        group_seed: int = 0,
         factor: float | Tensor = 1.0,
     ) -> SpanningProblem:
         """The SinKD problems of several micro-batches, of several ranks, or both; for the argument `transport`.
 
         Args:
-            layout, teacher, position, teacher_MV, factor: see [`~sinkd_llm.objectives.SpanningProblem`].
+            layout, teacher, position, group_seed, factor: see [`~sinkd_llm.objectives.SpanningProblem`].
             verbalizer_ids: as in a call.
             regression (`bool`): whether the labels are true values.
         """
@@ -278,30 +348,34 @@ class DistillationObjective:
             self.transport_settings,
             verbalizer_ids=verbalizer_ids,
             regression=regression,
-            teacher_MV=teacher_MV,
+            group_seed=group_seed,
             factor=factor,
         )
 
 
-def _check_rows(student_NV: Tensor, teacher: TeacherSignal | None, labels_N: Tensor) -> bool:
+def _check_rows(student: Tensor | HeadOf, teacher: TeacherSignal | None, labels_N: Tensor) -> bool:
     """Refuses rows that do not match. Returns whether they belong to a regression."""
-    N = len(student_NV)
+    N, outputs = len(student), vocabulary_of(student)
     if labels_N.shape != (N,) or (teacher is not None and len(teacher) != N):
         raise ValueError(
             f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
             f"labels and {0 if teacher is None else len(teacher)} rows of the teacher."
         )
     regression = labels_N.is_floating_point()
-    if regression != (student_NV.shape[-1] == 1):
+    if regression != (outputs == 1):
         raise ValueError(
-            f"The student has {student_NV.shape[-1]} outputs and labels of type {labels_N.dtype}: one output goes "
+            f"The student has {outputs} outputs and labels of type {labels_N.dtype}: one output goes "
             "with true values (floating point), and more with token ids or classes (integers)."
         )
     return regression
 
 
-def _label_term(student_NV: Tensor, labels_N: Tensor, weight: float) -> _Term:
-    """`sum_i -log q_i[y_i]`; of a regression `sum_i (s_i - y_i)^2`."""
-    if labels_N.is_floating_point():
-        return _Term(MSE, weight, squared_error(student_NV, labels_N).sum())
-    return _Term(CE, weight, cross_entropy(student_NV, labels_N).sum())
+def _entropies(student: Tensor | HeadOf, signal: Signal | None) -> dict[str, Tensor]:
+    """Of both sides over the ids that both have; of a teacher whose tail may be spread in any way it is not known."""
+    entropies = {}
+    if signal is not None:
+        shared = min(vocabulary_of(student), signal.vocabulary_size)
+        student = first_ids(student, shared)
+        if (theirs := signal.first_ids(shared).side) is not None:
+            entropies[TEACHER_ENTROPY] = mean_entropy(theirs)
+    return {**entropies, STUDENT_ENTROPY: mean_entropy(student)}

@@ -1,10 +1,11 @@
 """Rows to transport problems: which rows form one, over which ids, and its solution.
 
-Shape suffixes: N rows, V vocabulary, K kept token ids, P transport problems of one size, R rows of a problem.
+Shape suffixes: N rows of the student, M of the teacher, V vocabulary, K kept token ids, P transport problems of one
+size, R rows of a problem, n and m the rows of a problem that are the student's and the teacher's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -40,6 +41,9 @@ class TransportSettings:
             their answers, `"sequence"` the rows of one example.
         vocabulary (`str`, *optional*, defaults to `"full"`):
             `"verbalizers"` restricts the logits to the first token ids of the answer choices *before* the softmax.
+        transport_group_size (`int`, *optional*, defaults to `256`):
+            The most rows of a problem. One with more is cut into random groups of nearly equal size, so that the cost
+            of a step grows with the number of rows and not with its square. `None`: no problem is cut.
 
     Raises:
         `ValueError`: for a setting out of its range.
@@ -53,6 +57,11 @@ class TransportSettings:
     cost_norm: str = "l1"
     transport_scope: str = "batch"
     vocabulary: str = "full"
+    transport_group_size: int | None = 256
+    # The last ids that were looked at, and what became of them: to look at them makes a GPU wait.
+    _known: dict[tuple[int, int], tuple[object, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         choices = {"cost_norm": COST_NORMS, "transport_scope": TRANSPORT_SCOPES, "vocabulary": VOCABULARIES}
@@ -62,6 +71,12 @@ class TransportSettings:
         if not 0 < self.sinkhorn_temperature < float("inf"):
             raise ValueError(f"sinkhorn_temperature must be a positive number, got {self.sinkhorn_temperature}.")
         check_solver(*self._solver, prefix="sinkhorn_")
+        size = self.transport_group_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 2):
+            raise ValueError(
+                f"transport_group_size must be None or a whole number of at least 2, got {size!r}: a group of one row "
+                "has nothing to transport."
+            )
 
     @property
     def _solver(self) -> tuple[float, int, float | None, str]:
@@ -83,6 +98,9 @@ class TransportSettings:
                 "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or use "
                 "vocabulary='full'."
             )
+        known = self._known.get((id(verbalizer_ids), V))
+        if known is not None and known[0] is verbalizer_ids and known[1].device == device:
+            return known[1]
         ids_K = torch.as_tensor(verbalizer_ids).flatten()
         distinct = ids_K.unique()
         if len(distinct) < 2:
@@ -94,7 +112,10 @@ class TransportSettings:
             raise ValueError(f"verbalizer_ids must be distinct, got {ids_K.tolist()}.")
         if distinct[0] < 0 or distinct[-1] >= V:
             raise ValueError(f"verbalizer_ids must lie in [0, {V}), got {ids_K.tolist()}.")
-        return ids_K.to(device)  # checked where they are: the memory estimate's device has no values
+        kept_K = ids_K.to(device)  # checked where they are: the memory estimate's device has no values
+        self._known.clear()
+        self._known[id(verbalizer_ids), V] = verbalizer_ids, kept_K
+        return kept_K
 
     def solve(self, costs: Sequence[Tensor]) -> "Solution":
         """Solves problems, given the costs `[P, R, R]` of the problems of each size R, R growing.
@@ -111,6 +132,38 @@ class TransportSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class Pairing:
+    """
+    Which rows of the student meet which rows of the teacher.
+
+    Attributes:
+        blocks (`list[tuple[int, int, int]]`): `(P, n, m)` for P problems of n and m rows.
+        order_N, order_M (`Tensor`, *optional*): the order of either side's rows in which the blocks, and within them
+            the problems, follow each other. `None`: as they stand, all in one block.
+    """
+
+    blocks: list[tuple[int, int, int]]
+    order_N: Tensor | None = None
+    order_M: Tensor | None = None
+
+    def students(self, rows_N: Tensor) -> list[Tensor]:
+        """The student's rows `[N, ...]` as `[P, n, ...]` for each block."""
+        return _blocks(rows_N, self.order_N, [(P, n) for P, n, _ in self.blocks])
+
+    def teachers(self, rows_M: Tensor) -> list[Tensor]:
+        """The teacher's rows `[M, ...]` as `[P, m, ...]` for each block."""
+        return _blocks(rows_M, self.order_M, [(P, m) for P, _, m in self.blocks])
+
+    def joined_student(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The reverse of `students`: `[N, ...]` of `[P, n, ...]`."""
+        flat = [block.flatten(0, 1) for block in blocks]
+        sorted_N = flat[0] if len(flat) == 1 else torch.cat(flat)
+        if self.order_N is None:
+            return sorted_N
+        return torch.empty_like(sorted_N).index_copy_(0, self.order_N.to(sorted_N.device), sorted_N)
+
+
+@dataclass(frozen=True, eq=False)
 class Problems:
     """
     Which rows form which transport problem.
@@ -120,23 +173,36 @@ class Problems:
         order_N (`Tensor`, *optional*): the order of the rows in which the blocks, and within them the problems, follow
             each other. Rows of one problem keep their order, so that row i of the student and row i of the teacher
             stay the same token. `None`: the rows are one problem as they stand.
+        key_N (`Tensor`, *optional*): which problem each row is part of; `None`: all of one.
     """
 
     blocks: list[tuple[int, int]]
     order_N: Tensor | None = None
+    key_N: Tensor | None = None
 
     @classmethod
-    def of(cls, key_N: Tensor) -> "Problems":
-        """Rows with equal keys are one problem."""
+    def of(cls, key_N: Tensor | None, N: int, group_size: int | None = None, seed: int = 0) -> "Problems":
+        """
+        Rows with equal keys are one problem.
+
+        Args:
+            key_N (`Tensor`, *optional*): integers `[N]`. `None`: all rows are of one problem.
+            N (`int`): rows.
+            group_size (`int`, *optional*): see [`TransportSettings`].
+            seed (`int`, *optional*, defaults to `0`): of the groups of a problem that is cut; ranks with equal keys
+                and seeds cut it alike.
+        """
+        if key_N is None and (group_size is None or group_size >= N):
+            return cls([(1, N)] if N else [])
+        # On the CPU: the sizes are needed here.
+        key_N = torch.zeros(N, dtype=torch.long) if key_N is None else key_N.cpu()
+        if group_size is not None and N:
+            key_N = _cut(key_N, group_size, seed)
         _, problem_N, count = key_N.unique(return_inverse=True, return_counts=True)
         order_N = problem_N.argsort(stable=True)
         order_N = order_N[count[problem_N[order_N]].argsort(stable=True)]
-        return cls([(len(list(same)), R) for R, same in groupby(sorted(count.tolist()))], order_N)
-
-    @classmethod
-    def whole(cls, N: int) -> "Problems":
-        """All rows are one problem; there is none without a row."""
-        return cls([(1, N)] if N else [])
+        blocks = [(len(list(same)), R) for R, same in groupby(sorted(count.tolist()))]
+        return cls(blocks, order_N, problem_N)
 
     @property
     def count(self) -> int:
@@ -147,6 +213,27 @@ class Problems:
         """Rows of the largest problem; 0 without one."""
         return self.blocks[-1][1] if self.blocks else 0
 
+    @property
+    def pairing(self) -> Pairing:
+        """Every row meets all rows of its problem."""
+        return Pairing([(P, R, R) for P, R in self.blocks], self.order_N, self.order_N)
+
+    def pairing_of(self, rows: slice) -> Pairing:
+        """Some rows of the student meet all rows of their problems."""
+        if self.key_N is None:
+            n = len(range(*rows.indices(self.largest)))
+            return Pairing([(1, n, self.largest)] if n else [])
+        mine_N, sizes = self.key_N[rows], self.key_N.bincount()
+        counts = mine_N.bincount(minlength=len(sizes))
+        # One block for the problems of one shape: the same order of problems on both sides.
+        shape_of = list(zip(counts.tolist(), sizes.tolist(), strict=True))
+        present = sorted((p for p in range(len(sizes)) if shape_of[p][0]), key=shape_of.__getitem__)
+        place_P = torch.full((len(sizes),), len(sizes), dtype=torch.long)
+        place_P[torch.tensor(present, dtype=torch.long)] = torch.arange(len(present))
+        blocks = [(len(list(same)), *shape) for shape, same in groupby(present, key=shape_of.__getitem__)]
+        order_M = place_P[self.key_N].argsort(stable=True)[: sum(shape_of[p][1] for p in present)]
+        return Pairing(blocks, place_P[mine_N].argsort(stable=True), order_M)
+
     def sorted(self, rows_N: Tensor) -> Tensor:
         """The rows `[N, ...]` in the order of the problems."""
         return rows_N if self.order_N is None else rows_N.index_select(0, self.order_N.to(rows_N.device))
@@ -156,13 +243,34 @@ class Problems:
         if self.order_N is None:
             return sorted_N
         rows_N = torch.empty_like(sorted_N)
-        rows_N[self.order_N] = sorted_N
+        rows_N[self.order_N.to(rows_N.device)] = sorted_N
         return rows_N
 
     def split(self, sorted_N: Tensor) -> list[Tensor]:
-        """The `[P, R, ...]` of each block. A single block is not split, which would copy its gradient."""
-        parts = [sorted_N] if len(self.blocks) == 1 else sorted_N.split([P * R for P, R in self.blocks])
-        return [part.view(P, R, *part.shape[1:]) for (P, R), part in zip(self.blocks, parts, strict=True)]
+        """The `[P, R, ...]` of each block."""
+        return _blocks(sorted_N, None, self.blocks)
+
+
+def _blocks(rows: Tensor, order: Tensor | None, blocks: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Rows in an order as `[P, R, ...]` for each block. A single block is not split, which would copy its gradient."""
+    if order is not None:
+        rows = rows.index_select(0, order.to(rows.device))
+    parts = [rows] if len(blocks) == 1 else rows.split([P * R for P, R in blocks])
+    return [part.unflatten(0, (P, R)) for (P, R), part in zip(blocks, parts, strict=True)]
+
+
+def _cut(key_N: Tensor, group_size: int, seed: int) -> Tensor:
+    """Keys of the groups that problems of more rows are cut into: random ones, of nearly equal size."""
+    _, problem_N, count_P = key_N.unique(return_inverse=True, return_counts=True)
+    groups_P = -(-count_P // group_size)
+    if int(groups_P.max()) <= 1:
+        return key_N
+    shuffled_N = torch.randperm(len(key_N), generator=torch.Generator().manual_seed(seed))
+    shuffled_N = shuffled_N[problem_N[shuffled_N].argsort(stable=True)]  # problem by problem
+    problem_of = problem_N[shuffled_N]
+    place = torch.arange(len(key_N)) - (count_P.cumsum(0) - count_P)[problem_of]  # in its problem
+    group = (groups_P.cumsum(0) - groups_P)[problem_of] + place * groups_P[problem_of] // count_P[problem_of]
+    return torch.empty_like(shuffled_N).index_copy_(0, shuffled_N, group)
 
 
 @dataclass(frozen=True, eq=False)

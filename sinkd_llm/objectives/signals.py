@@ -4,9 +4,10 @@ Shape suffixes: N supervised tokens, V vocabulary, K kept ids of a row, W wanted
 problem, P problems.
 
 Each kind of signal is one class, and nobody else asks which: it says over which ids it can be compared, what a
-divergence and the transport cost see of it, and how it travels between ranks. Two are here:
+divergence and the transport cost see of it, and how it travels between ranks. There are three:
 
 - [`DenseSignal`]: logits of all ids. Wherever a signal is taken, a plain `Tensor` `[N, V]` stands for it.
+- [`HeadOf`]: hidden states and the head that would make logits of all ids of them (`head_of.py`).
 - [`TopKSignal`]: logits of some ids of each row. What a row does not name is one bucket, the *tail*. Over K ids and
   the tail, teacher and student are distributions again, so that every divergence is the dense one on `[N, K + 1]`
   logits; merging ids can only lower KL, reverse KL, JS and TVD (data-processing inequality), and changes nothing at
@@ -15,48 +16,18 @@ divergence and the transport cost see of it, and how it travels between ranks. T
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sinkd_llm.optimal_transport import pairwise_cost, pairwise_top_k_cost
+from sinkd_llm.objectives.head_of import HeadOf
+from sinkd_llm.optimal_transport import pairwise_top_k_cost
 from sinkd_llm.optimal_transport.precision import full_precision
 
-
-def distributions(logits_NV: Tensor, temperature: float, regression: bool = False) -> Tensor:
-    """What the cost compares: softmax over V at the temperature, or the two masses `[N, 2]` of a prediction."""
-    logits_NV = full_precision(logits_NV)
-    if regression:
-        return torch.cat([logits_NV, 1 - logits_NV], dim=-1)
-    return torch.softmax(logits_NV / temperature, dim=-1)
-
-
-@dataclass(frozen=True, eq=False)
-class TransportRows:
-    """
-    The teacher's rows as the transport cost takes them, without gradient.
-
-    Attributes:
-        tensors (`tuple[Tensor, ...]`): what `function` needs of each row, `[M, ...]` or `[P, M, ...]`.
-        function (`Callable`): `(student_PNV, *tensors)` to the cost `[P, N, M]`, differentiable to the student; and
-            each student row's mean width `[P, N]` of the interval that begins at this cost and holds the dense one, or
-            `None` where the cost is the dense one.
-        has_width (`bool`): whether there is such an interval.
-    """
-
-    tensors: tuple[Tensor, ...]
-    function: Callable[..., tuple[Tensor, Tensor | None]]
-    has_width: bool = False
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "TransportRows":
-        """`function` of every tensor: to select, group or stack rows."""
-        return replace(self, tensors=tuple(map(function, self.tensors)))
-
-    def cost(self, student_PNV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The cost of moving each student row onto each of these, and the widths, see `function`."""
-        return self.function(student_PNV, *self.tensors)
+if TYPE_CHECKING:
+    from sinkd_llm.objectives.problems import Pairing
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,29 +62,18 @@ class DenseSignal:
         """The signal over the ids in [0, count)."""
         return DenseSignal(self.logits_NV[:, :count])
 
-    def at(self, ids_W: Tensor) -> "DenseSignal":
-        """The signal over some ids alone."""
-        return DenseSignal(self.logits_NV.index_select(1, ids_W))
+    @property
+    def side(self) -> Tensor:
+        """What a sweep takes."""
+        return self.logits_NV
 
-    def compared(self, student_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, float]:
-        """What a divergence takes: logits of the student and of the teacher, and the temperature."""
-        return student_NV, self.logits_NV, temperature
+    def at_ids(self, ids_W: Tensor) -> Tensor:
+        """The logits of some ids alone."""
+        return self.logits_NV.index_select(1, ids_W)
 
     def predictions(self) -> Tensor:
         """Of a regression, whose single output is a number: `[N, 1]`."""
         return self.logits_NV
-
-    def transport_rows(self, temperature: float, cost_norm: str, regression: bool) -> TransportRows:
-        """What the transport cost takes."""
-
-        def cost(student_PNV: Tensor, teacher_PMV: Tensor) -> tuple[Tensor, None]:
-            return pairwise_cost(student_PNV, teacher_PMV, norm=cost_norm), None
-
-        return TransportRows((distributions(self.logits_NV, temperature, regression),), cost)
-
-    def mean_entropy(self) -> Tensor:
-        """Mean entropy of a row at temperature 1, in nats."""
-        return mean_entropy(self.logits_NV)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +178,13 @@ class TopKSignal:
             )
         return self
 
-    def at(self, ids_W: Tensor) -> DenseSignal:
-        """The signal over ids that every row has kept: over these alone it is dense.
+    @property
+    def side(self) -> None:
+        """Nothing that a sweep takes."""
+        return None
+
+    def at_ids(self, ids_W: Tensor) -> Tensor:
+        """The logits of ids that every row has kept.
 
         Raises:
             `ValueError`: if a row has not kept one of them.
@@ -231,7 +196,7 @@ class TopKSignal:
                 f"The teacher signal has no logits of the ids {lost} in some rows; cache it with these ids (a recipe "
                 "with vocabulary='verbalizers' does), or use vocabulary='full'."
             )
-        return DenseSignal(self.logits_NK.gather(1, match_NKW.to(torch.uint8).argmax(dim=1)))
+        return self.logits_NK.gather(1, match_NKW.to(torch.uint8).argmax(dim=1))
 
     def compared(self, student_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, float]:
         """What a divergence takes: logits `[N, K + 1]` of both, which have the temperature in them already."""
@@ -242,34 +207,32 @@ class TopKSignal:
         """There are none: one output has no ids to leave out."""
         raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
 
-    def transport_rows(self, temperature: float, cost_norm: str, regression: bool) -> TransportRows:
-        """What the transport cost takes.
+    def costs(
+        self, student_NV: Tensor, pairing: "Pairing", temperature: float, cost_norm: str
+    ) -> tuple[list[Tensor], Tensor]:
+        """The transport cost of the student's logits, `[P, n, m]` for each block, and each row's mean width, `[N]`.
 
         Raises:
-            `ValueError`: for a norm of which nothing would be certified, and for a regression.
+            `ValueError`: for a norm of which nothing would be certified.
         """
-        if regression:
-            self.predictions()
         if cost_norm != "l1":
             raise ValueError(
                 f"cost_norm={cost_norm!r} needs the teacher's whole rows: merging ids into one bucket shortens an L1 "
                 "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or "
                 "cache full rows."
             )
-
-        def cost(
-            student_PNV: Tensor, ids_PMK: Tensor, kept_PMK: Tensor, tail_PM: Tensor, error_PM: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            cost_PNM, width_PNM = pairwise_top_k_cost(student_PNV, ids_PMK, kept_PMK, tail_PM)
-            # Both ends of the interval may be off by the error of the stored logits.
-            return cost_PNM, width_PNM.mean(dim=-1) + 2 * error_PM.mean(dim=-1, keepdim=True)
-
+        students = pairing.students(torch.softmax(full_precision(student_NV) / temperature, dim=-1))
         rows = (self.ids_NK, *self.probabilities(temperature), self.cost_error(temperature))
-        return TransportRows(rows, cost, has_width=True)
-
-    def mean_entropy(self) -> None:
-        """Not known: the tail may be spread in any way."""
-        return None
+        costs, widths = [], []
+        for student_PnV, ids_PmK, kept_PmK, tail_Pm, error_Pm in zip(
+            students, *map(pairing.teachers, rows), strict=True
+        ):
+            cost_Pnm, width_Pnm = pairwise_top_k_cost(student_PnV, ids_PmK, kept_PmK, tail_Pm)
+            costs.append(cost_Pnm)
+            # Both ends of the interval may be off by the error of the stored logits.
+            widths.append(width_Pnm.mean(dim=-1) + 2 * error_Pm.mean(dim=-1, keepdim=True))
+        width_N = pairing.joined_student(widths) if widths else student_NV.new_zeros(0, dtype=torch.float)
+        return costs, width_N
 
     def _tail(self, temperature: float) -> Tensor:
         if temperature not in self.tail_log_sum_exp:
@@ -282,13 +245,18 @@ class TopKSignal:
         return tail_N.to(torch.promote_types(full_precision(self.logits_NK).dtype, tail_N.dtype))
 
 
+# Logits that [`mean_entropy`] looks at together.
+_ENTROPY_LOGITS = 2**24
+
 # The kinds of signal there are, and what stands for them where one is given.
-Signal: TypeAlias = DenseSignal | TopKSignal
+Signal: TypeAlias = DenseSignal | HeadOf | TopKSignal
 TeacherSignal: TypeAlias = Tensor | Signal
 
 
 def as_signal(teacher: TeacherSignal) -> Signal:
     """The signal that a plain tensor of logits stands for; any other as it is."""
+    if isinstance(teacher, HeadOf):
+        return teacher.detached()
     return DenseSignal(teacher.detach()) if isinstance(teacher, Tensor) else teacher
 
 
@@ -299,24 +267,40 @@ def joined(signals: Sequence[Signal], join: Callable[[list[Tensor]], Tensor]) ->
     return signal
 
 
-def over_shared_ids(student_NV: Tensor, signal: Signal) -> tuple[Tensor, Signal]:
-    """Both over the ids that both have: models pad one vocabulary to different widths.
+def vocabulary_of(student: Tensor | HeadOf) -> int:
+    """V of the student's side."""
+    return student.shape[-1] if isinstance(student, Tensor) else student.vocabulary_size
 
-    Raises:
-        `ValueError`: if the signal cannot leave out the ids that the student lacks.
-    """
-    shared = min(student_NV.shape[-1], signal.vocabulary_size)
-    signal = signal.first_ids(shared)
-    if student_NV.shape[-1] > shared:  # a slice of everything would copy the gradient for nothing
-        student_NV = student_NV[:, :shared]
-    return student_NV, signal
+
+def logits_of(side: Tensor | HeadOf) -> Tensor:
+    """The logits `[N, V]` of a side."""
+    return side if isinstance(side, Tensor) else side.logits()
+
+
+def first_ids(student: Tensor | HeadOf, count: int) -> Tensor | HeadOf:
+    """The student's side over the ids in [0, count): models pad one vocabulary to different widths."""
+    if vocabulary_of(student) == count:  # a slice of everything would copy the gradient for nothing
+        return student
+    return student[:, :count] if isinstance(student, Tensor) else student.first_ids(count)
+
+
+def at_ids(student: Tensor | HeadOf, ids_K: Tensor) -> Tensor:
+    """The student's logits of some ids alone, `[N, K]`."""
+    return student.index_select(1, ids_K) if isinstance(student, Tensor) else student.at_ids(ids_K)
 
 
 @torch.no_grad()
-def mean_entropy(logits_NV: Tensor) -> Tensor:
+def mean_entropy(side: Tensor | HeadOf) -> Tensor:
     """Mean entropy of the rows at temperature 1, in nats; 0 without rows."""
-    probabilities_NV = torch.softmax(full_precision(logits_NV), dim=-1)
-    return torch.special.entr(probabilities_NV).sum() / max(len(logits_NV), 1)
+    rows = max(1, _ENTROPY_LOGITS // vocabulary_of(side))
+    total, N = None, len(side)
+    for start in range(0, max(N, 1), rows):
+        part = slice(start, start + rows)
+        logits = side[part] if isinstance(side, Tensor) else replace(side, hidden_NH=side.hidden_NH[part]).logits()
+        entropy = torch.special.entr(torch.softmax(full_precision(logits), dim=-1)).sum()
+        total = entropy if total is None else total + entropy
+    assert total is not None
+    return total / max(N, 1)
 
 
 def student_bucket_logits(student_NV: Tensor, ids_NK: Tensor, temperature: float) -> Tensor:

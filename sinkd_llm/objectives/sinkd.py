@@ -11,14 +11,16 @@ plans of mass 1 in place of n, so that `SD / N` is a mean over tokens:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
+from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, Solution, TransportSettings
-from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, distributions
+from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, vocabulary_of
 
 # Attributes of `SinKDTerm` that are logged.
 SINKD_DIAGNOSTICS = ("row_error", "diagonal_mass", "plan_entropy", "cost_width")
@@ -104,8 +106,42 @@ class SinKDTerm:
         return total / max(sum(int(size.sum()) for size in sizes), 1)
 
 
+class BatchProblem:
+    """
+    The transport problems of rows that are all here.
+
+    Args:
+        signal ([`Signal`]): the teacher's, of N rows.
+        settings ([`TransportSettings`]): of the term.
+        example_N, position_N (`Tensor`): see [`sinkd_term`].
+        ids_K (`Tensor`, *optional*): of [`TransportSettings.kept_ids`].
+        group_seed (`int`, *optional*, defaults to `0`): see [`sinkd_term`].
+    """
+
+    def __init__(
+        self,
+        signal: Signal,
+        settings: TransportSettings,
+        example_N: Tensor,
+        position_N: Tensor,
+        ids_K: Tensor | None = None,
+        group_seed: int = 0,
+    ) -> None:
+        scope = settings.transport_scope
+        key_N = None if scope == "batch" else position_N if scope == "position" else example_N
+        self.settings = settings
+        self.problems = Problems.of(key_N, len(position_N), settings.transport_group_size, group_seed)
+        self.request = TransportRequest(restricted(signal, ids_K), self.problems.pairing, settings, ids_K)
+
+    def term(self, costs: Costs) -> SinKDTerm:
+        """The term, given the costs that [`request`] asks for."""
+        solution = self.settings.solve(costs.blocks)
+        N = sum(P * R for P, R in self.problems.blocks)
+        return SinKDTerm(solution.cost(costs.zero), N, self.problems.count, solution, costs.width_N)
+
+
 def sinkd_term(
-    student_NV: Tensor,
+    student: Tensor | HeadOf,
     teacher: TeacherSignal,
     settings: TransportSettings | None = None,
     *,
@@ -113,6 +149,7 @@ def sinkd_term(
     position_N: Tensor,
     verbalizer_ids: Tensor | Sequence[int] | None = None,
     regression: bool = False,
+    group_seed: int = 0,
 ) -> SinKDTerm:
     """Sinkhorn distance between the student's and the teacher's rows (SinKD, arXiv:2402.17110).
 
@@ -121,10 +158,11 @@ def sinkd_term(
     unchanged. A problem of one row is the plain distance between the two.
 
     Args:
-        student_NV (`Tensor`):
-            Logits `[N, V]`, one row per supervised token, any floating dtype; N may be 0.
-        teacher (`Tensor` or [`TopKSignal`]):
-            Logits `[N, V]` over the same ids, which never receive a gradient; or the logits of some ids of each row.
+        student (`Tensor` or [`HeadOf`]):
+            Logits `[N, V]`, one row per supervised token, any floating dtype; N may be 0. Or hidden states with the
+            head that would make these logits.
+        teacher (`Tensor`, [`HeadOf`] or [`TopKSignal`]):
+            Likewise over the same ids, without a gradient; or the logits of some ids of each row.
             Then the cost is the L1 distance over those ids and one bucket for the rest, a lower bound of the dense
             one, see [`~sinkd_llm.optimal_transport.pairwise_top_k_cost`].
         settings ([`TransportSettings`], *optional*):
@@ -140,6 +178,8 @@ def sinkd_term(
             V is 1 and the rows are raw predictions of a number that lies in [0, 1]. A softmax over one output is
             constant, so a prediction z stands for the two masses (z, 1 - z) instead, without temperature: the
             cost is `2 |s_i - t_j|` (`l1`), in [0, 2] for predictions in [0, 1] as it is for distributions.
+        group_seed (`int`, *optional*, defaults to `0`):
+            Of the random groups that problems of more than `transport_group_size` rows are cut into.
 
     Returns:
         [`SinKDTerm`]
@@ -150,45 +190,26 @@ def sinkd_term(
     """
     settings = settings or TransportSettings()
     signal = as_signal(teacher)
-    _check(student_NV, signal, example_N, position_N, regression)
-    ids_K = settings.kept_ids(verbalizer_ids, regression, student_NV.shape[1], student_NV.device)
-    if ids_K is not None:
-        student_NV, signal = student_NV.index_select(1, ids_K), signal.at(ids_K)
-    teacher_rows = signal.transport_rows(settings.sinkhorn_temperature, settings.cost_norm, regression)
-    N = len(student_NV)
-    if settings.transport_scope == "batch":
-        problems = Problems.whole(N)
-    else:
-        problems = Problems.of(position_N if settings.transport_scope == "position" else example_N)
-    student_NV = problems.sorted(student_NV)
-    teacher_rows = teacher_rows.map(problems.sorted)
-    student_NV = distributions(student_NV, settings.sinkhorn_temperature, regression)
-
-    # One cost call for the problems of one size: nothing is computed between rows of different problems.
-    costs, widths = [], []
-    blocks = zip(problems.split(student_NV), *map(problems.split, teacher_rows.tensors), strict=True)
-    for student_PRV, *tensors in blocks:
-        cost_PRR, width_PR = replace(teacher_rows, tensors=tuple(tensors)).cost(student_PRV)
-        costs.append(cost_PRR)
-        widths += [] if width_PR is None else [width_PR.flatten()]
-    solution = settings.solve(costs)
-    value = solution.cost(student_NV.new_zeros(()) if N else student_NV.sum())  # 0, but without rows of the graph
-    width_N = torch.cat(widths or [student_NV.new_zeros(0)]) if teacher_rows.has_width else None
-    return SinKDTerm(value, N, problems.count, solution, width_N)
+    _check(student, signal, example_N, position_N, regression)
+    device = (student if isinstance(student, Tensor) else student.hidden_NH).device
+    ids_K = settings.kept_ids(verbalizer_ids, regression, vocabulary_of(student), device)
+    problem = BatchProblem(signal, settings, example_N, position_N, ids_K, group_seed)
+    return problem.term(transport_costs(student, problem.request, regression))
 
 
-def _check(student_NV: Tensor, signal: Signal, example_N: Tensor, position_N: Tensor, regression: bool) -> None:
-    if student_NV.ndim != 2 or student_NV.shape != (len(signal), signal.vocabulary_size):
+def _check(student: Tensor | HeadOf, signal: Signal, example_N: Tensor, position_N: Tensor, regression: bool) -> None:
+    shape = tuple(student.shape) if isinstance(student, Tensor) else (len(student), student.vocabulary_size)
+    if shape != (len(signal), signal.vocabulary_size):
         raise ValueError(
             "The student's and the teacher's logits must be [N, V] of the same shape, got "
-            f"{tuple(student_NV.shape)} and {(len(signal), signal.vocabulary_size)}."
+            f"{shape} and {(len(signal), signal.vocabulary_size)}."
         )
-    if example_N.shape != student_NV.shape[:1] or position_N.shape != student_NV.shape[:1]:
+    if example_N.shape != shape[:1] or position_N.shape != shape[:1]:
         raise ValueError(
-            f"example_N and position_N must have one entry for each of the {len(student_NV)} rows, got "
+            f"example_N and position_N must have one entry for each of the {shape[0]} rows, got "
             f"shapes {tuple(example_N.shape)} and {tuple(position_N.shape)}."
         )
-    if regression and student_NV.shape[1] != 1:
-        raise ValueError(f"A regression has one output, got {student_NV.shape[1]}.")
-    if not regression and student_NV.shape[1] < 2:
+    if regression and shape[1] != 1:
+        raise ValueError(f"A regression has one output, got {shape[1]}.")
+    if not regression and shape[1] < 2:
         raise ValueError("SinKD over a vocabulary of one id is 0 whatever the model says.")
