@@ -13,7 +13,6 @@ from sinkd_llm.objectives import (
     DIVERGENCES,
     TERMS,
     DistillationObjective,
-    SinKDTerm,
     TopKSignal,
     TransportSettings,
     cross_entropy,
@@ -21,6 +20,7 @@ from sinkd_llm.objectives import (
     sinkd_term,
     temperature_factor,
 )
+from sinkd_llm.objectives.sinkd import BatchProblem
 from sinkd_llm.optimal_transport import GRADIENTS
 from tests.support import naive
 
@@ -169,11 +169,12 @@ def test_diagnostics() -> None:
 def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def spy(student_NV: Tensor, teacher: Any, settings: TransportSettings, **kwargs: Any) -> SinKDTerm:
-        seen.update(kwargs, settings=settings)
-        return sinkd_term(student_NV, teacher, settings, **kwargs)
+    class Spy(BatchProblem):
+        def __init__(self, signal: Any, settings: TransportSettings, *args: Any) -> None:
+            seen.update(settings=settings, ids=args[2], group_seed=args[3])
+            super().__init__(signal, settings, *args)
 
-    monkeypatch.setattr(mixture, "sinkd_term", spy)
+    monkeypatch.setattr(mixture, "BatchProblem", Spy)
     settings = {
         "sinkhorn_temperature": 1.5,
         "sinkhorn_epsilon": 0.2,
@@ -183,11 +184,12 @@ def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -
         "cost_norm": "sql2",
         "transport_scope": "sequence",
         "vocabulary": "verbalizers",
+        "transport_group_size": 4,
     }
-    DistillationObjective(**settings)(logits(0), logits(1), LABELS, **WHERE, verbalizer_ids=[1, 2])
-    assert asdict(seen["settings"]) == settings
-    assert seen["verbalizer_ids"] == [1, 2]
-    assert seen["regression"] is False
+    DistillationObjective(**settings)(logits(0), logits(1), LABELS, **WHERE, verbalizer_ids=[1, 2], group_seed=5)
+    assert {name: value for name, value in asdict(seen["settings"]).items() if name[0] != "_"} == settings
+    assert seen["ids"].tolist() == [1, 2]
+    assert seen["group_seed"] == 5
 
 
 @pytest.mark.parametrize(

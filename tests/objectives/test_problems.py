@@ -26,7 +26,8 @@ def test_the_defaults_are_the_published_ones_wherever_there_are_any() -> None:
         assert solver[name].default == getattr(settings, f"sinkhorn_{name}")
     assert cost["norm"].default == settings.cost_norm
     assert DistillationObjective().transport_settings == settings
-    assert {one.name for one in fields(settings)} <= {one.name for one in fields(DistillationObjective)}
+    names = {one.name for one in fields(settings) if one.init}
+    assert names <= {one.name for one in fields(DistillationObjective)}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_the_defaults_are_the_published_ones_wherever_there_are_any() -> None:
         ({"cost_norm": "l2"}, "cost_norm must be one of l1, sql2"),
         ({"sinkhorn_gradient": "exact"}, "sinkhorn_gradient must be one of unrolled, implicit, envelope"),
         ({"vocabulary": "some"}, "vocabulary must be one of full, verbalizers"),
+        ({"transport_group_size": 1}, "transport_group_size must be None or a whole number of at least 2, got 1"),
+        ({"transport_group_size": 2.5}, "transport_group_size must be None or a whole number"),
     ],
 )
 def test_settings_are_refused_by_the_name_that_the_user_gave_them(settings: dict[str, Any], message: str) -> None:
@@ -57,7 +60,7 @@ def test_a_problem_of_one_example_does_not_span() -> None:
 
 @given(keys=st.lists(st.integers(-3, 5), max_size=12))
 def test_rows_of_equal_keys_are_one_problem_in_their_order(keys: list[int]) -> None:
-    problems = Problems.of(torch.tensor(keys, dtype=torch.long))
+    problems = Problems.of(torch.tensor(keys, dtype=torch.long), len(keys))
     rows = torch.arange(len(keys))
     blocks = problems.split(problems.sorted(rows))
     expected = {key: [i for i, other in enumerate(keys) if other == key] for key in keys}
@@ -72,8 +75,53 @@ def test_rows_of_equal_keys_are_one_problem_in_their_order(keys: list[int]) -> N
 
 @pytest.mark.parametrize("N", [0, 1, 5])
 def test_all_rows_are_one_problem_as_they_stand(N: int) -> None:
-    whole, by_key = Problems.whole(N), Problems.of(torch.zeros(N, dtype=torch.long))
+    whole, by_key = Problems.of(None, N), Problems.of(torch.zeros(N, dtype=torch.long), N)
     assert whole.blocks == by_key.blocks == ([(1, N)] if N else [])
     rows = torch.arange(N)
     assert torch.equal(whole.sorted(rows), by_key.sorted(rows))
     assert torch.equal(whole.unsorted(rows), rows)
+
+
+@given(keys=st.lists(st.integers(0, 2), min_size=1, max_size=40), size=st.integers(2, 9), seed=st.integers(0, 5))
+def test_large_problems_are_cut_into_groups_of_nearly_equal_size(keys: list[int], size: int, seed: int) -> None:
+    key_N = torch.tensor(keys)
+    problems = Problems.of(key_N, len(keys), size, seed)
+    rows = torch.arange(len(keys))
+    groups = [group.tolist() for block in problems.split(problems.sorted(rows)) for group in block]
+    assert sorted(row for group in groups for row in group) == rows.tolist()
+    for key in set(keys):
+        sizes = [len(group) for group in groups if keys[group[0]] == key]
+        assert all(keys[row] == key for group in groups if keys[group[0]] == key for row in group)
+        assert len(sizes) == -(-keys.count(key) // size)
+        assert max(sizes) - min(sizes) <= 1
+    again = Problems.of(key_N, len(keys), size, seed)
+    assert problems.order_N is not None
+    assert again.order_N is not None
+    assert torch.equal(problems.order_N, again.order_N)
+    whole = Problems.of(key_N, len(keys), len(keys), seed)
+    assert whole.blocks == Problems.of(key_N, len(keys)).blocks
+
+
+def test_a_cut_differs_from_seed_to_seed_and_not_at_all_where_one_group_holds_all() -> None:
+    def groups(size: int | None, seed: int) -> list[list[int]]:
+        problems = Problems.of(None, 40, size, seed)
+        return sorted(g.tolist() for block in problems.split(problems.sorted(torch.arange(40))) for g in block)
+
+    assert groups(10, 0) != groups(10, 1)
+    assert groups(40, 0) == groups(None, 0) == [list(range(40))]
+
+
+@given(keys=st.lists(st.integers(0, 3), min_size=1, max_size=20), start=st.integers(0, 19), length=st.integers(0, 20))
+def test_some_rows_meet_all_rows_of_their_problems(keys: list[int], start: int, length: int) -> None:
+    problems = Problems.of(torch.tensor(keys), len(keys))
+    rows = slice(min(start, len(keys)), min(start + length, len(keys)))
+    mine = torch.arange(len(keys))[rows]
+    pairing = problems.pairing_of(rows)
+    students, teachers = pairing.students(mine), pairing.teachers(torch.arange(len(keys)))
+    met = {}
+    for student_Pn, teacher_Pm in zip(students, teachers, strict=True):
+        for student_n, teacher_m in zip(student_Pn.tolist(), teacher_Pm.tolist(), strict=True):
+            met |= dict.fromkeys(student_n, teacher_m)
+    assert met == {i: [j for j, key in enumerate(keys) if key == keys[i]] for i in mine.tolist()}
+    if students:
+        assert torch.equal(pairing.joined_student(students), mine)

@@ -1,6 +1,7 @@
 """sinkd_term against its twin, in every scope, and what it is known to do and not to do."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinkd_llm.objectives import TRANSPORT_SCOPES, TransportSettings, signals, sinkd_term
+from sinkd_llm.objectives import TRANSPORT_SCOPES, TransportSettings, sinkd_term
 from sinkd_llm.optimal_transport import GRADIENTS
 from tests.support import naive
 
@@ -109,13 +110,14 @@ def test_the_loss_does_not_know_which_row_is_which() -> None:
 
 def test_scopes_only_pay_for_the_pairs_inside_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    original = signals.pairwise_cost
+    sweep = import_module("sinkd_llm.objectives.sweep")
+    original = sweep.add_cost
 
-    def spy(student: Tensor, teacher: Tensor, norm: str) -> Tensor:
+    def spy(cost: Tensor, student: Tensor, teacher: Tensor, norm: str) -> None:
         shapes.append((student.shape[0], student.shape[1], teacher.shape[1]))
-        return original(student, teacher, norm)
+        original(cost, student, teacher, norm)
 
-    monkeypatch.setattr(signals, "pairwise_cost", spy)
+    monkeypatch.setattr(sweep, "add_cost", spy)
     where = places([1, 3, 1, 8, 7, 3, 1])
     s, t = logits(24, 5), logits(24, 5, seed=1)
     term = sinkd_term(s, t, TransportSettings(transport_scope="sequence"), **where)
@@ -204,12 +206,12 @@ def test_threshold_is_passed_on() -> None:
         ({}, "needs verbalizer_ids"),
         ({"teacher": torch.rand(4, 7)}, "same shape"),
         ({"example_N": torch.zeros(3).long()}, "one entry for each of the 4 rows"),
-        ({"student_NV": torch.rand(4, 1), "teacher": torch.rand(4, 1)}, "one id"),
+        ({"student": torch.rand(4, 1), "teacher": torch.rand(4, 1)}, "one id"),
     ],
 )
 def test_refusals(change: dict[str, object], message: str) -> None:
     arguments = {
-        "student_NV": torch.rand(4, 6),
+        "student": torch.rand(4, 6),
         "teacher": torch.rand(4, 6),
         "settings": TransportSettings(vocabulary="verbalizers"),
         **places([4]),
