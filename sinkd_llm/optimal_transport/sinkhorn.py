@@ -1,4 +1,4 @@
-"""Entropic optimal transport between two uniform sets, in the log domain, with three gradients.
+"""Entropic optimal transport between two uniform sets, with three gradients.
 
 Shape suffixes: N rows, M columns; every tensor may have leading dimensions, one transport problem each.
 
@@ -7,40 +7,79 @@ The problem (SinKD, arXiv:2402.17110; Cuturi, arXiv:1306.0895), with a = 1/N, b 
     P = argmin <P, C> + epsilon KL(P | a b^T)      subject to   P 1 = a,   P^T 1 = b
 
 KL(P | a b^T) is the negative entropy of P plus the constant log(N M), so the plan is the published one. Its
-solution is `P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)`. Here `u = f / epsilon`, `v = g / epsilon` and
-`K = -C / epsilon`, so that nothing is ever exponentiated before it is normalised.
+solution is `P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)`. Here `u = f / epsilon`, `v = g / epsilon`. Where
+`C / epsilon` is so small that no factor can leave the range of the numbers, the iterations scale the kernel
+`exp(-C / epsilon)`; elsewhere they compute u and v, and exponentiate only what is normalised.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sinkd_llm.optimal_transport.precision import full_precision
+from sinkd_llm.optimal_transport.half_steps import Logarithms, Scalings, alternate
+from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
 
 GRADIENTS = ("unrolled", "implicit", "envelope")
 
-# The threshold is looked at every few iterations only: each look makes the CPU wait for a GPU.
-_CHECK_EVERY = 5
 # Relative ridge of the implicit system. It bounds the solution where the plan falls apart into blocks that
 # exchange no mass; what it changes in the gradient is of its own size.
 _RIDGE = 1e-11
 
 
 @dataclass(frozen=True, eq=False)
+class _Path:
+    """What the iterations went through; one problem without leading dimensions, or several with one.
+
+    `rows` and `columns` are the states `[..., T, N]` and `[..., T, M]` after each iteration, or after the last.
+    """
+
+    steps: Scalings | Logarithms
+    rows: Tensor
+    columns: Tensor
+    epsilon: float
+    gradient: str
+
+    @property
+    def last(self) -> tuple[Tensor, Tensor]:
+        return self.rows[..., -1:, :], self.columns[..., -1:, :]
+
+    def save(self, ctx: Any, cost: Tensor) -> None:
+        ctx.save_for_backward(cost, self.rows, self.columns, *self.steps.tensors)
+        ctx.facts = type(self.steps), self.epsilon, self.gradient
+
+    @classmethod
+    def saved(cls, ctx: Any) -> tuple[Tensor, "_Path"]:
+        cost, rows, columns, *tensors = ctx.saved_tensors
+        steps, epsilon, gradient = ctx.facts
+        return cost, cls(steps(*tensors), rows, columns, epsilon, gradient)
+
+    def pull(self, grad_u: Tensor, grad_v: Tensor) -> Tensor:
+        """The gradient to log K, `[..., N, M]`, given the gradients `[..., 1, N]` and `[..., 1, M]` to u and v."""
+        if self.gradient == "unrolled":
+            with no_autocast(grad_u):
+                return self.steps.pull(self.rows, self.columns, grad_u, grad_v)
+        exact = type(self.steps)(*map(_double, self.steps.tensors))
+        plan = exact.plan(*map(_double, self.last))
+        x, y = _solve_marginals(plan, _double(grad_u).squeeze(-2), _double(grad_v).squeeze(-2))
+        return (-plan * (x[..., :, None] + y[..., None, :])).to(grad_u)
+
+    def pull_plan(self, change: Tensor) -> Tensor:
+        """The gradient to log K, given `P ∘` the gradient to P; it takes the place of `change`."""
+        return change.add_(self.pull(change.sum(dim=-1).unsqueeze(-2), change.sum(dim=-2, keepdim=True)))
+
+
+@dataclass(frozen=True, eq=False)
 class TransportPlan:
-    """The solution of `sinkhorn`. Everything derived from the potentials is computed on first use.
+    """The solution of `sinkhorn`. Everything derived from the iterations is computed on first use.
 
     Attributes:
         cost (`Tensor`):
             `[..., N, M]` in the solver's precision, 0 where masked.
-        potentials (`tuple[Tensor, Tensor]`):
-            `f [..., N]` and `g [..., M]` in units of the cost, 0 where masked; fixed up to a constant that
-            moves from one to the other.
         iterations (`int`):
             How many iterations ran.
     """
@@ -49,26 +88,28 @@ class TransportPlan:
     epsilon: float
     gradient: str
     iterations: int
-    _log_kernel: Tensor
-    _u: Tensor
-    _v: Tensor
-    _log_a: Tensor
-    _log_b: Tensor
+    _path: _Path
+    _a: Tensor  # [..., 1, N], or without dimensions
+    _b: Tensor  # [..., 1, M], or without dimensions
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
-        return self.epsilon * self._u, self.epsilon * self._v
+        """
+        `f [..., N]` and `g [..., M]` in units of the cost, 0 where masked; fixed up to a constant that moves from
+        one to the other.
+        """
+        u, v = self._log_scalings
+        return self.epsilon * u, self.epsilon * v
 
     @cached_property
     def plan(self) -> Tensor:
         """P, `[..., N, M]`, of total mass 1 (0 for an empty problem); 0 where masked."""
-        plan = _plan(self._log_kernel, self._u, self._v, self._log_a, self._log_b)
-        return plan.detach() if self.gradient == "envelope" else plan
+        return _Plan.apply(self._moving_cost, self._path)
 
     @cached_property
     def value(self) -> Tensor:
         """`<P, C>`, `[...]`: the mean transport cost of a row. The loss of the paper is N times it."""
-        return (self.plan * self.cost).sum(dim=(-2, -1))
+        return _Value.apply(self.cost, self._path)
 
     @cached_property
     def regularised_value(self) -> Tensor:
@@ -78,23 +119,38 @@ class TransportPlan:
         zero, and each summand is small where the plan is close to uniform. `sum P log r` is not, and
         a large epsilon multiplies its rounding error.
         """
-        ab = (self._log_a[..., :, None] + self._log_b[..., None, :]).exp()
-        log_r = self._log_kernel + self._u[..., :, None] + self._v[..., None, :]
-        log_r = log_r.where(ab > 0, 0)  # masked entries may hold anything
-        divergence = (ab * (log_r.exp() * log_r - torch.expm1(log_r))).sum(dim=(-2, -1))
-        if self.gradient == "envelope":
-            divergence = divergence.detach()
-        return self.value + self.epsilon * divergence
+        u, v = self._log_scalings
+        log_r = u[..., :, None] + v[..., None, :] - self._moving_cost / self.epsilon
+        if self._a.ndim:
+            ab = self._a.mT * self._b
+            log_r = log_r.where(ab > 0, 0)  # masked entries may hold anything
+        else:
+            ab = self._a * self._b
+        return self.value + self.epsilon * (ab * (log_r.exp() * log_r - torch.expm1(log_r))).sum(dim=(-2, -1))
 
     @cached_property
     def row_error(self) -> Tensor:
         """`sum_i |sum_j P_ij - a_i|`, `[...]`: the misplaced share of the mass, in [0, 2]; no gradient."""
-        return (self.plan.detach().sum(dim=-1) - self._log_a.exp()).abs().sum(dim=-1)
+        rows, columns = self._path.last
+        with torch.no_grad(), no_autocast(rows):
+            error = self._path.steps.row_error(rows, self._path.steps.rows(columns))
+        return error.view(self.cost.shape[:-2])
 
     @cached_property
     def column_error(self) -> Tensor:
         """As `row_error`, for the columns: rounding only, because the columns are normalised last."""
-        return (self.plan.detach().sum(dim=-2) - self._log_b.exp()).abs().sum(dim=-1)
+        mass = self.plan.detach().sum(dim=-2, keepdim=True)
+        return (mass - self._b).abs().sum(dim=(-2, -1))
+
+    @cached_property
+    def _log_scalings(self) -> tuple[Tensor, Tensor]:
+        """u `[..., N]` and v `[..., M]`."""
+        return _Potentials.apply(self._moving_cost, self._path)
+
+    @property
+    def _moving_cost(self) -> Tensor:
+        """The cost, or a constant where the plan does not follow it."""
+        return self.cost.detach() if self.gradient == "envelope" else self.cost
 
 
 def sinkhorn(
@@ -105,6 +161,7 @@ def sinkhorn(
     gradient: str = "unrolled",
     row_mask: Tensor | None = None,
     column_mask: Tensor | None = None,
+    cost_bound: float | None = None,
 ) -> TransportPlan:
     """Solves one or many entropic transport problems with uniform marginals of total mass 1.
 
@@ -124,8 +181,8 @@ def sinkhorn(
         gradient (`str`, *optional*, defaults to `"unrolled"`):
             What back-propagation through the result means.
 
-            - `"unrolled"`: the derivative of the iterations themselves (the published one). Only the
-              potentials of each iteration are kept, O(T (N + M)); the kernels are recomputed.
+            - `"unrolled"`: the derivative of the iterations themselves (the published one). Two vectors of each
+              iteration are kept, O(T (N + M)), and one kernel.
             - `"implicit"`: the derivative of the *converged* plan, by one linear solve per problem (Luise et
               al., arXiv:1805.11897). No iteration is kept. If the plan is not converged, it is exact for
               the row sums that were reached. `potentials` are differentiated with the mean
@@ -137,38 +194,36 @@ def sinkhorn(
             gradients, whatever they hold. A problem without a row or without a column has value 0.
         column_mask (`Tensor`, *optional*):
             Boolean `[..., M]`, in the same way.
+        cost_bound (`float`, *optional*):
+            What no entry of the cost is above in absolute value, but for rounding: 2 for the costs of distributions.
+            It decides how the iterations are computed; a cost far above it may give NaN. By default the cost is looked
+            at, for which the CPU waits for a GPU.
 
     Returns:
         [`TransportPlan`]
 
     Raises:
-        `ValueError`: for epsilon <= 0, iterations < 1, a negative threshold, an unknown gradient, or shapes
-        that do not match.
+        `ValueError`: for epsilon <= 0, iterations < 1, a negative threshold, an unknown gradient, a negative
+        cost_bound, or shapes that do not match.
     """
     check_solver(epsilon, iterations, threshold, gradient)
     if cost_NM.ndim < 2:
         raise ValueError(f"cost_NM must be [..., rows, columns], got shape {tuple(cost_NM.shape)}.")
+    if cost_bound is not None and not cost_bound >= 0:
+        raise ValueError(f"cost_bound must be None or at least 0, got {cost_bound}.")
     cost = full_precision(cost_NM)
-    rows = _mask("row_mask", row_mask, cost, cost.shape[:-1])
-    columns = _mask("column_mask", column_mask, cost, (*cost.shape[:-2], cost.shape[-1]))
-    # Rows that have no column to go to, or the reverse, are an empty problem.
-    rows, columns = (
-        rows & columns.any(dim=-1, keepdim=True),
-        columns & rows.any(dim=-1, keepdim=True),
-    )
-    if row_mask is not None or column_mask is not None:
-        cost = cost.masked_fill(~(rows[..., :, None] & columns[..., None, :]), 0)
-    log_a, log_b = _log_uniform(rows, cost.dtype), _log_uniform(columns, cost.dtype)
-
-    log_kernel = -cost / epsilon
-    if gradient == "unrolled":
-        ran, u, v = _Unrolled.apply(log_kernel, log_a, log_b, iterations, threshold)
-    elif gradient == "implicit":
-        ran, u, v = _Implicit.apply(log_kernel, log_a, log_b, iterations, threshold)
+    if row_mask is None and column_mask is None and cost.numel():
+        a, b = cost.new_full((), 1 / cost.shape[-2]), cost.new_full((), 1 / cost.shape[-1])
     else:
-        path = list(_iterate(log_kernel.detach(), log_a, log_b, iterations, threshold))
-        ran, (u, v) = len(path), path[-1]
-    return TransportPlan(cost, epsilon, gradient, ran, log_kernel, u, v, log_a, log_b)
+        rows = _mask("row_mask", row_mask, cost, cost.shape[:-1])
+        columns = _mask("column_mask", column_mask, cost, (*cost.shape[:-2], cost.shape[-1]))
+        # Rows that have no column to go to, or the reverse, are an empty problem.
+        rows, columns = rows & columns.any(dim=-1, keepdim=True), columns & rows.any(dim=-1, keepdim=True)
+        cost = cost.masked_fill(~(rows[..., :, None] & columns[..., None, :]), 0)
+        a, b = _uniform(rows, cost.dtype), _uniform(columns, cost.dtype)
+    with torch.no_grad(), no_autocast(cost):
+        path, ran = _solve(cost.detach(), epsilon, iterations, threshold, gradient, a, b, cost_bound)
+    return TransportPlan(cost, epsilon, gradient, ran, path, a, b)
 
 
 def check_solver(epsilon: float, iterations: int, threshold: float | None, gradient: str, prefix: str = "") -> None:
@@ -191,102 +246,85 @@ def check_solver(epsilon: float, iterations: int, threshold: float | None, gradi
         raise ValueError(f"{prefix}gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}.")
 
 
-def _iterate(
-    log_kernel: Tensor, log_a: Tensor, log_b: Tensor, iterations: int, threshold: float | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the potentials `(u, v)` after each iteration: rows normalised, then columns.
-
-    The published K <- K / (K 1 1^T), K <- K / (1 1^T K) on K = exp(-C / epsilon), T times, as logarithms:
-
-    u_i = -log sum_j b_j exp(K_ij + v_j)      v_j = -log sum_i a_i exp(K_ij + u_i)
-    """
-    masked_a, masked_b = log_a.isneginf(), log_b.isneginf()
-
-    def rows(v: Tensor) -> Tensor:
-        total = torch.logsumexp(log_kernel + (v + log_b)[..., None, :], dim=-1)
-        return -total.masked_fill(masked_a, 0)
-
-    def columns(u: Tensor) -> Tensor:
-        total = torch.logsumexp(log_kernel + (u + log_a)[..., :, None], dim=-2)
-        return -total.masked_fill(masked_b, 0)
-
-    next_u = rows(torch.zeros_like(log_b))
-    for iteration in range(1, iterations + 1):
-        u = next_u
-        v = columns(u)
-        yield u, v
-        if iteration == iterations:
-            return
-        next_u = rows(v)
-        if threshold is not None and iteration % _CHECK_EVERY == 0:
-            # Row i holds a_i exp(u_i - next_u_i): the next half-step measures this one's error for free.
-            error = (log_a.exp() * torch.expm1(u - next_u)).abs().sum(dim=-1)
-            if bool((error <= threshold).all()):
-                return
+def _solve(
+    cost: Tensor,
+    epsilon: float,
+    iterations: int,
+    threshold: float | None,
+    gradient: str,
+    a: Tensor,
+    b: Tensor,
+    cost_bound: float | None,
+) -> tuple[_Path, int]:
+    """The path of the iterations and their number."""
+    leading = _leading(cost)
+    if a.ndim:
+        a, b = (weights.reshape(*leading, 1, weights.shape[-1]) for weights in (a, b))
+    bound = _largest(cost) if cost_bound is None else cost_bound
+    kind = Scalings if bound / epsilon <= Scalings.reach(cost.dtype) else Logarithms
+    steps = kind.of(cost.reshape(*leading, *cost.shape[-2:]) * (-1 / epsilon), a, b)
+    kept: list[tuple[Tensor, Tensor]] = []
+    ran = 0
+    for state in alternate(steps, iterations, threshold):
+        ran += 1
+        if gradient != "unrolled":
+            kept.clear()
+        kept.append(state)
+    rows, columns = (torch.cat(states, dim=-2) for states in zip(*kept, strict=True))
+    return _Path(steps, rows, columns, epsilon, gradient), ran
 
 
-class _Unrolled(torch.autograd.Function):
-    """Potentials whose backward pass walks the iterations in reverse, rebuilding each plan."""
+class _Value(torch.autograd.Function):
+    """`<P, C>`, with a gradient that is one matrix: `P + (P ∘ C) (-1 / epsilon) +` what moves with the potentials."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        log_kernel: Tensor,
-        log_a: Tensor,
-        log_b: Tensor,
-        iterations: int,
-        threshold: float | None,
-    ) -> tuple[int, Tensor, Tensor]:
-        path = list(_iterate(log_kernel, log_a, log_b, iterations, threshold))
-        us, vs = zip(*path, strict=True)
-        ctx.save_for_backward(log_kernel, log_a, log_b, *us, *vs)
-        return len(path), us[-1], vs[-1]
+    def forward(ctx: Any, cost: Tensor, path: _Path) -> Tensor:
+        path.save(ctx, cost)
+        plan = path.steps.plan(*path.last)
+        return plan.mul_(cost.view(plan.shape)).sum(dim=(-2, -1)).view(cost.shape[:-2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: None, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        log_kernel, log_a, log_b, *path = ctx.saved_tensors
-        us, vs = path[: len(path) // 2], path[len(path) // 2 :]
-        inverse_a, inverse_b = _inverse_weights(log_a), _inverse_weights(log_b)
-        grad_kernel = torch.zeros_like(log_kernel)
-        before = [torch.zeros_like(log_b), *vs[:-1]]  # the v that each row step started from
-        for u, v, v_before in reversed(list(zip(us, vs, before, strict=True))):
-            # v_j = -log sum_i a_i exp(K_ij + u_i):  dv_j = -(1 / b_j) sum_i P_ij (dK_ij + du_i)
-            flow = _plan(log_kernel, u, v, log_a, log_b) * (grad_v * inverse_b)[..., None, :]
-            grad_kernel -= flow
-            grad_u = grad_u - flow.sum(dim=-1)
-            # u_i = -log sum_j b_j exp(K_ij + v_j):  du_i = -(1 / a_i) sum_j P_ij (dK_ij + dv_j)
-            flow = _plan(log_kernel, u, v_before, log_a, log_b) * (grad_u * inverse_a)[..., None]
-            grad_kernel -= flow
-            grad_v = -flow.sum(dim=-2)
-            grad_u = torch.zeros_like(grad_u)
-        return grad_kernel, None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        cost, path = _Path.saved(ctx)
+        plan = path.steps.plan(*path.last)
+        if path.gradient != "envelope":
+            plan.add_(path.pull_plan(plan * cost.view(plan.shape)), alpha=-1 / path.epsilon)
+        return plan.view(cost.shape).mul_(grad[..., None, None]), None
 
 
-class _Implicit(torch.autograd.Function):
-    """Potentials whose backward pass differentiates the optimality conditions `P 1 = r, P^T 1 = c`."""
+class _Plan(torch.autograd.Function):
+    """P, `[..., N, M]`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        log_kernel: Tensor,
-        log_a: Tensor,
-        log_b: Tensor,
-        iterations: int,
-        threshold: float | None,
-    ) -> tuple[int, Tensor, Tensor]:
-        path = list(_iterate(log_kernel, log_a, log_b, iterations, threshold))
-        u, v = path[-1]
-        ctx.save_for_backward(log_kernel, u, v, log_a, log_b)
-        return len(path), u, v
+    def forward(ctx: Any, cost: Tensor, path: _Path) -> Tensor:
+        path.save(ctx, cost)
+        return path.steps.plan(*path.last).view(cost.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: None, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        plan = _plan(*(_double(tensor) for tensor in ctx.saved_tensors))
-        x, y = _solve_marginals(plan, _double(grad_u), _double(grad_v))
-        grad_kernel = -plan * (x[..., :, None] + y[..., None, :])
-        return grad_kernel.to(grad_u), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        cost, path = _Path.saved(ctx)
+        plan = path.steps.plan(*path.last)
+        return path.pull_plan(plan.mul_(grad.reshape(plan.shape))).mul_(-1 / path.epsilon).view(cost.shape), None
+
+
+class _Potentials(torch.autograd.Function):
+    """u and v, `[..., N]` and `[..., M]`."""
+
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, path: _Path) -> tuple[Tensor, Tensor]:
+        path.save(ctx, cost)
+        u, v = path.steps.potentials(*path.last)
+        return u.reshape(cost.shape[:-1]).clone(), v.reshape(*cost.shape[:-2], cost.shape[-1]).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_u: Tensor, grad_v: Tensor) -> tuple[Tensor, None]:
+        cost, path = _Path.saved(ctx)
+        leading = _leading(cost)
+        grad_u, grad_v = (grad.reshape(*leading, 1, grad.shape[-1]) for grad in (grad_u, grad_v))
+        return path.pull(grad_u, grad_v).mul_(-1 / path.epsilon).view(cost.shape), None
 
 
 def _solve_marginals(plan: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,23 +351,28 @@ def _solve_marginals(plan: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor
     return x, inverse_c * z.squeeze(-1)
 
 
-def _plan(log_kernel: Tensor, u: Tensor, v: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-    return (log_kernel + (u + log_a)[..., :, None] + (v + log_b)[..., None, :]).exp()
-
-
 def _double(tensor: Tensor) -> Tensor:
     """fp64, on the CPU where the device has none (Apple's)."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-def _log_uniform(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """log of uniform weights over the True entries; -inf elsewhere."""
-    count = mask.sum(dim=-1, keepdim=True).clamp(min=1).to(dtype)
-    return (-count.log()).expand(mask.shape).masked_fill(~mask, float("-inf"))
+def _leading(cost: Tensor) -> tuple[int, ...]:
+    """`()` for one problem, `(B,)` for several: one matrix is multiplied faster than a batch of one."""
+    count = prod(cost.shape[:-2])
+    return () if count == 1 else (count,)
 
 
-def _inverse_weights(log_weights: Tensor) -> Tensor:
-    return (-log_weights).exp().masked_fill(log_weights.isneginf(), 0)
+def _largest(cost: Tensor) -> float:
+    """The largest absolute value, or the distance from the smallest to the largest if that is more."""
+    if not cost.numel():
+        return 0.0
+    low, high = (extreme.item() for extreme in cost.aminmax())
+    return float(max(high, 0) - min(low, 0))
+
+
+def _uniform(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uniform weights over the True entries, `[..., 1, N]`; 0 elsewhere."""
+    return (mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)).to(dtype).unsqueeze(-2)
 
 
 def _mask(name: str, mask: Tensor | None, cost: Tensor, shape: tuple[int, ...]) -> Tensor:

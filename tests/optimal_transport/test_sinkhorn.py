@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sinkd_llm.optimal_transport import GRADIENTS, TransportPlan, pairwise_cost, sinkhorn
+from sinkd_llm.optimal_transport.half_steps import Logarithms, Scalings, summed_product
 from tests.support import naive
 
 
@@ -258,6 +259,123 @@ def test_a_nan_stays_a_nan(gradient: str) -> None:
     assert value.isnan()
 
 
+# ---- three ways to compute a half-step
+
+
+def reach(dtype: torch.dtype) -> float:
+    """The largest `cost / epsilon` for which the kernel itself is scaled."""
+    return Scalings.reach(dtype)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.25, 0.99, 1.01, 4.0])
+@pytest.mark.parametrize("shape", [(6, 9), (3, 5, 4)])
+def test_values_and_gradients_on_both_sides_of_the_border(
+    gradient: str, dtype: torch.dtype, share: float, shape: tuple[int, ...]
+) -> None:
+    """As the log-sum-exps everywhere, in fp64."""
+    cost = costs(*shape)
+    cost[..., :2, :] *= 0.1  # rows that are near to everything, beside rows that are not
+    epsilon = 2 / (share * reach(dtype))
+    results = []
+    for c, bound in ((cost.to(dtype), 2.0), (cost.to(dtype), None), (cost.double(), float("inf"))):
+        c = c.clone().requires_grad_()
+        plan = sinkhorn(c, epsilon, 20, gradient=gradient, cost_bound=bound)
+        plan.value.sum().backward()
+        f, g = plan.potentials
+        potentials = f - f.mean(), g - g.mean()
+        results.append((plan.value, plan.plan, plan.row_error, plan.regularised_value, *potentials, c.grad))
+    ours, looked, exact = ([x.detach().double() for x in result] for result in results)
+    # An exponent of 87 is resolved to 4e-6 in fp32, one of 708 to 6e-14 in fp64.
+    tolerance = 3e-5 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(ours, exact, rtol=0, atol=tolerance)
+    torch.testing.assert_close(looked, exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1, 20.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_unrolled_gradients_equal_finite_differences_on_both_sides_of_the_border(share: float, masked: bool) -> None:
+    cost, epsilon = costs(2, 4, 5) / 2 + 0.5, 1.5 / (share * reach(torch.float64))
+    cost[1, 0] *= 0.2
+    rows = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]]).bool() if masked else None
+    weights = costs(2, 4, 5, seed=3)
+
+    def of(c: Tensor) -> Tensor:
+        mask = None if rows is None else rows.expand(len(c), 2, 4)
+        plan = sinkhorn(c, epsilon, 7, row_mask=mask)
+        return plan.value.sum(dim=-1) + (plan.plan * weights).sum(dim=(-3, -2, -1))
+
+    c = cost.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(of(c[None])[0], c)
+    # Plans change over a cost of epsilon: the differences have to be smaller than it.
+    numeric = naive.central_differences(of, cost, step=1e-5 * epsilon)
+    torch.testing.assert_close(ours, numeric, rtol=2e-5, atol=2e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    N=st.integers(1, 12),
+    M=st.integers(1, 12),
+    share=st.sampled_from([0.5, 1.0]),
+    seed=st.integers(0, 99),
+    iterations=st.integers(1, 60),
+    low=st.booleans(),
+)
+def test_scalings_stay_in_range_up_to_the_border(
+    N: int, M: int, share: float, seed: int, iterations: int, low: bool
+) -> None:
+    """Costs of 0 or 2 and nothing in between move the potentials as far as they can go."""
+    cost = (torch.rand(N, M, generator=torch.Generator().manual_seed(seed)) < (0.15 if low else 0.85)).double() * 2
+    epsilon = 2 / (share * reach(torch.float32)) * (1 + 1e-6)
+    single, double = (cost.to(dtype).requires_grad_() for dtype in (torch.float32, torch.float64))
+    plan, exact = sinkhorn(single, epsilon, iterations), sinkhorn(double, epsilon, iterations, cost_bound=float("inf"))
+    plan.value.backward()
+    exact.value.backward()
+    torch.testing.assert_close(plan.plan.double(), exact.plan, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(single.grad.double(), double.grad, rtol=1e-4, atol=3e-5)
+    torch.testing.assert_close(exact.plan, naive.plan(cost, epsilon, iterations), rtol=1e-9, atol=0)
+
+
+def test_which_way_is_taken_follows_from_the_bound_or_from_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for kind in (Scalings, Logarithms):
+        monkeypatch.setattr(kind, "start", lambda self, start=kind.start: (taken.append(type(self)), start(self))[1])
+    cases = [(2.0, 0.1, None), (2.0, 0.1, 2.0), (2.0, 0.05, 2.0), (2.0, 0.05, None), (-2.0, 0.05, None)]
+    for cost, epsilon, bound in cases:
+        sinkhorn(torch.full((2, 3), cost), epsilon, cost_bound=bound)
+    assert taken == [Scalings, Scalings, Logarithms, Logarithms, Logarithms]
+
+
+def test_log_sum_exps_alone_equal_absorbed_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes where a look at the numbers would make it wait."""
+
+    def result(c: Tensor) -> tuple[Tensor, Tensor]:
+        c = c.clone().requires_grad_()
+        plan = sinkhorn(c, 1e-2, 20)
+        plan.value.sum().backward()
+        return plan.plan.detach(), c.grad
+
+    cost = costs(3, 8, 6).float()
+    counted = []
+    exponential = torch.logsumexp
+    monkeypatch.setattr(torch, "logsumexp", lambda *a, **k: (counted.append(1), exponential(*a, **k))[1])
+    absorbed = result(cost)
+    assert 0 < len(counted) < 10
+    counted.clear()
+    monkeypatch.setattr(Logarithms, "_is_near", lambda *_: False)
+    alone = result(cost)
+    assert len(counted) == 40
+    for a, b in zip(absorbed, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=3e-5)
+
+
+def test_products_without_matrix_products_are_the_same() -> None:
+    """On CUDA a matrix product may drop bits (TF32), so that a row times a matrix is a sum there."""
+    row, matrix = costs(3, 1, 5), costs(3, 5, 4)
+    torch.testing.assert_close(summed_product(row, matrix), row @ matrix)
+
+
 # ---- many problems at once
 
 
@@ -326,10 +444,13 @@ def test_half_precision_costs_are_solved_in_fp32_even_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         c = cost.clone().requires_grad_()
         plan = sinkhorn(c)
-        plan.value.backward()
+        plan.value.backward()  # within autocast, as DeepSpeed does
     assert plan.plan.dtype == torch.float32
     assert plan.value.item() == pytest.approx(sinkhorn(cost.double()).value.item(), abs=1e-6)
     assert c.grad.dtype == torch.bfloat16
+    exact = cost.double().requires_grad_()
+    sinkhorn(exact).value.backward()
+    torch.testing.assert_close(c.grad, exact.grad.bfloat16(), rtol=2**-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +463,7 @@ def test_half_precision_costs_are_solved_in_fp32_even_under_autocast() -> None:
         ({"gradient": "auto"}, "gradient must be one of unrolled, implicit, envelope"),
         ({"cost_NM": torch.rand(3)}, "cost_NM must be"),
         ({"row_mask": torch.ones(3)}, "row_mask must be a boolean"),
+        ({"cost_bound": -1.0}, "cost_bound must be None or at least 0, got -1.0"),
         ({"column_mask": torch.ones(2).bool()}, "column_mask must be a boolean tensor of shape"),
     ],
 )
@@ -350,9 +472,9 @@ def test_refusals(arguments: dict[str, object], message: str) -> None:
         sinkhorn(**{"cost_NM": torch.rand(3, 3), **arguments})
 
 
-def test_the_plan_is_not_computed_before_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_is_not_computed_before_it_is_wanted() -> None:
     plan = sinkhorn(torch.rand(3, 3))
     assert isinstance(plan, TransportPlan)
-    assert "plan" not in vars(plan)
     assert plan.value is plan.value
-    assert "plan" in vars(plan)
+    assert "plan" not in vars(plan)
+    assert plan.plan is plan.plan
