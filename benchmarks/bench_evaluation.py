@@ -122,12 +122,12 @@ def main() -> None:
     args = options(__doc__)
     torch.set_num_threads(1)
     results = Results("evaluation", ("rows", "choices", "difference"), quick=args.quick, again=args.again)
-    cases = [c for c in CASES if args.only in c and not args.report and results.missing(c, (OURS, HARNESS))]
+    cases = [c for c in CASES if args.wants(c) and results.missing(c, (OURS, HARNESS))]
     if cases:
         model, tokenizer = load_model(NAME).eval(), load_tokenizer(NAME)
         for case in cases[:1] if args.quick and not args.only else cases:
             measure(case, results, model, tokenizer, args.quick)
-    if not args.quick:
+    if results.rows and not args.quick:
         report(results)
 
 
@@ -146,8 +146,8 @@ def report(results: Results) -> None:
         rows.append([*row, f"{results.number(case, OURS, 'difference'):.1e}"])
         panels[case] = {f"{results.number(case, OURS, 'choices'):.0f} choices a row": rates}
     header = ["task", "rows", "choices a row", f"{OURS}, rows/s", f"{HARNESS}, rows/s", "ratio", "target"]
-    write("evaluation", "Rows ranked a second", [*header, "difference, nats"], rows, NOTES, results.machines())
-    bars("evaluation", panels, y="rows a CPU second, one thread", log=True)
+    write(results.name, "Rows ranked a second", [*header, "difference, nats"], rows, NOTES, results.machines())
+    bars(results.name, panels, y="rows a CPU second, one thread", log=True)
 
 
 NOTES = f"""

@@ -128,9 +128,9 @@ def main() -> None:
     torch.set_num_threads(1)
     results = Results("loss", ("difference",), quick=args.quick, again=args.again)
     cases = [(32, "2"), (32, "32k")] if args.quick else [(N, V) for N in ROWS for V in VOCABULARIES]
-    for N, vocabulary in [] if args.report else cases:
+    for N, vocabulary in cases:
         case = name_of(N, vocabulary)
-        if args.only not in case or not results.missing(case, CONTENDERS):
+        if not args.wants(case) or not results.missing(case, CONTENDERS):
             continue
         x = inputs(N, VOCABULARIES[vocabulary])
         difference = agree(x)
@@ -142,12 +142,12 @@ def main() -> None:
         for contender, timing in found.items():
             extra = {"difference": difference} if contender == "ours" else {}
             results.add(case, contender, timing, **extra)
-    for N, vocabulary in [] if args.report else ([(32, "32k")] if args.quick else MEMORY):
+    for N, vocabulary in [(32, "32k")] if args.quick else MEMORY:
         case = name_of(N, vocabulary)
-        if args.only in case:
+        if args.wants(case):
             for contender in results.missing(case, CONTENDERS, "memory_mb"):
                 results.add(case, contender, memory_mb=fresh_peak(__file__, case, contender))
-    if not args.quick:
+    if results.rows and not args.quick:
         report(results)
 
 
@@ -177,8 +177,8 @@ def report(results: Results) -> None:
         }
     header = ["case", *(f"{c}, ms" for c in CONTENDERS), "published / ours", "target"]
     header += [*(f"{c}, MB" for c in CONTENDERS), "ours / published", "target"]
-    write("loss", "The loss alone: seconds and memory", header, rows, NOTES, results.machines())
-    bars("loss", panels, y="CPU seconds, one thread", x="vocabulary V", log=True)
+    write(results.name, "The loss alone: seconds and memory", header, rows, NOTES, results.machines())
+    bars(results.name, panels, y=results.unit, x="vocabulary V", log=True)
 
 
 NOTES = """

@@ -200,14 +200,14 @@ def main() -> None:
     torch.set_num_threads(1)
     results = Results("step", ("examples", "padding"), quick=args.quick, again=args.again)
     cases = [f"{pair}, {batching}" for pair in PAIRS for batching in BATCHING]
-    cases = [case for case in cases if args.only in case and not args.report]
+    cases = [case for case in cases if args.wants(case)]
     for case in cases[:1] if args.quick else cases:
         if results.missing(case, CONTENDERS):
             measure(case, results, args.quick)
     for case in [] if args.quick else [case for case in cases if case.endswith(BATCHING[0])]:
         for contender in results.missing(case, CONTENDERS, "memory_mb"):
             results.add(case, contender, memory_mb=fresh_peak(__file__, case, contender))
-    if not args.quick:
+    if results.rows and not args.quick:
         report(results)
 
 
@@ -243,11 +243,11 @@ def report(results: Results) -> None:
         for case in dict.fromkeys(row["case"] for row in results.rows)
         if (value := results.number(case, OURS, "padding"))
     )
-    write("step", "A whole training step", header, rows, NOTES.format(padding=padding), results.machines())
+    write(results.name, "A whole training step", header, rows, NOTES.format(padding=padding), results.machines())
     panels = {
         pair: {f"{batching} batches": rates(results, f"{pair}, {batching}") for batching in BATCHING} for pair in PAIRS
     }
-    bars("step", panels, y="examples a CPU second, one thread", log=True)
+    bars(results.name, panels, y="examples a CPU second, one thread", log=True)
 
 
 NOTES = f"""

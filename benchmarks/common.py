@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -23,9 +24,17 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).parent / "results"
 HARDWARE = "hardware.json"
 PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval", "pot", "geomloss", "sinkd-llm")
+GPU = "_gpu"  # the end of a name of results
 COLUMNS = ("case", "contender", "seconds", "deviation", "repeats", "memory_mb", "hardware")
 # glibc keeps freed blocks below a growing size to itself; with this it gives every large one back at once.
 EXACT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+def on_gpu() -> bool:
+    """Whether benchmarks run on a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 class Timing(NamedTuple):
@@ -72,7 +81,21 @@ def remember_hardware(file: Path) -> str:
     return name
 
 
-def options(description: str | None) -> argparse.Namespace:
+class Options(argparse.Namespace):
+    """What [`options`] gives."""
+
+    quick: bool
+    again: bool
+    only: str
+    report: bool
+    memory: list[str] | None
+
+    def wants(self, case: str) -> bool:
+        """Whether a case is to be measured."""
+        return not self.report and re.search(self.only, case) is not None
+
+
+def options(description: str | None) -> Options:
     """What every script takes: `--quick`, `--again` and `--only`.
 
     `--memory CASE CONTENDER` is what a script calls itself with to measure in a fresh process, see [`fresh_peak`].
@@ -80,14 +103,14 @@ def options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small case, written to a temporary folder")
     parser.add_argument("--again", action="store_true", help="measure also what has been measured")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains TEXT")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only the cases in whose name REGEX is found")
     parser.add_argument("--report", action="store_true", help="measure nothing; write table and chart from the file")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(namespace=Options())
 
 
 class Results:
-    """The rows of `results/<name>.csv`, one for each case and contender.
+    """The rows of `results/<name>.csv`, one for each case and contender; on a GPU of `results/<name>_gpu.csv`.
 
     Args:
         name (`str`): of the file.
@@ -97,8 +120,10 @@ class Results:
     """
 
     def __init__(self, name: str, extra: Sequence[str] = (), *, quick: bool = False, again: bool = False) -> None:
+        self.on_gpu = name.endswith(GPU) or on_gpu()
+        self.name = f"{name.removesuffix(GPU)}{GPU if self.on_gpu else ''}"
         folder = Path(tempfile.mkdtemp(prefix="benchmark-")) if quick else RESULTS
-        self.name, self.path, self.columns = name, folder / f"{name}.csv", (*COLUMNS, *extra)
+        self.path, self.columns = folder / f"{self.name}.csv", (*COLUMNS, *extra)
         self.rows: list[dict[str, str]] = []
         self.old: set[tuple[str, str]] = set()
         if self.path.exists():
@@ -143,6 +168,11 @@ class Results:
         row = self.get(case, contender)
         return float(row[column]) if row and row.get(column) else None
 
+    @property
+    def unit(self) -> str:
+        """What the seconds are, for an axis."""
+        return "seconds on a GPU" if self.on_gpu else "CPU seconds, one thread"
+
     def machines(self) -> str:
         """What was measured on, one line a machine."""
         known = json.loads(self.path.with_name(HARDWARE).read_text())
@@ -151,9 +181,9 @@ class Results:
 
 def clock() -> float:
     """Seconds of the processor, which other jobs on the machine hardly change; on a GPU seconds of the wall."""
-    import torch
+    if on_gpu():
+        import torch
 
-    if torch.cuda.is_available():
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
@@ -212,9 +242,9 @@ def forget_peak() -> None:
 
 def peak_of(function: Callable[[], Any]) -> int:
     """Bytes of memory that a call takes beyond what the process holds, or on a GPU, beyond what is allocated there."""
-    import torch
+    if on_gpu():
+        import torch
 
-    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
@@ -245,7 +275,14 @@ def write(name: str, title: str, header: list[str], rows: list[list[str]], notes
     Args:
         machines (`str`): what was measured on, of [`Results.machines`]; by default, this machine.
     """
-    lines = [f"# {title}", "", machines or machine(), "", f"Command: `python benchmarks/bench_{name}.py`", ""]
+    lines = [
+        f"# {title}",
+        "",
+        machines or machine(),
+        "",
+        f"Command: `python benchmarks/bench_{name.removesuffix(GPU)}.py`",
+        "",
+    ]
     lines += [markdown(header, rows), "", notes.strip(), ""]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
