@@ -181,7 +181,7 @@ def test_no_tensor_has_a_row_for_every_token_and_a_column_for_every_id(
     with _LargestTensor() as largest:
         output = DistillationObjective()(student, head(2, ids=ids), LABELS, **WHERE)
         torch.autograd.grad(output.loss, tensors)
-    assert 2 * N * 6 <= largest.numel <= N * N * 6  # the scratch of the cost; a tile has N * 6
+    assert largest.numel <= ids * H < N * ids  # the head itself is the largest
 
 
 @pytest.mark.parametrize("weights", [False, True])
