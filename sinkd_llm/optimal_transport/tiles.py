@@ -3,8 +3,9 @@
 Shape suffixes: B transport problems, N student rows, M teacher rows, w columns of the tile.
 
 Whoever walks over the vocabulary calls these once a tile and pass: `pairwise_cost`, which has the rows in memory,
-and the sweep, which makes them tile by tile. The N×M×w differences are written in pieces into one scratch buffer
-that fits the cache, and the backward pass makes them again.
+and the sweep, which makes them tile by tile. The N×M×w differences of the L1 norm live in the registers of a kernel
+(`sinkd_llm.kernels`) or, where there is none for the hardware, dtype or size, are written in pieces into one scratch
+buffer that fits the cache. The backward pass makes them again.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sinkd_llm.kernels import l1_kernels
 from sinkd_llm.optimal_transport.precision import no_autocast
 
 COST_NORMS = ("l1", "sql2")
@@ -25,7 +27,7 @@ _NARROWEST_PIECE = 256
 
 
 def add_cost(cost_BNM: Tensor, student_BNw: Tensor, teacher_BMw: Tensor, norm: str = "l1") -> None:
-    """Add this tile's part of the cost to `cost_BNM`, in place.
+    """Add this tile's part of the cost to `cost_BNM`, in place and without a gradient.
 
     `l1`: `sum_v |s_iv - t_jv|`, exactly 0 for equal rows. `sql2`: `sum_v (s_iv - t_jv)^2` by matrix products of the
     rows minus the teacher's mean row. `||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t` does not change when both are
@@ -41,8 +43,15 @@ def add_cost(cost_BNM: Tensor, student_BNw: Tensor, teacher_BMw: Tensor, norm: s
             The same columns of the teacher's rows, `[B, M, w]`.
         norm (`str`, *optional*, defaults to `"l1"`):
             `"l1"` or `"sql2"`.
+
+    Raises:
+        `ValueError`: for shapes that do not pair up.
     """
+    _check_shapes(student_BNw, teacher_BMw, cost_BNM)
     if norm == "l1":
+        if kernels := l1_kernels(student_BNw, teacher_BMw, cost_BNM):
+            kernels.add_l1_cost(cost_BNM, student_BNw, teacher_BMw)
+            return
         for b, n, _, difference in _differences(student_BNw, teacher_BMw):
             cost_BNM[b, n] += difference.abs_().sum(dim=-1)
         return
@@ -70,7 +79,13 @@ def cost_gradient(student_BNw: Tensor, teacher_BMw: Tensor, grad_BNM: Tensor, no
 
     Returns:
         `Tensor`: the gradient, `[B, N, w]`.
+
+    Raises:
+        `ValueError`: for shapes that do not pair up.
     """
+    _check_shapes(student_BNw, teacher_BMw, grad_BNM)
+    if norm == "l1" and (kernels := l1_kernels(student_BNw, teacher_BMw, grad_BNM)):
+        return kernels.l1_gradient(student_BNw, teacher_BMw, grad_BNM)
     with no_autocast(grad_BNM):
         if norm == "sql2":
             s, t = _centred(student_BNw, teacher_BMw)
@@ -79,6 +94,16 @@ def cost_gradient(student_BNw: Tensor, teacher_BMw: Tensor, grad_BNM: Tensor, no
         for b, n, v, difference in _differences(student_BNw, teacher_BMw):
             out_BNw[b, n, v] = (grad_BNM[b, n, None, :] @ difference.sign_()).squeeze(-2)
         return out_BNw
+
+
+def _check_shapes(student_BNw: Tensor, teacher_BMw: Tensor, pairs_BNM: Tensor) -> None:
+    """A kernel would read beyond the end of what is too short."""
+    (B, N, w), M = student_BNw.shape, teacher_BMw.shape[1]
+    if teacher_BMw.shape != (B, M, w) or pairs_BNM.shape != (B, N, M):
+        raise ValueError(
+            "the tiles must be [B, N, w] and [B, M, w] and their cost [B, N, M], got shapes "
+            f"{tuple(student_BNw.shape)}, {tuple(teacher_BMw.shape)} and {tuple(pairs_BNM.shape)}."
+        )
 
 
 def _differences(x_BNw: Tensor, y_BMw: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
