@@ -88,31 +88,27 @@ class RowLayout:
         parts (`tuple[slice, ...]`): the rows of each micro-batch of this rank among all M.
         counts (`tuple[int, ...]`): rows of each rank.
         ranks ([`Ranks`], *optional*): `None` if all rows are here.
-        agreed (`bool`): whether every rank said yes to `agree`, see [`RowLayout.of`].
     """
 
     parts: tuple[slice, ...]
     counts: tuple[int, ...]
     ranks: Ranks | None = None
-    agreed: bool = True
 
     @classmethod
-    def of(cls, lengths: Sequence[int], ranks: Ranks | None, device: torch.device, agree: bool = True) -> "RowLayout":
+    def of(cls, lengths: Sequence[int], ranks: Ranks | None, device: torch.device) -> "RowLayout":
         """The layout of micro-batches with `lengths` rows. Communicates, as every rank has lengths of its own.
 
         Args:
             lengths (sequence of `int`): rows of each of this rank's micro-batches.
             ranks ([`Ranks`], *optional*): those whose rows are part of it.
             device (`torch.device`): where the rows are.
-            agree (`bool`, *optional*, defaults to `True`): this rank's answer to a question that all must answer yes.
         """
-        counts, start, agreed = [sum(lengths)], 0, agree
+        counts, start = [sum(lengths)], 0
         if ranks is not None:
-            numbers = ranks.numbers(sum(lengths), int(agree), device=device)
-            counts, agreed = [n for n, _ in numbers], all(yes for _, yes in numbers)
+            counts = [n for (n,) in ranks.numbers(sum(lengths), device=device)]
             start = ranks.own_rows(counts).start
         ends = list(accumulate(lengths, initial=start))
-        return cls(tuple(slice(*ends[i : i + 2]) for i in range(len(lengths))), tuple(counts), ranks, agreed)
+        return cls(tuple(slice(*ends[i : i + 2]) for i in range(len(lengths))), tuple(counts), ranks)
 
     @property
     def total(self) -> int:

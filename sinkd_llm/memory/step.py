@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
+from sinkd_llm.models.heads import HeadForm
 from sinkd_llm.models.kinds import Kind, SupervisedRows, kind_of
 from sinkd_llm.models.wrappers import unwrap
-from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.objectives import DistillationObjective, HeadOf
 from sinkd_llm.teachers import Teacher, TeacherRows
 from sinkd_llm.training.forward import Forward
 
@@ -35,8 +36,8 @@ class StepMemory:
     Attributes:
         activations (`int`): what the student's forward keeps for its backward pass.
         forward_peak (`int`): most that the student's forward holds at once, those among it.
-        teacher (`int`): what the teacher's forward holds at once beyond `activations`, its logits among it.
-        loss (`int`): what the logits of both, the divergence and the transport problem hold at once.
+        teacher (`int`): what the teacher's forward holds at once beyond `activations`, and what it gives.
+        loss (`int`): what cross-entropy, divergence and transport problem hold at once, with logits, if any.
         peak (`int`): most that the step holds at once, gradients of parameters left out.
         peak_with_gradients (`int`): most at once with the gradients that exist by then. Activations go while
             gradients come, so it is less than the sum of the two.
@@ -57,6 +58,7 @@ def trace_step(
     batch: Mapping[str, Any],
     *,
     verbalizer_ids: Tensor | None = None,
+    head: HeadForm | None = None,
     gradient_checkpointing: bool = False,
     autocast: torch.dtype | None = None,
 ) -> StepMemory:
@@ -69,6 +71,7 @@ def trace_step(
         objective ([`DistillationObjective`]): the loss.
         batch (`Mapping`): what the run's collator makes of rows, on the CPU.
         verbalizer_ids (`Tensor`, *optional*): as in the objective.
+        head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): keep each block's input alone and run the
             block again in the backward pass (Chen et al., arXiv:1604.06174).
         autocast (`torch.dtype`, *optional*): type of matrix products, for a run with `bf16` or `fp16`.
@@ -85,7 +88,7 @@ def trace_step(
     with _checkpointing(student, gradient_checkpointing, autocast), _gradients_marked(student, counter):
         try:
             with counter:
-                return _step(student, teacher, objective, on_meta, verbalizer_ids, counter, autocast)
+                return _step(student, teacher, objective, on_meta, verbalizer_ids, head, counter, autocast)
         except RuntimeError as error:  # an operation that the meta device does not have
             raise InputError(
                 f"The memory of {type(unwrap(student)).__name__} cannot be counted without its weights "
@@ -99,13 +102,15 @@ def _step(
     objective: DistillationObjective,
     batch: Mapping[str, Any],
     verbalizer_ids: Tensor | None,
+    head: HeadForm | None,
     counter: LiveBytes,
     autocast: torch.dtype | None,
 ) -> StepMemory:
     kind = _CountedKind(kind_of(student), counter)
     counted = _CountedTeacher(teacher, counter) if teacher is not None else None
     with DeviceBehaviour(autocast):
-        output, _ = Forward(kind, counted, objective, verbalizer_ids)(student, batch)  # type: ignore[arg-type]
+        forward = Forward(kind, counted, objective, verbalizer_ids, head=head)  # type: ignore[arg-type]
+        output, _ = forward(student, batch)
     activations = kind.live
     teacher_peak = max(counted.peak - activations, 0) if counted is not None else 0
     before_loss, signal = (counted.live, counted.bytes) if counted is not None else (0, 0)
@@ -122,8 +127,8 @@ class _CountedKind:
         self.kind, self.counter = kind, counter
         self.peak = self.live = 0
 
-    def supervised_rows(self, model: Any, batch: Mapping[str, Any]) -> SupervisedRows:
-        rows = self.kind.supervised_rows(model, batch)
+    def supervised_rows(self, model: Any, batch: Mapping[str, Any], head: HeadForm | None) -> SupervisedRows:
+        rows = self.kind.supervised_rows(model, batch, head)
         self.peak, self.live = self.counter.peak, self.counter.live
         self.counter.restart_peak()
         # True values are computed with, where classes are indices.
@@ -139,10 +144,11 @@ class _CountedTeacher:
         self.teacher, self.counter = teacher, counter
         self.peak = self.live = self.bytes = 0
 
-    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:
-        rows = self.teacher.signal(batch, with_hidden=with_hidden)
-        assert isinstance(rows.signal, Tensor)  # a cache is not traced: its rows take what a model's logits take
-        self.peak, self.live, self.bytes = self.counter.peak, self.counter.live, rows.signal.untyped_storage().nbytes()
+    def signal(self, batch: Mapping[str, Any]) -> TeacherRows:
+        rows = self.teacher.signal(batch)
+        assert isinstance(rows.signal, Tensor | HeadOf)  # a cache is not traced: its rows take what a model's take
+        given = rows.signal if isinstance(rows.signal, Tensor) else rows.signal.hidden_NH
+        self.peak, self.live, self.bytes = self.counter.peak, self.counter.live, given.untyped_storage().nbytes()
         self.counter.restart_peak()
         return rows
 

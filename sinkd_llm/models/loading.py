@@ -17,7 +17,7 @@ from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.foreign import fetch_adapter, reading, what_was_said
 from sinkd_llm.models.gguf import converted_model
 from sinkd_llm.models.kinds.choose import KINDS, choose_kind
-from sinkd_llm.models.kinds.class_heads import head_options, is_new_head, name_classes
+from sinkd_llm.models.kinds.class_heads import head_options, is_new_head, name_classes, sparing_head
 from sinkd_llm.models.loading_options import check_attention, dtype_from
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
@@ -30,7 +30,7 @@ from sinkd_llm.models.names import (
 from sinkd_llm.models.origin import modules_of, set_origin
 from sinkd_llm.models.partitioning import waits_for_weights, whole_shape, whole_weights
 from sinkd_llm.models.probes import check_reading
-from sinkd_llm.models.quantisation import check_method_known, is_quantised, sparing_head, weights_in_each
+from sinkd_llm.models.quantisation import check_method_known, is_quantised, weights_in_each
 from sinkd_llm.models.stored_config import read_json
 from sinkd_llm.models.student_record import check_unchanged, warn_of_quantisation
 from sinkd_llm.quiet import quiet_transformers

@@ -31,6 +31,12 @@ def probe_outputs(model: Any) -> Tensor:
     Returns:
         `Tensor` `[B, L, V]`; of a classifier `[B, V]`.
     """
+    with torch.no_grad():
+        return made_up_logits(model).float().cpu()
+
+
+def made_up_logits(model: Any) -> Tensor:
+    """The same as the model gives it, with its graph."""
     inner = unwrap(model)
     embeddings = inner.get_input_embeddings().weight
     known = min(int(embeddings.shape[0]), int(getattr(inner.config, "vocab_size", None) or embeddings.shape[0]))
@@ -48,12 +54,11 @@ def probe_outputs(model: Any) -> Tensor:
     training = {module: module.training for module in inner.modules()}
     inner.eval()
     try:
-        with torch.no_grad():
-            logits: Tensor = forward(**inputs).logits
+        logits: Tensor = forward(**inputs).logits
     finally:
         for module, mode in training.items():
             module.training = mode
-    return logits.detach().float().cpu()
+    return logits
 
 
 def difference(expected: Tensor, found: Tensor) -> float:

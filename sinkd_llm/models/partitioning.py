@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sinkd_llm.models.quantisation import is_quantised
 
 _FSDP_RANK_0_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+_CPU = torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -120,16 +121,21 @@ def gathered_weights(model: Any, trainable_only: bool = False) -> dict[str, Tens
     return weights if first else {}
 
 
-def _whole(value: Any, keep: bool) -> Tensor:
+def whole_frozen(weight: Tensor) -> Tensor:
+    """A weight, with its graph, if all of it is here; else gathered, without gradient. All processes ask."""
+    return _whole(weight, True, weight.device) if is_part(weight) else weight
+
+
+def _whole(value: Any, keep: bool, place: torch.device = _CPU) -> Tensor:
     if _of_fsdp(value):
         whole = value.detach().full_tensor()
-        return whole.cpu() if keep else torch.empty(0)
+        return whole.to(place) if keep else torch.empty(0)
     if _of_deepspeed(value):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([value]):
-            return value.detach().cpu().clone() if keep else torch.empty(0)
-    return value.detach().cpu()
+            return value.detach().to(place, copy=True) if keep else torch.empty(0)
+    return value.detach().to(place)
 
 
 @contextlib.contextmanager

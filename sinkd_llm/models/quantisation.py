@@ -4,16 +4,13 @@ bitsandbytes packs weights while they are loaded. Methods that pack them before 
 alone.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError, plain
-from sinkd_llm.models.kinds.class_heads import is_head
 from sinkd_llm.models.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -54,27 +51,6 @@ def build_quantization_config(model_args: "ModelConfig") -> "BitsAndBytesConfig 
             "Give bfloat16, float16 or float32."
         )
     return get_quantization_config(model_args)
-
-
-def sparing_head(quantization_config: Any, config: Any) -> Any:
-    """
-    The same quantisation with the classification head in full precision, for a new head is trained whole.
-
-    Args:
-        quantization_config (`BitsAndBytesConfig`): it is not changed; one of another method is given back.
-        config (`PretrainedConfig`): of the classifier.
-    """
-    import transformers
-
-    if not hasattr(quantization_config, "llm_int8_skip_modules"):
-        return quantization_config  # not of bitsandbytes
-    with torch.device("meta"):
-        model = transformers.AutoModelForSequenceClassification.from_config(config)
-    names = [name for name, _ in model.named_parameters()]
-    head = {name.rsplit(".", 1)[0] for name in names if is_head("sequence-classification", model, name)}
-    spared = copy.deepcopy(quantization_config)
-    spared.llm_int8_skip_modules = sorted({*(spared.llm_int8_skip_modules or ()), *head})
-    return spared
 
 
 def check_method_known(name: str, config: Any) -> None:

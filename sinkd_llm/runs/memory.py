@@ -144,6 +144,7 @@ def estimate_memory(
             training_args.objective(),
             batch,
             verbalizer_ids=ids,
+            head=prepared.head,
             gradient_checkpointing=checkpointing,
             autocast=autocast,
         )

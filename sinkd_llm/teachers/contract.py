@@ -1,7 +1,6 @@
 """What every teacher gives, wherever its distribution comes from: a model here, or what one said earlier.
 
-Shapes: N supervised tokens of a batch, B rows of a batch for ranking, V vocabulary or classes, H features of a hidden
-state.
+Shapes: N supervised tokens of a batch, B rows of a batch for ranking, V vocabulary or classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from sinkd_llm.objectives import TeacherSignal
+from sinkd_llm.models.kinds import SupervisedRows
+from sinkd_llm.objectives import HeadOf, TeacherSignal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,15 +25,21 @@ class TeacherRows:
     The teacher's signal at the supervised tokens of a batch, in the order of the student's rows.
 
     Attributes:
-        signal ([`TeacherSignal`]): its logits, or the logits of some ids of each row.
+        signal ([`TeacherSignal`]): its logits, what its head would make them of, or the logits of some ids of each
+            row.
         position_N (`Tensor` `[N]`): each row's place in its answer, from 0.
-        hidden_NH (`Tensor` `[N, H]`, *optional*): what [`Teacher.logits`] makes the logits of, if they were asked for
-            and are smaller than the logits.
     """
 
     signal: TeacherSignal
     position_N: Tensor
-    hidden_NH: Tensor | None = None
+
+
+def signal_of(rows: SupervisedRows) -> Tensor | HeadOf:
+    """What an objective takes of a model's rows."""
+    if isinstance(rows.scores, Tensor):
+        return rows.scores
+    states = rows.scores
+    return HeadOf(states.hidden_NH, states.weight_VH, states.bias_V, states.scale, states.cap)
 
 
 class Teacher(Protocol):
@@ -62,21 +68,26 @@ class Teacher(Protocol):
     model: Any
     recorded_score: dict[str, Any] | None
 
-    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:  # pragma: no cover
+    def signal(self, batch: Mapping[str, Any]) -> TeacherRows:  # pragma: no cover
         """
-        The rows of the supervised tokens of a training batch.
+        The rows of the supervised tokens of a training batch. Whether they are finite is not asked: that would make
+        every step wait for the device.
 
         Args:
             batch (`Mapping`): what the run's collator made; the teacher finds its own part.
-            with_hidden (`bool`, *optional*, defaults to `False`): give `hidden_NH` as well, where there are any.
 
         Raises:
-            InputError: naming the examples for which there is no signal, or one that is not finite.
+            InputError: naming the examples for which there is no signal.
         """
         ...
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:  # pragma: no cover
-        """The logits `[N, V]` of hidden states that [`signal`] gave, on any rank."""
+    def check_finite(self, batch: Mapping[str, Any]) -> None:  # pragma: no cover
+        """
+        Looks whether the teacher is at fault for a loss that is not finite.
+
+        Raises:
+            InputError: naming the examples of a training batch for which the signal is not finite.
+        """
         ...
 
     def choices(self, batch: Mapping[str, Any]) -> Tensor:  # pragma: no cover
@@ -105,7 +116,8 @@ class Teacher(Protocol):
     ) -> None:  # pragma: no cover
         """
         Makes sure that the loss can be computed from what the teacher gives, and warns where that is known less well
-        than `tolerance`, in units of the transport cost (0 to 2).
+        than `tolerance`, in units of the transport cost (0 to 2). From then on the teacher leaves its head to the
+        loss, where the objective's `fused` allows that.
 
         Raises:
             InputError: saying what to change.

@@ -1,6 +1,6 @@
 """A teacher that is a model in this process: frozen, in eval mode, without gradient.
 
-Shapes: B rows of a batch for ranking, N supervised tokens, V vocabulary or classes, H features of a hidden state.
+Shapes: B rows of a batch for ranking, N supervised tokens, V vocabulary or classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.heads import small_head
+from sinkd_llm.models.head_forms import head_to_fuse
+from sinkd_llm.models.heads import HeadForm
 from sinkd_llm.models.kinds import TEACHER, SupervisedRows, context_length, kind_of, output_size
-from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.kinds.class_heads import class_words
-from sinkd_llm.models.partitioning import is_part, is_partitioned
+from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, row_keys
-from sinkd_llm.teachers.contract import TeacherRows
+from sinkd_llm.teachers.contract import TeacherRows, signal_of
 from sinkd_llm.teachers.fit import check_pair
 from sinkd_llm.teachers.placement import place_teacher
 
@@ -52,47 +53,50 @@ class LocalTeacher:
         self.classes = class_words(unwrap(model).config) if self.scores_classes else None
         self.needs_all_ranks = False
         self._choices = TeacherChoices()
+        self._head: HeadForm | None = None
 
-    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:
-        """See [`~sinkd_llm.teachers.contract.Teacher`]; the signal is the logits `[N, V]`."""
-        rows = self.supervised_rows(batch.get(TEACHER, batch), with_hidden)
-        return TeacherRows(rows.logits_NV, rows.position_N, rows.hidden_NH)
+    def signal(self, batch: Mapping[str, Any]) -> TeacherRows:
+        """See [`~sinkd_llm.teachers.contract.Teacher`]; the signal is the logits `[N, V]`, or hidden states and the
+        head once [`check_objective`] has found that the loss can take the head over."""
+        with torch.no_grad():
+            rows = self.kind.supervised_rows(self.model, batch.get(TEACHER, batch), self._head)
+        return TeacherRows(signal_of(rows), rows.position_N)
+
+    def check_finite(self, batch: Mapping[str, Any]) -> None:
+        """See [`~sinkd_llm.teachers.contract.Teacher`]. A teacher that is spread over processes is not asked: the
+        processes do not all come here."""
+        if not self.needs_all_ranks:
+            self.supervised_rows(batch.get(TEACHER, batch))
 
     @torch.no_grad()
-    def supervised_rows(self, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+    def supervised_rows(self, batch: Mapping[str, Any]) -> SupervisedRows:
         """
-        The same rows, in the same order, as the student's of this batch.
+        The teacher's logits in the same rows, in the same order, as the student's of this batch.
 
         Args:
             batch (`Mapping`): of the collator of the teacher's kind.
-            with_hidden (`bool`, *optional*, defaults to `False`): give `hidden_NH` as well, where [`logits`] would
-                make the logits of them, and where they are smaller.
 
         Raises:
             InputError: if a logit is NaN or infinite. The message names the examples
                 (`batch["example_id"]`), for the reason is usually a broken checkpoint or a row that
                 overflows in half precision.
         """
-        with_hidden = with_hidden and self._head is not None
-        supervised = self.kind.supervised_rows(self.model, batch, with_hidden)
+        supervised = self.kind.supervised_rows(self.model, batch)
         broken_N = ~torch.isfinite(supervised.logits_NV).all(dim=-1)
-        if broken_N.any():
+        self._refuse_broken(supervised.example_N[broken_N].unique().tolist(), batch)
+        return supervised
+
+    @staticmethod
+    def _refuse_broken(broken: Sequence[int], batch: Mapping[str, Any]) -> None:
+        """Refuses rows of the batch, by their numbers, for which the teacher gives no numbers."""
+        if broken:
             names = batch.get("example_id")
-            broken = supervised.example_N[broken_N].unique().tolist()
             shown = ", ".join(str(names[i]) if names else f"row {i} of the batch" for i in broken[:5])
             more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise InputError(
                 f"The teacher's logits are NaN or infinite for {shown}{more}. Check the teacher's "
                 "weights with `sinkd evaluate`, or load it in float32 or bfloat16 if it runs in float16."
             )
-        return supervised
-
-    @torch.no_grad()
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """The head's logits `[N, V]` of hidden states that [`signal`] gave, on any rank."""
-        assert self._head is not None
-        logits_NV: Tensor = self._head(hidden_NH)
-        return logits_NV
 
     def choices(self, batch: Mapping[str, Any]) -> Tensor:
         """Index of the choice that the teacher ranks first, `[B]`; it ranks each row once."""
@@ -103,8 +107,11 @@ class LocalTeacher:
         if ranks is not None:
             unknown = bool(ranks.sum(torch.tensor(float(unknown), device=batch["label"].device)) > 0)
         if unknown:
-            scores_BC, _ = choice_log_likelihoods(self.supervised_rows(theirs), theirs)
-            self._choices.add(keys, scores_BC.argmax(dim=-1).tolist())
+            with torch.no_grad():
+                scores = score_choices(self.kind, self.model, theirs, ranks=ranks)
+            broken_BC = (scores.length_BC > 0) & ~torch.isfinite(scores.log_likelihood_BC)
+            self._refuse_broken(broken_BC.any(dim=1).nonzero().flatten().tolist(), theirs)
+            self._choices.add(keys, scores.log_likelihood_BC.argmax(dim=-1).tolist())
         return torch.tensor(self._choices.of(keys, choice_counts(theirs)), device=batch["label"].device)
 
     def check_fits(
@@ -114,7 +121,9 @@ class LocalTeacher:
         check_pair(self.model, self.name, student, tokenizer, self.trust_remote_code, classes)
 
     def check_objective(self, objective: Any, verbalizer_ids: Tensor | None, tolerance: float) -> None:
-        """Whole rows are all that any objective asks for."""
+        """Whole rows are all that any objective asks for; it is found how the head makes them."""
+        if objective.uses_teacher:
+            self._head = head_to_fuse(self.model, "teacher", objective.fused)
 
     def check_rows(self, features: Any) -> None:
         """A model reads any row."""
@@ -123,10 +132,3 @@ class LocalTeacher:
         """See [`~sinkd_llm.teachers.placement.place_teacher`]."""
         self.model = place_teacher(self.model, accelerator, placement)
         self.needs_all_ranks = is_partitioned(self.model)
-
-    @property
-    def _head(self) -> nn.Module | None:
-        """What makes logits of `hidden_NH`, if all of it is here."""
-        head = small_head(self.model)
-        # Of a head that is sharded over ranks (ZeRO-3, FSDP) the missing shards are larger than any batch of logits.
-        return None if head is None or is_part(head.weight) else head

@@ -33,16 +33,22 @@ class FiniteGate:
     def __init__(self, scaled: bool = False) -> None:
         self.scaled = scaled
         self._terms: list[tuple[str, Tensor, Sequence[str]]] = []
+        self._checks: list[Callable[[], None]] = []
         self._skipped = 0
 
-    def add(self, terms: Mapping[str, Tensor], examples: Sequence[str]) -> None:
+    def add(
+        self, terms: Mapping[str, Tensor], examples: Sequence[str], check: Callable[[], None] | None = None
+    ) -> None:
         """
         Takes the terms of a micro-batch.
 
         Args:
             terms (`Mapping[str, Tensor]`): scalars by their names.
             examples (sequence of `str`): names of the rows that they were computed from.
+            check (`Callable`, *optional*): raises if something beside the student is at fault; it is called only
+                where a term of the update is not finite.
         """
+        self._checks += [] if check is None else [check]
         self._terms += [(name, value.detach(), examples) for name, value in terms.items()]
 
     def look(self, step: int, grad_norm: Tensor | float | None, student: nn.Module, advice: Callable[[], str]) -> None:
@@ -57,8 +63,10 @@ class FiniteGate:
 
         Raises:
             NonFiniteError: naming the step, the term and the examples.
+            InputError: what `check` of a micro-batch raises.
         """
         terms, self._terms = self._terms, []
+        checks, self._checks = self._checks, []
         values = [value for _, value, _ in terms]
         if grad_norm is not None:
             norm = whole_value(grad_norm)
@@ -74,6 +82,8 @@ class FiniteGate:
         finite = numbers.isfinite().tolist()
         for (name, _, examples), number, good in zip(terms, given, finite, strict=False):
             if not good:
+                for check in checks:
+                    check()
                 self._refuse(step, f"the term {name!r} of the loss is {number}", examples, student, advice)
         if self.scaled:  # the scaler skips this update, and lowers the scale for the next
             self._skipped += 1

@@ -9,6 +9,8 @@ from sinkd_llm.inputs.answer_choices import verbalizer_ids
 from sinkd_llm.inputs.pair import rows_for
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.adapters import add_adapter
+from sinkd_llm.models.head_forms import head_to_fuse
+from sinkd_llm.models.heads import HeadForm
 from sinkd_llm.models.kinds import context_length
 from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
@@ -39,6 +41,7 @@ class Prepared:
         tokenizer (`PreTrainedTokenizerBase`): of both.
         rows ([`Rows`]): how rows become batches.
         verbalizer_ids (`Tensor`, *optional*): the ids that SinKD is restricted to, where `vocabulary` asks for it.
+        head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
     """
 
     student: Any
@@ -46,6 +49,7 @@ class Prepared:
     tokenizer: Any
     rows: Rows
     verbalizer_ids: Tensor | None
+    head: HeadForm | None
 
 
 def prepare(
@@ -66,8 +70,8 @@ def prepare(
         zero_stage (`int`, *optional*): DeepSpeed's stage for the student; `None` without DeepSpeed.
 
     Raises:
-        InputError: for an adapter that would not train, rows that cannot be read, and an objective that cannot be
-            computed from what the teacher gives.
+        InputError: for an adapter that would not train, rows that cannot be read, an objective that cannot be
+            computed from what the teacher gives, and a head that the loss cannot take over where `fused` is `always`.
     """
     student = add_adapter(pair.student, peft_config, zero_stage)
     if args.disable_dropout:
@@ -78,7 +82,8 @@ def prepare(
         restricted = verbalizer_ids(train_dataset, rows.tokenize)
     if pair.teacher is not None:
         pair.teacher.check_objective(args.objective(), restricted, args.cache_tolerance)
-    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted)
+    head = head_to_fuse(student, "student", args.fused)
+    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted, head)
 
 
 def read_rows(student: Any, teacher: Teacher | None, tokenizer: Any, args: SinKDConfig) -> Rows:

@@ -1,6 +1,7 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,15 @@ from sinkd_llm.training.given import (
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
+from sinkd_llm.training.row_order import LikeLengths, row_lengths
 from sinkd_llm.training.term_log import TermLog
+from sinkd_llm.training.transport_cost import SayTransportCost
 from sinkd_llm.training.window import Window
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Sampler
     from transformers import (
         BitsAndBytesConfig,
         DataCollator,
@@ -147,7 +150,9 @@ class SinKDTrainer(EvaluatingTrainer):
         check_saveable(student, will_be_spread=stage == 3 or bool(args.fsdp))
         check_optimizers(optimizers, student)
         enable_checkpointing(student, args, stage)
-        self.forward = Forward(kind_of(student), prepared.teacher, args.objective(), prepared.verbalizer_ids)
+        self.forward = Forward(
+            kind_of(student), prepared.teacher, args.objective(), prepared.verbalizer_ids, head=prepared.head
+        )
         self._answer_tokenizer = prepared.rows.tokenize
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
         self._term_log = TermLog()
@@ -179,6 +184,7 @@ class SinKDTrainer(EvaluatingTrainer):
         self.forward.ranks = self._ranks()
         self._window: Window | None = None
         self._check_teacher_scale()
+        self.add_callback(SayTransportCost(self))
 
     def _tokenized(self, dataset: Any, ranking: bool) -> Any:
         if dataset is None:
@@ -232,6 +238,14 @@ class SinKDTrainer(EvaluatingTrainer):
         check_not_empty(loader, len(rows), self.args.per_device_train_batch_size, processes)
         return loader
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> "Sampler[int] | None":
+        """As Transformers', but rows of like length in an order that depends on seed and epoch alone."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        rows = train_dataset.rows if isinstance(train_dataset, RowsAndBlanks) else train_dataset
+        return LikeLengths(row_lengths(rows, self.kind.continues_prompt), update, self.args.sample_seed)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
@@ -259,6 +273,7 @@ class SinKDTrainer(EvaluatingTrainer):
                 over all processes (of this one, without `average_tokens_across_devices`).
         """
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        self.forward.group_seed = self.args.group_seed(self.state.global_step)
         output, N = self.forward(
             model,
             inputs,
@@ -272,7 +287,8 @@ class SinKDTrainer(EvaluatingTrainer):
         # The count is over all processes, and their gradients are averaged, not summed.
         scale = self.accelerator.num_processes if averaged else 1
         if model.training:
-            self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs))
+            check = partial(self.teacher.check_finite, inputs) if self.teacher is not None else None
+            self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs), check)
             self._last_batch = inputs
             divisor = torch.as_tensor(
                 N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device

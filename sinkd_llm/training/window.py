@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sinkd_llm.models.kinds import SupervisedRows
 from sinkd_llm.objectives import SpanningProblem, TeacherSignal
 from sinkd_llm.teachers import TeacherRows
+from sinkd_llm.teachers.contract import signal_of
+from sinkd_llm.training.finite import names_of
 from sinkd_llm.training.forward import Forward, Transport
 
 
@@ -53,20 +55,23 @@ class Window:
         teacher, self._teachers[part] = self._teachers[part], None
         assert teacher is not None
         _set_random_state(self._random_states[part])
-        student_rows = self.forward.kind.supervised_rows(student, batch)
-        announced = self.batches[part]["labels"]
-        assert torch.equal(batch["labels"], announced), "micro-batches came in another order than announced"
+        student_rows = self.forward.student_rows(student, batch)
+        # By what the host knows of them: to compare tokens would make every step wait for the device.
+        announced = self.batches[part]
+        known = [(names_of(one), one["labels"].shape) for one in (batch, announced)]
+        assert known[0] == known[1], "micro-batches came in another order than announced"
         return student_rows, teacher.signal, (self._problem, part)
 
     @torch.no_grad()
     def _first_pass(self, student: nn.Module, own_items: Tensor | int | None) -> SpanningProblem:
-        teachers = [self.forward.teacher_rows(batch) for batch in self.batches]
+        teacher = self.forward.teacher
+        assert teacher is not None
+        teachers = [teacher.signal(batch) for batch in self.batches]
         problem = self.forward.problem(self.batches, teachers, own_items)
         costs = []
         for part, batch in enumerate(self.batches):
             self._random_states.append(_random_state(teachers[part].position_N.device))
-            rows = self.forward.kind.supervised_rows(student, batch)
-            costs.append(problem.cost(rows.logits_NV, part))
+            costs.append(problem.cost(signal_of(self.forward.student_rows(student, batch)), part))
         problem.solve(costs)
         torch.clear_autocast_cache()  # weights that were cast without gradient must not serve the second pass
         self._teachers = [*teachers]

@@ -1,8 +1,11 @@
 """Classification heads: what their classes are called, in which order they stand, and which weights are theirs."""
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from sinkd_llm.models.kinds.choose import saved_class
 from sinkd_llm.models.origin import new_modules_of
@@ -69,3 +72,24 @@ def is_head(kind: str, model: Any, weight: str) -> bool:
     if kind != "sequence-classification":
         return False
     return not weight.startswith(f"{model.base_model_prefix}.") or "pooler" in weight
+
+
+def sparing_head(quantization_config: Any, config: Any) -> Any:
+    """
+    The same quantisation with the classification head in full precision, for a new head is trained whole.
+
+    Args:
+        quantization_config (`BitsAndBytesConfig`): it is not changed; one of another method is given back.
+        config (`PretrainedConfig`): of the classifier.
+    """
+    import transformers
+
+    if not hasattr(quantization_config, "llm_int8_skip_modules"):
+        return quantization_config  # not of bitsandbytes
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    names = [name for name, _ in model.named_parameters()]
+    head = {name.rsplit(".", 1)[0] for name in names if is_head("sequence-classification", model, name)}
+    spared = copy.deepcopy(quantization_config)
+    spared.llm_int8_skip_modules = sorted({*(spared.llm_int8_skip_modules or ()), *head})
+    return spared

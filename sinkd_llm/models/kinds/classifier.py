@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.heads import HeadForm
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, encoder_inputs
 
 
@@ -30,11 +31,13 @@ class SequenceClassification:
     writes_text = False
     continues_prompt = False
 
-    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+    def supervised_rows(
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+    ) -> SupervisedRows:
         """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`, -100
         where a text is not supervised.
 
-        There is no `hidden_NH`: the classes are fewer than the features that they are made of.
+        No classification head has a form, see [`describe_head`]: `head` is always `None`.
         """
         labels_S = batch["labels"]
         logits_SV = model(**encoder_inputs(model, batch)).logits

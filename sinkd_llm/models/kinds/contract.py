@@ -1,10 +1,10 @@
-"""What every kind of model gives: logits at the supervised positions of a batch.
+"""What every kind of model gives: logits at the supervised positions of a batch, or what its head makes them of.
 
 Objectives, teachers and evaluation see only `SupervisedRows`: one row per answer token, and which
 example and which answer position each row is. They never ask which kind they serve.
 
 Shapes: S sequences of a batch, L tokens of the longest, N supervised tokens of the batch, V outputs: the
-vocabulary, or the classes of a classification head, H features of a hidden state.
+vocabulary, or the classes of a classification head.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from sinkd_llm.models.heads import HeadForm, HiddenStates
 from sinkd_llm.models.wrappers import accepted, unwrap
 
 IGNORE_INDEX = -100
@@ -24,22 +25,26 @@ LOGITS_AT_A_TIME = 2**28
 
 @dataclass(frozen=True)
 class SupervisedRows:
-    """Logits at the supervised tokens of a batch, in the order (sequence, answer position).
+    """What a model says at the supervised tokens of a batch, in the order (sequence, answer position).
 
     Attributes:
-        logits_NV (`Tensor` `[N, V]`): scores of the vocabulary or of the classes, in the model's dtype.
+        scores (`Tensor` `[N, V]` or [`HiddenStates`]): scores of the vocabulary or of the classes, in the model's
+            dtype; where a form of the head was given, what the head would make them of.
         labels_N (`Tensor` `[N]`): the supervised token ids or classes; the true values of a regression.
         example_N (`Tensor` `[N]`): index of the row's sequence in the batch, in `[0, S)`.
         position_N (`Tensor` `[N]`): index of the row's token in its answer, from 0.
-        hidden_NH (`Tensor` `[N, H]`, *optional*): what the model's head made the logits of, if `with_hidden` asked
-            for it, and if they are what the head gives: `None` where the model scales, caps or shifts them afterwards.
     """
 
-    logits_NV: Tensor
+    scores: Tensor | HiddenStates
     labels_N: Tensor
     example_N: Tensor
     position_N: Tensor
-    hidden_NH: Tensor | None = None
+
+    @property
+    def logits_NV(self) -> Tensor:
+        """`scores`, of rows that were asked for without a form of the head."""
+        assert isinstance(self.scores, Tensor)
+        return self.scores
 
 
 class Kind(Protocol):
@@ -70,9 +75,10 @@ class Kind(Protocol):
     continues_prompt: bool
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
     ) -> SupervisedRows:  # pragma: no cover - a protocol
-        """`batch` comes from the kind's collator; `labels` are -100 outside answers."""
+        """`batch` comes from the kind's collator; `labels` are -100 outside answers. With the form of the model's head
+        the head is left to the loss: `scores` are then hidden states."""
         ...
 
 

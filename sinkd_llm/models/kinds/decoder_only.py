@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sinkd_llm.models.heads import hidden_rows, recorded_head
+from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
 from sinkd_llm.models.wrappers import forward_parameters
 
@@ -29,14 +29,16 @@ class DecoderOnly:
     writes_text = True
     continues_prompt = True
 
-    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+    def supervised_rows(
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+    ) -> SupervisedRows:
         """Runs the model once and its head only at the positions that predict an answer token.
 
         Args:
             model (`nn.Module`): a causal language model, possibly wrapped by PEFT or DDP.
             batch (`Mapping`): `input_ids`, `attention_mask` and `labels`, each `[B, L]`. Padding may
                 stand on either side; on the left, the answers end together and K is smallest.
-            with_hidden (`bool`, *optional*, defaults to `False`): see [`SupervisedRows`].
+            head ([`HeadForm`], *optional*): of the model; then its head is left to the loss.
         """
         labels_BL = batch["labels"]
         supervised_BL = labels_BL[:, 1:] != IGNORE_INDEX
@@ -48,7 +50,6 @@ class DecoderOnly:
         # job makes the same forward and gets gradients of zeros.
         input_ids = batch["input_ids"][:, :-1]
         attention_mask = batch["attention_mask"][:, :-1]
-        kept_K = source_N.unique() if source_N.numel() else source_N.new_zeros(1)
 
         takes = forward_parameters(model)
         arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -57,12 +58,14 @@ class DecoderOnly:
             arguments["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
         if "use_cache" in takes:
             arguments["use_cache"] = False
-        keeps = "logits_to_keep" in takes
-        if keeps:
-            arguments["logits_to_keep"] = kept_K
-        with recorded_head(model, with_hidden) as calls:
-            logits = model(**arguments).logits
-        column_N = torch.searchsorted(kept_K, source_N) if keeps else source_N
-        logits_NV = logits[example_N, column_N]
-        hidden_NH = hidden_rows(calls, lambda scores: scores[example_N, column_N], logits_NV)
-        return SupervisedRows(logits_NV, labels_N, example_N, position_N, hidden_NH)
+        scores: Tensor | HiddenStates
+        if head is not None:
+            scores = hidden_at(model, head, example_N, source_N, **arguments)
+        else:
+            column_N = source_N
+            if "logits_to_keep" in takes:
+                kept_K = source_N.unique() if source_N.numel() else source_N.new_zeros(1)
+                arguments["logits_to_keep"] = kept_K
+                column_N = torch.searchsorted(kept_K, source_N)
+            scores = model(**arguments).logits[example_N, column_N]
+        return SupervisedRows(scores, labels_N, example_N, position_N)

@@ -1,7 +1,7 @@
 """Encoder-decoder language models: the prompt is the encoder's, the answer the decoder's.
 
-Shapes: B prompts of a batch, L tokens of the longest, S answers (S = B unless choices are ranked), T tokens
-of the longest, N supervised tokens, V vocabulary.
+Shapes: S prompts of a batch and their answers, L tokens of the longest prompt, T tokens of the longest answer, N
+supervised tokens, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.heads import logits_at
+from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at, logits_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
 from sinkd_llm.models.wrappers import accepted, unwrap
 
@@ -29,7 +29,9 @@ class EncoderDecoder:
     writes_text = True
     continues_prompt = False
 
-    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+    def supervised_rows(
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+    ) -> SupervisedRows:
         """Runs the encoder once a prompt, the decoder once an answer, the head only at answer tokens.
 
         The decoder reads the answer shifted right by the model itself, after its own start token. Padding
@@ -37,31 +39,26 @@ class EncoderDecoder:
 
         Args:
             model (`nn.Module`): possibly wrapped by PEFT or DDP.
-            batch (`Mapping`): `input_ids` and `attention_mask` `[B, L]`; `targets` `[S, T]`, the answers with
+            batch (`Mapping`): `input_ids` and `attention_mask` `[S, L]`; `targets` `[S, T]`, the answers with
                 the special tokens of the model, -100 on padding; `labels` `[S, T]`, the same without the
-                tokens that are not supervised. With `prompt_of_answer` `[S]`, several answers share a prompt.
-            with_hidden (`bool`, *optional*, defaults to `False`): see [`SupervisedRows`].
+                tokens that are not supervised.
+            head ([`HeadForm`], *optional*): of the model; then its head is left to the loss.
         """
         labels_ST = batch["labels"]
         supervised_ST = labels_ST != IGNORE_INDEX
         arguments: dict[str, Any] = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
             "decoder_input_ids": decoder_input_ids(model, batch["targets"]),
             **accepted(model, {"use_cache": False}),
         }
-        prompt_S = batch.get("prompt_of_answer")
-        prompts = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        if prompt_S is None:
-            arguments |= prompts
-        else:
-            from transformers.modeling_outputs import BaseModelOutput
-
-            # Inside wrappers; only ranking gets here, which takes no gradient that they would gather.
-            hidden = unwrap(model).get_encoder()(**prompts).last_hidden_state
-            arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden.index_select(0, prompt_S))
-            arguments["attention_mask"] = prompts["attention_mask"].index_select(0, prompt_S)
-        logits_NV, hidden_NH = logits_at(model, supervised_ST, with_hidden, **arguments)
         example_N, column_N, position_N = answer_rows(supervised_ST)
-        return SupervisedRows(logits_NV, labels_ST[example_N, column_N], example_N, position_N, hidden_NH)
+        scores: Tensor | HiddenStates
+        if head is not None:
+            scores = hidden_at(model, head, example_N, column_N, **arguments)
+        else:
+            scores = logits_at(model, supervised_ST, **arguments)
+        return SupervisedRows(scores, labels_ST[example_N, column_N], example_N, position_N)
 
 
 def decoder_input_ids(model: nn.Module, targets_ST: Tensor) -> Tensor:

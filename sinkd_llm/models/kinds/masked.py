@@ -6,9 +6,9 @@ Shapes: S texts of a batch, L tokens of the longest, N supervised rows, V vocabu
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sinkd_llm.models.heads import logits_at
+from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at, logits_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows, encoder_inputs
 
 
@@ -26,13 +26,19 @@ class MaskedLanguageModel:
     writes_text = False
     continues_prompt = False
 
-    def supervised_rows(self, model: nn.Module, batch: Mapping[str, Any], with_hidden: bool = False) -> SupervisedRows:
+    def supervised_rows(
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+    ) -> SupervisedRows:
         """`batch` holds `input_ids`, `attention_mask` and `labels` `[S, L]`; labels are -100 outside masks.
 
-        `with_hidden`: see [`SupervisedRows`].
+        `head`: see [`Kind`].
         """
         labels_SL = batch["labels"]
         supervised_SL = labels_SL != IGNORE_INDEX
-        logits_NV, hidden_NH = logits_at(model, supervised_SL, with_hidden, **encoder_inputs(model, batch))
         example_N, column_N, position_N = answer_rows(supervised_SL)
-        return SupervisedRows(logits_NV, labels_SL[example_N, column_N], example_N, position_N, hidden_NH)
+        scores: Tensor | HiddenStates
+        if head is not None:
+            scores = hidden_at(model, head, example_N, column_N, **encoder_inputs(model, batch))
+        else:
+            scores = logits_at(model, supervised_SL, **encoder_inputs(model, batch))
+        return SupervisedRows(scores, labels_SL[example_N, column_N], example_N, position_N)

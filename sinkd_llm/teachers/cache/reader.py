@@ -95,14 +95,13 @@ class CachedTeacher:
             if found != expected or rows != {shard["tokens"]}:
                 self._refuse(f"{shard['file']} does not hold {shard['tokens']} rows of this layout")
 
-    def signal(self, batch: Mapping[str, Any], *, with_hidden: bool = False) -> TeacherRows:
+    def signal(self, batch: Mapping[str, Any]) -> TeacherRows:
         """
         The rows of the supervised tokens of a batch, in the order of all kinds: example by example, and each
         answer from its beginning. See [`~sinkd_llm.teachers.contract.Teacher`].
 
         Args:
             batch (`Mapping`): its `example_id` names the examples, and the signal goes where its `labels` are.
-            with_hidden (`bool`): a cache holds no hidden states.
 
         Raises:
             InputError: naming the examples that are not in the cache.
@@ -116,9 +115,8 @@ class CachedTeacher:
             self.manifest.layout.decode(self._read(rows), device), torch.from_numpy(position).to(device)
         )
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Refuses: [`signal`] gives no hidden states."""
-        raise RuntimeError("a teacher cache holds no head and gives no hidden states")
+    def check_finite(self, batch: Mapping[str, Any]) -> None:
+        """Only finite logits are cached."""
 
     def choices(self, batch: Mapping[str, Any]) -> Tensor:
         """
