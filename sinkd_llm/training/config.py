@@ -14,6 +14,7 @@ from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.models.kinds import KINDS
 from sinkd_llm.objectives import (
     DIVERGENCE_CHOICES,
+    FUSED,
     TRANSPORT_SCOPES,
     VOCABULARIES,
     DistillationObjective,
@@ -99,6 +100,13 @@ class SinKDConfig(TrainingArguments):
         pad_to_multiple_of (`int`, *optional*):
             Pad the batch to a multiple of this length.
 
+        > Parameters that control how the loss is computed
+
+        fused (`str`, *optional*, defaults to `"auto"`):
+            Compute the loss from hidden states and heads, one piece of the vocabulary at a time, so that no logits of
+            the whole vocabulary are made: wherever both models allow it (`"auto"`), never (`"never"`), or with an
+            error where a model does not allow it (`"always"`). The loss is the same.
+
         > Parameters that control the cross-entropy and the divergence
 
         alpha (`float`, *optional*, defaults to `0.9`):
@@ -131,6 +139,10 @@ class SinKDConfig(TrainingArguments):
         transport_scope (`str`, *optional*, defaults to `"batch"`):
             Which supervised tokens form one transport problem: all of the batch (`"batch"`), the t-th answer tokens
             of all examples (`"position"`), or the tokens of one example (`"sequence"`).
+        transport_group_size (`int`, *optional*, defaults to `256`):
+            The most tokens of a transport problem. A problem with more is cut into random groups of nearly equal size,
+            other ones in each update, so that the time of an update grows with the number of answer tokens and not
+            with its square. `0`: no problem is cut.
         transport_across_devices (`bool`, *optional*, defaults to `True`):
             A transport problem is over the batch of all devices, so that two devices with 8 examples each do what
             one with 16 does. Otherwise every device has its own problem.
@@ -149,6 +161,9 @@ class SinKDConfig(TrainingArguments):
             Log every this many updates; a float below 1 is a share of training. Transformers has `500`.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             Remove columns that the model's forward does not take. Batches are made of them here, so it stays off.
+        train_sampling_strategy (`str`, *optional*, defaults to `"group_by_length"`):
+            Which rows share a batch: rows of like length (`"group_by_length"`), so that little of a batch is padding,
+            any rows (`"random"`), or rows in their order (`"sequential"`). Transformers has `"random"`.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers extends this very list by name
@@ -161,6 +176,9 @@ class SinKDConfig(TrainingArguments):
     learning_rate: float = 1e-4
     logging_steps: float = 10
     remove_unused_columns: bool = False
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"choices": ("group_by_length", "random", "sequential")}
+    )
 
     # Models
     model_init_kwargs: dict[str, Any] | str | None = None
@@ -186,6 +204,9 @@ class SinKDConfig(TrainingArguments):
     dataset_num_proc: int | None = None
     pad_to_multiple_of: int | None = None
 
+    # How the loss is computed
+    fused: str = field(default=DistillationObjective.fused, metadata={"choices": FUSED})
+
     # Cross-entropy and divergence
     alpha: float = DistillationObjective.alpha
     divergence: str = field(default=DistillationObjective.divergence, metadata={"choices": DIVERGENCE_CHOICES})
@@ -200,6 +221,7 @@ class SinKDConfig(TrainingArguments):
     sinkhorn_gradient: str = field(default=TransportSettings.sinkhorn_gradient, metadata={"choices": GRADIENTS})
     cost_norm: str = field(default=TransportSettings.cost_norm, metadata={"choices": COST_NORMS})
     transport_scope: str = field(default=TransportSettings.transport_scope, metadata={"choices": TRANSPORT_SCOPES})
+    transport_group_size: int | None = TransportSettings.transport_group_size
     transport_across_devices: bool = True
     transport_accumulation: bool = False
     vocabulary: str = field(default=TransportSettings.vocabulary, metadata={"choices": VOCABULARIES})
@@ -263,4 +285,9 @@ class SinKDConfig(TrainingArguments):
 
     def objective(self) -> DistillationObjective:
         """The loss that these settings describe."""
-        return DistillationObjective(**{one.name: getattr(self, one.name) for one in fields(DistillationObjective)})
+        settings = {one.name: getattr(self, one.name) for one in fields(DistillationObjective)}
+        return DistillationObjective(**{**settings, "transport_group_size": self.transport_group_size or None})
+
+    def group_seed(self, update: int) -> int:
+        """What draws the groups of a transport problem in an update: equal on all ranks, and after a resume."""
+        return (self.seed << 32) + update

@@ -139,6 +139,14 @@ RANGES: dict[str, Range] = {
     "sinkhorn_epsilon": Range(0.0001, 100),
     "sinkhorn_iterations": Range(1, 100_000, whole=True),
     "sinkhorn_threshold": Range(0, 1, above=True, below=True),
+    "transport_group_size": Range(
+        2,
+        MANY,
+        whole=True,
+        also=(0,),
+        advice=f"give a whole number from 2 to {MANY:,} (a group of one token has nothing to transport), or 0 to cut no "
+        "transport problem",
+    ),
     # trl.ModelConfig
     "lora_r": Range(1, 100_000, whole=True),
     "lora_alpha": Range(1, 1_000_000, whole=True),
@@ -164,7 +172,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _OWN_LOSS = "the losses here are computed from logits and not by the model or by Trainer"
 _SCORES = "evaluation ranks the answers here, and takes what it needs from the batch itself"
 _SCRIPTS = "only the example scripts of Transformers read it"
-_LENGTHS = "rows are drawn at random or in order here, as the transport problem is over the rows of a batch"
 
 # Setting -> (values it may have beside its default, why every other is refused).
 NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -178,7 +185,7 @@ NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "eval_do_concat_batches": ((True,), "the metrics here take all rows together"),
     "eval_use_gather_object": ((False,), "the scores here are tensors, which are gathered as they are"),
     "remove_unused_columns": ((False,), "it would remove the columns that batches are made of"),
-    "length_column_name": (("length",), f"it would have no effect: {_LENGTHS}"),
+    "length_column_name": (("length",), "it would have no effect: the tokens of each row are counted here"),
     "auto_find_batch_size": (
         (False,),
         "a smaller batch is another transport problem, so none is chosen silently; see 'sinkd env --estimate'",
@@ -207,15 +214,14 @@ NEEDS: dict[str, str] = {
 NEEDS_TEACHER: tuple[str, ...] = (
     *("alpha", "divergence", "temperature"),
     *("sinkhorn_weight", "sinkhorn_temperature", "sinkhorn_epsilon", "sinkhorn_iterations", "sinkhorn_threshold"),
-    *("sinkhorn_gradient", "cost_norm", "transport_scope", "transport_across_devices", "transport_accumulation"),
+    *("sinkhorn_gradient", "cost_norm", "transport_scope", "transport_group_size"),
+    *("transport_across_devices", "transport_accumulation"),
     *("vocabulary", "cache_tolerance", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "teacher_deepspeed"),
 )
 
 # Values of settings that are otherwise fine.
 REFUSED_VALUES: dict[tuple[str, str], str] = {
-    ("train_sampling_strategy", "group_by_length"): _LENGTHS,
-    ("train_sampling_strategy", "batch_rebalance"): _LENGTHS,
     ("debug", "tpu_metrics_debug"): "it is for TPUs, where nothing of this was tried",
     # They change weights during the backward pass, before the gradient is whole, clipped or checked.
     **{
@@ -302,7 +308,8 @@ OTHER_NAMES: dict[str, str | None] = {
     **dict.fromkeys(("wandb", "tracker", "log_with"), "report_to"),
     **dict.fromkeys(("samples", "num_samples", "max_samples", "n_rows"), "max_train_samples"),
     **dict.fromkeys(("config_file", "cfg", "recipe", "yaml"), "config"),
-    **dict.fromkeys(("verbose", "quiet", "v", "device", "group_by_length", "fp8", "threads"), None),
+    **dict.fromkeys(("verbose", "quiet", "v", "device", "fp8", "threads"), None),
+    "group_by_length": "train_sampling_strategy",
 }  # fmt: skip
 
 
