@@ -49,7 +49,7 @@ def gradient(x: dict[str, Tensor], weight: float) -> Tensor:
     """The gradient of the student's hidden states."""
     hidden_NH = x["student_NH"].detach().requires_grad_()
     example_N = torch.arange(len(hidden_NH), device=hidden_NH.device)
-    loss = DistillationObjective(ALPHA, "kl", TEMPERATURE, weight)(
+    loss = DistillationObjective(ALPHA, "kl", TEMPERATURE, weight, transport_group_size=None)(
         HeadOf(hidden_NH, x["student_VH"]),
         HeadOf(x["teacher_NH"], x["teacher_VH"]),
         x["labels_N"],
@@ -108,9 +108,9 @@ def report(results: Results) -> None:
 
 
 NOTES = """
-Hidden states `[N, 576]`, both heads frozen; medians of processor time in turns. The products are every matrix product
-with a head that the call makes, also those that it makes twice so as not to keep logits. The L1 cost is no matrix
-product: its `N² V` differences are what stands between the two ratios.
+Hidden states `[N, 576]`, both heads frozen, all rows one transport problem; medians of processor time in turns. The
+products are every matrix product with a head that the call makes, also those that it makes twice so as not to keep
+logits. The L1 cost is no matrix product: its `N² V` differences are what stands between the two ratios.
 """
 
 if __name__ == "__main__":

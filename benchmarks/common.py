@@ -201,7 +201,7 @@ def timed(function: Callable[[], Any]) -> Callable[[], float]:
 
 
 def interleaved_medians(
-    cases: dict[str, Callable[[], float]], repeats: int, *, budget: float = float("inf")
+    cases: dict[str, Callable[[], float]], repeats: int, *, budget: float = float("inf"), warm_up: bool = True
 ) -> dict[str, Timing]:
     """Median and median absolute deviation of each case's seconds.
 
@@ -210,15 +210,17 @@ def interleaved_medians(
     Args:
         cases (`dict[str, Callable]`): name to a function that returns its seconds; see [`timed`].
         repeats (`int`): turns after the warm-up.
-        budget (`float`): no turn begins after so many seconds of the wall; three are taken in any case, or `repeats`
-            if that is fewer.
+        budget (`float`): no turn begins after so many seconds of the wall; three are taken in any case, or two where
+            these take more than four times as long, or `repeats` if that is fewer.
+        warm_up (`bool`): whether each case is called once before.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     started = time.perf_counter()
-    for case in cases.values():
-        case()  # warm-up
+    for case in cases.values() if warm_up else ():
+        case()
     for turn in range(repeats):
-        if turn >= 3 and time.perf_counter() - started > budget:
+        spent = time.perf_counter() - started
+        if (turn >= 3 and spent > budget) or (turn >= 2 and spent > 4 * budget):
             break
         for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
             seconds[name].append(cases[name]())
