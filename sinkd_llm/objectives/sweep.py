@@ -37,6 +37,8 @@ KEPT_BYTES = 160 * 2**20
 # Elements of a tile of one side, and its bounds: on a CPU it should stay in the cache.
 _CPU_TILE = (2**19, 1024, 8192)
 _GPU_TILE = (2**24, 4096, 2**16)
+# Logits of one side of which the distributions are kept as well.
+_FEW = 2**14
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,10 @@ class _Passes:
         a_tile = 4 * width * ((0 if student.is_there else N) + (0 if teacher is None or teacher.is_there else M))
         self.num_kept = min(len(self.tiles), KEPT_BYTES // a_tile) if a_tile else len(self.tiles)
         self.kept: dict[tuple[bool, int], Tensor] = {}
+        # Of a few answers' logits, operations cost more than numbers.
+        self.pairs: dict[int, _Pair] | None = {} if N * V <= _FEW else None
         compared = [wanted.temperature] if wanted.divergence else []
         self.compared = {*compared, *([wanted.sinkhorn_temperature] if wanted.pairing else [])}
-        self.own = wanted.own or slice(None)
 
     def forward(self) -> tuple[Tensor | None, ...]:
         self._first_pass()
@@ -157,7 +160,7 @@ class _Passes:
         labels_N = self.wanted.labels_N
         every: list[dict[float, Tensor]] = []  # log-sum-exps of each tile
         theirs: list[dict[float, Tensor]] = []
-        gold_N = None
+        gold_N1 = None
         for k, v in enumerate(self.tiles):
             z_Nw = self._logits(k)
             wanted = self.compared if k < self.num_compared else set()
@@ -166,15 +169,16 @@ class _Passes:
                 theirs.append(_log_sum_exps(self._logits(k, teacher=True), self.compared))
             if labels_N is not None:
                 at_N1, here_N = self._places(labels_N, v)
-                part_N = z_Nw.gather(1, at_N1)[:, 0]
-                part_N = part_N if here_N is None else part_N.masked_fill(~here_N, 0)
-                gold_N = part_N if gold_N is None else gold_N + part_N
+                part_N1 = z_Nw.gather(1, at_N1)
+                part_N1 = part_N1 if here_N is None else part_N1.masked_fill(~here_N[:, None], 0)
+                gold_N1 = part_N1 if gold_N1 is None else gold_N1 + part_N1
+        # As columns, [N, 1] and [M, 1].
         self.log_sums = {T: _joined([sums[T] for sums in every[: self.num_compared]]) for T in self.compared}
         self.teacher_log_sums = {T: _joined([sums[T] for sums in theirs]) for T in self.compared}
         self.ce_N = None
-        if labels_N is not None and gold_N is not None:
-            self.all_log_sum_N = _joined([sums[1.0] for sums in every])
-            self.ce_N = self.all_log_sum_N - gold_N
+        if labels_N is not None and gold_N1 is not None:
+            self.all_log_sum_N1 = _joined([sums[1.0] for sums in every])
+            self.ce_N = (self.all_log_sum_N1 - gold_N1)[:, 0]
 
     # ---- pass 2
 
@@ -182,15 +186,18 @@ class _Passes:
         wanted = self.wanted
         divergence_N, costs = None, []
         if self.compared:
-            N, like = self.student.shape[0], next(iter(self.log_sums.values()))
-            divergence_N, self.slope_sum_N = like.new_zeros(N), like.new_zeros(N)
+            like = next(iter(self.log_sums.values()))
             costs = [like.new_zeros(block) for block in wanted.pairing.blocks] if wanted.pairing else []
             for k in range(self.num_compared):
                 pair = self._pair(k)
                 if wanted.divergence is not None:
                     value_N, slope_Nw = pair.divergence(wanted.divergence)
-                    divergence_N += value_N
-                    self.slope_sum_N += slope_Nw.sum(dim=-1)
+                    slope_N1 = slope_Nw.sum(dim=-1, keepdim=True)
+                    if divergence_N is None:
+                        divergence_N, self.slope_sum_N1 = value_N, slope_N1
+                    else:
+                        divergence_N += value_N
+                        self.slope_sum_N1 += slope_N1
                 for cost_Pnm, s_Pnw, t_Pmw in zip(costs, *pair.blocks(), strict=True) if costs else ():
                     add_cost(cost_Pnm, s_Pnw, t_Pmw, wanted.cost_norm)
         if wanted.divergence is None or divergence_N is None:
@@ -198,7 +205,8 @@ class _Passes:
         # The kernels take any NaN of theirs for a logit of -inf on both sides; a NaN or an infinite logit, or a row
         # without one above -inf, is seen in the normaliser.
         T = wanted.temperature
-        sound_N = self.log_sums[T].isfinite() & self.teacher_log_sums[T][self.own].isfinite()
+        theirs_N1 = self.teacher_log_sums[T]
+        sound_N = (self.log_sums[T] - (theirs_N1 if wanted.own is None else theirs_N1[wanted.own])).isfinite()[:, 0]
         divergence_N = divergence_N.clamp_(min=0).where(sound_N, float("nan"))  # what is below 0 is rounding
         return self.ce_N, divergence_N, *costs
 
@@ -252,7 +260,7 @@ class _Passes:
             return None
         v, labels_N = self.tiles[k], self.wanted.labels_N
         assert labels_N is not None
-        grad_Nw = _distribution(z_Nw, 1.0, self.all_log_sum_N).mul_(grad_N[:, None])
+        grad_Nw = _distribution(z_Nw, 1.0, self.all_log_sum_N1).mul_(grad_N[:, None])
         at_N1, here_N = self._places(labels_N, v)
         return grad_Nw.scatter_add_(1, at_N1, (-grad_N if here_N is None else (-grad_N).where(here_N, 0))[:, None])
 
@@ -284,7 +292,7 @@ class _Passes:
         if divergence_N is not None:
             assert self.wanted.divergence is not None
             _, slope_Nw = pair.divergence(self.wanted.divergence)
-            slope_Nw = torch.addcmul(slope_Nw, pair.q_Nw, self.slope_sum_N[:, None], value=-1)
+            slope_Nw = torch.addcmul(slope_Nw, pair.q_Nw, self.slope_sum_N1, value=-1)
             slope_Nw *= (divergence_N / self.wanted.temperature)[:, None]
             grad_Nw = slope_Nw if grad_Nw is None else grad_Nw.add_(slope_Nw)
         if costs is None:
@@ -310,13 +318,19 @@ class _Passes:
             return kept
         side = self.teacher if teacher else self.student
         assert side is not None
-        logits = side.tile(self.tiles[k]).to(self.dtype)
+        logits = side.tile(self.tiles[k])
+        if logits.dtype != self.dtype:
+            logits = logits.to(self.dtype)
         if k < self.num_kept and not side.is_there:
             self.kept[teacher, k] = logits
         return logits
 
     def _pair(self, k: int) -> "_Pair":
-        return _Pair(self, self._logits(k), self._logits(k, teacher=True))
+        if self.pairs is None:
+            return _Pair(self, self._logits(k), self._logits(k, teacher=True))
+        if k not in self.pairs:
+            self.pairs[k] = _Pair(self, self._logits(k), self._logits(k, teacher=True))
+        return self.pairs[k]
 
 
 class _Pair:
@@ -325,22 +339,28 @@ class _Pair:
     def __init__(self, passes: _Passes, z_Nw: Tensor, y_Mw: Tensor) -> None:
         wanted = passes.wanted
         self.z_Nw, self._pairing = z_Nw, wanted.pairing
-        own = passes.own
+        own = wanted.own
         if wanted.divergence is not None:
             T = wanted.temperature
+            theirs, theirs_log_sum = (y_Mw, passes.teacher_log_sums[T])
+            if own is not None:
+                theirs, theirs_log_sum = theirs[own], theirs_log_sum[own]
             self._log_q = _log_distribution(z_Nw, T, passes.log_sums[T])
-            self._log_p = _log_distribution(y_Mw[own], T, passes.teacher_log_sums[T][own])
+            self._log_p = _log_distribution(theirs, T, theirs_log_sum)
             self.q_Nw, self._p_Nw = self._log_q.exp(), self._log_p.exp()
+            self._found: tuple[Tensor, Tensor] | None = None
         if wanted.pairing is not None:
             tau = wanted.sinkhorn_temperature
             same = wanted.divergence is not None and wanted.temperature == tau
             self.s_Nw = self.q_Nw if same else _distribution(z_Nw, tau, passes.log_sums[tau])
-            all_own = same and len(self._p_Nw) == len(y_Mw)
+            all_own = same and own is None
             self._t_Mw = self._p_Nw if all_own else _distribution(y_Mw, tau, passes.teacher_log_sums[tau])
 
     def divergence(self, divergence: Divergence) -> tuple[Tensor, Tensor]:
         """The tile's part of each row's value `[N]`, and the slopes `[N, w]`."""
-        return divergence.kernel(self._log_q, self._log_p, self.q_Nw, self._p_Nw)
+        if self._found is None:
+            self._found = divergence.kernel(self._log_q, self._log_p, self.q_Nw, self._p_Nw)
+        return self._found
 
     def blocks(self) -> tuple[list[Tensor], list[Tensor]]:
         """The rows of each block of transport problems: `[P, n, w]` and `[P, m, w]`."""
@@ -349,15 +369,15 @@ class _Pair:
 
 
 def _log_sum_exps(z_Nw: Tensor, temperatures: set[float]) -> dict[float, Tensor]:
-    """`log sum_v exp(z_iv / T)` over a tile, for each temperature: `[N]`, -inf where all logits are."""
-    top_N = z_Nw.amax(dim=-1).clamp_(min=torch.finfo(z_Nw.dtype).min)  # -inf - (-inf) would be NaN
-    shifted_Nw = z_Nw - top_N[:, None]
+    """`log sum_v exp(z_iv / T)` over a tile, for each temperature: `[N, 1]`, -inf where all logits are."""
+    top_N1 = z_Nw.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(z_Nw.dtype).min)  # -inf - (-inf) would be NaN
+    shifted_Nw = z_Nw - top_N1
     sums: dict[float, Tensor] = {}
     weights_Nw, before = shifted_Nw, 0.0
     for T in sorted(temperatures, reverse=True):
         # exp(x) is the square of exp(x / 2): the two temperatures of the defaults cost one exponential.
         weights_Nw = weights_Nw.square() if before == 2 * T else (shifted_Nw / T).exp_()
-        sums[T] = weights_Nw.sum(dim=-1).log_() + top_N / T
+        sums[T] = torch.add(weights_Nw.sum(dim=-1, keepdim=True).log_(), top_N1, alpha=1 / T)
         before = T
     return sums
 
@@ -366,9 +386,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts), dim=0)
 
 
-def _log_distribution(logits: Tensor, temperature: float, log_sum_N: Tensor) -> Tensor:
-    return torch.add(-log_sum_N[:, None], logits, alpha=1 / temperature)
+def _log_distribution(logits: Tensor, temperature: float, log_sum_N1: Tensor) -> Tensor:
+    return torch.add(-log_sum_N1, logits, alpha=1 / temperature)  # one pass over the tile
 
 
-def _distribution(logits: Tensor, temperature: float, log_sum_N: Tensor) -> Tensor:
-    return _log_distribution(logits, temperature, log_sum_N).exp_()
+def _distribution(logits: Tensor, temperature: float, log_sum_N1: Tensor) -> Tensor:
+    return _log_distribution(logits, temperature, log_sum_N1).exp_()

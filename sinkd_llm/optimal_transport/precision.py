@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+_NOTHING = nullcontext()
+
 
 def full_precision(tensor: Tensor) -> Tensor:
     """`tensor` in fp32, or unchanged when it is fp64. Differentiable."""
@@ -17,6 +19,6 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     Under mixed precision a trainer may compute the loss inside autocast. The products here subtract
     nearly equal numbers: eight bits of mantissa are not enough.
     """
-    if tensor.is_meta:  # there is none to switch off
-        return nullcontext()
+    if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):  # there is none to switch off
+        return _NOTHING
     return torch.autocast(tensor.device.type, enabled=False)
