@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from common import RESULTS
+from matplotlib.patches import Patch
 
 # Told apart in print and by the colour-blind (Okabe and Ito).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#444444")
@@ -58,7 +59,7 @@ def bars(
             if limit is not None:
                 axis.axhline(limit, color="#444444", linestyle="--", linewidth=1)
         axes[0][0].set_ylabel(y)
-        save(figure, name, *axes[0][0].get_legend_handles_labels())
+        save(figure, name, contenders)
 
 
 def lines(
@@ -86,22 +87,22 @@ def lines(
                 axis.plot(*zip(*points, strict=True), marker="o", label=contender)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value:,.0f}")
+            ends = [edge(value for points in contenders.values() for value, _ in points) for edge in (min, max)]
+            axis.set_xticks(ends, [f"{value:,.0f}" for value in ends])
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if value < 100 else f"{value:,.0f}")
             axis.set_title(title, fontsize=12)
             axis.set_xlabel(x[title])
             if place % columns == 0:
                 axis.set_ylabel(y)
-        save(figure, name, *axes[0][0].get_legend_handles_labels())
+        save(figure, name, list(dict.fromkeys(c for contenders in panels.values() for c in contenders)))
 
 
-def save(figure: plt.Figure, name: str, handles: list, labels: list[str]) -> None:
-    """Adds the legend above the panels, and writes the file."""
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-        figure.tight_layout(rect=(0, 0, 1, 0.92))
-    else:
-        figure.tight_layout()
+def save(figure: plt.Figure, name: str, contenders: list[str]) -> None:
+    """Adds the legend above the panels where there are several contenders, and writes the file."""
+    if len(contenders) > 1:
+        handles = [Patch(color=colour) for colour in COLOURS[: len(contenders)]]
+        figure.legend(handles, contenders, loc="outside upper center", ncols=min(len(contenders), 4), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.92 if 1 < len(contenders) <= 4 else 0.86 if contenders[1:] else 1))
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
