@@ -68,7 +68,7 @@ def alternate(steps: HalfSteps, iterations: int, threshold: float | None) -> Ite
 
 class Scalings:
     """
-    The state is `x = a e^u` and `y = b e^v`; a half-step is a product of the kernel with a vector, and a division.
+    The state is `x = a e^u` and `y = b e^v`. A half-step is a product of the kernel with a vector, and a division.
 
     Args:
         kernel (`Tensor`): K, `[N, M]` or `[B, N, M]`, with `-log K` in [0, `Scalings.reach`]; 1 where masked.
@@ -76,10 +76,16 @@ class Scalings:
     """
 
     def __init__(self, kernel: Tensor, a: Tensor, b: Tensor) -> None:
-        self.tensors = self._kernel, self._a, self._b = kernel, a, b
-        self._by_columns = _row_times(kernel)
+        self.tensors = kernel, a, b
+        # With as many rows as columns, of equal weight, y is `e^v`: then x and y are the scalings of a plan of mass N,
+        # whose rows and columns sum to 1, and a half-step ends with a reciprocal, the cheapest of operations.
+        self._ones = not a.ndim and kernel.shape[-2] == kernel.shape[-1]
+        self._share = 1 / kernel.shape[-1] if self._ones else 1.0  # the mass of the plan over the mass of `x K y`
+        self._kernel = kernel
+        self._a, self._b = (torch.ones_like(a), torch.ones_like(b)) if self._ones else (a, b)
         # Of all forms of a batched product, rows times a matrix as it lies in memory is the fast one.
-        self._by_rows = _row_times(kernel.mT.contiguous() if kernel.ndim == 3 else kernel.mT)
+        self._transposed = kernel.mT.contiguous() if kernel.ndim == 3 else kernel.mT
+        self._times = _product(kernel)
         # With masks, a problem without a row or a column has sums of 0.
         self._least = torch.finfo(kernel.dtype).tiny if a.ndim else None
 
@@ -101,22 +107,24 @@ class Scalings:
         return self._b.expand(*self._kernel.shape[:-2], 1, self._kernel.shape[-1])
 
     def rows(self, columns: Tensor) -> Tensor:
-        return self._divide(self._a, self._by_rows(columns))
+        sums = self._times(columns, self._transposed)
+        return sums.reciprocal_() if self._ones else self._divide(self._a, sums)
 
     def columns(self, rows: Tensor) -> Tensor:
-        return self._divide(self._b, self._by_columns(rows))
+        sums = self._times(rows, self._kernel)
+        return sums.reciprocal_() if self._ones else self._divide(self._b, sums)
 
     def row_error(self, rows: Tensor, next_rows: Tensor) -> Tensor:
         # Row i holds a_i x_i / next x_i. Masked: 0 over the smallest number.
         smallest = torch.finfo(rows.dtype).tiny
-        return ((rows - next_rows) / next_rows.clamp(min=smallest)).mul_(self._a).abs_().sum(dim=-1)
+        return ((rows - next_rows) / next_rows.clamp(min=smallest)).mul_(self._share * self._a).abs_().sum(dim=-1)
 
     def plan(self, rows: Tensor, columns: Tensor) -> Tensor:
-        return (self._kernel * rows.mT).mul_(columns)
+        return (self._kernel * rows.mT).mul_(self._share * columns)
 
     def potentials(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """u and v, 0 where masked."""
-        u, v = (rows / self._a).log_(), (columns / self._b).log_()
+        u, v = (rows / (self._share * self._a)).log_(), (columns / self._b).log_()
         return (u.masked_fill_(self._a == 0, 0), v.masked_fill_(self._b == 0, 0)) if self._a.ndim else (u, v)
 
     def pull(self, rows_T: Tensor, columns_T: Tensor, grad_u: Tensor, grad_v: Tensor) -> Tensor:
@@ -133,13 +141,14 @@ class Scalings:
         inverse_a, inverse_b = inverse(self._a), inverse(self._b)
         x_over_a, before_T = rows_T * inverse_a, columns_T[..., :-1, :]
         eta = columns_T[..., -1:, :] * grad_v * inverse_b
-        etas, xis = [eta], [x_over_a[..., -1:, :] * (grad_u - rows_T[..., -1:, :] * self._by_rows(eta))]
+        xi = x_over_a[..., -1:, :] * (grad_u - rows_T[..., -1:, :] * self._times(eta, self._transposed))
+        etas, xis = [eta], [xi]
         factors_x = (x_over_a[..., :-1, :] * rows_T[..., :-1, :]).neg_().split(1, dim=-2)
         factors_y = (before_T * inverse_b).mul_(before_T).neg_().split(1, dim=-2)
         if rows_T.shape[-2] > 1:  # no iterations split into one empty part
             for factor_x, factor_y in zip(reversed(factors_x), reversed(factors_y), strict=True):
-                etas.append(self._by_columns(xis[-1]).mul_(factor_y))
-                xis.append(self._by_rows(etas[-1]).mul_(factor_x))
+                etas.append(self._times(xis[-1], self._kernel).mul_(factor_y))
+                xis.append(self._times(etas[-1], self._transposed).mul_(factor_x))
         # P_c of iteration t takes x_t and eta_t, its P_r xi_t and y_(t - 1).
         x = torch.cat([rows_T, *reversed(xis)], dim=-2)
         y = torch.cat([*reversed(etas), self.start(), before_T], dim=-2)
@@ -174,6 +183,7 @@ class Logarithms:
         self._log_a, self._log_b = a.log(), b.log()
         self._masked_a: Tensor | None = a == 0 if a.ndim else None
         self._masked_b: Tensor | None = b == 0 if b.ndim else None
+        self._times = _product(log_kernel)
         self._looks = log_kernel.device.type == "cpu"
         # Entries of an absorbed plan below the smallest number are lost. A quarter of the exponents on either side
         # leaves what is lost below the square root of that number, relative to any sum that it could be part of.
@@ -224,11 +234,11 @@ class Logarithms:
         for u, v, v_before in zip(reversed(us), reversed(vs), reversed((self.start(), *vs[:-1])), strict=True):
             plan, x, y = self._plan_near(u, v, total, pairs)
             eta = y * (grad_v * inverse_b)
-            grad_u = grad_u - x * _row_times(plan.mT)(eta)
+            grad_u = grad_u - x * self._times(eta, plan.mT)
             pairs.append((x, eta))
             plan, x, y = self._plan_near(u, v_before, total, pairs)
             xi = x * (grad_u * inverse_a)
-            grad_v = -y * _row_times(plan)(xi)
+            grad_v = -y * self._times(xi, plan)
             pairs.append((xi, y))
             grad_u = torch.zeros_like(grad_u)
         self._collect(total, pairs)
@@ -242,7 +252,7 @@ class Logarithms:
         here, there = (g, f) if to_rows else (f, g)
         log_weights, masked = (self._log_a, self._masked_a) if to_rows else (self._log_b, self._masked_b)
         moved = state - here
-        sums = _row_times(plan.mT if to_rows else plan)(moved.exp())
+        sums = self._times(moved.exp(), plan.mT if to_rows else plan)
         step = _filled(log_weights - sums.log_(), masked)
         return there + step if self._is_near(moved, step) else None
 
@@ -283,12 +293,11 @@ def _filled(vector: Tensor, masked: Tensor | None) -> Tensor:
     return vector if masked is None else vector.masked_fill_(masked, 0)
 
 
-def _row_times(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """The product of a row `[..., 1, N]` with `matrix`."""
+def _product(matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """How a row `[..., 1, N]` is multiplied with matrices like this one."""
     if matrix.is_cuda:
-        return lambda row: summed_product(row, matrix)
-    product = torch.bmm if matrix.ndim == 3 else torch.mm
-    return lambda row: product(row, matrix)
+        return summed_product
+    return torch.bmm if matrix.ndim == 3 else torch.mm
 
 
 def summed_product(row: Tensor, matrix: Tensor) -> Tensor:

@@ -46,7 +46,10 @@ class _Path:
 
     @property
     def last(self) -> tuple[Tensor, Tensor]:
-        return self.rows[..., -1:, :], self.columns[..., -1:, :]
+        end = self.rows.shape[-2] - 1
+        if end == 0:
+            return self.rows, self.columns
+        return self.rows.narrow(-2, end, 1), self.columns.narrow(-2, end, 1)
 
     def save(self, ctx: Any, cost: Tensor) -> None:
         ctx.save_for_backward(cost, self.rows, self.columns, *self.steps.tensors)
@@ -109,7 +112,9 @@ class TransportPlan:
     @cached_property
     def value(self) -> Tensor:
         """`<P, C>`, `[...]`: the mean transport cost of a row. The loss of the paper is N times it."""
-        return _Value.apply(self.cost, self._path)
+        if self.cost.requires_grad and torch.is_grad_enabled():
+            return _Value.apply(self.cost, self._path)
+        return _value(self.cost, self._path)
 
     @cached_property
     def regularised_value(self) -> Tensor:
@@ -221,8 +226,9 @@ def sinkhorn(
         rows, columns = rows & columns.any(dim=-1, keepdim=True), columns & rows.any(dim=-1, keepdim=True)
         cost = cost.masked_fill(~(rows[..., :, None] & columns[..., None, :]), 0)
         a, b = _uniform(rows, cost.dtype), _uniform(columns, cost.dtype)
+    whole_path = gradient == "unrolled" and cost.requires_grad and torch.is_grad_enabled()
     with torch.no_grad(), no_autocast(cost):
-        path, ran = _solve(cost.detach(), epsilon, iterations, threshold, gradient, a, b, cost_bound)
+        path, ran = _solve(cost.detach(), epsilon, iterations, threshold, gradient, a, b, cost_bound, whole_path)
     return TransportPlan(cost, epsilon, gradient, ran, path, a, b)
 
 
@@ -255,8 +261,9 @@ def _solve(
     a: Tensor,
     b: Tensor,
     cost_bound: float | None,
+    whole_path: bool,
 ) -> tuple[_Path, int]:
-    """The path of the iterations and their number."""
+    """The path of the iterations, or its end, and their number."""
     leading = _leading(cost)
     if a.ndim:
         a, b = (weights.reshape(*leading, 1, weights.shape[-1]) for weights in (a, b))
@@ -267,11 +274,18 @@ def _solve(
     ran = 0
     for state in alternate(steps, iterations, threshold):
         ran += 1
-        if gradient != "unrolled":
+        if not whole_path:
             kept.clear()
         kept.append(state)
-    rows, columns = (torch.cat(states, dim=-2) for states in zip(*kept, strict=True))
+    rows, columns = (torch.cat(s, dim=-2) if len(s) > 1 else s[0] for s in zip(*kept, strict=True))
     return _Path(steps, rows, columns, epsilon, gradient), ran
+
+
+def _value(cost: Tensor, path: _Path) -> Tensor:
+    plan = path.steps.plan(*path.last)
+    if plan.shape != cost.shape:  # a view is an operation too
+        plan = plan.view(cost.shape)
+    return plan.mul_(cost).sum(dim=(-2, -1))
 
 
 class _Value(torch.autograd.Function):
@@ -280,8 +294,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cost: Tensor, path: _Path) -> Tensor:
         path.save(ctx, cost)
-        plan = path.steps.plan(*path.last)
-        return plan.mul_(cost.view(plan.shape)).sum(dim=(-2, -1)).view(cost.shape[:-2])
+        return _value(cost, path)
 
     @staticmethod
     @once_differentiable
