@@ -120,7 +120,8 @@ def test_the_published_formula_for_its_own_block(length, hidden, heads):
 @pytest.mark.parametrize(
     ("family", "head", "row"),
     [
-        ("t5", "", {}),
+        # Longer answers: at its learned bias a CPU has no fused kernel, which a GPU has and the count assumes.
+        ("t5", "", {"answer_ids": [7] * 12}),
         ("bart", "", {}),
         ("bert", "SequenceClassification", {"answer_ids": [1]}),
         ("roberta", "MaskedLM", {"answer_ids": [5]}),

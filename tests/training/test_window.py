@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from sinkd_llm import SinKDTrainer
+from sinkd_llm.teachers.contract import signal_of
 from tests.distributed.transport_worker import ONLY_SINKD
 from tests.support.rows import sentences
 from tests.support.trainers import gradients, microbatches
@@ -67,7 +68,7 @@ def test_both_passes_see_the_same_dropout_and_the_next_window_another(
 
     def spy(*arguments: Any, **settings: Any) -> Any:
         rows = supervised(*arguments, **settings)
-        seen.append(rows.logits_NV.detach().clone())
+        seen.append(signal_of(rows).logits().detach().clone())
         return rows
 
     trainer.forward.kind = SimpleNamespace(supervised_rows=spy)  # of the student alone: the kind itself is shared
