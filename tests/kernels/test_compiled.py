@@ -87,7 +87,7 @@ def test_threads_share_the_work_and_change_no_bit(
 
 
 def test_they_are_taken_for_large_tiles_in_fp32_that_are_in_memory(kernels: CompiledKernels) -> None:
-    x, y, cost = torch.zeros(1, 16, 2**10), torch.zeros(1, 64, 2**10), torch.zeros(1, 16, 64)
+    x, y, cost = torch.zeros(1, 16, 2**7), torch.zeros(1, 64, 2**7), torch.zeros(1, 16, 64)
     assert l1_kernels(x, y, cost) is kernels
     assert l1_kernels(x, y[:, 1:], cost[..., 1:]) is None  # one row too few
     assert l1_kernels(x.double(), y.double(), cost.double()) is None
