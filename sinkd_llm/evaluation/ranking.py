@@ -1,6 +1,6 @@
 """Rank classification: the choice with the highest log-likelihood after the prompt is the answer, and its metrics.
 
-Shapes: B examples, S sequences, C choices, T tokens of the longest choice, N scored rows, V vocabulary.
+Shapes: B examples, C choices.
 """
 
 import math
@@ -61,13 +61,13 @@ def rank_choices(
     Raises:
         NonFiniteError: naming the first rows of which a score is NaN or infinite.
     """
-    alone = not share or Ranks.of() is None  # otherwise the ranks have to make the same number of forwards
+    ranks = Ranks.of() if share else None
     found: dict[int, tuple[list[float], float | None]] = {}
     for chosen in batches_by_length(
         [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
     ):
         batch = on_device(collator([features[i] for i in chosen]), device or model.device)
-        scores = score_choices(kind, model, batch, share_prompts=alone)
+        scores = score_choices(kind, model, batch, ranks=ranks)
         numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
         rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
         for i, (sums, lengths, number) in zip(chosen, rows, strict=True):

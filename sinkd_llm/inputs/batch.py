@@ -1,6 +1,6 @@
-"""From features to batches: padding, and the layout of rows whose choices are ranked.
+"""From features to batches: padding, and the trees of rows whose choices are ranked.
 
-Shapes: B examples, S sequences, L tokens, C choices, T tokens of the longest answer.
+Shapes: B examples, L tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.row_checks import Row
-from sinkd_llm.models.kinds import IGNORE_INDEX
+from sinkd_llm.models.kinds.choice_tree import choice_tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,11 +27,8 @@ class AnswerCollator(ABC):
     """
     Lays tokenised rows out as a batch for one kind of model.
 
-    Training rows give what the kind reads, `labels` among it, and `example_id`. Ranking rows give the same over S
-    sequences, plus `label` `[B]`, `choice_ids` `[B, C, T]` (-100 beyond the answer) and `choice_sequence` `[B, C]`,
-    the sequence in which a choice is scored (-1 where a row has fewer choices); `example_id` names the sequences.
-    Choices that differ only in their last token share one sequence, so that single-token choices cost one forward a
-    row.
+    Training rows give what the kind reads, `labels` among it, and `example_id`. Ranking rows give `label` `[B]`,
+    `trees` (a [`ChoiceTree`] a row), what the kind reads of the prompts, and `example_id`.
 
     Args:
         pad_token_id (`int`): fills `input_ids`.
@@ -52,44 +49,24 @@ class AnswerCollator(ABC):
         return cls(pad_id(tokenizer), pad_to_multiple_of)
 
     def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
-        if "answers_ids" in features[0]:
-            return self._ranking_batch(features)
-        return {
-            **self._pad([(row, row["answer_ids"]) for row in features]),
-            "example_id": [row["example_id"] for row in features],
-        }
-
-    def _ranking_batch(self, features: Sequence[Row]) -> dict[str, Any]:
-        sequences: list[tuple[Row, list[int]]] = []
-        most = max(len(row["answers_ids"]) for row in features)
-        longest = max(len(answer) for row in features for answer in row["answers_ids"])
-        choice_ids = torch.full((len(features), most, longest), IGNORE_INDEX)
-        choice_sequence = torch.full((len(features), most), -1)
-        for b, row in enumerate(features):
-            start = len(sequences)
-            by_length = sorted(enumerate(row["answers_ids"]), key=lambda item: -len(item[1]))
-            for c, answer in by_length:
-                choice_ids[b, c, : len(answer)] = torch.tensor(answer)
-                condition = answer[:-1]  # what the model must have read to score the choice
-                for s in range(start, len(sequences)):
-                    if sequences[s][1][: len(condition)] == condition:
-                        break
-                else:
-                    s = len(sequences)
-                    sequences.append((row, answer))
-                choice_sequence[b, c] = s
+        if "answers_ids" not in features[0]:
+            inputs = self._pad([(row, row["answer_ids"]) for row in features])
+            return {**inputs, "example_id": [row["example_id"] for row in features]}
         return {
             # First, for transformers.Trainer takes the batch size from the first tensor.
             "label": torch.tensor([row["label"] for row in features]),
-            "choice_ids": choice_ids,
-            "choice_sequence": choice_sequence,
-            **self._pad(sequences),
-            "example_id": [row["example_id"] for row, _ in sequences],
+            "trees": [choice_tree(tuple(map(tuple, row["answers_ids"]))) for row in features],
+            **self._prompts(features),
+            "example_id": [row["example_id"] for row in features],
         }
 
     @abstractmethod
     def _pad(self, sequences: Sequences) -> dict[str, Tensor]:
         """What the kind of model reads: `input_ids`, `attention_mask`, `labels`, and more."""
+
+    def _prompts(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The same of rows whose answers are ranked; by default one answer holds the place of all, each one token."""
+        return self._pad([(row, row["answers_ids"][0]) for row in rows])
 
     def _round_up(self, length: int) -> int:
         return length + (-length % self.pad_to_multiple_of if self.pad_to_multiple_of else 0)

@@ -5,6 +5,7 @@ Shapes: S sequences, L tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -64,7 +65,8 @@ class DecoderOnlyCollator(AnswerCollator):
     """
     Pads on the left, so that the answers of a batch end together and the head runs at few positions.
 
-    `input_ids`, `attention_mask` and `labels` are `[S, L]`; labels are -100 outside the answer.
+    `input_ids`, `attention_mask` and `labels` are `[S, L]`; labels are -100 outside the answer. Of rows whose answers
+    are ranked, the first two hold the prompts.
     """
 
     def _pad(self, sequences: Sequences) -> dict[str, Tensor]:
@@ -74,4 +76,12 @@ class DecoderOnlyCollator(AnswerCollator):
             "input_ids": left_padded(rows, self.pad_token_id, length),
             "attention_mask": left_padded([[1] * len(ids) for ids in rows], 0, length),
             "labels": left_padded([answer for _, answer in sequences], IGNORE_INDEX, length),
+        }
+
+    def _prompts(self, rows: Sequence[Row]) -> dict[str, Any]:
+        prompts = [row["prompt_ids"] for row in rows]
+        length = self._round_up(max(map(len, prompts)))
+        return {
+            "input_ids": left_padded(prompts, self.pad_token_id, length),
+            "attention_mask": left_padded([[1] * len(ids) for ids in prompts], 0, length),
         }

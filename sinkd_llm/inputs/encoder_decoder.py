@@ -1,13 +1,12 @@
 """How encoder-decoders read rows: prompt and answer are two texts.
 
-Shapes: B prompts, S answers, L tokens of the longest prompt, T tokens of the longest answer.
+Shapes: B prompts, L tokens of the longest, T tokens of the longest answer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
@@ -64,9 +63,9 @@ class EncoderDecoderTokenizer(AnswersAsTokens):
 @dataclass(frozen=True)
 class EncoderDecoderCollator(AnswerCollator):
     """
-    `input_ids` and `attention_mask` `[B, L]` are the prompts, `targets` and `labels`
-    `[S, T]` the answers (see [`EncoderDecoder.supervised_rows`]). Rows whose choices need several answers
-    give `prompt_of_answer` `[S]` as well, so that a prompt is encoded once.
+    `input_ids` and `attention_mask` `[B, L]` are the prompts, `targets` and `labels` `[B, T]` the answers (see
+    [`EncoderDecoder.supervised_rows`]). Rows whose answers are ranked give the prompts, and `around_answers`: `before`
+    and `after`.
 
     Args:
         before, after (`tuple[int, ...]`): special tokens around an answer. They are not supervised, unless the
@@ -84,23 +83,17 @@ class EncoderDecoderCollator(AnswerCollator):
         return cls(pad_id(tokenizer), pad_to_multiple_of, *special_ids(tokenizer, target=True))
 
     def _pad(self, sequences: Sequences) -> dict[str, Tensor]:
-        rows: list[Row] = []
-        prompt_of_answer = []
-        for row, _ in sequences:  # the answers of a row follow each other
-            if not rows or rows[-1] is not row:
-                rows.append(row)
-            prompt_of_answer.append(len(rows) - 1)
         targets, labels = [], []
         for _, answer in sequences:
             closed = not self.after or tuple(answer[-len(self.after) :]) == self.after
             targets.append([*self.before, *answer, *(() if closed else self.after)])
             labels.append([IGNORE_INDEX] * len(self.before) + answer)
         length = max(map(len, targets))
-        batch = {
-            **self._texts(rows),
+        return {
+            **self._texts([row for row, _ in sequences]),
             "targets": right_padded(targets, IGNORE_INDEX, length),
             "labels": right_padded(labels, IGNORE_INDEX, length),
         }
-        if len(rows) < len(sequences):
-            batch["prompt_of_answer"] = torch.tensor(prompt_of_answer)
-        return batch
+
+    def _prompts(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {**self._texts(rows), "around_answers": (self.before, self.after)}

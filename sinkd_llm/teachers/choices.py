@@ -91,8 +91,7 @@ def why_unknown(score: Mapping[str, Any] | None) -> str:
 
 def choice_counts(batch: Mapping[str, Any]) -> list[int]:
     """How many choices each row of a ranking batch has."""
-    counts: list[int] = (batch["choice_sequence"] >= 0).sum(dim=1).tolist()
-    return counts
+    return [len(tree.choices) for tree in batch["trees"]]
 
 
 def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
@@ -102,22 +101,17 @@ def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
     Args:
         batch (`Mapping`): of the collator of any kind: the prompt's tokens, and the tokens of all choices.
     """
-    ids, masks, choices, sequences = (
-        batch[name].cpu().numpy() for name in ("input_ids", "attention_mask", "choice_ids", "choice_sequence")
-    )
-    prompts = batch["prompt_of_answer"].cpu().numpy() if "prompt_of_answer" in batch else None
-    more = [batch[name].cpu().numpy() for name in ("token_type_ids",) if name in batch]
+    present = batch["attention_mask"].cpu().numpy().astype(bool)
+    read = [batch[name].cpu().numpy() for name in ("input_ids", "token_type_ids") if name in batch]
+    values = batch["choice_values"].cpu().numpy() if "choice_values" in batch else None
     keys = []
-    for b, row in enumerate(sequences):
+    for b, tree in enumerate(batch["trees"]):
         digest = hashlib.blake2b(digest_size=16)
-        for s in sorted({int(s) for s in row if s >= 0}):
-            at = s if prompts is None else int(prompts[s])
-            present = masks[at].astype(bool)
-            for tokens in (ids, *more):
-                digest.update(tokens[at][present].astype(np.int64).tobytes() + b"|")
-        for choice in choices[b][row >= 0]:
-            digest.update(choice[choice >= 0].astype(np.int64).tobytes() + b"/")
-        if "choice_values" in batch:
-            digest.update(batch["choice_values"][b].cpu().numpy()[row >= 0].tobytes())
+        for tokens in read:
+            digest.update(tokens[b][present[b]].astype(np.int64).tobytes() + b"|")
+        for choice in tree.choices:
+            digest.update(np.asarray(choice, np.int64).tobytes() + b"/")
+        if values is not None:
+            digest.update(values[b][: len(tree.choices)].tobytes())
         keys.append(digest.digest())
     return keys

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import refuse_non_finite
 from sinkd_llm.inputs.contract import RowTokenizer
@@ -25,7 +26,6 @@ from sinkd_llm.training.evaluation import (
     answer_losses,
     gold_losses,
     public_predictions,
-    row_names,
 )
 from sinkd_llm.training.finite import names_of
 from sinkd_llm.training.forward import Forward
@@ -173,14 +173,13 @@ class EvaluatingTrainer(ResumableTrainer):
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if "choice_ids" not in inputs:
+            if "trees" not in inputs:
                 losses = answer_losses(self.kind.supervised_rows(model, inputs), names_of(inputs))
                 return None, losses, losses[1]
-            # The ranks of a sharded model have to make the same number of forwards.
-            scores = score_choices(self.kind, model, inputs, share_prompts=self.args.world_size == 1)
+            scores = score_choices(self.kind, model, inputs, ranks=Ranks.of())
         scores_BC = scores.log_likelihood_BC
-        present_BC = inputs["choice_sequence"] >= 0
-        refuse_non_finite(scores_BC.where(present_BC, 0).tolist(), row_names(inputs), "log-likelihood of an answer")
+        present_BC = scores.length_BC > 0
+        refuse_non_finite(scores_BC.where(present_BC, 0).tolist(), names_of(inputs), "log-likelihood of an answer")
         # Batches with fewer choices are padded with -100 when they are put together, which no
         # log-probability of a *best* choice can be, while a sum over tokens could.
         predictions = (

@@ -1,6 +1,6 @@
 """What the trainer makes of an evaluation batch, and of all of them: numbers a row, whatever the batches were.
 
-Shapes: B rows of a batch, S sequences, C choices, N supervised tokens.
+Shapes: B rows of a batch, C choices, N supervised tokens.
 """
 
 import math
@@ -48,12 +48,6 @@ def gold_losses(scores: ChoiceScores, gold_B: Tensor) -> tuple[Tensor, Tensor]:
         -scores.log_likelihood_BC.gather(1, gold_B1).squeeze(1),
         scores.length_BC.gather(1, gold_B1).squeeze(1).float(),
     )
-
-
-def row_names(inputs: Mapping[str, Any]) -> list[str]:
-    """Names of the B rows of a ranking batch, whose `example_id` names its S sequences."""
-    first_B = inputs["choice_sequence"].max(dim=1).values.tolist()
-    return [str(inputs["example_id"][s]) for s in first_B]
 
 
 class EvaluationMetrics:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_a_regression_predicts_the_number(tiny_model: Any, task_tokenizer: Any, 
     from sinkd_llm.inputs.dataset import tokenize_dataset
     from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.models.kinds import SupervisedRows, kind_of
-    from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+    from sinkd_llm.models.kinds.choices import score_choices
 
     _, rows = rows_of("stsb", tmp_path)
     model = tiny_model("bert", vocab=len(task_tokenizer), num_labels=1)
@@ -142,5 +143,6 @@ def test_a_regression_predicts_the_number(tiny_model: Any, task_tokenizer: Any, 
 
     ranking = collator(list(tokenize_dataset(rows, reader, ranking=True)))
     perfect = SupervisedRows(batch["labels"][:, None], batch["labels"], supervised.example_N, supervised.position_N)
-    scores, _ = choice_log_likelihoods(perfect, ranking)
+    kind = SimpleNamespace(supervised_rows=lambda *_: perfect)
+    scores = score_choices(kind, model, ranking).log_likelihood_BC
     assert scores.argmax(-1).tolist() == list(rows["label"])

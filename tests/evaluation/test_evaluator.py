@@ -16,7 +16,7 @@ from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator, DecoderOnlyTokeni
 from sinkd_llm.inputs.pair import features_of_each, rows_for
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.kinds import kind_of
-from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.teachers.choices import row_keys
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask
@@ -73,7 +73,8 @@ def test_rows_with_fewer_choices_are_minus_infinity(tiny_causal_lm: Any, tiny_to
     features = tokenize_dataset(dataset(), DecoderOnlyTokenizer(tiny_tokenizer), ranking=True)
     batch = DecoderOnlyCollator(tiny_tokenizer.pad_token_id)(list(features))
     model = tiny_causal_lm("llama")
-    scores, lengths = choice_log_likelihoods(kind_of(model).supervised_rows(model, batch), batch)
+    found = score_choices(kind_of(model), model, batch)
+    scores, lengths = found.log_likelihood_BC, found.length_BC
     assert torch.isinf(scores[0, 2:]).all()
     assert torch.isinf(scores[3, 1:]).all()
     assert (lengths[0, 2:] == 0).all()

@@ -49,7 +49,7 @@ def test_the_head_of_t5_is_scaled_and_runs_only_at_answers(tiny_model: Any, mark
 
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 def test_ranking_encodes_a_prompt_once(model_type: str, tiny_model: Any, marked_tokenizer: Any) -> None:
-    from sinkd_llm.models.kinds.choices import choice_log_likelihoods
+    from sinkd_llm.models.kinds.choices import score_choices
 
     model, tokenizer = tiny_model(model_type), marked_tokenizer(model_type)
     rows = [{**row, "choices": [" not good film", " bad food", " the food"]} for row in LONG_ROWS]
@@ -57,7 +57,8 @@ def test_ranking_encodes_a_prompt_once(model_type: str, tiny_model: Any, marked_
     read = []
     model.get_encoder().register_forward_hook(lambda *_: read.append(1))
     with torch.no_grad():
-        scores, lengths = choice_log_likelihoods(kind_of(model).supervised_rows(model, batch), batch)
+        found = score_choices(kind_of(model), model, batch)
+        scores, lengths = found.log_likelihood_BC, found.length_BC
     assert len(read) == 1
     assert batch["input_ids"].shape[0] == 3
     for b, row in enumerate(rows):

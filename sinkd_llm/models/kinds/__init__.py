@@ -10,7 +10,6 @@ from sinkd_llm.models.kinds.contract import (
     context_length,
 )
 from sinkd_llm.models.kinds.encoder_decoder import decoder_input_ids
-from sinkd_llm.models.kinds.shared_prompt import can_share_prompts, shared_prompt_logits
 
 __all__ = [
     "IGNORE_INDEX",
@@ -19,10 +18,8 @@ __all__ = [
     "TEACHER",
     "Kind",
     "SupervisedRows",
-    "can_share_prompts",
     "context_length",
     "decoder_input_ids",
     "kind_of",
     "output_size",
-    "shared_prompt_logits",
 ]

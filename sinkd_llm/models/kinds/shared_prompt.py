@@ -1,27 +1,22 @@
-"""Several answers to one prompt: a decoder reads the prompt once, and the answers continue from its cache.
+"""A decoder on trees of choices whose branches are texts of their own, for models that take no mask of a tree.
 
-Shapes: S sequences of a batch (a prompt and one of its answers), L tokens of the longest, B prompts, P tokens of
-the longest prompt, C sequences of a part, T tokens of the longest answer, N supervised tokens of a part,
-V vocabulary.
+Shapes: E trees, each after a prompt, P tokens of the longest prompt, C paths of all trees, T nodes of the longest
+path, N rows of logits, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sinkd_llm.models.kinds.contract import (
-    IGNORE_INDEX,
-    LOGITS_AT_A_TIME,
-    SupervisedRows,
-    answer_rows,
-)
-from sinkd_llm.models.wrappers import forward_parameters, keeps_state, unwrap
+from sinkd_llm.models.heads import logits_at
+from sinkd_llm.models.kinds.choice_tree import ChoiceTree, stacked
+from sinkd_llm.models.wrappers import accepted, forward_parameters, keeps_state, unwrap
 
-# A part's copy of the cache is no larger than the cache of the prompts, or than the cache of a few prompts.
-LEAST_ANSWERS_AT_A_TIME = 16
+# The copy of the cache is no larger than the cache of the prompts, or than the cache of a few prompts.
+LEAST_PATHS_AT_A_TIME = 16
 
 
 def can_share_prompts(model: nn.Module) -> bool:
@@ -41,83 +36,104 @@ def can_share_prompts(model: nn.Module) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def shared_prompt_logits(model: nn.Module, batch: Mapping[str, Any], prompt_S: Tensor) -> Iterator[SupervisedRows]:
+def path_logits(model: nn.Module, ids_EP: Tensor, mask_EP: Tensor, trees: Sequence[ChoiceTree]) -> Tensor:
     """
-    The supervised logits of a left-padded batch, whose sequences share prompts, without gradient.
+    The logits of each tree's rows, tree by tree, in one forward: each path is a text with the prompt.
 
-    They equal the rows of [`DecoderOnly.supervised_rows`], in parts of a few whole sequences: a part has at most
-    [`LOGITS_AT_A_TIME`] logits, or the logits of one answer.
+    Any decoder can do that, for tokens to the right change nothing. Differentiable.
+
+    Args:
+        model (`nn.Module`): a decoder-only model, possibly wrapped.
+        ids_EP, mask_EP (`Tensor` `[E, P]`): the prompts, padded on the left.
+        trees (sequence of [`ChoiceTree`]): one a prompt.
+
+    Returns:
+        `Tensor` `[N, V]`: see [`ChoiceTree`].
+    """
+    path_CT, present_CT, new_CT, first_C, tree_C = _paths(trees, ids_EP.device)
+    ids_CL = torch.cat([ids_EP[tree_C], path_CT], dim=1)
+    mask_CL = torch.cat([mask_EP[tree_C], present_CT.to(mask_EP.dtype)], dim=1)
+    # The end of a prompt is asked once, in its first text.
+    asked_CL = torch.zeros_like(mask_CL, dtype=torch.bool)
+    asked_CL[:, ids_EP.shape[1] - 1] = first_C
+    asked_CL[:, ids_EP.shape[1] :] = new_CT
+    # Models with absolute positions count padding unless told otherwise.
+    places_CL = (mask_CL.long().cumsum(dim=1) - 1).clamp_min(0)
+    more = accepted(model, {"position_ids": places_CL, "use_cache": False})
+    return logits_at(model, asked_CL, input_ids=ids_CL, attention_mask=mask_CL, **more)
+
+
+@torch.no_grad()
+def shared_prompt_logits(model: nn.Module, ids_EP: Tensor, mask_EP: Tensor, trees: Sequence[ChoiceTree]) -> Tensor:
+    """
+    The same as [`path_logits`], without gradient: each prompt is read once, and its paths continue from the cache.
 
     Args:
         model (`nn.Module`): one that [`can_share_prompts`], possibly wrapped.
-        batch (`Mapping`): `input_ids`, `attention_mask` and `labels` `[S, L]`, padded on the left, the answers at
-            the end.
-        prompt_S (`Tensor` `[S]`): the prompt of each sequence, from 0, in ascending order.
+        ids_EP, mask_EP, trees: see [`path_logits`].
     """
-    with torch.no_grad():
-        labels_SL, mask_SL = batch["labels"], batch["attention_mask"].long()
-        length_S = (labels_SL != IGNORE_INDEX).sum(dim=1)
-        end_S = labels_SL.shape[1] - length_S  # the column after the prompt
-        # The first sequence of each prompt gives its tokens.
-        first_B = torch.searchsorted(prompt_S, torch.arange(int(prompt_S[-1]) + 1, device=prompt_S.device))
-        prompt_length_B = mask_SL[first_B].sum(dim=1) - length_S[first_B]
-        back_P = torch.arange(-int(prompt_length_B.max()), 0, device=labels_SL.device)
-        column_BP = end_S[first_B][:, None] + back_P
-        mask_BP = (-back_P[None, :] <= prompt_length_B[:, None]).long()
-        ids_BP = batch["input_ids"][first_B].gather(1, column_BP.clamp_min(0))
-        first_BV, cache = _read_prompts(model, ids_BP, mask_BP)
-
-        longest = int(length_S.max())
-        room = LOGITS_AT_A_TIME // (longest * first_BV.shape[-1])
-        size = max(1, min(max(len(first_B), LEAST_ANSWERS_AT_A_TIME), room))
-        for part_C in torch.arange(len(prompt_S), device=prompt_S.device).split(size):
-            prompt_C = prompt_S[part_C]
-            answer_T = torch.arange(int(length_S[part_C].max()), device=prompt_S.device)
-            column_CT = (end_S[part_C][:, None] + answer_T).clamp_max(labels_SL.shape[1] - 1)
-            present_CT = answer_T < length_S[part_C][:, None]
-            labels_CT = labels_SL[part_C].gather(1, column_CT).masked_fill(~present_CT, IGNORE_INDEX)
-            example_N, column_N, position_N = answer_rows(present_CT)
-            logits_NV = first_BV.new_empty(len(example_N), first_BV.shape[-1])
-            logits_NV[position_N == 0] = first_BV[prompt_C]
-            if len(answer_T) > 1:
-                read_CT = labels_CT[:, :-1].clamp_min(0)  # the last token predicts nothing
-                mask_CT = torch.cat([mask_BP[prompt_C], present_CT[:, :-1].long()], dim=1)
-                places_CT = prompt_length_B[prompt_C][:, None] + answer_T[:-1]
-                part_cache = _rows_of(cache, prompt_C)
-                logits_CTV = _continue(model, part_cache, read_CT, mask_CT, places_CT)
-                logits_NV[position_N > 0] = logits_CTV[present_CT[:, 1:]]
-            yield SupervisedRows(logits_NV, labels_CT[example_N, column_N], part_C[example_N], position_N)
-
-
-def _read_prompts(model: nn.Module, ids_BP: Tensor, mask_BP: Tensor) -> tuple[Tensor, Any]:
-    """Logits after the last token of each prompt `[B, V]`, and the cache."""
     from transformers import DynamicCache
 
-    takes = forward_parameters(model)
+    path_CT, present_CT, new_CT, first_C, tree_C = _paths(trees, ids_EP.device)
     cache = DynamicCache(config=unwrap(model).config)
-    arguments = _arguments(takes, ids_BP, mask_BP, (mask_BP.cumsum(dim=1) - 1).clamp_min(0), cache)
-    if "logits_to_keep" in takes:
-        arguments["logits_to_keep"] = 1
-    return model(**arguments).logits[:, -1], cache
+    ends_EP = torch.zeros_like(mask_EP, dtype=torch.bool)
+    ends_EP[:, -1] = True
+    places_EP = (mask_EP.long().cumsum(dim=1) - 1).clamp_min(0)
+    end_EV = logits_at(model, ends_EP, **_continued(model, ids_EP, mask_EP, places_EP, cache))
+
+    asked_CS = torch.cat([first_C[:, None], new_CT], dim=1)
+    logits_NV = end_EV.new_empty(int(asked_CS.sum()), end_EV.shape[-1])
+    is_end_N = asked_CS.nonzero(as_tuple=True)[1] == 0
+    logits_NV[is_end_N] = end_EV
+    places_CT = mask_EP.sum(dim=1)[tree_C][:, None] + torch.arange(path_CT.shape[1], device=ids_EP.device)
+    parts = []
+    for part_C in torch.arange(len(tree_C), device=ids_EP.device).split(max(len(trees), LEAST_PATHS_AT_A_TIME)):
+        longest = int(present_CT[part_C].sum(dim=1).max())
+        if not longest:
+            continue
+        ids_CT, present, new = (table[part_C, :longest] for table in (path_CT, present_CT, new_CT))
+        mask_CL = torch.cat([mask_EP[tree_C[part_C]], present.to(mask_EP.dtype)], dim=1)
+        part_cache = _rows_of(cache, tree_C[part_C])
+        arguments = _continued(model, ids_CT, mask_CL, places_CT[part_C, :longest], part_cache)
+        parts.append(logits_at(model, new, **arguments))
+    if parts:
+        logits_NV[~is_end_N] = torch.cat(parts)
+    return logits_NV
 
 
-def _continue(model: nn.Module, cache: Any, ids_CT: Tensor, mask_CT: Tensor, places_CT: Tensor) -> Tensor:
-    """Logits after each token of the answers: `[C, T, V]`; `mask_CT` covers the prompts too."""
-    arguments = _arguments(forward_parameters(model), ids_CT, mask_CT, places_CT, cache)
-    logits: Tensor = model(**arguments).logits
-    return logits
+def _paths(trees: Sequence[ChoiceTree], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """
+    All paths of the trees: their tokens, where they have some, where those are new (`[C, T]` each), which are the
+    first of their tree, and whose they are (`[C]` each).
+    """
+    longest = max(tree.path_QT.shape[1] for tree in trees)
+    ids, nodes, new, first = [], [], [], []
+    for tree in trees:
+        for q, path in enumerate(tree.path_QT):
+            ids.append(torch.cat([torch.zeros(1, dtype=torch.long), tree.token_M])[path])
+            nodes.append(path)
+            new.append(tree.new_QT[q])
+            first.append(q == 0)
+    tree_C = torch.tensor([e for e, tree in enumerate(trees) for _ in tree.paths])
+    tables = (
+        stacked(ids, 0, longest),
+        stacked(nodes, 0, longest) > 0,
+        stacked(new, False, longest),
+        torch.tensor(first),
+        tree_C,
+    )
+    return tuple(table.to(device) for table in tables)  # type: ignore[return-value]
 
 
-def _arguments(takes: frozenset[str], ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> dict[str, Any]:
+def _continued(model: nn.Module, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> dict[str, Any]:
     arguments = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    # Models with absolute positions count padding unless told otherwise.
-    return arguments | ({"position_ids": places} if "position_ids" in takes else {})
+    return arguments | accepted(model, {"position_ids": places})
 
 
-def _rows_of(cache: Any, prompt_C: Tensor) -> Any:
-    """A cache of these rows, one for each answer; the given one stays as it is."""
+def _rows_of(cache: Any, tree_C: Tensor) -> Any:
+    """A cache of these rows, one for each path; the given one stays as it is."""
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
     # Sets new tensors on the copied layers, and no layer writes into its tensors in place.
-    chosen.batch_select_indices(prompt_C)
+    chosen.batch_select_indices(tree_C)
     return chosen
