@@ -30,10 +30,11 @@ class EncoderDecoderTokenizer(AnswersAsTokens):
     """
 
     def _encode_rows(self, rows: Sequence[Row], texts: Sequence[Texts]) -> list[Ids]:
-        answers_ids = iter(self._encode_answers([answer for _, answers in texts for answer in answers]))
+        distinct = list(dict.fromkeys(answer for _, answers in texts for answer in answers))
+        answer_ids = dict(zip(distinct, self._encode_answers(distinct), strict=True))
         prompts_ids = self._encode([prompt for prompt, _ in texts])
         return [
-            (prompt_ids, [next(answers_ids) for _ in answers])
+            (prompt_ids, [list(answer_ids[answer]) for answer in answers])
             for (_, answers), prompt_ids in zip(texts, prompts_ids, strict=True)
         ]
 
