@@ -1,68 +1,64 @@
-"""What a teacher gives beside its logits: hidden states, which another rank makes the same logits of."""
+"""What a teacher here gives: hidden states and its head where the loss takes that over, and logits elsewhere."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from sinkd_llm.errors import InputError
+from sinkd_llm.objectives import DistillationObjective, HeadOf
 from sinkd_llm.teachers import LocalTeacher
-from tests.support.models import DECODERS, ENCODER_DECODERS, ENCODERS
 from tests.support.rows import CHOICE_ROWS, ID_ROWS, batch_for, collate_ids
 
 
-def check(teacher: LocalTeacher, batch: dict[str, Any]) -> None:
-    rows = teacher.supervised_rows(batch, with_hidden=True)
-    assert rows.hidden_NH is not None
-    assert rows.hidden_NH.shape == (len(rows.labels_N), 32)
-    torch.testing.assert_close(teacher.logits(rows.hidden_NH), rows.logits_NV, rtol=1e-5, atol=1e-6)
-    plain = teacher.supervised_rows(batch)
-    assert plain.hidden_NH is None
-    assert torch.equal(plain.logits_NV, rows.logits_NV)
+def asked(model: Any, **settings: Any) -> LocalTeacher:
+    teacher = LocalTeacher(model)
+    teacher.check_objective(DistillationObjective(**settings), None, 0.1)
+    return teacher
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_the_hidden_states_of_a_decoder_give_its_logits(family: str, tiny_causal_lm: Any) -> None:
-    check(LocalTeacher(tiny_causal_lm(family)), collate_ids(ID_ROWS))
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_hidden_states_and_head_say_the_same_as_logits(family: str, tiny_causal_lm: Callable[..., Any]) -> None:
+    model, batch = tiny_causal_lm(family), collate_ids(ID_ROWS)
+    signal = asked(model).signal(batch).signal
+    logits_NV = asked(model, fused="never").signal(batch).signal
+    assert isinstance(signal, HeadOf)
+    assert isinstance(logits_NV, torch.Tensor)
+    torch.testing.assert_close(signal.logits(), logits_NV, rtol=1e-5, atol=1e-6)
+    assert not signal.hidden_NH.requires_grad
+    assert not signal.weight_VH.requires_grad
 
 
-@pytest.mark.parametrize("family", [*ENCODER_DECODERS, *ENCODERS])
-def test_the_hidden_states_of_the_other_families_give_their_logits(
-    family: str, tiny_model: Any, marked_tokenizer: Any
-) -> None:
-    model, tokenizer = tiny_model(family, "MaskedLM"), marked_tokenizer(family)
-    check(LocalTeacher(model), batch_for(model, tokenizer, CHOICE_ROWS))
+def test_classes_are_given_as_logits(tiny_model: Callable[..., Any], marked_tokenizer: Callable[..., Any]) -> None:
+    model = tiny_model("bert")
+    signal = asked(model).signal(batch_for(model, marked_tokenizer("bert"), CHOICE_ROWS[:1])).signal
+    assert isinstance(signal, torch.Tensor)
+    assert signal.shape == (1, 2)
+    with pytest.raises(InputError, match="fused is 'always', but the teacher"):
+        asked(model, fused="always")
 
 
-@pytest.mark.parametrize("cap", [30.0, 1e4, None])
-def test_logits_that_are_changed_behind_the_head_are_not_those_of_hidden_states(
-    cap: float | None, tiny_causal_lm: Any
-) -> None:
-    model = tiny_causal_lm("gemma2")
-    model.config.final_logit_softcapping = cap
-    rows = LocalTeacher(model).supervised_rows(collate_ids(ID_ROWS), with_hidden=True)
-    assert (rows.hidden_NH is None) == (cap is not None)  # even one that hardly bends logits as small as these
+def test_a_loss_without_a_teacher_asks_for_no_head(tiny_causal_lm: Callable[..., Any]) -> None:
+    model, runs = tiny_causal_lm(), []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    asked(model, alpha=0.0, sinkhorn_weight=0.0)
+    assert not runs
 
 
-def test_an_added_bias_is_seen(tiny_model: Any, marked_tokenizer: Any) -> None:
-    model, tokenizer = tiny_model("bart"), marked_tokenizer("bart")
-    model.final_logits_bias += 0.1
-    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, CHOICE_ROWS), with_hidden=True)
-    assert rows.hidden_NH is None
+def test_a_teacher_that_is_at_fault_is_found_when_it_is_asked(tiny_causal_lm: Callable[..., Any]) -> None:
+    model, batch = tiny_causal_lm(), {**collate_ids(ID_ROWS), "example_id": ["a", "b", "c"]}
+    teacher = asked(model)
+    teacher.check_finite(batch)
+    model.get_input_embeddings().weight.data[ID_ROWS[1]["prompt_ids"][0]] = float("nan")
+    teacher.signal(batch)  # which does not look
+    with pytest.raises(InputError, match=r"logits are NaN or infinite for (a, )?b"):
+        teacher.check_finite(batch)
 
 
-def test_no_hidden_states_where_logits_are_smaller(
-    tiny_model: Any, tiny_causal_lm: Any, marked_tokenizer: Any
-) -> None:
-    model, tokenizer = tiny_model("bert"), marked_tokenizer("bert")
-    rows = LocalTeacher(model).supervised_rows(batch_for(model, tokenizer, CHOICE_ROWS[:1]), with_hidden=True)
-    assert rows.hidden_NH is None  # two classes
-    wide = LocalTeacher(tiny_causal_lm("llama", hidden=64, vocab=48))
-    assert wide.supervised_rows(collate_ids(ID_ROWS), with_hidden=True).hidden_NH is None
-
-
-def test_a_batch_without_supervised_tokens_has_empty_hidden_states(tiny_causal_lm: Any) -> None:
+def test_a_batch_without_supervised_tokens_has_empty_hidden_states(tiny_causal_lm: Callable[..., Any]) -> None:
     batch = collate_ids(ID_ROWS)
     batch["labels"][:] = -100
-    rows = LocalTeacher(tiny_causal_lm("llama")).supervised_rows(batch, with_hidden=True)
-    assert rows.hidden_NH is not None
-    assert rows.hidden_NH.shape == (0, 32)
+    signal = asked(tiny_causal_lm()).signal(batch).signal
+    assert isinstance(signal, HeadOf)
+    assert signal.hidden_NH.shape == (0, 32)
