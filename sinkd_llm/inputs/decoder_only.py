@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.batch import AnswerCollator, Sequences, left_padded
+from sinkd_llm.inputs.boundary import Boundary
 from sinkd_llm.inputs.contract import AnswersAsTokens, Ids, Texts
 from sinkd_llm.inputs.row_checks import Row
 from sinkd_llm.inputs.special_tokens import bos_ids
@@ -22,19 +23,35 @@ class DecoderOnlyTokenizer(AnswersAsTokens):
     """`prompt_ids`, and the ids of the answers, which continue the prompt; `max_length` bounds both together."""
 
     def _encode_rows(self, rows: Sequence[Row], texts: Sequence[Texts]) -> list[Ids]:
+        boundary = Boundary(self.tokenizer)
+        alone: dict[str, list[int]] = {}
+        wholes: dict[tuple[int, str], list[int]] = {}
+        for r, (prompt, answers) in enumerate(texts):
+            for answer in answers:
+                if answer not in alone and boundary.parts(prompt, answer):
+                    alone[answer] = []
+                elif not boundary.parts(prompt, answer):
+                    wholes[r, answer] = []
+        alone = dict(zip(alone, self._encode(list(alone)), strict=True))
+        wholes = dict(zip(wholes, self._encode([texts[r][0] + answer for r, answer in wholes]), strict=True))
         prompts_ids = self._encode([prompt for prompt, _ in texts])
-        wholes_ids = iter(self._encode([prompt + answer for prompt, answers in texts for answer in answers]))
-        # No token crosses the boundary in most vocabularies: the answer is what continues the prompt.
         return [
             (
                 prompt_ids,
                 [
-                    whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else self._encode([answer])[0]
-                    for answer, whole in zip(answers, wholes_ids, strict=False)
+                    self._continuation(prompt_ids, wholes[r, answer], answer)
+                    if (r, answer) in wholes
+                    else list(alone[answer])
+                    for answer in answers
                 ],
             )
-            for (_, answers), prompt_ids in zip(texts, prompts_ids, strict=True)
+            for r, ((_, answers), prompt_ids) in enumerate(zip(texts, prompts_ids, strict=True))
         ]
+
+    def _continuation(self, prompt_ids: list[int], whole: list[int], answer: str) -> list[int]:
+        # No token crosses the boundary in most vocabularies: the answer is what continues the prompt.
+        begins = whole[: len(prompt_ids)] == prompt_ids
+        return whole[len(prompt_ids) :] if begins else self._encode([answer])[0]
 
     def _fit(self, row: Row, prompt_ids: list[int], answer_length: int, name: str) -> tuple[list[int], int]:
         prefix = [] if self._templated(row) else bos_ids(self.tokenizer)
