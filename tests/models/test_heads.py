@@ -150,12 +150,12 @@ def test_describing_leaves_the_model_as_it_was(tiny_causal_lm: Callable[..., Any
 
 def changed(model: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The model with code of its own after its head."""
-    forward = type(model).forward
+    its_own = type(model).forward
 
     class Own(type(model)):  # type: ignore[misc]
-        @functools.wraps(forward)
+        @functools.wraps(its_own)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            out = forward(self, *args, **kwargs)
+            out = its_own(self, *args, **kwargs)
             out.logits = function(out.logits)
             return out
 
