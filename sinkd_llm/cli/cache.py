@@ -9,11 +9,13 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Parse `argv`, write the cache, print what it holds."""
+    from sinkd_llm.cli.flag_table import check_names
+
+    check_names("cache", argv)
     from sinkd_llm.cli.parsing import parse_recipe
-    from sinkd_llm.runs.arguments import CacheArguments
     from sinkd_llm.runs.cache import run_cache
 
-    task_args, training_args, model_args, cache_args = parse_recipe("cache", argv, CacheArguments, "teacher cache")
+    task_args, training_args, model_args, cache_args = parse_recipe("cache", argv)
     _show(run_cache(task_args, training_args, model_args, cache_args, argv=argv))
     return 0
 

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from sinkd_llm.errors import InputError, nearest, plain, shown
@@ -90,6 +90,36 @@ def refuse_unknown(parser: argparse.ArgumentParser, remaining: Sequence[str], mo
     name = wrong.split("=")[0]
     every = "--help_all' shows every flag" if "--help_all" in flags else "--help' shows the flags"
     raise InputError(f"unknown flag {shown(name)[1:-1]}.{meant_flag(name, flags)} '{parser.prog} {every}.")
+
+
+def split_config(prog: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """
+    The file that `--config` names, and all other words.
+
+    Args:
+        prog (`str`): the command, for messages.
+        argv (`Sequence[str]`): its words.
+    """
+    parser = CommandParser(prog=prog, add_help=False)
+    parser.add_argument("--config", nargs="?", const="")
+    known, words = parser.parse_known_args(list(argv))
+    return known.config, words
+
+
+def refuse_unknown_keys(parser: argparse.ArgumentParser, path: str, config: Iterable[Any]) -> None:
+    """
+    Raise the error for the first key of a recipe that is no flag of `parser`.
+
+    Args:
+        parser (`argparse.ArgumentParser`): whose flags there are.
+        path (`str`): the recipe, for messages.
+        config (`Iterable`): its keys.
+    """
+    actions = {action.dest for action in parser._actions if action.option_strings}
+    for key in config:
+        if key not in actions or key in ("help", "help_all"):
+            meant = meant_flag(str(key), parser._option_string_actions).replace("'--", "'")
+            raise InputError(f"{path} has the unknown key {shown(key)}.{meant}")
 
 
 def meant_flag(name: str, flags: Collection[str]) -> str:

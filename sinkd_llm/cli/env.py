@@ -54,10 +54,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
-    from sinkd_llm.cli.memory_table import show_estimate
-    from sinkd_llm.cli.parsing import parse_training
+    from sinkd_llm.cli.flag_table import check_names
     from sinkd_llm.cli.recipe_file import read_config
-    from sinkd_llm.runs.memory import estimate_memory
 
     if devices is not None and (problem := RANGES["num_devices"].refusal(devices)) is not None:
         raise InputError(f"--num_devices {problem}")
@@ -67,8 +65,15 @@ def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: S
         *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides),
     }
     has_teacher = bool(given & {"teacher_model_name_or_path", "teacher_cache"})
-    arguments = parse_training("distill" if has_teacher else "finetune", ["--config", recipe, *overrides])
+    command, words = "distill" if has_teacher else "finetune", ["--config", recipe, *overrides]
+    check_names(command, words)
     import torch
+
+    from sinkd_llm.cli.memory_table import show_estimate
+    from sinkd_llm.cli.parsing import parse_training
+    from sinkd_llm.runs.memory import estimate_memory
+
+    arguments = parse_training(command, words)
 
     gpus = torch.cuda.device_count()
     if size is not None:

@@ -14,24 +14,21 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Parse `argv`, score, print the table, write `--output`."""
+    from sinkd_llm.cli.flag_table import check_names
+
+    check_names("evaluate", argv)
     from trl import ModelConfig
 
-    from sinkd_llm.cli.parsing import SinKDParser
+    from sinkd_llm.cli.parsing import parse_evaluation
     from sinkd_llm.files import write_whole
     from sinkd_llm.models import build_quantization_config
     from sinkd_llm.report.table import results_table
     from sinkd_llm.runs import run_evaluate
-    from sinkd_llm.runs.arguments import EvaluateArguments
     from sinkd_llm.runs.inputs import user_path
     from sinkd_llm.secrets import masked
     from sinkd_llm.terminal import show
 
-    parser = SinKDParser(
-        (EvaluateArguments,),
-        prog="sinkd evaluate",
-        usage="sinkd evaluate --model_name_or_path MODEL --task TASK [--flag VALUE ...]",
-    )
-    args: EvaluateArguments = parser.parse(argv)[0]
+    args = parse_evaluation(argv)
     output = user_path("--output", args.output) if args.output is not None else None
     if output is not None:
         _check_output(output, args)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
-from sinkd_llm.cli.command_parser import CommandParser, meant_flag, refuse_unknown, say_repeated
+from sinkd_llm.cli.command_parser import (
+    CommandParser,
+    refuse_unknown,
+    refuse_unknown_keys,
+    say_repeated,
+    split_config,
+)
+from sinkd_llm.cli.flag_table import keep_table
+from sinkd_llm.cli.help_texts import TRAINER_GROUP, HelpFormatter, hide_rare_flags
 from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
 from sinkd_llm.errors import InputError, SettingError, shown
 from sinkd_llm.quiet import hide_bars_of_transformers
-from sinkd_llm.runs.arguments import LaunchArguments, TaskArguments
+from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
 from sinkd_llm.terminal import say
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.settings.checks import check_settings
@@ -23,15 +30,6 @@ from sinkd_llm.training.settings.rules import NEEDS, NEEDS_TEACHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-# What a first run needs of the 130 flags of TrainingArguments; `--help_all` shows the others.
-COMMON_TRAINER_FLAGS = {
-    *("output_dir", "resume_from_checkpoint", "seed", "report_to"),
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-    *("weight_decay", "bf16", "logging_steps", "eval_strategy", "eval_steps"),
-    *("save_strategy", "save_steps", "save_total_limit"),
-}
 
 # Where this command line does more than the help of Transformers says.
 _HELP = {
@@ -46,26 +44,6 @@ _HELP = {
 }
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        # Every flag also exists with hyphens; saying so 130 times helps nobody.
-        if action.option_strings and action.nargs != 0:
-            value = "VALUE" if self._has_long_choices(action) else self._format_args(action, "VALUE")
-            return f"{action.option_strings[0]} {value}"
-        return super()._format_action_invocation(action)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help if action.default in (None, argparse.SUPPRESS) else super()._get_help_string(action)
-        return f"{text} One of: %(choices)s." if self._has_long_choices(action) else text
-
-    def _has_long_choices(self, action: argparse.Action) -> bool:
-        """Whether the choices of a flag are wider than the terminal; then they stand in its text, which is folded."""
-        if not action.option_strings or action.choices is None:
-            return False
-        line = f"{action.option_strings[0]} {self._format_args(action, 'VALUE')}"
-        return len(line) + 4 > shutil.get_terminal_size().columns  # argparse's own margins
-
-
 class SinKDParser(CommandParser, TrlParser):
     """TRL's parser over dataclasses, `--config file.yaml` included.
 
@@ -75,7 +53,7 @@ class SinKDParser(CommandParser, TrlParser):
     """
 
     def __init__(self, dataclass_types: "Iterable[Any]", **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(dataclass_types, **kwargs)
         self._recipe: str | None = None
         self._recipe_keys: set[str] = set()
@@ -93,10 +71,8 @@ class SinKDParser(CommandParser, TrlParser):
                 environment is then as it was before.
         """
         hide_bars_of_transformers()
-        config_parser = CommandParser(prog=self.prog, add_help=False)
-        config_parser.add_argument("--config", nargs="?", const="")
-        known, arguments = config_parser.parse_known_args(list(argv))
-        variables = self._use_config(known.config) if known.config is not None else {}
+        recipe, arguments = split_config(self.prog, argv)
+        variables = self._use_config(recipe) if recipe is not None else {}
         with environment(variables):
             return self._parse(argv, arguments, default_output_dir)
 
@@ -159,13 +135,9 @@ class SinKDParser(CommandParser, TrlParser):
         """Make the recipe's values the defaults; its environment variables are given back."""
         config = read_config(path)
         variables = environment_of(path, config)
+        refuse_unknown_keys(self, path, config)
         actions = {action.dest: action for action in self._actions if action.option_strings}
-        values = {}
-        for key, value in config.items():
-            if key not in actions or key in ("help", "help_all"):
-                meant = meant_flag(str(key), self._option_string_actions).replace("'--", "'")
-                raise InputError(f"{path} has the unknown key {shown(key)}.{meant}")
-            values[key] = self._config_value(path, actions[key], value)
+        values = {key: self._config_value(path, actions[key], value) for key, value in config.items()}
         self._recipe, self._recipe_keys = path, set(values)
         self.set_defaults_with_config(**values)
         return variables
@@ -196,22 +168,27 @@ class SinKDParser(CommandParser, TrlParser):
         return values if many else values[0]
 
 
+# Command -> the dataclass that it alone takes, and the title of its flags.
+_OWN: dict[str, tuple[type, str]] = {
+    "finetune": (LaunchArguments, "several processes"),
+    "distill": (LaunchArguments, "several processes"),
+    "cache": (CacheArguments, "teacher cache"),
+}
+
+
 def parse_training(command: str, argv: Sequence[str]) -> tuple[TaskArguments, SinKDConfig, ModelConfig]:
     """The arguments of `sinkd finetune` and `sinkd distill`."""
-    task_args, training_args, model_args, _ = parse_recipe(command, argv, LaunchArguments, "several processes")
+    task_args, training_args, model_args, _ = parse_recipe(command, argv)
     return task_args, training_args, model_args
 
 
-def parse_recipe(command: str, argv: Sequence[str], own: type, title: str) -> tuple[Any, ...]:
-    """The arguments of a command that takes training recipes; the flags of `own` stand under `title` in its help."""
-    parser = SinKDParser(
-        (TaskArguments, SinKDConfig, ModelConfig, own),
-        prog=f"sinkd {command}",
-        usage=f"sinkd {command} [--config FILE.yaml] [--flag VALUE ...]",
-        epilog="Every flag may stand in the --config file without its dashes; flags win.",
-    )
-    parser.add_argument("--help_all", action="help", help="show all flags, also the flags of TrainingArguments")
-    _arrange_help(parser, {title: own}, every_flag="--help_all" in argv)
+def parse_recipe(command: str, argv: Sequence[str]) -> tuple[Any, ...]:
+    """`TaskArguments`, `SinKDConfig`, `ModelConfig` and its own, for a command that takes training recipes."""
+    parsers = all_parsers()
+    keep_table(parsers)
+    parser = parsers[command]
+    if "--help_all" not in argv:
+        hide_rare_flags(parser)
     parsed = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
     training = next(settings for settings in parsed if isinstance(settings, SinKDConfig))
     # With a teacher the command itself is refused.
@@ -221,25 +198,49 @@ def parse_recipe(command: str, argv: Sequence[str], own: type, title: str) -> tu
     return parsed
 
 
-def _arrange_help(parser: SinKDParser, special: dict[str, Any], every_flag: bool) -> None:
-    """Sort the flags into titled groups, and leave those out that few runs need."""
+def parse_evaluation(argv: Sequence[str]) -> EvaluateArguments:
+    """The arguments of `sinkd evaluate`."""
+    parsers = all_parsers()
+    keep_table(parsers)
+    parsed: EvaluateArguments = parsers["evaluate"].parse(argv)[0]
+    return parsed
+
+
+def all_parsers() -> dict[str, SinKDParser]:
+    """The parser of each command that is made of dataclasses, with the help of all its flags."""
+    evaluate = SinKDParser(
+        (EvaluateArguments,),
+        prog="sinkd evaluate",
+        usage="sinkd evaluate --model_name_or_path MODEL --task TASK [--flag VALUE ...]",
+    )
+    return {**{command: _recipe_parser(command) for command in _OWN}, "evaluate": evaluate}
+
+
+def _recipe_parser(command: str) -> SinKDParser:
+    own, title = _OWN[command]
+    parser = SinKDParser(
+        (TaskArguments, SinKDConfig, ModelConfig, own),
+        prog=f"sinkd {command}",
+        usage=f"sinkd {command} [--config FILE.yaml] [--flag VALUE ...]",
+        epilog="Every flag may stand in the --config file without its dashes; flags win.",
+    )
+    parser.add_argument("--help_all", action="help", help="show all flags, also the flags of TrainingArguments")
     shared = {field.name for field in dataclasses.fields(TrainingArguments)}
     groups = {
         "task and data": TaskArguments,
         "model (as in trl.ModelConfig)": ModelConfig,
         "distillation (SinKDConfig)": SinKDConfig,
-        **special,
-        "training (as in transformers.TrainingArguments)": TrainingArguments,
+        title: own,
+        TRAINER_GROUP: TrainingArguments,
     }
     optional = parser._optionals._group_actions
-    for title, dataclass_type in groups.items():
-        group = parser.add_argument_group(title)
+    for name, dataclass_type in groups.items():
+        group = parser.add_argument_group(name)
         names = {field.name for field in dataclasses.fields(dataclass_type)}
-        own = names if dataclass_type is TrainingArguments else names - shared
+        its = names if dataclass_type is TrainingArguments else names - shared
         # argparse has no public way to move a flag, and HfArgumentParser puts all into one group.
-        group._group_actions.extend(action for action in optional if action.dest in own)
-        optional[:] = [action for action in optional if action.dest not in own]
+        group._group_actions.extend(action for action in optional if action.dest in its)
+        optional[:] = [action for action in optional if action.dest not in its]
         for action in group._group_actions:
             action.help = _HELP.get(action.dest, action.help)
-            if action.dest in shared - COMMON_TRAINER_FLAGS and not every_flag:
-                action.help = argparse.SUPPRESS
+    return parser

@@ -72,7 +72,7 @@ def test_the_page_on_the_command_line_names_what_is_refused() -> None:
 
 def test_help_shows_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_recipe("distill", ["--help"], LaunchArguments, "several processes")
+        parse_recipe("distill", ["--help"])
     printed = "".join(capsys.readouterr().out.split())  # lines break at spaces and hyphens
     for settings in (SinKDConfig, TaskArguments, LaunchArguments):
         for text in setting_texts(settings).values():
