@@ -253,6 +253,8 @@ class Problems:
 
 def _blocks(rows: Tensor, order: Tensor | None, blocks: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Rows in an order as `[P, R, ...]` for each block. A single block is not split, which would copy its gradient."""
+    if not blocks:
+        return []  # a rank without rows of its own needs none of the others'
     if order is not None:
         rows = rows.index_select(0, order.to(rows.device))
     parts = [rows] if len(blocks) == 1 else rows.split([P * R for P, R in blocks])
