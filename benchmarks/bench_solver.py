@@ -144,12 +144,12 @@ NOTES = """
 Medians of calls in turns (of 20 calls one after another up to N = 128); L1 costs of softmaxes, epsilon = 0.1, fp32,
 from the cost to `<P, C>`, and to its gradient. *Difference of the gradient*: the largest difference from the gradient
 of the published loop in fp64, over that gradient's largest entry. *implicit* is the gradient of the converged plan and
-*envelope* takes the plan for a constant: these are other gradients by definition. GeomLoss lowers epsilon step by step,
-updates both sides at once and lets the gradient through its last step only, so that its plan and gradient are not those
-of the published loop. POT computes the published loop, columns first, on vectors (knopp) or logarithms.
+*envelope* takes the plan for a constant: these are other gradients by definition. GeomLoss lowers epsilon step by
+step, updates both sides at once and lets the gradient through its last step only, so that its plan and gradient are
+not those of the published loop. POT computes the published loop, columns first, on vectors (knopp) or logarithms.
 
-The one miss is a small problem without a gradient, which no training step solves: 20 iterations are 80 operations
-in either form, and ours looks at the largest cost and chooses a form before it begins.
+Below the target: small problems without a gradient, which no training step solves. There 20 iterations are 80
+operations in either form, and ours also looks at the largest cost and chooses a form before it begins.
 """
 
 if __name__ == "__main__":

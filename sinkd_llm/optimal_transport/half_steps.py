@@ -71,7 +71,7 @@ class Scalings:
     The state is `x = a e^u` and `y = b e^v`. A half-step is a product of the kernel with a vector, and a division.
 
     Args:
-        kernel (`Tensor`): K, `[N, M]` or `[B, N, M]`, with `-log K` in [0, `Scalings.reach`]; 1 where masked.
+        kernel (`Tensor`): K, `[N, M]` or `[B, N, M]`, with `-log K` between 0 and [`Scalings.reach`]; 1 where masked.
         a, b (`Tensor`): weights of the rows and columns, 0 where masked; without dimensions if all are equal.
     """
 
