@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.objectives.divergences import Divergence, cross_entropy
+from sinkd_llm.objectives.few_ids import StudentAt
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Pairing, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, Signal, TopKSignal, at_ids, first_ids, logits_of, vocabulary_of
@@ -83,11 +84,7 @@ def compare(
         transport ([`TransportRequest`], *optional*): the costs, likewise.
     """
     if isinstance(signal, TopKSignal):
-        student = logits_of(student)  # each row of the teacher names ids of its own
-        ce_N = None if labels_N is None else cross_entropy(student, labels_N)
-        student = logits_of(_shared(student, signal))
-        divergence_N = None if divergence is None else divergence(*signal.compared(student, temperature))
-        return Compared(ce_N, divergence_N, None if transport is None else transport_costs(student, transport))
+        return _compare_few(student, signal, labels_N, divergence, temperature, transport)
     # The teacher's rows serve the divergence and the cost, where both see all ids.
     together = transport is not None and transport.ids_K is None and transport.signal.side is not None
     wanted = Wanted(
@@ -126,11 +123,44 @@ def transport_costs(student: Tensor | HeadOf, request: TransportRequest, regress
     if request.ids_K is not None:
         student = at_ids(student, request.ids_K)
     elif isinstance(signal, TopKSignal):
-        student = logits_of(_shared(student, signal))
-        blocks_and_width = signal.costs(student, pairing, settings.sinkhorn_temperature, settings.cost_norm)
-        return Costs(*blocks_and_width, zero)
+        tau = settings.sinkhorn_temperature
+        few = StudentAt.of(_shared(student, signal), [signal.ids_NK], [tau])
+        return Costs(*signal.costs(few, pairing, tau, settings.cost_norm), zero)
     wanted = Wanted(pairing=pairing, sinkhorn_temperature=settings.sinkhorn_temperature, cost_norm=settings.cost_norm)
     return Costs(sweep(student, signal.side, wanted).costs, None, zero)
+
+
+def _compare_few(
+    student: Tensor | HeadOf,
+    signal: TopKSignal,
+    labels_N: Tensor | None,
+    divergence: Divergence | None,
+    temperature: float,
+    transport: TransportRequest | None,
+) -> Compared:
+    """[`compare`] with a teacher that names ids of its own in each row."""
+    shared = _shared(student, signal)
+    if vocabulary_of(shared) < vocabulary_of(student):
+        student = logits_of(student)  # cross-entropy is over more ids than the teacher counts
+        shared = first_ids(student, vocabulary_of(shared))
+    named, temperatures = [signal.ids_NK], [1.0, temperature]
+    top_k = None
+    if transport is not None and transport.ids_K is None and isinstance(transport.signal, TopKSignal):
+        top_k = transport.signal
+        named.append(top_k.ids_NK)
+        temperatures.append(transport.settings.sinkhorn_temperature)
+    few = StudentAt.of(shared, named if labels_N is None else [*named, labels_N], temperatures)
+    ce_N = None
+    if labels_N is not None:
+        ce_N = cross_entropy(student, labels_N) if isinstance(student, Tensor) else few.cross_entropy(labels_N)
+    divergence_N = None if divergence is None else divergence(*signal.compared(few, temperature))
+    costs = None
+    if transport is not None and top_k is not None:
+        tau, norm = transport.settings.sinkhorn_temperature, transport.settings.cost_norm
+        costs = Costs(*top_k.costs(few, transport.pairing, tau, norm), _zero(student))
+    elif transport is not None:
+        costs = transport_costs(student, transport)
+    return Compared(ce_N, divergence_N, costs)
 
 
 def restricted(signal: Signal, ids_K: Tensor | None) -> Signal:

@@ -27,6 +27,7 @@ from sinkd_llm.optimal_transport import pairwise_top_k_cost
 from sinkd_llm.optimal_transport.precision import full_precision
 
 if TYPE_CHECKING:
+    from sinkd_llm.objectives.few_ids import StudentAt
     from sinkd_llm.objectives.problems import Pairing
 
 
@@ -198,19 +199,21 @@ class TopKSignal:
             )
         return self.logits_NK.gather(1, match_NKW.to(torch.uint8).argmax(dim=1))
 
-    def compared(self, student_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, float]:
+    def compared(self, student: "StudentAt", temperature: float) -> tuple[Tensor, Tensor, float]:
         """What a divergence takes: logits `[N, K + 1]` of both, which have the temperature in them already."""
-        student_NB = student_bucket_logits(student_NV, self.ids_NK, temperature)
-        return student_NB, self.bucket_logits(temperature), 1.0
+        few_NB = student_bucket_logits(student.logits_NU, student.positions(self.ids_NK), temperature)
+        if student.rest:
+            few_NB = torch.cat([few_NB[:, :-1], student.with_rest(few_NB[:, -1], temperature)[:, None]], dim=-1)
+        return few_NB, self.bucket_logits(temperature), 1.0
 
     def predictions(self) -> NoReturn:
         """There are none: one output has no ids to leave out."""
         raise ValueError("A regression has one output, so its teacher signal is dense: give the predictions [N, 1].")
 
     def costs(
-        self, student_NV: Tensor, pairing: "Pairing", temperature: float, cost_norm: str
+        self, student: "StudentAt", pairing: "Pairing", temperature: float, cost_norm: str
     ) -> tuple[list[Tensor], Tensor]:
-        """The transport cost of the student's logits, `[P, n, m]` for each block, and each row's mean width, `[N]`.
+        """The transport cost of the student's rows, `[P, n, m]` for each block, and each row's mean width, `[N]`.
 
         Raises:
             `ValueError`: for a norm of which nothing would be certified.
@@ -221,17 +224,17 @@ class TopKSignal:
                 "distance, but may lengthen a squared one, so nothing would be certified; use cost_norm='l1', or "
                 "cache full rows."
             )
-        students = pairing.students(torch.softmax(full_precision(student_NV) / temperature, dim=-1))
-        rows = (self.ids_NK, *self.probabilities(temperature), self.cost_error(temperature))
+        students = pairing.students(student.distribution(temperature))
+        rows = (student.positions(self.ids_NK), *self.probabilities(temperature), self.cost_error(temperature))
         costs, widths = [], []
-        for student_PnV, ids_PmK, kept_PmK, tail_Pm, error_Pm in zip(
+        for student_PnU, ids_PmK, kept_PmK, tail_Pm, error_Pm in zip(
             students, *map(pairing.teachers, rows), strict=True
         ):
-            cost_Pnm, width_Pnm = pairwise_top_k_cost(student_PnV, ids_PmK, kept_PmK, tail_Pm)
+            cost_Pnm, width_Pnm = pairwise_top_k_cost(student_PnU, ids_PmK, kept_PmK, tail_Pm)
             costs.append(cost_Pnm)
             # Both ends of the interval may be off by the error of the stored logits.
             widths.append(width_Pnm.mean(dim=-1) + 2 * error_Pm.mean(dim=-1, keepdim=True))
-        width_N = pairing.joined_student(widths) if widths else student_NV.new_zeros(0, dtype=torch.float)
+        width_N = pairing.joined_student(widths) if widths else full_precision(student.logits_NU).new_zeros(0)
         return costs, width_N
 
     def _tail(self, temperature: float) -> Tensor:

@@ -25,18 +25,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sinkd_llm.objectives import normalisers
 from sinkd_llm.objectives.divergences import Divergence
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.logit_tiles import LogitTiles, logit_tiles
+from sinkd_llm.objectives.normalisers import (
+    distribution,
+    joined_log_sums,
+    log_distribution,
+    log_sum_exps,
+    tile_width,
+)
 from sinkd_llm.objectives.problems import Pairing
 from sinkd_llm.optimal_transport import add_cost, cost_gradient
 
-# Logits that a head has made are kept between the passes up to this size, both sides together: then small batches
-# need no product twice, and large ones need no more memory.
-KEPT_BYTES = 160 * 2**20
-# Elements of a tile of one side, and its bounds: on a CPU it should stay in the cache.
-_CPU_TILE = (2**19, 1024, 8192)
-_GPU_TILE = (2**24, 4096, 2**16)
 # Logits of one side of which the distributions are kept as well.
 _FEW = 2**14
 
@@ -133,8 +135,7 @@ class _Passes:
         assert like is not None
         given = [tensor.dtype for side in (student, teacher) if side for tensor in side.tensors if tensor is not None]
         self.dtype = torch.float64 if torch.float64 in given else torch.float32
-        elements, narrowest, widest = _CPU_TILE if like.device.type == "cpu" else _GPU_TILE
-        width = min(widest, max(narrowest, elements // max(N, M, 1)))
+        width = tile_width(max(N, M), like.device)
         # Tiles of the ids that both have, then of those that the student alone has: cross-entropy is over all.
         ends = [*range(0, shared, width), *range(shared, V, width), V]
         self.tiles = [slice(start, stop) for start, stop in pairwise(ends)]
@@ -142,7 +143,7 @@ class _Passes:
         if wanted.labels_N is None:
             self.tiles = self.tiles[: self.num_compared]
         a_tile = 4 * width * ((0 if student.is_there else N) + (0 if teacher is None or teacher.is_there else M))
-        self.num_kept = min(len(self.tiles), KEPT_BYTES // a_tile) if a_tile else len(self.tiles)
+        self.num_kept = min(len(self.tiles), normalisers.KEPT_BYTES // a_tile) if a_tile else len(self.tiles)
         self.kept: dict[tuple[bool, int], Tensor] = {}
         # Of a few answers' logits, operations cost more than numbers.
         self.pairs: dict[int, _Pair] | None = {} if N * V <= _FEW else None
@@ -164,20 +165,20 @@ class _Passes:
         for k, v in enumerate(self.tiles):
             z_Nw = self._logits(k)
             wanted = self.compared if k < self.num_compared else set()
-            every.append(_log_sum_exps(z_Nw, wanted if labels_N is None else {*wanted, 1.0}))
+            every.append(log_sum_exps(z_Nw, wanted if labels_N is None else {*wanted, 1.0}))
             if k < self.num_compared and self.teacher is not None and self.compared:
-                theirs.append(_log_sum_exps(self._logits(k, teacher=True), self.compared))
+                theirs.append(log_sum_exps(self._logits(k, teacher=True), self.compared))
             if labels_N is not None:
                 at_N1, here_N = self._places(labels_N, v)
                 part_N1 = z_Nw.gather(1, at_N1)
                 part_N1 = part_N1 if here_N is None else part_N1.masked_fill(~here_N[:, None], 0)
                 gold_N1 = part_N1 if gold_N1 is None else gold_N1 + part_N1
         # As columns, [N, 1] and [M, 1].
-        self.log_sums = {T: _joined([sums[T] for sums in every[: self.num_compared]]) for T in self.compared}
-        self.teacher_log_sums = {T: _joined([sums[T] for sums in theirs]) for T in self.compared}
+        self.log_sums = {T: joined_log_sums([sums[T] for sums in every[: self.num_compared]]) for T in self.compared}
+        self.teacher_log_sums = {T: joined_log_sums([sums[T] for sums in theirs]) for T in self.compared}
         self.ce_N = None
         if labels_N is not None and gold_N1 is not None:
-            self.all_log_sum_N1 = _joined([sums[1.0] for sums in every])
+            self.all_log_sum_N1 = joined_log_sums([sums[1.0] for sums in every])
             self.ce_N = (self.all_log_sum_N1 - gold_N1)[:, 0]
 
     # ---- pass 2
@@ -244,7 +245,7 @@ class _Passes:
             tau = self.wanted.sinkhorn_temperature
             for k, v in enumerate(self.tiles[: self.num_compared]):
                 z_Nw = self._logits(k)
-                s_Nw = _distribution(z_Nw, tau, self.log_sums[tau]).mul_(-mean_N[:, None])
+                s_Nw = distribution(z_Nw, tau, self.log_sums[tau]).mul_(-mean_N[:, None])
                 sink.add(v, z_Nw, s_Nw.add_(held.pop(k)) if held else s_Nw)
         gradients = sink.gradients()
         if beside is None or mean_N is None:
@@ -260,7 +261,7 @@ class _Passes:
             return None
         v, labels_N = self.tiles[k], self.wanted.labels_N
         assert labels_N is not None
-        grad_Nw = _distribution(z_Nw, 1.0, self.all_log_sum_N1).mul_(grad_N[:, None])
+        grad_Nw = distribution(z_Nw, 1.0, self.all_log_sum_N1).mul_(grad_N[:, None])
         at_N1, here_N = self._places(labels_N, v)
         return grad_Nw.scatter_add_(1, at_N1, (-grad_N if here_N is None else (-grad_N).where(here_N, 0))[:, None])
 
@@ -345,16 +346,16 @@ class _Pair:
             theirs, theirs_log_sum = (y_Mw, passes.teacher_log_sums[T])
             if own is not None:
                 theirs, theirs_log_sum = theirs[own], theirs_log_sum[own]
-            self._log_q = _log_distribution(z_Nw, T, passes.log_sums[T])
-            self._log_p = _log_distribution(theirs, T, theirs_log_sum)
+            self._log_q = log_distribution(z_Nw, T, passes.log_sums[T])
+            self._log_p = log_distribution(theirs, T, theirs_log_sum)
             self.q_Nw, self._p_Nw = self._log_q.exp(), self._log_p.exp()
             self._found: tuple[Tensor, Tensor] | None = None
         if wanted.pairing is not None:
             tau = wanted.sinkhorn_temperature
             same = wanted.divergence is not None and wanted.temperature == tau
-            self.s_Nw = self.q_Nw if same else _distribution(z_Nw, tau, passes.log_sums[tau])
+            self.s_Nw = self.q_Nw if same else distribution(z_Nw, tau, passes.log_sums[tau])
             all_own = same and own is None
-            self._t_Mw = self._p_Nw if all_own else _distribution(y_Mw, tau, passes.teacher_log_sums[tau])
+            self._t_Mw = self._p_Nw if all_own else distribution(y_Mw, tau, passes.teacher_log_sums[tau])
 
     def divergence(self, divergence: Divergence) -> tuple[Tensor, Tensor]:
         """The tile's part of each row's value `[N]`, and the slopes `[N, w]`."""
@@ -366,29 +367,3 @@ class _Pair:
         """The rows of each block of transport problems: `[P, n, w]` and `[P, m, w]`."""
         assert self._pairing is not None
         return self._pairing.students(self.s_Nw), self._pairing.teachers(self._t_Mw)
-
-
-def _log_sum_exps(z_Nw: Tensor, temperatures: set[float]) -> dict[float, Tensor]:
-    """`log sum_v exp(z_iv / T)` over a tile, for each temperature: `[N, 1]`, -inf where all logits are."""
-    top_N1 = z_Nw.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(z_Nw.dtype).min)  # -inf - (-inf) would be NaN
-    shifted_Nw = z_Nw - top_N1
-    sums: dict[float, Tensor] = {}
-    weights_Nw, before = shifted_Nw, 0.0
-    for T in sorted(temperatures, reverse=True):
-        # exp(x) is the square of exp(x / 2): the two temperatures of the defaults cost one exponential.
-        weights_Nw = weights_Nw.square() if before == 2 * T else (shifted_Nw / T).exp_()
-        sums[T] = torch.add(weights_Nw.sum(dim=-1, keepdim=True).log_(), top_N1, alpha=1 / T)
-        before = T
-    return sums
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts), dim=0)
-
-
-def _log_distribution(logits: Tensor, temperature: float, log_sum_N1: Tensor) -> Tensor:
-    return torch.add(-log_sum_N1, logits, alpha=1 / temperature)  # one pass over the tile
-
-
-def _distribution(logits: Tensor, temperature: float, log_sum_N1: Tensor) -> Tensor:
-    return _log_distribution(logits, temperature, log_sum_N1).exp_()

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, HeadOf
+from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, HeadOf, TopKSignal
 from sinkd_llm.objectives.problems import Problems
 from sinkd_llm.objectives.sweep import Wanted, sweep
 from tests.support import naive
 
-sweep_module = import_module("sinkd_llm.objectives.sweep")
+normalisers = import_module("sinkd_llm.objectives.normalisers")
 N, H, V = 7, 5, 23
 LABELS = torch.tensor([0, 22, 5, 11, 5, 3, 17])
 WHERE = {"example_N": torch.arange(N), "position_N": torch.zeros(N).long()}
@@ -50,8 +50,8 @@ def trained(side: HeadOf, weights: bool) -> tuple[HeadOf, list[Tensor]]:
 
 
 def cut_into_tiles(monkeypatch: pytest.MonkeyPatch, width: int, kept_tiles: float) -> None:
-    monkeypatch.setattr(sweep_module, "_CPU_TILE", (1, width, width))
-    monkeypatch.setattr(sweep_module, "KEPT_BYTES", kept_tiles * 4 * width * 2 * N)
+    monkeypatch.setattr(normalisers, "_CPU_TILE", (1, width, width))
+    monkeypatch.setattr(normalisers, "KEPT_BYTES", kept_tiles * 4 * width * 2 * N)
 
 
 def naive_logits(side: HeadOf) -> Tensor:
@@ -149,6 +149,32 @@ def test_the_objective_is_the_same_from_hidden_states_as_from_logits(
     for fused in ("auto", "always"):
         for got, expected in zip(results[fused], results["never"], strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sequence"])
+@pytest.mark.parametrize(("kept_ids", "form"), [(3, "all"), (2, "plain"), (V, "plain")])
+@pytest.mark.parametrize("teacher_ids", [V, V - 2])
+def test_a_teacher_that_names_some_ids_sees_the_same_student(
+    monkeypatch: pytest.MonkeyPatch, scope: str, kept_ids: int, form: str, teacher_ids: int
+) -> None:
+    cut_into_tiles(monkeypatch, 6, 1.5)
+    ids = 61
+    teacher = naive_logits(head(2, ids=ids - V + teacher_ids))
+    # A few ids that all rows name, so that those named stay less than half of the vocabulary.
+    first = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(i))[:kept_ids] for i in range(N)])
+    signal = TopKSignal.from_logits(teacher, first if kept_ids < V else teacher.topk(kept_ids).indices, (2.0, 0.7))
+    where = {"example_N": torch.tensor([0, 0, 1, 1, 1, 2, 3]), "position_N": torch.zeros(N).long()}
+    objective = {"transport_scope": scope, "alpha": 0.6, "sinkhorn_temperature": 0.7}
+    results = {}
+    for fused in ("always", "never"):
+        student, tensors = trained(head(1, form, ids=ids), weights=True)
+        output = DistillationObjective(**objective, fused=fused)(
+            student, signal, LABELS, **where, with_diagnostics=True
+        )
+        gradients = torch.autograd.grad(output.loss, tensors)
+        results[fused] = [output.loss, *output.terms.values(), *output.diagnostics.values(), *gradients]
+    for got, expected in zip(*results.values(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_always_refuses_what_comes_as_logits() -> None:
