@@ -29,7 +29,7 @@ class Boundary:
         if backend is not None and any(token.rstrip for token in tokenizer.added_tokens_decoder.values()):
             backend = None
         self._backend = backend
-        model = getattr(backend, "model", None)
+        model: Any = getattr(backend, "model", None)
         self._merges = type(model).__name__ == "BPE" and not model.dropout and not model.ignore_merges
         self._known: dict[tuple[str, str], bool] = {}
 
@@ -50,7 +50,7 @@ class Boundary:
         end_pieces, begin_pieces, pieces = (self._pieces(text) for text in (end, begin, both))
         if pieces == end_pieces + begin_pieces:
             return True
-        joined = [*end_pieces[:-1], *("".join((*end_pieces[-1:], *begin_pieces[:1])),), *begin_pieces[1:]]
+        joined = [*end_pieces[:-1], "".join((*end_pieces[-1:], *begin_pieces[:1])), *begin_pieces[1:]]
         return self._merges and pieces == joined
 
     def _normalised(self, text: str) -> str:

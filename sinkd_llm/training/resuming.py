@@ -122,7 +122,7 @@ class ResumableTrainer(Trainer):
         current = float(self._tr_loss.item()) if getattr(self, "_tr_loss", None) is not None else 0.0
         return float(self._loss_before + getattr(self, "_total_loss_scalar", 0.0) + current)
 
-    def _run_epoch(self, *args: Any, epoch: int, train_dataloader: Any, **kwargs: Any) -> Any:
+    def _run_epoch(self, model: nn.Module, epoch: int, train_dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         if self.resumed_at and self.state.global_step >= self.state.max_steps:
             # Nothing is left to train. Transformers looks at that only after a step, which would be one too many.
             self.control.should_training_stop = True
@@ -131,7 +131,7 @@ class ResumableTrainer(Trainer):
         # processes that one does not pass it on to the order of the rows.
         if hasattr(train_dataloader, "set_epoch"):
             train_dataloader.set_epoch(epoch)
-        return super()._run_epoch(*args, epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+        return super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
 
     # ---- writing
 
