@@ -153,13 +153,13 @@ def measured_speeds(
     student_PRV = rows_PRV.clone().requires_grad_()
 
     def cost() -> Any:
-        return pairwise_cost(student_PRV, rows_PRV, settings.cost_norm).sum().backward()  # type: ignore[no-untyped-call]
+        return pairwise_cost(student_PRV, rows_PRV, settings.cost_norm).sum().backward()
 
     n = max(2, min(largest, 256))
     cost_Pnn = torch.arange(max(1, 2**16 // n**2) * n**2, device=device).view(-1, n, n).sin().abs().requires_grad_()
 
     def solver() -> Any:
-        return settings.solve([cost_Pnn]).cost(cost_Pnn.new_zeros(())).backward()  # type: ignore[no-untyped-call]
+        return settings.solve([cost_Pnn]).cost(cost_Pnn.new_zeros(())).backward()
 
     left, right = (torch.ones(shape, device=device, dtype=dtype) for shape in ((256, width), (width, 4 * width)))
     return Speeds(
@@ -271,7 +271,7 @@ def predict(trainer: "SinKDTrainer") -> Prediction:
     rows = counts.rows / devices
     grouped = str(args.train_sampling_strategy) == "group_by_length"
     read = steps * sum(_tokens(batch, grouped) for batch in batches) / len(batches)
-    flops = product_flops(student, read, rows, trains=True, recomputes=args.gradient_checkpointing)
+    flops = product_flops(student, read, rows, trains=True, recomputes=bool(args.gradient_checkpointing))
     if teacher.model is not None:
         read = steps * sum(_tokens(batch.get(TEACHER, batch), grouped) for batch in batches) / len(batches)
         flops += product_flops(teacher.model, read, rows, trains=False)
