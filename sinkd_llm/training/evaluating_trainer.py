@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 
 from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
@@ -124,6 +125,10 @@ class EvaluatingTrainer(ResumableTrainer):
         """As [`get_eval_dataloader`]."""
         with self._no_row_dropped():
             return super().get_test_dataloader(test_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        """All rows in their order, which is the order of the predictions, whatever order training takes."""
+        return SequentialSampler(eval_dataset)
 
     @contextmanager
     def _no_row_dropped(self) -> Iterator[None]:
