@@ -12,7 +12,7 @@ from torch import Tensor
 from sinkd_llm.objectives.divergences import Divergence, cross_entropy
 from sinkd_llm.objectives.few_ids import StudentAt
 from sinkd_llm.objectives.head_of import HeadOf
-from sinkd_llm.objectives.problems import Pairing, TransportSettings
+from sinkd_llm.objectives.problems import COST_BOUND, Pairing, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, Signal, TopKSignal, at_ids, first_ids, logits_of, vocabulary_of
 from sinkd_llm.objectives.sweep import Wanted, sweep
 from sinkd_llm.optimal_transport import pairwise_cost
@@ -29,11 +29,13 @@ class Costs:
         width_N (`Tensor`, *optional*): of a top-k signal, each row's mean width of the interval that begins at the
             cost and holds the dense one.
         zero (`Tensor`): 0, but of the graph where there is no row.
+        bound (`float`, *optional*): what no cost exceeds; `None`: not known.
     """
 
     blocks: list[Tensor]
     width_N: Tensor | None
     zero: Tensor
+    bound: float | None = COST_BOUND
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ def transport_costs(student: Tensor | HeadOf, request: TransportRequest, regress
     if regression:
         masses = [_two_masses(logits_of(student)), _two_masses(signal.predictions())]
         blocks = zip(pairing.students(masses[0]), pairing.teachers(masses[1]), strict=True)
-        return Costs([pairwise_cost(s, t, norm=settings.cost_norm) for s, t in blocks], None, zero)
+        return Costs([pairwise_cost(s, t, norm=settings.cost_norm) for s, t in blocks], None, zero, None)
     if request.ids_K is not None:
         student = at_ids(student, request.ids_K)
     elif isinstance(signal, TopKSignal):

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from sinkd_llm.distributed import RowLayout
 from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
 from sinkd_llm.objectives.head_of import HeadOf
-from sinkd_llm.objectives.problems import Problems, Solution, TransportSettings
+from sinkd_llm.objectives.problems import COST_BOUND, Problems, Solution, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, Signal, TeacherSignal, as_signal, joined, vocabulary_of
 from sinkd_llm.objectives.sinkd import SinKDTerm
 
@@ -119,7 +119,8 @@ class SpanningProblem:
         """Solves the problems, given `cost` of each of this rank's micro-batches."""
         cost_MW = self.layout.gather(costs).requires_grad_()
         blocks = self._problems.split(self._problems.sorted(cost_MW))
-        solution = self.settings.solve([cost_PRW[..., : cost_PRW.shape[1]] for cost_PRW in blocks])
+        bound = None if self._regression else COST_BOUND
+        solution = self.settings.solve([cost_PRW[..., : cost_PRW.shape[1]] for cost_PRW in blocks], bound)
         # L = sum_p n_p <P_p, C_p>; of the graph also where there is no row.
         total, values = solution.cost(cost_MW.sum() * 0), [cost_MW.new_zeros(0)]
         for plan, size_P in zip(solution.plans, solution.sizes, strict=True):

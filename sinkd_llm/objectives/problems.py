@@ -16,6 +16,8 @@ from sinkd_llm.optimal_transport import COST_NORMS, TransportPlan, check_solver,
 
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
 VOCABULARIES = ("full", "verbalizers")
+# What two distributions are at most apart, in either norm. Known without a look at the costs.
+COST_BOUND = 2.0
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,10 @@ class TransportSettings:
         self._known[id(verbalizer_ids), V] = verbalizer_ids, kept_K
         return kept_K
 
-    def solve(self, costs: Sequence[Tensor]) -> "Solution":
+    def solve(self, costs: Sequence[Tensor], cost_bound: float | None = COST_BOUND) -> "Solution":
         """Solves problems, given the costs `[P, R, R]` of the problems of each size R, R growing.
+
+        `cost_bound` is what no cost exceeds; `None`: not known.
 
         One solver call for the problems that have the same power of two above their size: few calls, and padding
         that at most quadruples the plans, however unequal the problems are.
@@ -126,7 +130,7 @@ class TransportSettings:
         plans, sizes = [], []
         for _, similar in groupby(costs, key=lambda cost: (cost.shape[-1] - 1).bit_length()):
             cost_PRR, mask_PR, size_P = _padded(list(similar))
-            plans.append(sinkhorn(cost_PRR, *self._solver, mask_PR, mask_PR))
+            plans.append(sinkhorn(cost_PRR, *self._solver, mask_PR, mask_PR, cost_bound))
             sizes.append(size_P)
         return Solution(plans, sizes)
 

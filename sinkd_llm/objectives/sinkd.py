@@ -135,7 +135,7 @@ class BatchProblem:
 
     def term(self, costs: Costs) -> SinKDTerm:
         """The term, given the costs that [`request`] asks for."""
-        solution = self.settings.solve(costs.blocks)
+        solution = self.settings.solve(costs.blocks, costs.bound)
         N = sum(P * R for P, R in self.problems.blocks)
         return SinKDTerm(solution.cost(costs.zero), N, self.problems.count, solution, costs.width_N)
 
