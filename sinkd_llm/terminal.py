@@ -185,7 +185,7 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)]
-    with Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=Console(file=sys.stderr)) as bar:
         task = bar.add_task(encodable(printable(text), sys.stderr), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

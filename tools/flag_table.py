@@ -6,7 +6,7 @@ from sinkd_llm.cli.parsing import all_parsers
 
 def text() -> str:
     """The whole of the table."""
-    return table_text(dict(all_parsers()))
+    return table_text(all_parsers())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +115,7 @@ def _parser(table: dict[str, Any], command: str, foreign: dict[str, dict[str, st
     return made
 
 
-def keep_table(parsers: dict[str, argparse.ArgumentParser]) -> None:
+def keep_table(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
     """Keep the table of the commands' own parsers for later commands, if it is not known and can be written."""
     target = _kept(_key())
     if table_parser("distill", texts=False) is None:
@@ -124,7 +124,7 @@ def keep_table(parsers: dict[str, argparse.ArgumentParser]) -> None:
             write_whole(target, table_text(parsers))
 
 
-def table_text(parsers: dict[str, argparse.ArgumentParser]) -> str:
+def table_text(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
     """
     The table as it is written, in JSON with one flag a line.
 

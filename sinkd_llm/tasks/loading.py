@@ -51,6 +51,32 @@ def load_rows(config: Mapping[str, Any], path: Path, split: str, data_dir: Path 
     return _hub(config, split_name)
 
 
+def local_files(config: Mapping[str, Any], path: Path, split: str, data_dir: Path | None) -> list[Path]:
+    """
+    The files that [`load_rows`] reads for a split; none where they come from the hub, or cannot be told.
+
+    Args:
+        config, path, split, data_dir: as for [`load_rows`], which refuses what is wrong with them.
+    """
+    if config["dataset_path"] in ("csv", "json"):
+        files = config.get("dataset_kwargs", {}).get("data_files")
+        names = files.get(config.get(SPLIT_KEYS[split])) if isinstance(files, dict) else files
+        listed = _listed(names) if isinstance(names, str | list) else []
+        return [_find(str(name), path, data_dir) for name in listed]
+    local = config.get("metadata", {}).get("local")
+    if data_dir is None or local is None or split not in local["files"]:
+        return []
+    if "incomplete_rows" in local:  # whose reader says at every start what it leaves out
+        return []
+    return [file for file in _candidates(local, split, data_dir) if file.is_file()][:1]
+
+
+def _candidates(local: Mapping[str, Any], split: str, data_dir: Path) -> list[Path]:
+    """Where a benchmark's file may be, in the order in which it is looked for."""
+    folders, names = _listed(local["folder"]), _listed(local["files"][split])
+    return [data_dir / folder / name for folder in folders for name in names] + [data_dir / name for name in names]
+
+
 def _benchmark_folder(config: Mapping[str, Any], path: Path, split: str, data_dir: Path) -> Rows:
     local = config.get("metadata", {}).get("local")
     if local is None:
@@ -64,8 +90,7 @@ def _benchmark_folder(config: Mapping[str, Any], path: Path, split: str, data_di
             f"{', '.join(_listed(names)[0] for names in local['files'].values())}."
         )
     folders, names = _listed(local["folder"]), _listed(local["files"][split])
-    candidates = [data_dir / folder / name for folder in folders for name in names]
-    candidates += [data_dir / name for name in names]
+    candidates = _candidates(local, split, data_dir)
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         raise InputError(

@@ -15,7 +15,8 @@ from sinkd_llm.metrics import (
 )
 from sinkd_llm.tasks.files import Rows
 from sinkd_llm.tasks.labels import LabelReader
-from sinkd_llm.tasks.loading import load_rows
+from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files
+from sinkd_llm.tasks.rendered import rendered_rows
 from sinkd_llm.tasks.rendering import Example, RowRenderer
 from sinkd_llm.tasks.schema import read_task_file
 from sinkd_llm.values import shown
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _RANKINGS = ("acc_norm", "acc_bytes")
 # These compare choice indices as classes, so an index must mean the same in every row.
 _CLASS_METRICS = ("mcc", "f1", "f1_macro")
+# In smaller files there are too few rows to keep them.
+_CACHED_FROM_BYTES = 100_000
 
 
 class Task:
@@ -128,15 +131,29 @@ class Task:
                 one; for choice lists that a metric cannot compare: of different lengths under `mcc`, `f1` or
                 `f1_macro`, of more than two choices under `f1`.
         """
-        import datasets
-
         _check_whole("limit", limit)
         _check_whole("seed", seed)
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}, but at least one row is needed.")
         if data_dir is not None and not isinstance(data_dir, str | Path):
             raise InputError(f"data_dir is {shown(data_dir)}, which is no path; give the folder that holds the data.")
-        rows = load_rows(self.config, self.path, split, None if data_dir is None else Path(data_dir))
+        folder = None if data_dir is None else Path(data_dir)
+        known = isinstance(split, str) and split in SPLIT_KEYS
+        files = local_files(self.config, self.path, split, folder) if known else []
+        if not files or sum(file.stat().st_size for file in files) < _CACHED_FROM_BYTES:
+            return self._rendered(split, folder, limit, seed, labelled)
+        # The keys of included files are merged into these.
+        asked: dict[str, Any] = {"config": self.config, "origins": self.origins, "split": split, "folder": folder}
+        asked |= {"limit": limit, "seed": seed, "labelled": labelled}
+        return rendered_rows(asked, files, lambda: self._rendered(split, folder, limit, seed, labelled))
+
+    def _rendered(
+        self, split: str, data_dir: Path | None, limit: int | None, seed: int | None, labelled: bool | None
+    ) -> "datasets.Dataset":
+        """As [`load`], without the cache."""
+        import datasets
+
+        rows = load_rows(self.config, self.path, split, data_dir)
         indices = list(range(len(rows)))
         if limit is not None:
             if seed is not None:

@@ -30,7 +30,7 @@ def test_the_table_that_comes_with_the_package_is_made_from_the_parsers():
     here = {name: f"{name}=={package_version(name)}" for name in ("transformers", "trl")}
     if not set(here.values()) <= set(pins):
         pytest.skip(f"the table is for the versions of constraints.txt, not for {here}")
-    assert TABLE.read_text(encoding="utf-8") == table_text(dict(all_parsers())), "run make docs"
+    assert TABLE.read_text(encoding="utf-8") == table_text(all_parsers()), "run make docs"
 
 
 def test_texts_of_other_packages_are_not_copied():
@@ -56,7 +56,7 @@ def test_the_help_is_the_help_of_the_parser(command, rare, columns, monkeypatch)
 def test_other_versions_get_a_table_of_their_own(other_key):
     assert table_parser("distill", texts=True) is None
     assert check_names("distill", ["--no_such_flag"]) is None  # left to the real parser
-    parsers = dict(all_parsers())
+    parsers = all_parsers()
     keep_table(parsers)
     assert table_parser("distill", texts=True).format_help() == parsers["distill"].format_help()
     written = other_key.stat().st_mtime_ns
@@ -71,14 +71,14 @@ def test_a_damaged_table_is_no_table(other_key, content):
     other_key.parent.mkdir()
     other_key.write_text(content)
     assert table_parser("distill", texts=False) is None
-    keep_table(dict(all_parsers()))
+    keep_table(all_parsers())
     assert table_parser("distill", texts=False) is not None
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_error(other_key, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "file"))
-    keep_table(dict(all_parsers()))
+    keep_table(all_parsers())
     assert table_parser("distill", texts=False) is None
 
 
