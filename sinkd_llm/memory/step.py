@@ -131,8 +131,8 @@ class _CountedKind:
         rows = self.kind.supervised_rows(model, batch, head)
         self.peak, self.live = self.counter.peak, self.counter.live
         self.counter.restart_peak()
-        # True values are computed with, where classes are indices.
-        return replace(rows, labels_N=rows.labels_N.to("meta")) if rows.labels_N.is_floating_point() else rows
+        # Which rows there are is known by now.
+        return replace(rows, labels_N=rows.labels_N.to("meta"))
 
 
 class _CountedTeacher:

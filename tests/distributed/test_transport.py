@@ -138,12 +138,13 @@ def test_what_travels_is_small(runs: Any, tiny_tokenizer: Any) -> None:
     def sent(models: str, name: str) -> list[list[tuple[int, ...]]]:
         return [rank[models, name]["sent"] for rank in runs]
 
-    V, H, updates = len(tiny_tokenizer), 48, 3
-    for models, width in (("plain", H), ("capped", V)):  # behind a cap, hidden states do not give the logits
+    H, updates = 48, 3
+    assert len(tiny_tokenizer) > H
+    for models in ("plain", "capped"):  # hidden states, also where the model bends its logits
         shapes = sent(models, "default")
         assert [len(of_rank) for of_rank in shapes] == [2 * updates] * 2
         for (n, first), (m, second) in zip(shapes[0][::2], shapes[1][::2], strict=True):
-            assert first == second == width
+            assert first == second == H
             assert ((n, n + m), (m, n + m)) in zip(shapes[0][1::2], shapes[1][1::2], strict=True)
     # Both passes over a window share its gathers.
     assert [len(of_rank) for of_rank in sent("plain", "accumulation")] == [2 * updates] * 2

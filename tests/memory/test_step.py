@@ -11,6 +11,7 @@ from sinkd_llm.inputs.by_kind import row_collator
 from sinkd_llm.memory import trace_step
 from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
 from sinkd_llm.models.adapters import add_adapter
+from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.teachers import LocalTeacher
@@ -121,7 +122,7 @@ def test_the_published_formula_for_its_own_block(length, hidden, heads):
     ("family", "head", "row"),
     [
         # Longer answers: at its learned bias a CPU has no fused kernel, which a GPU has and the count assumes.
-        ("t5", "", {"answer_ids": [7] * 12}),
+        ("t5", "", {"answer_ids": [7] * 4}),
         ("bart", "", {}),
         ("bert", "SequenceClassification", {"answer_ids": [1]}),
         ("roberta", "MaskedLM", {"answer_ids": [5]}),
@@ -158,6 +159,22 @@ def test_every_transport_is_counted(tiny_causal_lm, tiny_tokenizer, scope, gradi
     objective = DistillationObjective(transport_scope=scope, sinkhorn_gradient=gradient)
     traced = trace_step(student, teacher, objective, batch_for(student, tiny_tokenizer))
     assert traced.loss > 0
+
+
+def test_no_logits_are_held_before_the_loss(tiny_causal_lm, tiny_tokenizer):
+    V, answers = 40_000, {"answer_ids": [7] * 32}
+    student, teacher = both_on_meta(*(tiny_causal_lm(vocab=V, hidden=hidden) for hidden in (32, 64)))
+    batch = batch_for(student, tiny_tokenizer, size=8, **answers)
+    one = 8 * 32 * V * 4  # the logits of one side in fp32
+    traced = {}
+    for fused in ("never", "auto"):
+        objective = DistillationObjective(fused=fused)
+        teacher.check_objective(objective, None, 0.1)
+        head = head_to_fuse(student, "student", fused)
+        traced[fused] = trace_step(student, teacher, objective, batch, head=head)
+    for of in ("activations", "teacher"):  # before the loss, whose pieces have a size of their own
+        without, dense = (getattr(traced[fused], of) for fused in ("auto", "never"))
+        assert without < 0.2 * one < 0.9 * one < dense
 
 
 def test_checkpointing_keeps_less_and_a_teacher_adds_its_forward(tiny_causal_lm, tiny_tokenizer):
