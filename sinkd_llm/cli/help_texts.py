@@ -9,15 +9,8 @@ TRAINER_GROUP = "training (as in transformers.TrainingArguments)"
 COMMON_TRAINER_FLAGS = {
     *("output_dir", "resume_from_checkpoint", "seed", "report_to"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-    *(
-        "num_train_epochs",
-        "max_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "train_sampling_strategy",
-    ),
-    *("weight_decay", "bf16", "logging_steps", "eval_strategy", "eval_steps"),
+    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("train_sampling_strategy", "weight_decay", "bf16", "logging_steps", "eval_strategy", "eval_steps"),
     *("save_strategy", "save_steps", "save_total_limit"),
 }
 

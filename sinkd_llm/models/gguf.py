@@ -29,6 +29,8 @@ from sinkd_llm.units import format_bytes, format_duration
 
 # Measured on one thread of a server of 2023: a vocabulary of 262,144 tokens and weights of 4 bits.
 _SECONDS = {"tokenizer": (1.0, 0.045), "model": (8.0, 0.04)}  # of a file without content, and of each megabyte
+# Smaller files are converted in a few seconds.
+_TOLD_FROM = 10_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +156,8 @@ def _run_quietly(convert: Callable[[Path], None], folder: Path, source: ModelSou
         size = file.stat().st_size
         about = format_duration(seconds + each * size / 1e6)
         title = f"Converting {file.name} ({format_bytes(size)}) to an ordinary {kind}, once, in about {about}"
-        with progress(title) as report, _read_once(report), quiet_transformers(stderr=True), whole_weights():
+        told: Any = progress(title) if size >= _TOLD_FROM else contextlib.nullcontext(lambda done, total: None)
+        with told as report, _read_once(report), quiet_transformers(stderr=True), whole_weights():
             convert(folder)
     except SafetensorError as error:  # only writing gets here: the disk is full
         raise OSError(str(error)) from error

@@ -24,6 +24,7 @@ from sinkd_llm.models import (
     resolve_model_source,
 )
 from sinkd_llm.models import bundled as bundled_module
+from sinkd_llm.models import gguf as gguf_module
 from sinkd_llm.models.origin import commit_of, origin_of
 from tests.support.models import same_weights, with_adapter, write_gguf
 
@@ -351,6 +352,23 @@ def test_an_adapter_of_another_size_is_refused(adapter_folder: Path, tiny_causal
 
 
 # ---- GGUF
+
+
+def test_the_header_of_a_gguf_file_is_read_once(
+    gguf_file: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gguf
+
+    monkeypatch.setattr(gguf_module, "_TOLD_FROM", 0)
+    reads = []
+    dequantize, plain = gguf.dequantize, gguf.GGUFReader.__init__
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda *args: reads.append(1) or plain(*args))
+    gguf_module.converted_model(resolve_model_source(gguf_file[0]), "float32")
+    assert len(reads) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Converting Tiny-Llama.gguf (")
+    assert "to an ordinary model, once, in about " in said
+    assert gguf.dequantize is dequantize
 
 
 def test_a_gguf_file_becomes_an_ordinary_model(
