@@ -6,12 +6,14 @@ Shape suffixes: N rows, w ids of a tile.
 import torch
 from torch import Tensor
 
+from sinkd_llm.optimal_transport.precision import reciprocal
+
 # Logits that a head has made are kept between passes up to this size: then small batches need no product twice, and
 # large ones need no more memory.
 KEPT_BYTES = 160 * 2**20
 # Elements of a tile, and its bounds in ids: on a CPU it should stay in the cache.
 _CPU_TILE = (2**19, 1024, 8192)
-_GPU_TILE = (2**24, 4096, 2**16)
+_GPU_TILE = (2**22, 4096, 2**15)
 
 
 def tile_width(rows: int, device: torch.device) -> int:
@@ -29,7 +31,7 @@ def log_sum_exps(z_Nw: Tensor, temperatures: set[float]) -> dict[float, Tensor]:
     for T in sorted(temperatures, reverse=True):
         # exp(x) is the square of exp(x / 2): the two temperatures of the defaults cost one exponential.
         weights_Nw = weights_Nw.square() if before == 2 * T else (shifted_Nw / T).exp_()
-        sums[T] = torch.add(weights_Nw.sum(dim=-1, keepdim=True).log_(), top_N1, alpha=1 / T)
+        sums[T] = torch.add(weights_Nw.sum(dim=-1, keepdim=True).log_(), top_N1, alpha=reciprocal(T, z_Nw.dtype))
         before = T
     return sums
 
@@ -41,7 +43,7 @@ def joined_log_sums(parts: list[Tensor]) -> Tensor:
 
 def log_distribution(logits: Tensor, temperature: float, log_sum_N1: Tensor) -> Tensor:
     """`logits / temperature - log_sum` of a tile."""
-    return torch.add(-log_sum_N1, logits, alpha=1 / temperature)  # one pass over the tile
+    return torch.add(-log_sum_N1, logits, alpha=reciprocal(temperature, logits.dtype))  # one pass over the tile
 
 
 def distribution(logits: Tensor, temperature: float, log_sum_N1: Tensor) -> Tensor:

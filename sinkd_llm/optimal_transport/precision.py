@@ -13,6 +13,11 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def reciprocal(number: float, dtype: torch.dtype) -> float:
+    """`1 / number` for a positive number, or the largest that the type has: torch refuses a factor beyond it."""
+    return min(1 / number, torch.finfo(dtype).max)
+
+
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Context in which an ambient autocast does not send the matrix products of `tensor` to bf16.
 

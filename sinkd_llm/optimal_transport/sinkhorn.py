@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sinkd_llm.optimal_transport.half_steps import Logarithms, Scalings, alternate
-from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
+from sinkd_llm.optimal_transport.precision import full_precision, no_autocast, reciprocal
 
 GRADIENTS = ("unrolled", "implicit", "envelope")
 
@@ -269,7 +269,7 @@ def _solve(
         a, b = (weights.reshape(*leading, 1, weights.shape[-1]) for weights in (a, b))
     bound = _largest(cost) if cost_bound is None else cost_bound
     kind = Scalings if bound / epsilon <= Scalings.reach(cost.dtype) else Logarithms
-    steps = kind.of(cost.reshape(*leading, *cost.shape[-2:]) * (-1 / epsilon), a, b)
+    steps = kind.of(cost.reshape(*leading, *cost.shape[-2:]) * -reciprocal(epsilon, cost.dtype), a, b)
     kept: list[tuple[Tensor, Tensor]] = []
     ran = 0
     for state in alternate(steps, iterations, threshold):
@@ -302,7 +302,7 @@ class _Value(torch.autograd.Function):
         cost, path = _Path.saved(ctx)
         plan = path.steps.plan(*path.last)
         if path.gradient != "envelope":
-            plan.add_(path.pull_plan(plan * cost.view(plan.shape)), alpha=-1 / path.epsilon)
+            plan.add_(path.pull_plan(plan * cost.view(plan.shape)), alpha=-reciprocal(path.epsilon, plan.dtype))
         return plan.view(cost.shape).mul_(grad[..., None, None]), None
 
 
@@ -319,7 +319,9 @@ class _Plan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         cost, path = _Path.saved(ctx)
         plan = path.steps.plan(*path.last)
-        return path.pull_plan(plan.mul_(grad.reshape(plan.shape))).mul_(-1 / path.epsilon).view(cost.shape), None
+        return path.pull_plan(plan.mul_(grad.reshape(plan.shape))).mul_(-reciprocal(path.epsilon, cost.dtype)).view(
+            cost.shape
+        ), None
 
 
 class _Potentials(torch.autograd.Function):
@@ -337,7 +339,7 @@ class _Potentials(torch.autograd.Function):
         cost, path = _Path.saved(ctx)
         leading = _leading(cost)
         grad_u, grad_v = (grad.reshape(*leading, 1, grad.shape[-1]) for grad in (grad_u, grad_v))
-        return path.pull(grad_u, grad_v).mul_(-1 / path.epsilon).view(cost.shape), None
+        return path.pull(grad_u, grad_v).mul_(-reciprocal(path.epsilon, cost.dtype)).view(cost.shape), None
 
 
 def _solve_marginals(plan: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
