@@ -96,13 +96,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")  # within GeomLoss
     results = Results("solver", ("difference",), quick=args.quick, again=args.again)
-    for N in () if args.report else ROWS[:1] if args.quick else ROWS:
+    for N in ROWS[:1] if args.quick else ROWS:
+        wanted = {which: case_of(N, which) for which in PASSES}
+        wanted = {w: case for w, case in wanted.items() if args.wants(case) and results.missing(case, CONTENDERS)}
+        if not wanted:
+            continue
         cost_NN = cost(N)
         off = differences(cost_NN)
-        for which in PASSES:
-            case = case_of(N, which)
-            if args.only not in case or not results.missing(case, CONTENDERS):
-                continue
+        for which, case in wanted.items():
 
             def run(contender: str, which: str = which, cost_NN: Tensor = cost_NN) -> Callable[[], float]:
                 call = value if which == "forward" else gradient
