@@ -269,7 +269,7 @@ def _solve(
         a, b = (weights.reshape(*leading, 1, weights.shape[-1]) for weights in (a, b))
     bound = _largest(cost) if cost_bound is None else cost_bound
     kind = Scalings if bound / epsilon <= Scalings.reach(cost.dtype) else Logarithms
-    steps = kind.of(cost.reshape(*leading, *cost.shape[-2:]) * -reciprocal(epsilon, cost.dtype), a, b)
+    steps = kind.of(cost.reshape(*leading, *cost.shape[-2:]) / -epsilon, a, b)
     kept: list[tuple[Tensor, Tensor]] = []
     ran = 0
     for state in alternate(steps, iterations, threshold):
