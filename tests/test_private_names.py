@@ -182,9 +182,11 @@ TABLE = [
         Private(name, "cli/", _PARSER)
         for name in ("_actions", "_check_value", "_get_value", "_option_string_actions", "_optionals")
     ),
-    Private("_group_actions", "cli/parsing.py", on(lambda: argparse.ArgumentParser().add_argument_group())),
+    Private("_group_actions", "cli/", on(lambda: argparse.ArgumentParser().add_argument_group())),
+    Private("_action_groups", "cli/", _PARSER),
+    Private("_HelpAction", "cli/flag_table.py", at("argparse")),
     *(
-        Private(name, "cli/parsing.py", at("argparse:ArgumentDefaultsHelpFormatter"))
+        Private(name, "cli/help_texts.py", at("argparse:ArgumentDefaultsHelpFormatter"))
         for name in ("_format_action_invocation", "_format_args", "_get_help_string")
     ),
 ]
