@@ -13,6 +13,7 @@ from sinkd_llm.models.kinds.contract import Kind
 from sinkd_llm.models.kinds.decoder_only import DecoderOnly
 from sinkd_llm.models.kinds.encoder_decoder import EncoderDecoder
 from sinkd_llm.models.kinds.masked import MaskedLanguageModel
+from sinkd_llm.models.partitioning import whole_shape
 from sinkd_llm.models.wrappers import unwrap
 
 # By name. Of several kinds with one body, the first is what a model is loaded as unless something says otherwise.
@@ -242,4 +243,4 @@ def output_size(model: nn.Module) -> int:
         return int(inner.config.num_labels)
     head = inner.get_output_embeddings()
     weight = getattr(head, "weight", None)
-    return int(weight.shape[0] if weight is not None else inner.config.vocab_size)
+    return int(whole_shape(weight)[0] if weight is not None else inner.config.vocab_size)
