@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.models.partitioning import is_part, whole_frozen
-from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.models.wrappers import has_hooks, is_compiled, unwrap
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +92,13 @@ def why_dense(model: nn.Module) -> str | None:
     Why the loss cannot take over the head of a model whose [`HeadForm`] is known, as it is placed and wrapped now, in
     words that follow "the student's"; `None`: it can.
     """
-    wrapped: Any = model
-    while wrapped is not None:
-        if hasattr(wrapped, "_orig_mod"):
-            return "forward is compiled, and would be compiled again for every batch"
-        wrapped = getattr(wrapped, "module", None)
+    if is_compiled(model):
+        return "forward is compiled, and would be compiled again for every batch"
     head = linear_head(unwrap(model))
     if head is None:
         return "head is no plain linear layer any more"
+    if has_hooks(head) and not any(map(is_part, head.parameters())):  # DeepSpeed hooks onto what it spreads
+        return "head has hooks, which would see no logits"
     if any(is_part(weight) and weight.requires_grad for weight in head.parameters()):
         return "head is trained, and its weights are spread over the processes"
     return None

@@ -20,6 +20,20 @@ def unwrap(model: Any) -> Any:
             return model
 
 
+def is_compiled(model: Any) -> bool:
+    """Whether `torch.compile` has wrapped the model, or what is inside another wrapper."""
+    while model is not None:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            return True
+        model = getattr(model, "module", None)
+    return False
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at, or changes, what a module reads or gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def forward_parameters(model: nn.Module) -> frozenset[str]:
     """
     Names of the arguments that the innermost model's `forward` takes (PEFT, DDP and `torch.compile` pass them on).

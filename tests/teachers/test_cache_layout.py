@@ -134,9 +134,9 @@ def test_answer_tokens_are_kept_in_every_row() -> None:
     rows = logits(6, 50)
     ids = (4, 44, 17)
     alone = round_trip(CacheLayout("verbalizers", 50, 3, TEMPERATURES, "float32", ids), rows)
-    assert torch.equal(alone.at(torch.tensor(ids)).logits_NV, rows[:, list(ids)])
+    assert torch.equal(alone.at_ids(torch.tensor(ids)), rows[:, list(ids)])
     among = round_trip(CacheLayout("topk", 50, 8, TEMPERATURES, "float32", ids), rows)
-    assert torch.equal(among.at(torch.tensor(ids)).logits_NV, rows[:, list(ids)])
+    assert torch.equal(among.at_ids(torch.tensor(ids)), rows[:, list(ids)])
     others = rows.clone()
     others[:, list(ids)] = -torch.inf
     largest = others.topk(5).indices
