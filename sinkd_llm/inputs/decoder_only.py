@@ -3,7 +3,7 @@
 Shapes: S sequences, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sinkd_llm.inputs.contract import AnswersAsTokens, Ids, Texts
 from sinkd_llm.inputs.row_checks import Row
 from sinkd_llm.inputs.special_tokens import bos_ids
 from sinkd_llm.models.kinds import IGNORE_INDEX
+from sinkd_llm.models.kinds.packing import packed
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,20 @@ class DecoderOnlyCollator(AnswerCollator):
             "input_ids": left_padded(prompts, self.pad_token_id, length),
             "attention_mask": left_padded([[1] * len(ids) for ids in prompts], 0, length),
         }
+
+
+@dataclass(frozen=True)
+class PackingCollator:
+    """
+    What another collator makes of training rows, without padding: see [`~sinkd_llm.models.kinds.packing.packed`].
+
+    What a teacher of another kind reads of the same rows stays as it is.
+
+    Args:
+        padding (`Callable`): the other collator.
+    """
+
+    padding: Callable[[Sequence[Row]], Mapping[str, Any]]
+
+    def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
+        return packed(self.padding(features))

@@ -22,6 +22,7 @@ from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
 from sinkd_llm.models.heads import HeadForm
 from sinkd_llm.models.kinds import Kind, SupervisedRows, kind_of
+from sinkd_llm.models.kinds.packing import ROW_OF
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives import DistillationObjective, HeadOf
 from sinkd_llm.teachers import Teacher, TeacherRows
@@ -154,12 +155,12 @@ class _CountedTeacher:
 
 
 def _on_meta(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch on the meta device, but for what is learnt: indices are computed from it."""
+    """A batch on the meta device, but for what is learnt and of which row it is: indices are computed from them."""
     return {
         name: _on_meta(value)
         if isinstance(value, Mapping)
         else value.to("meta")
-        if isinstance(value, Tensor) and name != "labels"
+        if isinstance(value, Tensor) and name not in ("labels", ROW_OF)
         else value
         for name, value in batch.items()
     }

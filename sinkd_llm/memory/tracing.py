@@ -119,13 +119,17 @@ _CAST = {F.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.bad
 
 
 def _attention_inputs(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any):  # type: ignore[no-untyped-def]
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = attn_mask.to(query.dtype)  # what is added to the scores, made in every layer anew
     return query, key, value, attn_mask
 
 
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        # The kernels write a token's heads side by side, so that the projection after them reads no copy.
+        heads_last = query.transpose(-3, -2).shape
+        out = query.new_empty(*heads_last[:-1], value.shape[-1]).transpose(-3, -2)
         log_sum_exp = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, mask, out, log_sum_exp)
         return out

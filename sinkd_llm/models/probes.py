@@ -2,7 +2,8 @@
 
 A few short texts tell: padding must not change what a model says of a text (recurrent and state-space models may read
 it into their state), and a later token must not change what a decoder says of earlier ones (XLNet and other
-bidirectional models would see the answer that they are to predict).
+bidirectional models would see the answer that they are to predict). Where batches are packed, a row must not change
+what a model says of the next one.
 """
 
 import contextlib
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import IGNORE_INDEX, Kind, kind_of
+from sinkd_llm.errors import InputError, first_line
+from sinkd_llm.models.kinds import IGNORE_INDEX, Kind, kind_of, output_size
+from sinkd_llm.models.kinds.packing import packed
 from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.quantisation import is_quantised
-from sinkd_llm.models.wrappers import keeps_state, unwrap
+from sinkd_llm.models.wrappers import forward_parameters, keeps_state, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ _LENGTH, _PADDING, _CHANGED_FROM = 8, 8, 5
 # (1e-5 in float32, some 5e-2 in bfloat16), far below what a token more in the state or in sight does.
 _SHARE = {torch.float32: 2e-3, torch.float64: 2e-3}
 _SHARE_OF_HALF = 0.2
+# Two packed batches of one shape are rounded alike whatever the type, but for single tokens of experts.
+_SHARE_OF_SAME_SHAPE = 2e-3
+_PACKED_LENGTHS = (9, 6, 12)
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "decoder_start_token_id", "sep_token_id")
 
 
@@ -83,6 +88,108 @@ def check_reading(model: Any, name: str, precision: torch.dtype | None = None) -
         inner.train(training)
     if found is not None:
         raise InputError(f"{name!r} ({type(inner).__name__}) {found}")
+
+
+def check_packing(model: Any, role: str, precision: torch.dtype) -> None:
+    """
+    Refuses a model that does not keep the rows of a packed batch apart.
+
+    Two packed batches of a few short rows, which differ in all but the last, and the same rows padded: three forwards
+    without gradient and in eval mode. Of a model whose weights are spread over processes all of these have to call it.
+    On the meta device nothing can be compared, and only what the model is known to lack is looked at.
+
+    Args:
+        model (`nn.Module`): as it will run, with its adapter, where its attention can run.
+        role (`str`): what messages call it.
+        precision (`torch.dtype`): what it computes in; the caller has entered the autocast for that.
+
+    Raises:
+        InputError: saying what the model lacks, or what a row changed.
+    """
+    fault = _why_not_packed(model)
+    if fault is None and not any(parameter.is_meta for parameter in model.parameters()):
+        fault = _packing_fault(model, precision)
+    if fault is not None:
+        raise InputError(
+            f"packing is on, but {role} ({type(unwrap(model)).__name__}) {fault}. Leave packing out: with "
+            "train_sampling_strategy group_by_length, the default, little of a batch is padding."
+        )
+
+
+def _why_not_packed(model: Any) -> str | None:
+    """What a model is known to lack, in words that follow its name."""
+    kind = kind_of(model)
+    if kind.name != "causal-lm":
+        return f"is {kind.title}, and only decoder-only models take packed rows"
+    if keeps_state(model):
+        return "keeps a state of what it has read, which would go on from one row into the next"
+    if "position_ids" not in forward_parameters(model):
+        return "takes no position_ids, by which attention would know where a row begins"
+    for name, buffer in unwrap(model).named_buffers():
+        if buffer.dtype in (torch.bool, torch.uint8) and buffer.ndim > 1 and buffer.shape[-1] == buffer.shape[-2] > 1:
+            return (
+                f"keeps a mask of {buffer.shape[-1]} tokens ({name}), and all rows of a packed batch together may be "
+                "longer"
+            )
+    return None
+
+
+@torch.no_grad()
+def _packing_fault(model: Any, precision: torch.dtype) -> str | None:
+    """What the rows of a packed batch change in a model, in words that follow its name."""
+    kind = kind_of(model)
+    device = next(model.parameters()).device
+    V, generator = output_size(model), torch.Generator().manual_seed(0)
+    rows = [torch.randint(V, (length,), generator=generator).to(device) for length in _PACKED_LENGTHS]
+    others = [row.flip(0) for row in rows[:-1]] + rows[-1:]
+    halves = (torch.bfloat16, torch.float16)
+    rounded = precision in halves or is_quantised(model) or bool(set(halves) & set(float_dtypes(model)))
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        padded, laid, beside_others = (
+            kind.supervised_rows(model, batch)
+            for batch in (_left_padded(rows), packed(_left_padded(rows)), packed(_left_padded(others)))
+        )
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, ImportError) as error:
+        return f"could not be run on a few packed rows ({type(error).__name__}: {first_line(error)})"
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+    scale_N = _scales(padded.logits_NV.float())
+
+    def is_changed(other_NV: Tensor, which_N: Tensor, share: float) -> bool:
+        # Half of the rows, as above; NaN is a change.
+        change_N = (laid.logits_NV.float() - other_NV.float()).abs().amax(dim=-1) / scale_N
+        return float((change_N[which_N] <= share).float().mean()) <= 0.5
+
+    last_N = laid.example_N == len(rows) - 1
+    if is_changed(beside_others.logits_NV, last_N, _SHARE_OF_SAME_SHAPE):
+        return (
+            "lets the rows of a packed batch read each other: other rows before a row change its logits, because its "
+            "attention does not look at where position_ids begin again, or not only attention passes from token to "
+            "token"
+        )
+    share = _SHARE_OF_HALF if rounded else _SHARE[torch.float32]
+    if is_changed(padded.logits_NV, torch.ones_like(last_N), share):
+        return "gives other logits for packed rows than for padded ones"
+    return None
+
+
+def _left_padded(rows: list[Tensor]) -> dict[str, Tensor]:
+    """Rows of several lengths as the collator of decoder-only models lays them out; all but their first tokens are
+    supervised."""
+    length = max(map(len, rows))
+    filled: dict[str, list[Tensor]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for ids_L in rows:
+        labels_L = torch.cat([torch.full_like(ids_L[:1], IGNORE_INDEX), ids_L[1:]])
+        for name, part_L, filler in (
+            ("input_ids", ids_L, 0),
+            ("attention_mask", torch.ones_like(ids_L), 0),
+            ("labels", labels_L, IGNORE_INDEX),
+        ):
+            filled[name].append(torch.nn.functional.pad(part_L, (length - len(ids_L), 0), value=filler))
+    return {name: torch.stack(parts) for name, parts in filled.items()}
 
 
 def float_dtypes(model: Any) -> dict[torch.dtype, str]:

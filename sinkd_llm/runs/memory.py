@@ -99,9 +99,11 @@ def estimate_memory(
     import torch
 
     from sinkd_llm.inputs.answer_choices import class_names
+    from sinkd_llm.inputs.pair import PairTokenizer
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.models.adapters import adapter_config
     from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.models.probes import check_packing
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.training.pair import Pair, load_student
     from sinkd_llm.training.prepare import prepare
@@ -130,6 +132,10 @@ def estimate_memory(
     pair = Pair(student, LocalTeacher(teacher) if teacher is not None else None, tokenizer)
     prepared = prepare(pair, training_args, adapter_config(model_args), rows)
     student = prepared.student
+    if training_args.packing:
+        check_packing(student, "the student", torch.float32)
+        if teacher is not None and not isinstance(prepared.rows.tokenize, PairTokenizer):
+            check_packing(teacher, "the teacher", torch.float32)
     rows_in_words, batch = _largest_batch(prepared.rows, tokenizer, rows, training_args)
     if rows is None:
         rows_in_words += f" (the data could not be read: {missing})"
@@ -185,18 +191,20 @@ def _largest_batch(
     read: "Rows", tokenizer: Any, rows: "Dataset | None", args: "SinKDConfig"
 ) -> tuple[str, Mapping[str, Any]]:
     """The micro-batch of the longest rows, in words and as the collator makes it."""
+    from sinkd_llm.inputs.decoder_only import PackingCollator
     from sinkd_llm.models.kinds import TEACHER
 
     size = args.per_device_train_batch_size
+    collate = PackingCollator(read.collate) if args.packing else read.collate
     if rows is None:
         filler = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else 0
         row: dict[str, Any] = {"example_id": "row", "answer_ids": [0]}
         row["prompt_ids"] = [filler] * ((read.reading.max_length or _WITHOUT_LIMIT) - 1)
-        batch = read.collate([{**row, TEACHER: row}] * size)
+        batch = collate([{**row, TEACHER: row}] * size)
         return f"{size} rows of max_length{_size(batch)}", batch
     features = read.tokenize.features(_longest_texts(rows, max(_CANDIDATES, size)))
     features.sort(key=lambda row: len(row["prompt_ids"]) + len(row["answer_ids"]), reverse=True)
-    batch = read.collate((features * size)[:size])
+    batch = collate((features * size)[:size])
     return f"the {size} longest of {len(rows)} rows{_size(batch)}", batch
 
 

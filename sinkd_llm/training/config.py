@@ -99,6 +99,10 @@ class SinKDConfig(TrainingArguments):
             Processes that tokenise.
         pad_to_multiple_of (`int`, *optional*):
             Pad the batch to a multiple of this length.
+        packing (`bool`, *optional*, defaults to `False`):
+            Lay the rows of a training batch end to end instead of padding them. For decoder-only models whose
+            attention keeps the rows apart, which is tried on student and teacher. It is meant for flash attention:
+            other attention compares all tokens of a batch with each other. Evaluation pads.
 
         > Parameters that control how the loss is computed
 
@@ -203,6 +207,7 @@ class SinKDConfig(TrainingArguments):
     add_eos: bool | None = Reading.add_eos
     dataset_num_proc: int | None = None
     pad_to_multiple_of: int | None = None
+    packing: bool = False
 
     # How the loss is computed
     fused: str = field(default=DistillationObjective.fused, metadata={"choices": FUSED})
@@ -249,6 +254,10 @@ class SinKDConfig(TrainingArguments):
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
         if self.student_decoder_layers is not None and self.student_layers is None:
             raise InputError("student_decoder_layers is set without student_layers; give both.")
+        if self.packing and self.pad_to_multiple_of is not None:
+            raise InputError(
+                "packing and pad_to_multiple_of are both set, and a packed batch is not padded; drop one."
+            )
         check_optimizer(self)
         try:
             self.objective()

@@ -14,11 +14,14 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import PackingCollator
+from sinkd_llm.inputs.pair import PairTokenizer
 from sinkd_llm.models.adapter_facts import base_by_name
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.pair_checks import check_not_read, check_scale, check_trains, folders_read
-from sinkd_llm.models.partitioning import gathered_weights, is_partitioned
+from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
+from sinkd_llm.models.probes import check_packing
 from sinkd_llm.models.saving import check_saveable, save_student
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
 from sinkd_llm.training.checkpoints import last_whole
@@ -183,6 +186,8 @@ class SinKDTrainer(EvaluatingTrainer):
             self.teacher.place(self.accelerator, args.teacher_deepspeed)
         self.forward.ranks = self._ranks()
         self._window: Window | None = None
+        if args.packing:
+            self._check_packing()
         self._check_teacher_scale()
         self.add_callback(SayTransportCost(self))
 
@@ -216,6 +221,21 @@ class SinKDTrainer(EvaluatingTrainer):
         assert isinstance(signal, Tensor)  # classes and predictions are kept whole
         check_scale(signal)
 
+    def _check_packing(self) -> None:
+        """Student and teacher, as they are placed and wrapped now, keep the rows of a packed batch apart."""
+        if self.get_cp_size() * self.get_sp_size() > 1:
+            raise InputError(
+                "packing is on, and ranks share one sequence (context or sequence parallelism), whose attention does "
+                "not look at where rows begin; leave packing out, or set these sizes to 1."
+            )
+        precision = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        same_batch = not isinstance(self._answer_tokenizer, PairTokenizer)
+        with self.compute_loss_context_manager():
+            with on_device(self.model, self.args.device):
+                check_packing(self.model, "the student", precision)
+            if self.teacher is not None and self.teacher.model is not None and same_batch:
+                check_packing(self.teacher.model, "the teacher", precision)
+
     # ---- training
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
@@ -225,10 +245,12 @@ class SinKDTrainer(EvaluatingTrainer):
         check_trains(self.model)
         rows: Any = self.train_dataset
         collator: Any = self.data_collator
+        reads = PackingCollator(collator) if self.args.packing else collator
         processes = self.args.world_size
+        # Transformers makes the loader of these two attributes.
+        self.train_dataset, self.data_collator = rows, reads
         if processes > 1:
-            # Transformers makes the loader of these two attributes.
-            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(collator)
+            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(reads)
         try:
             loader = super().get_train_dataloader()
         finally:

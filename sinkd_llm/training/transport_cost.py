@@ -269,11 +269,11 @@ def predict(trainer: "SinKDTrainer") -> Prediction:
     )
     transport = counts.entries * (V / devices * speeds.cost + speeds.solver)
     rows = counts.rows / devices
-    grouped = str(args.train_sampling_strategy) == "group_by_length"
-    read = steps * sum(_tokens(batch, grouped) for batch in batches) / len(batches)
+    unpadded = args.packing or str(args.train_sampling_strategy) == "group_by_length"
+    read = steps * sum(_tokens(batch, unpadded) for batch in batches) / len(batches)
     flops = product_flops(student, read, rows, trains=True, recomputes=bool(args.gradient_checkpointing))
     if teacher.model is not None:
-        read = steps * sum(_tokens(batch.get(TEACHER, batch), grouped) for batch in batches) / len(batches)
+        read = steps * sum(_tokens(batch.get(TEACHER, batch), unpadded) for batch in batches) / len(batches)
         flops += product_flops(teacher.model, read, rows, trains=False)
     return Prediction(counts, transport, flops * speeds.product, counts.matrices)
 
@@ -288,10 +288,10 @@ def _sampled_batches(trainer: "SinKDTrainer") -> Iterable[Mapping[str, Any]]:
         yield trainer.data_collator([rows[index] for index in indices])
 
 
-def _tokens(batch: Mapping[str, Any], grouped: bool) -> int:
-    """Tokens that a model reads of a batch: padding, too, unless rows of one length are batched together."""
+def _tokens(batch: Mapping[str, Any], unpadded: bool) -> int:
+    """Tokens that a model reads of a batch: padding, too, unless rows are packed or of one length."""
     ids = batch["input_ids"]
-    return int(batch["attention_mask"].sum()) if grouped and "attention_mask" in batch else ids.numel()
+    return int(batch["attention_mask"].sum()) if unpadded and "attention_mask" in batch else ids.numel()
 
 
 def _ids(trainer: "SinKDTrainer", batch: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from sinkd_llm.memory.tracing import DeviceBehaviour, LiveBytes
 from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.kinds.packing import packed
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.teachers import LocalTeacher
 
@@ -88,6 +89,18 @@ def test_the_same_bytes_as_on_real_tensors(tiny_causal_lm, tiny_tokenizer, lora,
     # On a GPU the cost is computed in larger tiles, which the meta device follows; the tiny vocabulary hides it here.
     assert traced.peak == pytest.approx(peak, rel=0.06)
     assert traced.peak_with_gradients == pytest.approx(with_gradients, rel=0.06)
+
+
+def test_a_packed_batch_is_counted(tiny_causal_lm, tiny_tokenizer):
+    def models():
+        return tiny_causal_lm(layers=3, hidden=64), tiny_causal_lm(layers=4, hidden=128).requires_grad_(False)
+
+    student, teacher = models()
+    batch, objective = packed(batch_for(student, tiny_tokenizer)), DistillationObjective()
+    activations, peak, _ = real_step(student, teacher, objective, batch)
+    traced = trace_step(*both_on_meta(*models()), objective, batch)
+    assert traced.activations == pytest.approx(activations, rel=0.03)
+    assert traced.peak == pytest.approx(peak, rel=0.06)
 
 
 @pytest.mark.parametrize(("length", "hidden", "heads"), [(64, 256, 4), (128, 128, 8)])

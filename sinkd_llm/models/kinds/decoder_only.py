@@ -1,6 +1,6 @@
 """Decoder-only language models: the prompt and its answer are one sequence.
 
-Shapes: B sequences of a batch, L tokens of the longest, N supervised tokens of the batch, K kept
+Shapes: B sequences of a batch (of a packed one: 1), L tokens of the longest, N supervised tokens of the batch, K kept
 positions, V vocabulary.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
+from sinkd_llm.models.kinds.packing import ROW_OF, rows_of_packed
 from sinkd_llm.models.wrappers import forward_parameters
 
 
@@ -37,35 +38,41 @@ class DecoderOnly:
         Args:
             model (`nn.Module`): a causal language model, possibly wrapped by PEFT or DDP.
             batch (`Mapping`): `input_ids`, `attention_mask` and `labels`, each `[B, L]`. Padding may
-                stand on either side; on the left, the answers end together and K is smallest.
+                stand on either side; on the left, the answers end together and K is smallest. Or what
+                [`~sinkd_llm.models.kinds.packing.packed`] makes of these.
             head ([`HeadForm`], *optional*): of the model; then its head is left to the loss.
         """
         labels_BL = batch["labels"]
         supervised_BL = labels_BL[:, 1:] != IGNORE_INDEX
-        example_N, source_N, position_N = answer_rows(supervised_BL)
-        labels_N = labels_BL[example_N, source_N + 1]
+        sequence_N, source_N, position_N = answer_rows(supervised_BL)
+        labels_N = labels_BL[sequence_N, source_N + 1]
+        example_N = sequence_N
+        if ROW_OF in batch:
+            example_N, position_N = rows_of_packed(batch[ROW_OF], source_N + 1)
 
         # The last token predicts nothing that is supervised: the model need not see it. A batch
         # without a supervised token still runs at one position, so that every rank of a distributed
         # job makes the same forward and gets gradients of zeros.
-        input_ids = batch["input_ids"][:, :-1]
-        attention_mask = batch["attention_mask"][:, :-1]
-
         takes = forward_parameters(model)
-        arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "position_ids" in takes:
-            # Models with absolute positions count padding unless told otherwise.
-            arguments["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        arguments: dict[str, Any] = {"input_ids": batch["input_ids"][:, :-1]}
+        if ROW_OF in batch:
+            # No mask: beside one, a model does not look at where the positions begin again.
+            arguments["position_ids"] = batch["position_ids"][:, :-1]
+        else:
+            attention_mask = arguments["attention_mask"] = batch["attention_mask"][:, :-1]
+            if "position_ids" in takes:
+                # Models with absolute positions count padding unless told otherwise.
+                arguments["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
         if "use_cache" in takes:
             arguments["use_cache"] = False
         scores: Tensor | HiddenStates
         if head is not None:
-            scores = hidden_at(model, head, example_N, source_N, **arguments)
+            scores = hidden_at(model, head, sequence_N, source_N, **arguments)
         else:
             column_N = source_N
             if "logits_to_keep" in takes:
                 kept_K = source_N.unique() if source_N.numel() else source_N.new_zeros(1)
                 arguments["logits_to_keep"] = kept_K
                 column_N = torch.searchsorted(kept_K, source_N)
-            scores = model(**arguments).logits[example_N, column_N]
+            scores = model(**arguments).logits[sequence_N, column_N]
         return SupervisedRows(scores, labels_N, example_N, position_N)
