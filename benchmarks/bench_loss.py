@@ -102,11 +102,21 @@ def gradient(contender: str, x: dict[str, Tensor]) -> Tensor:
 
 
 def agree(x: dict[str, Tensor]) -> float:
-    """Ours and the published form are one loss: the largest difference of the gradients over the largest entry."""
+    """
+    Ours and the published form are one loss: their gradients in fp64 agree, over a part of the rows and ids.
+
+    Returns the largest difference of the gradients in fp32, over the largest entry. It grows with the rows: at N = 128
+    and V = 32k the published form in fp32 is 1.4e-4 off its own gradient in fp64, and ours 1.8e-5.
+    """
+    rows, ids = min(len(x["labels_N"]), 64), min(len(x["student_VH"]), 4096)
+    part = {name: (rows if name.split("_")[1][0] == "N" else ids) for name in x}
+    exact = {name: value[: part[name]].double() for name, value in x.items() if value.is_floating_point()}
+    exact["labels_N"] = x["labels_N"][:rows] % ids
+    first, second = gradient("ours", exact), gradient("published", exact)
+    difference = float((first - second).abs().max() / second.abs().max())
+    assert difference < 1e-9, f"ours and the published form differ by {difference:.2g} of the largest entry in fp64"
     ours, published = gradient("ours", x), gradient("published", x)
-    difference = float((ours - published).abs().max() / published.abs().max())
-    assert difference < 1e-3, f"ours and the published form differ by {difference:.2g} of the largest entry"
-    return difference
+    return float((ours - published).abs().max() / published.abs().max())
 
 
 def contenders(N: int) -> tuple[str, ...]:
