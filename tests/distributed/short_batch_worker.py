@@ -24,6 +24,7 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "49-each-device": ("causal", 49, "batch", {"sinkhorn_weight": 0.0, "transport_across_devices": False}),
     "49-dropped": ("causal", 49, "batch", {"dataloader_drop_last": True}),
     "49-cached": ("causal", 49, "accumulation", {}),
+    "49-packed": ("causal", 49, "accumulation", {"packing": True}),
 }
 
 

@@ -181,7 +181,10 @@ def test_names_that_trl_takes_and_a_library_refuses_later(settings):
         ({"optim": "lomo"}, "optim is lomo, which is refused"),
         ({"optim": "galore_adamw"}, "optim is 'galore_adamw', which fails: You need to install"),
         ({"report_to": "foo"}, "report_to names 'foo', which is no tracker that Transformers knows"),
-        ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy is 'batch_rebalance'; it takes one of"),
+        (
+            {"train_sampling_strategy": "batch_rebalance"},
+            "train_sampling_strategy is 'batch_rebalance'; it takes one of",
+        ),
         ({"load_best_model_at_end": True}, "load_best_model_at_end needs an evaluation"),
         ({"metric_for_best_model": "nope"}, "metric_for_best_model needs an evaluation"),
         ({"save_strategy": "best", "eval_strategy": "epoch"}, "save_strategy is best, which needs metric_for_best"),

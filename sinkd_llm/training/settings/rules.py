@@ -144,8 +144,8 @@ RANGES: dict[str, Range] = {
         MANY,
         whole=True,
         also=(0,),
-        advice=f"give a whole number from 2 to {MANY:,} (a group of one token has nothing to transport), or 0 to cut no "
-        "transport problem",
+        advice=f"give a whole number from 2 to {MANY:,} (a group of one token has nothing to transport), or 0 to cut "
+        "no transport problem",
     ),
     # trl.ModelConfig
     "lora_r": Range(1, 100_000, whole=True),
