@@ -42,7 +42,7 @@ def compiled_kernels() -> "CompiledKernels | None":
         return None
     try:
         return _compile()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         logger.warning(
             "The L1 cost is computed by PyTorch's operators, which take about three times as long as compiled code: "
             "%s Install a C compiler, or set %s=0 to do without one.",

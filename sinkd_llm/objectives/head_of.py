@@ -5,6 +5,7 @@ Shape suffixes: N supervised tokens, V vocabulary, H features of a hidden state,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class HeadOf:
         cap (`float`, *optional*): the bound that the model bends its logits below (Gemma's soft cap).
 
     Raises:
-        `ValueError`: for shapes that do not match.
+        `ValueError`: for shapes, devices or types that do not match, and a scale or cap that is no number for one.
     """
 
     hidden_NH: Tensor
@@ -46,6 +47,19 @@ class HeadOf:
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias_V must be [{len(weight)}], got {tuple(bias.shape)}.")
+        given = [hidden, weight, *([] if bias is None else [bias])]
+        if len(devices := {tensor.device for tensor in given}) > 1:
+            raise ValueError(
+                f"hidden_NH, weight_VH and bias_V must be on one device, got {sorted(map(str, devices))}."
+            )
+        if not all(tensor.is_floating_point() for tensor in given):
+            raise ValueError(
+                f"hidden_NH, weight_VH and bias_V must be floating-point, got {hidden.dtype} hidden states."
+            )
+        if not (isfinite(self.scale) and self.scale) or not (self.cap is None or 0 < self.cap < inf):
+            raise ValueError(
+                f"scale must be a number other than 0 and cap positive or None, got {self.scale} and {self.cap}."
+            )
 
     @classmethod
     def joined(cls, signals: "Sequence[HeadOf]", join: Callable[[list[Tensor]], Tensor]) -> "HeadOf":
@@ -92,7 +106,12 @@ class HeadOf:
 
     def logits(self) -> Tensor:
         """All of them, `[N, V]` in fp32 (or fp64), differentiable: what the sweep is there to avoid."""
-        logits_NV = torch.nn.functional.linear(self.hidden_NH, self.weight_VH, self.bias_V)
+        hidden_NH, weight_VH, bias_V = self.hidden_NH, self.weight_VH, self.bias_V
+        if hidden_NH.dtype != weight_VH.dtype:
+            dtype = torch.promote_types(hidden_NH.dtype, weight_VH.dtype)
+            hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(weight_VH.dtype)
+        logits_NV = torch.nn.functional.linear(hidden_NH, weight_VH, bias_V)
         return capped(full_precision(logits_NV), self.scale, self.cap)
 
 

@@ -109,7 +109,7 @@ class DistillationObjective:
         fused (`str`, *optional*, defaults to `"auto"`):
             What becomes of hidden states with a head ([`HeadOf`]): `"auto"` and `"always"` walk over the vocabulary
             without making logits `[N, V]` ([`~sinkd_llm.objectives.sweep`]), `"never"` makes them first. `"always"`
-            refuses a student or a teacher that comes as logits. The results are the same.
+            refuses a student that comes as logits. The results are the same.
 
     Raises:
         `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
@@ -282,10 +282,10 @@ class DistillationObjective:
             student = logits_of(student)
             with torch.no_grad():
                 teacher = teacher.logits() if isinstance(teacher, HeadOf) else teacher
-        if self.fused == "always" and (isinstance(student, Tensor) or isinstance(teacher, Tensor)):
+        if self.fused == "always" and isinstance(student, Tensor):
             raise ValueError(
-                "fused='always' needs hidden states with their head of both sides, and the "
-                f"{'student' if isinstance(student, Tensor) else 'teacher'} came as logits; use fused='auto'."
+                "fused='always' needs the student's hidden states with their head, and it came as logits; use "
+                "fused='auto'."
             )
         return student, None if teacher is None else as_signal(teacher)
 
@@ -362,6 +362,12 @@ def _check_rows(student: Tensor | HeadOf, teacher: TeacherSignal | None, labels_
             f"labels and {0 if teacher is None else len(teacher)} rows of the teacher."
         )
     regression = labels_N.is_floating_point()
+    theirs = outputs if teacher is None else as_signal(teacher).vocabulary_size
+    if min(outputs, theirs) < 1 or (not regression and outputs > 1 and theirs == 1):
+        raise ValueError(
+            f"The student has {outputs} outputs and the teacher {theirs}: there is nothing to compare over fewer than "
+            "two ids."
+        )
     if regression != (outputs == 1):
         raise ValueError(
             f"The student has {outputs} outputs and labels of type {labels_N.dtype}: one output goes "

@@ -31,8 +31,9 @@ def rendered_rows(
     The rows that `render` gives, from an earlier run where one kept them.
 
     They are kept in the user's cache under a name of everything that they depend on: the key, the files' paths, sizes
-    and times, the code of this folder, and the versions of the libraries that render. A file gets its name when it is
-    whole, so a run that is killed leaves nothing that is read; what is damaged later is made again.
+    and times (of the last change of the content, and of the file), the code of this folder, and the versions of the
+    libraries that render. A file gets its name when it is whole, and has a checksum beside it: a run that is killed
+    leaves nothing that is read, and what is damaged later is made again.
 
     Args:
         key (`Mapping[str, Any]`): what was asked for, in values that JSON takes or that are written as text.
@@ -77,6 +78,8 @@ def _read(path: Path) -> "datasets.Dataset | None":
     import pyarrow as pa
 
     try:
+        if _checksum(path) != _sum_of(path).read_text(encoding="ascii"):
+            return None
         found = datasets.Dataset.from_file(str(path))
         found.data.validate(full=True)
         os.utime(path)
@@ -90,7 +93,7 @@ def _path(key: Mapping[str, Any], files: Iterable[Path]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode())
     for file in files:
         state = file.stat()
-        digest.update(f"|{file.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode())
+        digest.update(f"|{file.resolve()}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}".encode())
     for code in sorted(path for folder in _CODE for path in folder.glob("*.py")):
         digest.update(code.read_bytes())
     digest.update("|".join(str(package_version(name)) for name in ("datasets", "jinja2", "pyarrow")).encode())
@@ -105,7 +108,9 @@ def _keep(rows: "datasets.Dataset", path: Path) -> None:
         table = rows.data.table
         with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
+        checksum = _checksum(temporary)
         temporary.replace(path)
+        _sum_of(path).write_text(checksum, encoding="ascii")
     finally:
         temporary.unlink(missing_ok=True)
     _bound(path.parent)
@@ -119,3 +124,13 @@ def _bound(folder: Path) -> None:
         kept += state.st_size
         if kept > MOST_BYTES:
             file.unlink(missing_ok=True)
+            _sum_of(file).unlink(missing_ok=True)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sum_of(file: Path) -> Path:
+    return file.with_suffix(".sha256")

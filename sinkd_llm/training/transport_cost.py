@@ -335,8 +335,8 @@ class SayTransportCost(TrainerCallback):
 def _described(prediction: Prediction) -> str:
     counts, update = prediction.counts, prediction.transport + prediction.others
     return (
-        f"Transport takes about {_seconds_in_words(prediction.transport)} of the {_seconds_in_words(update)} of an "
-        f"update, and about {format_bytes(prediction.memory)}: about {counts.rows:.0f} supervised tokens in groups of "
+        f"Transport takes {_seconds_in_words(prediction.transport)} of an update of {_seconds_in_words(update)}, "
+        f" and about {format_bytes(prediction.memory)}: about {counts.rows:.0f} supervised tokens in groups of "
         f"at most {counts.largest}."
     )
 
@@ -359,7 +359,7 @@ def _advice(prediction: Prediction, args: Any) -> str:
 
 def _seconds_in_words(seconds: float) -> str:
     if seconds >= 10:
-        return format_duration(seconds)
-    return (
-        f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms" if seconds >= 5e-4 else "less than 1 ms"
-    )
+        return f"about {format_duration(seconds)}"
+    if seconds < 5e-4:
+        return "less than 1 ms"
+    return f"about {seconds:.1f} s" if seconds >= 0.1 else f"about {seconds * 1000:.0f} ms"

@@ -179,8 +179,11 @@ def test_a_teacher_that_names_some_ids_sees_the_same_student(
 
 def test_always_refuses_what_comes_as_logits() -> None:
     objective = DistillationObjective(fused="always")
-    with pytest.raises(ValueError, match="the teacher came as logits; use fused='auto'"):
-        objective(head(1), naive_logits(head(2)), LABELS, **WHERE)
+    with pytest.raises(ValueError, match="it came as logits; use fused='auto'"):
+        objective(naive_logits(head(1)), head(2), LABELS, **WHERE)
+    # Stored logits have no head.
+    stored = objective(head(1), naive_logits(head(2)), LABELS, **WHERE).loss
+    torch.testing.assert_close(stored, DistillationObjective()(head(1), head(2), LABELS, **WHERE).loss)
     with pytest.raises(ValueError, match="fused must be one of auto, always, never, got 'yes'"):
         DistillationObjective(fused="yes")
 
@@ -255,6 +258,28 @@ def test_the_two_sides_must_be_a_head_and_what_it_reads() -> None:
         HeadOf(torch.rand(7, 5), torch.rand(9, 4))
     with pytest.raises(ValueError, match=r"bias_V must be \[9\], got \(8,\)"):
         HeadOf(torch.rand(7, 5), torch.rand(9, 5), torch.rand(8))
+    with pytest.raises(ValueError, match=r"must be on one device, got \['cpu', 'meta'\]"):
+        HeadOf(torch.rand(7, 5), torch.rand(9, 5, device="meta"))
+    with pytest.raises(ValueError, match=r"must be floating-point, got torch.int64 hidden states"):
+        HeadOf(torch.ones(7, 5).long(), torch.rand(9, 5))
+    for scale, cap in ((0.0, None), (float("nan"), None), (1.0, 0.0), (1.0, -3.0), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="scale must be a number other than 0 and cap positive or None"):
+            HeadOf(torch.rand(7, 5), torch.rand(9, 5), None, scale, cap)
+
+
+def test_one_shared_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="The student has 23 outputs and the teacher 1: there is nothing to compare"):
+        DistillationObjective()(head(1), torch.rand(N, 1), LABELS, **WHERE)
+    with pytest.raises(ValueError, match="The student has 0 outputs"):
+        DistillationObjective()(torch.rand(N, 0), torch.rand(N, 0), LABELS, **WHERE)
+
+
+def test_a_head_in_another_precision_gives_the_same_with_and_without_logits() -> None:
+    student = replace(head(1), hidden_NH=head(1).hidden_NH.bfloat16(), weight_VH=head(1).weight_VH.float())
+    losses = [
+        DistillationObjective(fused=fused)(student, head(2), LABELS, **WHERE).loss for fused in ("auto", "never")
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 @pytest.mark.parametrize("label", [-1, V])

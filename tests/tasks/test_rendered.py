@@ -41,7 +41,7 @@ def kept(tmp_path, monkeypatch):
 
 
 def files(tmp_path):
-    return sorted((tmp_path / "cache" / "rows").glob("*"))
+    return sorted((tmp_path / "cache" / "rows").glob("*.arrow"))
 
 
 def test_rows_from_the_disk_are_the_rows(kept, tmp_path):
@@ -71,14 +71,26 @@ def test_a_changed_file_is_rendered_anew(kept, tmp_path):
     dataset, times = kept()
     assert times == 1
     assert dataset[3]["prompt"] == "word é 3 Answer:"
+    before = path.stat()
+    path.write_text(path.read_text(encoding="utf-8").replace("word é 3", "WORD é 3"), encoding="utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # and the same time, as copying tools leave it
+    assert kept()[0][3]["prompt"] == "WORD é 3 Answer:"
     template = tmp_path / "kept.yaml"
     template.write_text(FILE.replace("Answer:", "So:"))
     dataset, times = kept()
     assert times == 1
-    assert dataset[3]["prompt"] == "word é 3 So:"
+    assert dataset[3]["prompt"] == "WORD é 3 So:"
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-200], lambda content: b"x" * 500])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-200],
+        lambda content: b"x" * 500,
+        lambda content: content.replace(b"Answer", b"answer"),
+    ],
+)
 def test_a_damaged_file_is_not_read(kept, tmp_path, damage):
     rows, _ = kept()
     (path,) = files(tmp_path)
