@@ -22,7 +22,8 @@ is better; *published* is the form that the method's authors give):
 
 A whole training step, ten layers with LoRA learning SST-2 from their teacher,
 in batches of 16 as rows come (*random*) and of rows of equal length
-(*grouped*), the same tokens and batches for all:
+(*grouped*), the same tokens and batches for all. sinkd-llm groups them unless
+told otherwise; TRL's trainers take rows as they come:
 
 {table}
 
@@ -45,7 +46,7 @@ def section() -> str:
         return "\n"
     from bench_step import table
 
-    return SECTION.format(table=markdown(*table(step))) + "\n"
+    return SECTION.format(table=markdown(*table(step, targets=False))) + "\n"
 
 
 def with_section(readme: str) -> str:
