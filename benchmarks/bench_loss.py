@@ -137,10 +137,7 @@ def memory(case: str, contender: str) -> None:
 
 
 def main() -> None:
-    args = options(__doc__)
-    if args.memory:
-        memory(*args.memory)
-        return
+    args = options(__doc__, memory)
     torch.set_num_threads(1)
     results = Results("loss", ("difference",), quick=args.quick, again=args.again)
     cases = [(32, "2"), (32, "32k")] if args.quick else [(N, V) for N in ROWS for V in VOCABULARIES]

@@ -193,10 +193,7 @@ def measure(case: str, results: Results, quick: bool) -> None:
 
 
 def main() -> None:
-    args = options(__doc__)
-    if args.memory:
-        memory(*args.memory)
-        return
+    args = options(__doc__, memory)
     torch.set_num_threads(1)
     results = Results("step", ("examples", "padding"), quick=args.quick, again=args.again)
     cases = [f"{pair}, {batching}" for pair in PAIRS for batching in BATCHING]

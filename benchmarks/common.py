@@ -95,10 +95,11 @@ class Options(argparse.Namespace):
         return not self.report and re.search(self.only, case) is not None
 
 
-def options(description: str | None) -> Options:
+def options(description: str | None, memory: Callable[[str, str], None] | None = None) -> Options:
     """What every script takes: `--quick`, `--again` and `--only`.
 
-    `--memory CASE CONTENDER` is what a script calls itself with to measure in a fresh process, see [`fresh_peak`].
+    `--memory CASE CONTENDER` is what a script calls itself with to measure in a fresh process, see [`fresh_peak`]:
+    then `memory` does so, and the process ends.
     """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small case, written to a temporary folder")
@@ -106,7 +107,16 @@ def options(description: str | None) -> Options:
     parser.add_argument("--only", default="", metavar="REGEX", help="only the cases in whose name REGEX is found")
     parser.add_argument("--report", action="store_true", help="measure nothing; write table and chart from the file")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
-    return parser.parse_args(namespace=Options())
+    args = parser.parse_args(namespace=Options())
+    if args.memory:
+        import torch
+
+        if memory is None:
+            parser.error("this benchmark measures no memory")
+        torch.set_num_threads(1)
+        memory(*args.memory)
+        parser.exit()
+    return args
 
 
 class Results:

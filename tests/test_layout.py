@@ -50,6 +50,23 @@ def test_files_of_the_top_folder_are_of_modules_of_the_top_folder_or_of_the_whol
     assert names - whole <= {file.stem for file in (REPOSITORY / "sinkd_llm").glob("*.py")}
 
 
+def test_what_the_pages_name_of_a_file_is_in_it() -> None:
+    sources: dict[str, str] = {}
+    for path in (REPOSITORY / "sinkd_llm").rglob("*.py"):
+        sources[path.name] = sources.get(path.name, "") + path.read_text(encoding="utf-8")
+    named = [
+        (page.name, file, name)
+        for page in (REPOSITORY / "docs").glob("*.md")
+        if page.name != "log.md"
+        for file, names in re.findall(r"(\w+\.py)`, ((?:`[\w.]+`(?:, )?)+)", page.read_text(encoding="utf-8"))
+        for name in re.findall(r"`([\w.]+)`", names)
+        if file in sources and not name.endswith(".py")
+    ]
+    assert len(named) > 10
+    missing = [one for one in named if one[2].split(".")[-1] not in sources[one[1]]]
+    assert not missing
+
+
 def test_the_fast_tests_are_those_without_a_mark() -> None:
     recipe = re.search(r'^test-fast:.*?-m "not \((.*?)\)"', (REPOSITORY / "Makefile").read_text(), re.M | re.S)
     assert recipe is not None

@@ -13,7 +13,16 @@ from sinkd_llm.objectives.divergences import Divergence, cross_entropy
 from sinkd_llm.objectives.few_ids import StudentAt
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import COST_BOUND, Pairing, TransportSettings
-from sinkd_llm.objectives.signals import DenseSignal, Signal, TopKSignal, at_ids, first_ids, logits_of, vocabulary_of
+from sinkd_llm.objectives.signals import (
+    DenseSignal,
+    Signal,
+    TopKSignal,
+    at_ids,
+    first_ids,
+    logits_of,
+    rows_of,
+    vocabulary_of,
+)
 from sinkd_llm.objectives.sweep import Wanted, sweep
 from sinkd_llm.optimal_transport import pairwise_cost
 from sinkd_llm.optimal_transport.precision import full_precision
@@ -178,7 +187,7 @@ def _shared(student: Tensor | HeadOf, signal: Signal) -> Tensor | HeadOf:
 
 
 def _zero(student: Tensor | HeadOf) -> Tensor:
-    rows = student if isinstance(student, Tensor) else student.hidden_NH
+    rows = rows_of(student)
     zero = full_precision(rows).new_zeros(())
     return zero if len(rows) else zero + rows.sum()
 

@@ -30,6 +30,7 @@ from sinkd_llm.objectives.signals import (
     first_ids,
     logits_of,
     mean_entropy,
+    rows_of,
     vocabulary_of,
 )
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, BatchProblem
@@ -235,8 +236,7 @@ class DistillationObjective:
         if signal is not None and self.sinkhorn_weight > 0:
             if transport is None:
                 V = min(vocabulary_of(student), signal.vocabulary_size)
-                device = (student if isinstance(student, Tensor) else student.hidden_NH).device
-                ids_K = self.transport_settings.kept_ids(verbalizer_ids, regression, V, device)
+                ids_K = self.transport_settings.kept_ids(verbalizer_ids, regression, V, rows_of(student).device)
                 problem = BatchProblem(signal, self.transport_settings, example_N, position_N, ids_K, group_seed)
                 request = problem.request
             else:

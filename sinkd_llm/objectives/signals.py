@@ -3,8 +3,8 @@
 Shape suffixes: N supervised tokens, V vocabulary, K kept ids of a row, W wanted ids, M teacher rows of a transport
 problem, P problems.
 
-Each kind of signal is one class, and nobody else asks which: it says over which ids it can be compared, what a
-divergence and the transport cost see of it, and how it travels between ranks. There are three:
+Each kind of signal is one class: it says over which ids it can be compared, and how it travels between ranks.
+`comparison.py` compares each with the student. There are three:
 
 - [`DenseSignal`]: logits of all ids. Wherever a signal is taken, a plain `Tensor` `[N, V]` stands for it.
 - [`HeadOf`]: hidden states and the head that would make logits of all ids of them (`head_of.py`).
@@ -273,6 +273,11 @@ def joined(signals: Sequence[Signal], join: Callable[[list[Tensor]], Tensor]) ->
 def vocabulary_of(student: Tensor | HeadOf) -> int:
     """V of the student's side."""
     return student.shape[-1] if isinstance(student, Tensor) else student.vocabulary_size
+
+
+def rows_of(side: Tensor | HeadOf) -> Tensor:
+    """The tensor of a side that has its rows."""
+    return side if isinstance(side, Tensor) else side.hidden_NH
 
 
 def logits_of(side: Tensor | HeadOf) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, Solution, TransportSettings
-from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, vocabulary_of
+from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, rows_of, vocabulary_of
 
 # Attributes of `SinKDTerm` that are logged.
 SINKD_DIAGNOSTICS = ("row_error", "diagonal_mass", "plan_entropy", "cost_width")
@@ -191,14 +191,13 @@ def sinkd_term(
     settings = settings or TransportSettings()
     signal = as_signal(teacher)
     _check(student, signal, example_N, position_N, regression)
-    device = (student if isinstance(student, Tensor) else student.hidden_NH).device
-    ids_K = settings.kept_ids(verbalizer_ids, regression, vocabulary_of(student), device)
+    ids_K = settings.kept_ids(verbalizer_ids, regression, vocabulary_of(student), rows_of(student).device)
     problem = BatchProblem(signal, settings, example_N, position_N, ids_K, group_seed)
     return problem.term(transport_costs(student, problem.request, regression))
 
 
 def _check(student: Tensor | HeadOf, signal: Signal, example_N: Tensor, position_N: Tensor, regression: bool) -> None:
-    shape = tuple(student.shape) if isinstance(student, Tensor) else (len(student), student.vocabulary_size)
+    shape = (len(student), vocabulary_of(student)) if rows_of(student).ndim == 2 else tuple(rows_of(student).shape)
     if shape != (len(signal), signal.vocabulary_size):
         raise ValueError(
             "The student's and the teacher's logits must be [N, V] of the same shape, got "

@@ -336,7 +336,7 @@ def _described(prediction: Prediction) -> str:
     counts, update = prediction.counts, prediction.transport + prediction.others
     return (
         f"Transport takes {_seconds_in_words(prediction.transport)} of an update of {_seconds_in_words(update)}, "
-        f" and about {format_bytes(prediction.memory)}: about {counts.rows:.0f} supervised tokens in groups of "
+        f"and about {format_bytes(prediction.memory)}: about {counts.rows:.0f} supervised tokens in groups of "
         f"at most {counts.largest}."
     )
 
