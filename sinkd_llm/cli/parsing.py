@@ -19,7 +19,7 @@ from sinkd_llm.cli.command_parser import (
 from sinkd_llm.cli.flag_table import keep_table
 from sinkd_llm.cli.help_texts import TRAINER_GROUP, HelpFormatter, hide_rare_flags
 from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
-from sinkd_llm.errors import InputError, SettingError, shown
+from sinkd_llm.errors import InputError, SettingError, plain, shown
 from sinkd_llm.quiet import hide_bars_of_transformers
 from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
 from sinkd_llm.terminal import say
@@ -158,7 +158,9 @@ class SinKDParser(CommandParser, TrlParser):
             # is a choice of eval_strategy, as false.
             text = str(item)
             if isinstance(item, bool):
-                text = text.lower() if action.choices is None else ("yes" if item else "no")
+                word = "yes" if item else "no"
+                choices = [str(plain(choice)) for choice in action.choices or ()]
+                text = word if word in choices else text.lower()
             try:
                 values.append(self._get_value(action, text))
                 self._check_value(action, values[-1])

@@ -122,6 +122,7 @@ def test_wrong_flags_are_input_errors(argv, message):
         ("alpha: much\n", "alpha: invalid float value: 'much'"),
         ("max_steps: 1.5\n", "max_steps: invalid int value: '1.5'"),
         ("divergence: klx\n", "divergence: invalid choice: 'klx'"),
+        ("fused: true\n", "fused: invalid choice: 'true'"),
         ("learning_rate: [1, 2]\n", "learning_rate is [1, 2], but it takes one value"),
         ("alpha: {a: 1}\n", "but it takes one value"),
         ("- a\n- b\n", "should hold keys and values, one 'key: value' a line, but it holds a list"),
