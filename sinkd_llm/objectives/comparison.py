@@ -23,7 +23,8 @@ from sinkd_llm.objectives.signals import (
     rows_of,
     vocabulary_of,
 )
-from sinkd_llm.objectives.sweep import Wanted, sweep
+from sinkd_llm.objectives.sweep import sweep
+from sinkd_llm.objectives.tile_pair import Wanted
 from sinkd_llm.optimal_transport import pairwise_cost
 from sinkd_llm.optimal_transport.precision import full_precision
 

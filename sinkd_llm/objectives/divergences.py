@@ -28,6 +28,8 @@ from sinkd_llm.optimal_transport.precision import full_precision
 
 # (log q, log p, q, p), each [N, w] of some ids -> (their part of the value [N], their slopes [N, w]).
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# (log q, log p, p) -> the value alone, [N], and log p may be overwritten; (q, p) -> the slopes alone, [N, w].
+Halves = tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 
 
 def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -76,11 +78,15 @@ class Divergence:
             is quadratic in q - p, 1 for what is linear, see [`temperature_factor`].
         merging_lowers (`bool`): whether merging ids into one never raises it (the data-processing inequality, which
             every f-divergence obeys). Only then a top-k signal bounds it from below.
+        halves (`tuple[Callable, Callable]`, *optional*): the kernel as two functions, `(log_q, log_p, p) -> value_N`
+            and `(q, p) -> slope_Nw`, for a divergence whose slopes need no logarithm and sum to 0 over all ids. The
+            sweep then computes each where it is needed, and keeps no logarithm. The first may overwrite `log_p`.
     """
 
     kernel: Kernel
     temperature_order: int
     merging_lowers: bool
+    halves: Halves | None = None
 
     def __call__(self, student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
         """The divergence of each row.
@@ -126,7 +132,12 @@ def by_autograd(value: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
 
 def log_ratio(log_x: Tensor, log_y: Tensor) -> Tensor:
     """`log x - log y`, 0 where both are -inf, and so large that it stays finite times 0 where one is."""
-    return (log_x - log_y).nan_to_num_(nan=0.0, posinf=1e4, neginf=-1e4)
+    return _finite(log_x - log_y)
+
+
+def _finite(difference: Tensor) -> Tensor:
+    """The same of a difference, in place."""
+    return difference.nan_to_num_(nan=0.0, posinf=1e4, neginf=-1e4)
 
 
 class _Rows(torch.autograd.Function):
@@ -156,9 +167,18 @@ class _Rows(torch.autograd.Function):
         return (grad_N[:, None] * grad_NV).to(ctx.dtype), None, None, None
 
 
+def _kl_value(log_q: Tensor, log_p: Tensor, p: Tensor) -> Tensor:
+    # KL(p || q) = sum p (log p - log q)
+    return _finite(log_p.sub_(log_q)).mul_(p).sum(dim=-1)
+
+
+def _kl_slope(q: Tensor, p: Tensor) -> Tensor:
+    # d' = -p, and q more
+    return q - p
+
+
 def _forward_kl(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    # KL(p || q) = sum p (log p - log q)      d' = -p, and q more
-    return log_ratio(log_p, log_q).mul_(p).sum(dim=-1), q - p
+    return _kl_value(log_q, log_p.clone(), p), _kl_slope(q, p)
 
 
 def _reverse_kl(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +205,7 @@ def _total_variation(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tupl
 
 
 DIVERGENCES: dict[str, Divergence] = {
-    "kl": Divergence(_forward_kl, temperature_order=2, merging_lowers=True),
+    "kl": Divergence(_forward_kl, temperature_order=2, merging_lowers=True, halves=(_kl_value, _kl_slope)),
     "rkl": Divergence(_reverse_kl, temperature_order=2, merging_lowers=True),
     "js": Divergence(_jensen_shannon, temperature_order=2, merging_lowers=True),
     "tvd": Divergence(_total_variation, temperature_order=1, merging_lowers=True),

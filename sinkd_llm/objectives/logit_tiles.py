@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.objectives.head_of import HeadOf, capped
+from sinkd_llm.objectives.normalisers import Scratch
 from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
 
+_FULL = (torch.float32, torch.float64)
 # The gradients to the tensors of one side, in their order; `None` where none is asked for.
 Gradients: TypeAlias = tuple[Tensor | None, ...]
 
@@ -21,8 +23,9 @@ Gradients: TypeAlias = tuple[Tensor | None, ...]
 class Sink(Protocol):
     """Adds up the gradient that comes a tile at a time."""
 
-    def add(self, v: slice, logits_Nw: Tensor, grad_Nw: Tensor) -> None:  # pragma: no cover - a protocol
-        """`grad_Nw` is the gradient to the logits of the ids `v`, and may be overwritten."""
+    def add(self, v: slice, logits_Nw: Tensor | None, grad_Nw: Tensor) -> None:  # pragma: no cover - a protocol
+        """`grad_Nw` is the gradient to the logits of the ids `v`, and may be overwritten; the logits themselves are
+        used where the side needs them."""
         ...
 
     def gradients(self) -> Gradients:  # pragma: no cover - a protocol
@@ -35,6 +38,7 @@ class LogitTiles(Protocol):
 
     is_there: bool  # the logits take memory anyway, so there is nothing to keep
     trains_head: bool
+    needs_logits: bool  # for its gradient
 
     @property
     def shape(self) -> tuple[int, int]:  # pragma: no cover - a protocol
@@ -46,8 +50,9 @@ class LogitTiles(Protocol):
         """What a gradient may be asked for."""
         ...
 
-    def tile(self, v: slice) -> Tensor:  # pragma: no cover - a protocol
-        """The logits of the ids `v`, `[N, w]`; not to be overwritten."""
+    def tile(self, v: slice, scratch: Scratch | None = None) -> Tensor:  # pragma: no cover - a protocol
+        """The logits of the ids `v`, `[N, w]`; not to be overwritten, where they are there. Those that are made may
+        be written into the `scratch`, and then hold until the next tile."""
         ...
 
     def sink(self, needed: tuple[bool, ...]) -> Sink:  # pragma: no cover - a protocol
@@ -68,7 +73,7 @@ class DenseTiles:
         logits_NV (`Tensor`): of any floating dtype.
     """
 
-    is_there, trains_head = True, False
+    is_there, trains_head, needs_logits = True, False, False
 
     def __init__(self, logits_NV: Tensor) -> None:
         self.logits_NV = logits_NV
@@ -82,7 +87,7 @@ class DenseTiles:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return (self.logits_NV,)
 
-    def tile(self, v: slice) -> Tensor:
+    def tile(self, v: slice, scratch: Scratch | None = None) -> Tensor:
         whole = v.start == 0 and v.stop == self.logits_NV.shape[1]
         return full_precision(self.logits_NV if whole else self.logits_NV[:, v])
 
@@ -95,7 +100,7 @@ class _DenseSink:
         self._like = logits_NV
         self._grad_NV: Tensor | None = None
 
-    def add(self, v: slice, logits_Nw: Tensor, grad_Nw: Tensor) -> None:
+    def add(self, v: slice, logits_Nw: Tensor | None, grad_Nw: Tensor) -> None:
         if self._grad_NV is None:
             if grad_Nw.shape == self._like.shape:  # one tile is all
                 self._grad_NV = grad_Nw
@@ -121,6 +126,7 @@ class HeadTiles:
     def __init__(self, head: HeadOf) -> None:
         self.head = head
         bias_V = head.bias_V
+        self.needs_logits = head.cap is not None
         self.trains_head = head.weight_VH.requires_grad or (bias_V is not None and bias_V.requires_grad)
         self._hidden_NH = _operand(head.hidden_NH.detach())
 
@@ -132,8 +138,14 @@ class HeadTiles:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.head.hidden_NH, self.head.weight_VH, self.head.bias_V
 
-    def tile(self, v: slice) -> Tensor:
-        logits_Nw = _product(self._hidden_NH, _operand(self.head.weight_VH.detach()[v]).T)
+    def tile(self, v: slice, scratch: Scratch | None = None) -> Tensor:
+        weight_Hw = _operand(self.head.weight_VH.detach()[v]).T
+        if scratch is None or self._hidden_NH.dtype != weight_Hw.dtype or weight_Hw.dtype not in _FULL:
+            logits_Nw = _product(self._hidden_NH, weight_Hw)
+        else:
+            room_Nw = scratch.empty("logits", (len(self._hidden_NH), weight_Hw.shape[1]), like=weight_Hw)
+            with no_autocast(weight_Hw):
+                logits_Nw = torch.mm(self._hidden_NH, weight_Hw, out=room_Nw)
         if self.head.bias_V is not None:
             logits_Nw += self.head.bias_V.detach()[v]
         return capped(logits_Nw, self.head.scale, self.head.cap)
@@ -151,10 +163,15 @@ class _HeadSink:
         self._grad_VH = torch.zeros_like(head.weight_VH) if weight else None
         self._grad_V = torch.zeros_like(head.bias_V, dtype=dtype) if bias and head.bias_V is not None else None
 
-    def add(self, v: slice, logits_Nw: Tensor, grad_Nw: Tensor) -> None:
+    def add(self, v: slice, logits_Nw: Tensor | None, grad_Nw: Tensor) -> None:
         grad_Nw = self._before_cap(logits_Nw, grad_Nw)
         if self._grad_NH is not None:
-            self._grad_NH += _product(grad_Nw, _operand(self._head.weight_VH.detach()[v], like=grad_Nw))
+            weight_wH = _operand(self._head.weight_VH.detach()[v], like=grad_Nw)
+            if weight_wH.dtype == grad_Nw.dtype == self._grad_NH.dtype:
+                with no_autocast(grad_Nw):
+                    self._grad_NH.addmm_(grad_Nw, weight_wH)
+            else:
+                self._grad_NH += _product(grad_Nw, weight_wH)
         if self._grad_VH is not None:
             self._grad_VH[v] += _product(grad_Nw.T, full_precision(self._hidden_NH)).to(self._grad_VH.dtype)
         if self._grad_V is not None:
@@ -166,10 +183,10 @@ class _HeadSink:
         bias = None if self._grad_V is None or head.bias_V is None else self._grad_V.to(head.bias_V.dtype)
         return hidden, self._grad_VH, bias
 
-    def _before_cap(self, logits_Nw: Tensor, grad_Nw: Tensor) -> Tensor:
+    def _before_cap(self, logits_Nw: Tensor | None, grad_Nw: Tensor) -> Tensor:
         """The gradient to what the head's product gives."""
         scale, cap = self._head.scale, self._head.cap
-        if cap is not None:  # d tanh(x) = 1 - tanh(x)^2
+        if cap is not None and logits_Nw is not None:  # d tanh(x) = 1 - tanh(x)^2
             return grad_Nw.mul_((1 - (logits_Nw / cap).square_()).mul_(scale))
         return grad_Nw if scale == 1 else grad_Nw.mul_(scale)
 

@@ -34,7 +34,8 @@ from sinkd_llm.objectives.signals import (
     vocabulary_of,
 )
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, BatchProblem
-from sinkd_llm.objectives.sweep import Wanted, sweep
+from sinkd_llm.objectives.sweep import sweep
+from sinkd_llm.objectives.tile_pair import Wanted
 
 # Names of what the objective gives, as they are logged. The report has a label for each.
 CE, MSE, TEACHER_MSE, SINKHORN = "ce", "mse", "teacher_mse", "sinkhorn"

@@ -13,8 +13,9 @@ With the logits z of the student and y of the teacher, at the temperatures T of 
 
 for the gradients g, h, G of what comes after: the solver stands between the passes 2 and 3. d' is the slope of
 [`~sinkd_llm.objectives.Divergence`]. Logits that a head makes are made again in each pass, but for as many tiles as
-fit into `KEPT_BYTES`. A_i is known only at the end of pass 3; its part is linear, so `sum_v s_iv W_v` is added up
-beside the rest. Where all tiles are kept, or the logits were given, each tile is finished in a second loop instead.
+fit into `KEPT_BYTES`; where pass 3 needs the distributions alone, these are kept in their place. A_i is known only at
+the end of pass 3; its part is linear, so `sum_v s_iv W_v` is added up beside the rest. Where all tiles are kept, or
+the logits were given, each tile is finished in a second loop instead.
 """
 
 from dataclasses import dataclass
@@ -26,45 +27,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sinkd_llm.objectives import normalisers
-from sinkd_llm.objectives.divergences import Divergence
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.logit_tiles import LogitTiles, logit_tiles
 from sinkd_llm.objectives.normalisers import (
+    Scratch,
     distribution,
     joined_log_sums,
-    log_distribution,
     log_sum_exps,
     tile_width,
 )
-from sinkd_llm.objectives.problems import Pairing
+from sinkd_llm.objectives.tile_pair import TilePair, Wanted
 from sinkd_llm.optimal_transport import add_cost, cost_gradient
 
 # Logits of one side of which the distributions are kept as well.
 _FEW = 2**14
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """
-    What a sweep computes. Without a teacher only cross-entropy can be.
-
-    Args:
-        labels_N (`Tensor`, *optional*): token ids, for cross-entropy over all ids of the student.
-        divergence ([`Divergence`], *optional*): over the ids that both have, without a factor for the temperature.
-        temperature (`float`, *optional*, defaults to `1.0`): of the divergence.
-        pairing ([`Pairing`], *optional*): which rows meet in the transport cost, over the ids that both have.
-        sinkhorn_temperature (`float`, *optional*, defaults to `1.0`): of the cost.
-        cost_norm (`str`, *optional*, defaults to `"l1"`): of the cost.
-        own (`slice`, *optional*): which of the teacher's M rows are of the student's tokens. Default: all.
-    """
-
-    labels_N: Tensor | None = None
-    divergence: Divergence | None = None
-    temperature: float = 1.0
-    pairing: Pairing | None = None
-    sinkhorn_temperature: float = 1.0
-    cost_norm: str = "l1"
-    own: slice | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +121,20 @@ class _Passes:
         a_tile = 4 * width * ((0 if student.is_there else N) + (0 if teacher is None or teacher.is_there else M))
         self.num_kept = min(len(self.tiles), normalisers.KEPT_BYTES // a_tile) if a_tile else len(self.tiles)
         self.kept: dict[tuple[bool, int], Tensor] = {}
-        # Of a few answers' logits, operations cost more than numbers.
-        self.pairs: dict[int, _Pair] | None = {} if N * V <= _FEW else None
+        self.last: dict[bool, tuple[int, Tensor]] = {}  # the tile in use, of those that are not kept
         compared = [wanted.temperature] if wanted.divergence else []
         self.compared = {*compared, *([wanted.sinkhorn_temperature] if wanted.pairing else [])}
+        self.pairs: dict[int, TilePair] = {}
+        # Of a few answers' logits, operations cost more than numbers.
+        self.keeps_pairs = N * V <= _FEW
+        self.scratch = None if self.keeps_pairs else Scratch()
+        self.rooms = (None, None) if self.keeps_pairs else (Scratch(), Scratch())  # of the two sides' logits
+        # The distributions are all that pass 3 needs: they are kept in place of the logits.
+        self.in_place = (
+            len(self.compared) == 1
+            and (wanted.divergence is None or wanted.divergence.halves is not None)
+            and not (student.is_there or student.needs_logits or teacher is None or teacher.is_there)
+        )
 
     def forward(self) -> tuple[Tensor | None, ...]:
         self._first_pass()
@@ -165,9 +151,11 @@ class _Passes:
         for k, v in enumerate(self.tiles):
             z_Nw = self._logits(k)
             wanted = self.compared if k < self.num_compared else set()
-            every.append(log_sum_exps(z_Nw, wanted if labels_N is None else {*wanted, 1.0}))
+            wanted = wanted if labels_N is None else {*wanted, 1.0}
+            every.append(log_sum_exps(z_Nw, wanted, _room(self.scratch, "log_q", z_Nw)))
             if k < self.num_compared and self.teacher is not None and self.compared:
-                theirs.append(log_sum_exps(self._logits(k, teacher=True), self.compared))
+                y_Mw = self._logits(k, teacher=True)
+                theirs.append(log_sum_exps(y_Mw, self.compared, _room(self.scratch, "log_p", y_Mw)))
             if labels_N is not None:
                 at_N1, here_N = self._places(labels_N, v)
                 part_N1 = z_Nw.gather(1, at_N1)
@@ -186,19 +174,17 @@ class _Passes:
     def _second_pass(self) -> tuple[Tensor | None, ...]:
         wanted = self.wanted
         divergence_N, costs = None, []
+        self.slope_sum_N1: Tensor | None = None
         if self.compared:
             like = next(iter(self.log_sums.values()))
             costs = [like.new_zeros(block) for block in wanted.pairing.blocks] if wanted.pairing else []
             for k in range(self.num_compared):
-                pair = self._pair(k)
+                pair = self._pair(k, value=True)
                 if wanted.divergence is not None:
-                    value_N, slope_Nw = pair.divergence(wanted.divergence)
-                    slope_N1 = slope_Nw.sum(dim=-1, keepdim=True)
-                    if divergence_N is None:
-                        divergence_N, self.slope_sum_N1 = value_N, slope_N1
-                    else:
-                        divergence_N += value_N
-                        self.slope_sum_N1 += slope_N1
+                    value_N, slope_N1 = pair.divergence()
+                    divergence_N = value_N if divergence_N is None else divergence_N.add_(value_N)
+                    if slope_N1 is not None:
+                        self.slope_sum_N1 = slope_N1 if self.slope_sum_N1 is None else self.slope_sum_N1 + slope_N1
                 for cost_Pnm, s_Pnw, t_Pmw in zip(costs, *pair.blocks(), strict=True) if costs else ():
                     add_cost(cost_Pnm, s_Pnw, t_Pmw, wanted.cost_norm)
         if wanted.divergence is None or divergence_N is None:
@@ -228,25 +214,31 @@ class _Passes:
         twice = moves and (whole or self.student.is_there or self.student.trains_head)
         beside = self.student.sink(needed) if moves and not twice else None
         mean_N: Tensor | None = None  # A
-        held: dict[int, Tensor] = {}
+        held: dict[int, tuple[Tensor, Tensor | None]] = {}
         for k, v in enumerate(self.tiles):
-            z_Nw = self._logits(k)
-            grad_Nw = self._of_labels(k, z_Nw, ce_N)
-            if k < self.num_compared and (divergence_N is not None or moves):
-                grad_Nw, part_N = self._of_pair(k, grad_Nw, divergence_N, costs if moves else None, beside)
+            pair = self._pair(k) if k < self.num_compared and (divergence_N is not None or moves) else None
+            # What is held until the second loop has memory of its own.
+            grad_Nw = self._of_labels(k, pair, ce_N, None if twice and whole else self.scratch)
+            if pair is not None:
+                grad_Nw, part_N = self._of_pair(k, pair, grad_Nw, divergence_N, costs if moves else None, beside)
                 mean_N = part_N if mean_N is None else mean_N if part_N is None else mean_N + part_N
                 if twice and whole:
-                    held[k] = grad_Nw
+                    held[k] = grad_Nw, (pair.s_Nw if k in self.pairs else None)
                     self.kept.pop((True, k), None)
+                    self.pairs.pop(k, None)
                     continue
             if grad_Nw is not None:
-                sink.add(v, z_Nw, grad_Nw)
+                sink.add(v, self._logits_for_cap(k), grad_Nw)
+            self.pairs.pop(k, None)
         if twice and mean_N is not None:
             tau = self.wanted.sinkhorn_temperature
             for k, v in enumerate(self.tiles[: self.num_compared]):
-                z_Nw = self._logits(k)
-                s_Nw = distribution(z_Nw, tau, self.log_sums[tau]).mul_(-mean_N[:, None])
-                sink.add(v, z_Nw, s_Nw.add_(held.pop(k)) if held else s_Nw)
+                grad_Nw, s_Nw = held.pop(k, (None, None))
+                if s_Nw is None:
+                    s_Nw = distribution(self._logits(k), tau, self.log_sums[tau])
+                mean_N1 = mean_N[:, None]
+                rest_Nw = s_Nw.mul_(-mean_N1) if grad_Nw is None else grad_Nw.addcmul_(s_Nw, mean_N1, value=-1)
+                sink.add(v, self._logits_for_cap(k), rest_Nw)
         gradients = sink.gradients()
         if beside is None or mean_N is None:
             return gradients
@@ -255,13 +247,22 @@ class _Passes:
         assert expected_NH is not None
         return (hidden_NH - mean_N[:, None] * expected_NH).to(hidden_NH.dtype), *gradients[1:]
 
-    def _of_labels(self, k: int, z_Nw: Tensor, grad_N: Tensor | None) -> Tensor | None:
+    def _of_labels(
+        self, k: int, pair: TilePair | None, grad_N: Tensor | None, scratch: Scratch | None
+    ) -> Tensor | None:
         """`g_i (softmax - one-hot)` of a tile."""
         if grad_N is None:
             return None
         v, labels_N = self.tiles[k], self.wanted.labels_N
         assert labels_N is not None
-        grad_Nw = distribution(z_Nw, 1.0, self.all_log_sum_N1).mul_(grad_N[:, None])
+        weight_N1, softer = grad_N[:, None], self.log_sums.get(2.0)
+        if pair is not None and softer is not None:  # softmax(z) is the square of softmax(z / 2), but for its sum
+            soft_Nw = pair.q_Nw if self.wanted.temperature == 2 and self.wanted.divergence else pair.s_Nw
+            grad_Nw = torch.mul(soft_Nw, soft_Nw, out=_room(scratch, "grad", soft_Nw))
+            grad_Nw *= (2 * softer - self.all_log_sum_N1).exp_().mul_(weight_N1)
+        else:
+            z_Nw = self._logits(k)
+            grad_Nw = distribution(z_Nw, 1.0, self.all_log_sum_N1, _room(scratch, "grad", z_Nw)).mul_(weight_N1)
         at_N1, here_N = self._places(labels_N, v)
         return grad_Nw.scatter_add_(1, at_N1, (-grad_N if here_N is None else (-grad_N).where(here_N, 0))[:, None])
 
@@ -283,87 +284,72 @@ class _Passes:
     def _of_pair(
         self,
         k: int,
+        pair: TilePair,
         grad_Nw: Tensor | None,
         divergence_N: Tensor | None,
         costs: tuple[Tensor | None, ...] | None,
         beside: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """The same with what the divergence and the cost add, but for A; and the tile's part of A."""
-        pair = self._pair(k)
         if divergence_N is not None:
-            assert self.wanted.divergence is not None
-            _, slope_Nw = pair.divergence(self.wanted.divergence)
-            slope_Nw = torch.addcmul(slope_Nw, pair.q_Nw, self.slope_sum_N1, value=-1)
-            slope_Nw *= (divergence_N / self.wanted.temperature)[:, None]
-            grad_Nw = slope_Nw if grad_Nw is None else grad_Nw.add_(slope_Nw)
+            slope_Nw = pair.slope()
+            if self.slope_sum_N1 is not None:
+                slope_Nw = torch.addcmul(slope_Nw, pair.q_Nw, self.slope_sum_N1, value=-1)
+            weight_N1 = (divergence_N / self.wanted.temperature)[:, None]
+            grad_Nw = slope_Nw.mul_(weight_N1) if grad_Nw is None else grad_Nw.addcmul_(slope_Nw, weight_N1)
         if costs is None:
             assert grad_Nw is not None
             return grad_Nw, None
         assert self.wanted.pairing is not None
+        tau = self.wanted.sinkhorn_temperature
         s_blocks, t_blocks = pair.blocks()
         moves = [
-            torch.zeros_like(s) if G is None else cost_gradient(s, t, G, self.wanted.cost_norm)
+            torch.zeros_like(s) if G is None else cost_gradient(s, t, G / tau, self.wanted.cost_norm)
             for s, t, G in zip(s_blocks, t_blocks, costs, strict=True)
         ]
         pull_Nw = self.wanted.pairing.joined_student(moves)
-        pull_Nw.mul_(pair.s_Nw).div_(self.wanted.sinkhorn_temperature)
-        part_N = pull_Nw.sum(dim=-1)
+        part_N = torch.linalg.vecdot(pull_Nw, pair.s_Nw)
+        grad_Nw = pull_Nw.mul_(pair.s_Nw) if grad_Nw is None else grad_Nw.addcmul_(pull_Nw, pair.s_Nw)
         if beside is not None:
-            beside.add(self.tiles[k], pair.z_Nw, pair.s_Nw)
-        return (pull_Nw if grad_Nw is None else grad_Nw.add_(pull_Nw)), part_N
+            beside.add(self.tiles[k], self._logits_for_cap(k), pair.s_Nw)
+        return grad_Nw, part_N
 
     # ---- tiles
 
     def _logits(self, k: int, teacher: bool = False) -> Tensor:
         if (kept := self.kept.get((teacher, k))) is not None:
             return kept
+        last, logits = self.last.get(teacher, (-1, None))
+        if last == k and logits is not None:
+            return logits
         side = self.teacher if teacher else self.student
         assert side is not None
-        logits = side.tile(self.tiles[k])
+        keeps = k < self.num_kept and not side.is_there
+        logits = side.tile(self.tiles[k], None if keeps else self.rooms[teacher])
         if logits.dtype != self.dtype:
             logits = logits.to(self.dtype)
-        if k < self.num_kept and not side.is_there:
+        if keeps:
             self.kept[teacher, k] = logits
+        else:
+            self.last[teacher] = k, logits
         return logits
 
-    def _pair(self, k: int) -> "_Pair":
-        if self.pairs is None:
-            return _Pair(self, self._logits(k), self._logits(k, teacher=True))
-        if k not in self.pairs:
-            self.pairs[k] = _Pair(self, self._logits(k), self._logits(k, teacher=True))
-        return self.pairs[k]
+    def _logits_for_cap(self, k: int) -> Tensor | None:
+        return self._logits(k) if self.student.needs_logits else None
+
+    def _pair(self, k: int, value: bool = False) -> TilePair:
+        if (kept := self.pairs.get(k)) is not None:
+            return kept
+        z_Nw, y_Mw = self._logits(k), self._logits(k, teacher=True)
+        in_place = self.in_place and k < self.num_kept
+        sides = (z_Nw, self.log_sums), (y_Mw, self.teacher_log_sums)
+        pair = TilePair(self.wanted, *sides, value=value, scratch=self.scratch, in_place=in_place)
+        if in_place:
+            del self.kept[False, k], self.kept[True, k]
+        if in_place or self.keeps_pairs:
+            self.pairs[k] = pair
+        return pair
 
 
-class _Pair:
-    """Both sides of a tile: each distribution is made once."""
-
-    def __init__(self, passes: _Passes, z_Nw: Tensor, y_Mw: Tensor) -> None:
-        wanted = passes.wanted
-        self.z_Nw, self._pairing = z_Nw, wanted.pairing
-        own = wanted.own
-        if wanted.divergence is not None:
-            T = wanted.temperature
-            theirs, theirs_log_sum = (y_Mw, passes.teacher_log_sums[T])
-            if own is not None:
-                theirs, theirs_log_sum = theirs[own], theirs_log_sum[own]
-            self._log_q = log_distribution(z_Nw, T, passes.log_sums[T])
-            self._log_p = log_distribution(theirs, T, theirs_log_sum)
-            self.q_Nw, self._p_Nw = self._log_q.exp(), self._log_p.exp()
-            self._found: tuple[Tensor, Tensor] | None = None
-        if wanted.pairing is not None:
-            tau = wanted.sinkhorn_temperature
-            same = wanted.divergence is not None and wanted.temperature == tau
-            self.s_Nw = self.q_Nw if same else distribution(z_Nw, tau, passes.log_sums[tau])
-            all_own = same and own is None
-            self._t_Mw = self._p_Nw if all_own else distribution(y_Mw, tau, passes.teacher_log_sums[tau])
-
-    def divergence(self, divergence: Divergence) -> tuple[Tensor, Tensor]:
-        """The tile's part of each row's value `[N]`, and the slopes `[N, w]`."""
-        if self._found is None:
-            self._found = divergence.kernel(self._log_q, self._log_p, self.q_Nw, self._p_Nw)
-        return self._found
-
-    def blocks(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The rows of each block of transport problems: `[P, n, w]` and `[P, m, w]`."""
-        assert self._pairing is not None
-        return self._pairing.students(self.s_Nw), self._pairing.teachers(self._t_Mw)
+def _room(scratch: Scratch | None, name: str, like: Tensor) -> Tensor | None:
+    return None if scratch is None else scratch.like(name, like)

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, HeadOf, TopKSignal
 from sinkd_llm.objectives.problems import Problems
-from sinkd_llm.objectives.sweep import Wanted, sweep
+from sinkd_llm.objectives.sweep import sweep
+from sinkd_llm.objectives.tile_pair import Wanted
 from tests.support import naive
 
-normalisers = import_module("sinkd_llm.objectives.normalisers")
+normalisers, sweeps = (import_module(f"sinkd_llm.objectives.{name}") for name in ("normalisers", "sweep"))
 N, H, V = 7, 5, 23
 LABELS = torch.tensor([0, 22, 5, 11, 5, 3, 17])
 WHERE = {"example_N": torch.arange(N), "position_N": torch.zeros(N).long()}
@@ -52,6 +53,7 @@ def trained(side: HeadOf, weights: bool) -> tuple[HeadOf, list[Tensor]]:
 def cut_into_tiles(monkeypatch: pytest.MonkeyPatch, width: int, kept_tiles: float) -> None:
     monkeypatch.setattr(normalisers, "_CPU_TILE", (1, width, width))
     monkeypatch.setattr(normalisers, "KEPT_BYTES", kept_tiles * 4 * width * 2 * N)
+    monkeypatch.setattr(sweeps, "_FEW", 0)  # the way of small batches is another
 
 
 def naive_logits(side: HeadOf) -> Tensor:
@@ -106,13 +108,54 @@ def test_values_and_gradients_are_those_of_the_formulas(
     check(head(1, form), head(2, form), everything(), weights)
 
 
+@pytest.mark.parametrize("width", [64, 6])
+def test_few_logits_keep_their_distributions(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    cut_into_tiles(monkeypatch, width, 9)
+    monkeypatch.setattr(sweeps, "_FEW", N * V)
+    for divergence in DIVERGENCES:
+        check(head(1, "all"), head(2), everything(divergence), weights=True)
+
+
+@pytest.mark.parametrize("kept", [0, 1.5, 9])
+@pytest.mark.parametrize("wanted", ["ce", "divergence", "cost", "divergence and cost", "all"])
+@pytest.mark.parametrize("temperature", [2.0, 1.0, 0.5])
+def test_each_part_alone_has_the_gradient_of_its_formula(
+    monkeypatch: pytest.MonkeyPatch, kept: float, wanted: str, temperature: float
+) -> None:
+    cut_into_tiles(monkeypatch, 6, kept)
+    whole = everything("kl", temperature, temperature)
+    some = Wanted(
+        LABELS if wanted in ("ce", "all") else None,
+        whole.divergence if "divergence" in wanted or wanted == "all" else None,
+        temperature,
+        whole.pairing if "cost" in wanted or wanted == "all" else None,
+        temperature,
+    )
+    gradients = []
+    for asked in (some, whole):
+        ours, (hidden,) = trained(head(1), weights=False)
+        swept = (
+            sweep(ours, None if wanted == "ce" else head(2), asked) if asked is some else sweep(ours, head(2), whole)
+        )
+        value = torch.zeros((), dtype=torch.float64)
+        if some.labels_N is not None and swept.ce_N is not None:
+            value = value + (swept.ce_N * torch.arange(1, N + 1)).sum()
+        if some.divergence is not None and swept.divergence_N is not None:
+            value = value + (swept.divergence_N * torch.arange(N)).sum()
+        if some.pairing is not None:
+            value = value + (swept.costs[0][0] * torch.arange(N * N).view(N, N)).sum()
+        gradients.append(torch.autograd.grad(value, hidden)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize(("temperature", "tau", "norm"), [(2.0, 2.0, "sql2"), (1.0, 2.0, "l1"), (3.0, 0.7, "sql2")])
 def test_every_divergence_temperature_and_norm(
     monkeypatch: pytest.MonkeyPatch, divergence: str, temperature: float, tau: float, norm: str
 ) -> None:
-    cut_into_tiles(monkeypatch, 6, 0)
-    check(head(1), head(2), everything(divergence, temperature, tau, norm))
+    for kept in (0, 1.5, 9):
+        cut_into_tiles(monkeypatch, 6, kept)
+        check(head(1), head(2), everything(divergence, temperature, tau, norm))
 
 
 @pytest.mark.parametrize("ids", [17, 23, 30])
