@@ -22,6 +22,7 @@ LEAVES: dict[str, set[str]] = {
     "locks": {"errors"},
     "terminal": {"secrets"},
     "values": {"errors"},
+    "row_files": {"errors", "values"},
     "yaml_files": {"errors", "values"},
     "distributed": {"errors"},
 }

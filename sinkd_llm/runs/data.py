@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
-from sinkd_llm.tasks.files import Rows, read_csv, read_json, read_text
+from sinkd_llm.row_files import Rows, read_csv, read_json, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

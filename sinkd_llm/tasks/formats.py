@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.tasks.files import Rows, not_empty, read_json, read_text
+from sinkd_llm.row_files import Rows, not_empty, read_json, read_text
 
 
 def read_trec(path: Path) -> Rows:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError, first_line, nearest
-from sinkd_llm.tasks.files import READERS, Rows, read_csv, read_json
+from sinkd_llm.row_files import READERS, Rows, read_csv, read_json
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
 from sinkd_llm.tasks.schema import as_written
 from sinkd_llm.values import shown

@@ -13,7 +13,7 @@ from sinkd_llm.metrics import (
     compute_metrics,
     compute_text_metrics,
 )
-from sinkd_llm.tasks.files import Rows
+from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files
 from sinkd_llm.tasks.rendered import rendered_rows

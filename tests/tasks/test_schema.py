@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.row_files import READERS
 from sinkd_llm.tasks import Task
-from sinkd_llm.tasks.files import READERS
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
 from sinkd_llm.tasks.schema import FORMATS, read_task_file
 

@@ -4,11 +4,12 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.tasks.files import READERS, read_csv, read_json, read_tsv
-from sinkd_llm.tasks.formats import read_multirc, read_record, read_trec
+from sinkd_llm.row_files import READERS, read_csv, read_json, read_parquet, read_tsv
 
 
 def test_tsv_is_literal(write_file) -> None:
@@ -67,43 +68,6 @@ def test_missing_empty_and_not_utf8(kind: str, write_file, tmp_path: Path) -> No
     ],
 )
 def test_broken_files(reader, content: str, message: str, write_file) -> None:
-    with pytest.raises(InputError, match=message):
-        reader(write_file(content))
-
-
-def test_trec_is_latin1_with_a_stray_byte_or_utf8(write_file) -> None:
-    rows = read_trec(write_file(b"DESC:def What is a caf\xe9 ?\n\nLOC:city A sister\xf0city : where ?\n"))
-    assert rows.rows == [
-        {"text": "What is a café ?", "coarse_label": "DESC", "fine_label": "DESC:def"},
-        {"text": "A sister city : where ?", "coarse_label": "LOC", "fine_label": "LOC:city"},
-    ]
-    assert rows.where(1).startswith("line 3 of")
-    assert read_trec(write_file("DESC:def What is a café ?\n")).rows == rows.rows[:1]
-
-
-@pytest.mark.parametrize(
-    ("reader", "content", "message"),
-    [
-        (read_trec, "", "has no rows"),
-        (read_trec, "DESC What ?\n", "Line 1 of .* is 'DESC What .', not COARSE:fine and a question"),
-        (read_multirc, "", "has no rows"),
-        (read_multirc, '{"idx": 0}\n', "Line 1 of .* has no 'passage' .a JSON object."),
-        (
-            read_multirc,
-            '{"idx": 0, "passage": {"text": "t", "questions": [3]}}\n',
-            "Question 0 on line 1 of .* 'answers'",
-        ),
-        (read_record, '{"idx": 0, "passage": {"entities": []}, "qas": []}\n', "Line 1 of .* has no 'text' .text."),
-        (read_record, '{"idx": 0, "passage": {"text": "t", "entities": []}}\n', "Line 1 of .* has no 'qas' .a list."),
-        (read_record, '{"idx": 0, "passage": {"text": "t", "entities": []}, "qas": [{}]}\n', "Query 0 on line 1 of"),
-        (
-            read_record,
-            '{"idx": 0, "passage": {"text": "", "entities": []}, "qas": [{"idx": 0, "query": "", "answers": [{}]}]}\n',
-            "Answer 0 to query 0 on line 1 of .* has no 'text'",
-        ),
-    ],
-)
-def test_broken_passages(reader, content: str, message: str, write_file) -> None:
     with pytest.raises(InputError, match=message):
         reader(write_file(content))
 
@@ -197,3 +161,32 @@ def test_json_that_loses_or_breaks_something(content: str, message: str, write_f
 def test_brackets_in_text_are_no_nesting(write_file) -> None:
     row = {"a": "[" * 200 + '\\"{{' + "]", "b": [[1], [2]] * 100}
     assert read_json(write_file(json.dumps(row) + "\n")).rows == [row]
+
+
+def test_parquet_has_its_types_and_no_words_for_what_is_missing(tmp_path: Path) -> None:
+    table = pa.table({"id": ["007", "NA", None], "p": [0.5, None, 1.0], "m": pa.array([{"a": 1}, None, {"b": 2}])})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    rows = read_parquet(tmp_path / "rows.parquet")
+    assert [row["id"] for row in rows.rows] == ["007", "NA", None]
+    assert [row["p"] for row in rows.rows] == [0.5, None, 1.0]
+    assert rows.rows[0]["m"] == {"a": 1, "b": None}
+    assert rows.where(1).startswith("row 1 of")
+    maps = pa.table({"m": pa.array([[("a", 1.0)]], pa.map_(pa.string(), pa.float64()))})
+    pyarrow.parquet.write_table(maps, tmp_path / "maps.parquet")
+    assert read_parquet(tmp_path / "maps.parquet").rows == [{"m": {"a": 1.0}}]
+
+
+def test_parquet_that_is_none_or_broken(tmp_path: Path, write_file) -> None:
+    whole = tmp_path / "whole.parquet"
+    pyarrow.parquet.write_table(pa.table({"a": list(range(1000))}), whole)
+    for content in (b"", b"a,b\n1,2\n", whole.read_bytes()[:-20], b"PAR1" + bytes(100) + b"PAR1"):
+        with pytest.raises(InputError, match="cannot be read as Parquet"):
+            read_parquet(write_file(content))
+    with pytest.raises(InputError, match="There is no file"):
+        read_parquet(tmp_path / "absent.parquet")
+    pyarrow.parquet.write_table(pa.table([[1], [2]], names=["a", "a"]), whole)
+    with pytest.raises(InputError, match="name its columns, each once"):
+        read_parquet(whole)
+    pyarrow.parquet.write_table(pa.table({"a": []}), whole)
+    with pytest.raises(InputError, match="has no rows"):
+        read_parquet(whole)

@@ -1,7 +1,7 @@
-"""Readers for the file formats of the benchmarks: tab-separated, CSV, JSON and JSON lines.
+"""Files of rows: tab-separated, CSV, JSON, JSON lines and Parquet.
 
 They exist beside the loaders of `datasets` because they name the line that is wrong, read GLUE's
-unquoted TSV literally, and leave no cache.
+unquoted TSV literally, take no word for a missing value, and leave no cache.
 """
 
 import csv
@@ -11,11 +11,12 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sinkd_llm.errors import InputError
-from sinkd_llm.values import shown
+from sinkd_llm.errors import InputError, first_line
+from sinkd_llm.values import listed, shown
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def read_csv(
         line = int(str(error.__notes__[0]))
         raise InputError(
             f"Line {line} of {path} is not valid CSV ({error}); the file may be cut off, or a quote may be left open. "
-            "Where quotes are text, say so in the task file with dataset_kwargs: {quoting: 3}."
+            "Where quotes are text, say so in the task file with dataset_kwargs: {quoting: 3}, or write JSON lines."
         ) from error
     if whole and len(records) > len(literal):
         raise InputError(
@@ -134,7 +135,7 @@ def read_csv(
         raise InputError(
             f"A quote on line {line} of {path} opens a field that goes on over the next line, but as text every line "
             "is a row of its own; say in the task file which is meant, with dataset_kwargs: {quoting: 3} where quotes "
-            "are text, or {quoting: 0}."
+            "are text, or {quoting: 0}, or write JSON lines."
         )
     return _table(path, records, column_names)
 
@@ -242,7 +243,42 @@ def _check_depth(text: str) -> None:
             raise RecursionError
 
 
+def read_parquet(path: Path) -> Rows:
+    """
+    A Parquet file; values are as their types say, and what is missing is `None`.
+
+    Raises:
+        InputError: if the file is missing, empty, damaged or no Parquet file, or names a column twice.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; check the path.")
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+        names = table.column_names
+        records = table.to_pylist(maps_as_pydicts="strict") if len(set(names)) == len(names) else []
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+        raise InputError(
+            f"The file {path} cannot be read as Parquet ({first_line(error)}); it may be cut off, or be in another "
+            "format: name it by what it holds."
+        ) from error
+    if len(set(names)) < len(names):
+        raise InputError(f"The file {path} should name its columns, each once, but they are: {listed(names)}.")
+    return not_empty(Rows(records, str(path)))
+
+
+# The formats of benchmarks' own files, as task files name them.
 READERS: dict[str, Callable[..., Rows]] = {"tsv": read_tsv, "csv": read_csv, "jsonl": read_json}
+# A user's files, by the ends of their names. What spreadsheets and pandas write as .tsv has quotes, as a CSV file.
+BY_SUFFIX: dict[str, Callable[[Path], Rows]] = {
+    ".csv": read_csv,
+    ".tsv": partial(read_csv, delimiter="\t"),
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".parquet": read_parquet,
+}
 
 
 def _table(
