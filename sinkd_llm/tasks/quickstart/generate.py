@@ -11,16 +11,22 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from sinkd_llm.tasks.quickstart.more_vocabulary import MORE_DOMAINS
 from sinkd_llm.tasks.quickstart.vocabulary import CHORES, DOMAINS, GENERAL, Aspect, Domain
 
 SEED = 20240
-TRAIN, VALIDATION = 600, 200
+TRAIN, VALIDATION, UNLABELLED = 600, 1000, 3000
+# Validation rows that were drawn together with the training rows; the others are drawn after these.
+HELD_OUT = 200
+# Statements that a frame may make in its turn to find a new one, where many have been made.
+TRIES = 20
 NEGATIVE, POSITIVE = 0, 1
 
 # How often a frame of a kind has its turn. Words that mean what they say are the larger part of any opinion, and
 # what a student can learn from first.
 TURNS = {"plain": 10, "negation": 1, "contrast": 1, "irony": 1}
 
+Row = dict[str, str | int]
 Write = Callable[[random.Random, Domain, int], str]
 
 
@@ -121,46 +127,71 @@ FRAMES: dict[str, tuple[Write, ...]] = {
 }
 
 
-def generate(seed: int = SEED) -> dict[str, list[dict[str, str | int]]]:
+def generate(seed: int = SEED) -> dict[str, list[Row]]:
     """
-    The rows of both splits: `text`, `label` (0 negative, 1 positive) and `frame` (the kind of reversal).
+    The rows of all splits: `text`, `label` (0 negative, 1 positive) and `frame` (the kind of reversal).
 
-    Each split has as many negative as positive rows and every frame with both labels in the same
-    shares, and no sentence occurs twice.
+    Each split has as many negative as positive rows and every frame with both labels in the same shares, and no
+    sentence occurs twice. The statements of `unlabelled` speak of more kinds of things; only their texts are written.
     """
     rng = random.Random(seed)
-    frames = [(kind, write) for kind, writers in FRAMES.items() for write in writers for _ in range(TURNS[kind])]
-    pools: list[list[tuple[int, dict[str, str | int]]]] = []
     seen: set[str] = set()
-    for label in (NEGATIVE, POSITIVE):
-        pool: list[tuple[int, dict[str, str | int]]] = []
-        turn = 0
-        while len(pool) < (TRAIN + VALIDATION) // 2:
-            number = turn % len(frames)
-            kind, write = frames[number]
-            turn += 1
-            text = write(rng, rng.choice(DOMAINS), label)
-            text = text[0].upper() + text[1:]
-            if text not in seen:
-                seen.add(text)
-                pool.append((number, {"text": text, "label": label, "frame": kind}))
-        pools.append(sorted(pool, key=lambda entry: entry[0]))
+    splits: dict[str, list[Row]] = {"train": [], "validation": [], "unlabelled": []}
     # Sorted by frame, every k-th sentence is held out: both splits see every frame with both labels.
-    every = (TRAIN + VALIDATION) // VALIDATION
-    splits: dict[str, list[dict[str, str | int]]] = {"train": [], "validation": []}
-    for pool in pools:
-        for place, (_, row) in enumerate(pool):
+    every = (TRAIN + HELD_OUT) // HELD_OUT
+    for label in (NEGATIVE, POSITIVE):
+        for place, row in enumerate(_statements(rng, DOMAINS, label, (TRAIN + HELD_OUT) // 2, seen, tries=1)):
             splits["validation" if place % every == every - 1 else "train"].append(row)
-    for rows in splits.values():
-        rng.shuffle(rows)
+    for split in ("train", "validation"):
+        rng.shuffle(splits[split])
+    for split, domains, size in (
+        ("validation", DOMAINS, VALIDATION - HELD_OUT),
+        ("unlabelled", (*DOMAINS, *MORE_DOMAINS), UNLABELLED),
+    ):
+        more = []
+        for label in (NEGATIVE, POSITIVE):
+            more += _statements(rng, domains, label, size // 2, seen, TRIES)
+        rng.shuffle(more)
+        splits[split] += more
     return splits
 
 
+def _statements(
+    rng: random.Random, domains: tuple[Domain, ...], label: int, count: int, seen: set[str], tries: int
+) -> list[Row]:
+    """
+    So many new statements of one label, sorted by frame; their texts are added to `seen`. A frame that finds nothing
+    new to say in so many `tries` misses its turn.
+    """
+    frames = [(kind, write) for kind, writers in FRAMES.items() for write in writers for _ in range(TURNS[kind])]
+    found: list[tuple[int, Row]] = []
+    turn = 0
+    while len(found) < count:
+        number = turn % len(frames)
+        kind, write = frames[number]
+        turn += 1
+        for _ in range(tries):
+            text = write(rng, rng.choice(domains), label)
+            text = text[0].upper() + text[1:]
+            if text not in seen:
+                seen.add(text)
+                found.append((number, {"text": text, "label": label, "frame": kind}))
+                break
+    return [row for _, row in sorted(found, key=lambda entry: entry[0])]
+
+
 def write(folder: Path) -> None:
-    """Write `train.jsonl` and `validation.jsonl`."""
-    for split, rows in generate().items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    """Write `train.jsonl`, `validation.jsonl` and, one statement a line, `unlabelled.txt`."""
+    splits = generate()
+    texts = {
+        "unlabelled.txt": "".join(f"{row['text']}\n" for row in splits.pop("unlabelled")),
+        **{
+            f"{split}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for split, rows in splits.items()
+        },
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class Domain(NamedTuple):
     endings: tuple[str, ...]
 
 
-def _aspect(name: str, be: str, good: str, bad: str) -> Aspect:
+def aspect(name: str, be: str, good: str, bad: str) -> Aspect:
+    """An aspect whose adjectives are parted by spaces."""
     return Aspect(name, be, tuple(good.split()), tuple(bad.split()))
 
 
@@ -57,11 +58,11 @@ DOMAINS = (
         first=("watch", "watched"),
         again="watch",
         aspects=(
-            _aspect("the plot", "was", "gripping clever original", "predictable confusing thin"),
-            _aspect("the acting", "was", "superb convincing moving", "wooden lifeless stiff"),
-            _aspect("the dialogue", "was", "witty sharp natural", "clumsy flat awkward"),
-            _aspect("the special effects", "were", "dazzling impressive", "cheap ugly laughable"),
-            _aspect("the ending", "was", "satisfying touching brilliant", "rushed silly tedious"),
+            aspect("the plot", "was", "gripping clever original", "predictable confusing thin"),
+            aspect("the acting", "was", "superb convincing moving", "wooden lifeless stiff"),
+            aspect("the dialogue", "was", "witty sharp natural", "clumsy flat awkward"),
+            aspect("the special effects", "were", "dazzling impressive", "cheap ugly laughable"),
+            aspect("the ending", "was", "satisfying touching brilliant", "rushed silly tedious"),
         ),
         verdicts=(
             ("I would watch it again tomorrow", "I told all my friends to see it"),
@@ -82,11 +83,11 @@ DOMAINS = (
         first=("try", "tried"),
         again="eat at",
         aspects=(
-            _aspect("the soup", "was", "delicious rich fragrant", "bland watery salty"),
-            _aspect("the waiters", "were", "friendly attentive charming", "rude careless grumpy"),
-            _aspect("the desserts", "were", "heavenly fresh memorable", "stale dry tasteless"),
-            _aspect("the dining room", "was", "cosy elegant inviting", "noisy cramped gloomy"),
-            _aspect("the bill", "was", "fair reasonable modest", "outrageous absurd excessive"),
+            aspect("the soup", "was", "delicious rich fragrant", "bland watery salty"),
+            aspect("the waiters", "were", "friendly attentive charming", "rude careless grumpy"),
+            aspect("the desserts", "were", "heavenly fresh memorable", "stale dry tasteless"),
+            aspect("the dining room", "was", "cosy elegant inviting", "noisy cramped gloomy"),
+            aspect("the bill", "was", "fair reasonable modest", "outrageous absurd excessive"),
         ),
         verdicts=(
             ("we have booked again for Friday", "we could not stop smiling on the way home"),
@@ -107,11 +108,11 @@ DOMAINS = (
         first=("book", "booked"),
         again="stay at",
         aspects=(
-            _aspect("the room", "was", "spotless bright comfortable", "filthy damp shabby"),
-            _aspect("the bed", "was", "soft comfortable heavenly", "lumpy uncomfortable dirty"),
-            _aspect("the staff", "were", "helpful kind welcoming", "unhelpful rude lazy"),
-            _aspect("the breakfast", "was", "generous delicious varied", "miserable stale meagre"),
-            _aspect("the view", "was", "breathtaking lovely splendid", "depressing bleak ugly"),
+            aspect("the room", "was", "spotless bright comfortable", "filthy damp shabby"),
+            aspect("the bed", "was", "soft comfortable heavenly", "lumpy uncomfortable dirty"),
+            aspect("the staff", "were", "helpful kind welcoming", "unhelpful rude lazy"),
+            aspect("the breakfast", "was", "generous delicious varied", "miserable stale meagre"),
+            aspect("the view", "was", "breathtaking lovely splendid", "depressing bleak ugly"),
         ),
         verdicts=(
             ("we stayed two nights longer than planned", "we are coming back every summer"),
@@ -132,11 +133,11 @@ DOMAINS = (
         first=("read", "read"),
         again="read",
         aspects=(
-            _aspect("the story", "was", "captivating original moving", "dull confusing predictable"),
-            _aspect("the characters", "were", "believable lovable vivid", "shallow tiresome lifeless"),
-            _aspect("the prose", "was", "elegant beautiful vivid", "clumsy pompous flat"),
-            _aspect("the opening chapter", "was", "gripping brilliant funny", "slow tedious muddled"),
-            _aspect("the final chapter", "was", "thrilling touching clever", "rushed silly disappointing"),
+            aspect("the story", "was", "captivating original moving", "dull confusing predictable"),
+            aspect("the characters", "were", "believable lovable vivid", "shallow tiresome lifeless"),
+            aspect("the prose", "was", "elegant beautiful vivid", "clumsy pompous flat"),
+            aspect("the opening chapter", "was", "gripping brilliant funny", "slow tedious muddled"),
+            aspect("the final chapter", "was", "thrilling touching clever", "rushed silly disappointing"),
         ),
         verdicts=(
             ("I have bought a copy for my mother", "I could not put it down"),
@@ -157,11 +158,11 @@ DOMAINS = (
         first=("buy", "bought"),
         again="use",
         aspects=(
-            _aspect("the battery", "was", "reliable impressive excellent", "weak unreliable hopeless"),
-            _aspect("the screen", "was", "sharp bright gorgeous", "blurry dim grainy"),
-            _aspect("the camera", "was", "superb impressive fantastic", "useless mediocre awful"),
-            _aspect("the buttons", "were", "responsive solid handy", "flimsy stiff wobbly"),
-            _aspect("the sound", "was", "clear rich excellent", "tinny muffled harsh"),
+            aspect("the battery", "was", "reliable impressive excellent", "weak unreliable hopeless"),
+            aspect("the screen", "was", "sharp bright gorgeous", "blurry dim grainy"),
+            aspect("the camera", "was", "superb impressive fantastic", "useless mediocre awful"),
+            aspect("the buttons", "were", "responsive solid handy", "flimsy stiff wobbly"),
+            aspect("the sound", "was", "clear rich excellent", "tinny muffled harsh"),
         ),
         verdicts=(
             ("I bought a second one for my wife", "I would not swap it for any other"),
@@ -182,11 +183,11 @@ DOMAINS = (
         first=("take", "took"),
         again="take",
         aspects=(
-            _aspect("the teacher", "was", "inspiring patient brilliant", "impatient arrogant boring"),
-            _aspect("the lectures", "were", "lively clear fascinating", "dull chaotic tedious"),
-            _aspect("the exercises", "were", "useful fun rewarding", "pointless repetitive unclear"),
-            _aspect("the handouts", "were", "helpful clear thorough", "sloppy outdated useless"),
-            _aspect("the feedback", "was", "kind detailed valuable", "vague harsh worthless"),
+            aspect("the teacher", "was", "inspiring patient brilliant", "impatient arrogant boring"),
+            aspect("the lectures", "were", "lively clear fascinating", "dull chaotic tedious"),
+            aspect("the exercises", "were", "useful fun rewarding", "pointless repetitive unclear"),
+            aspect("the handouts", "were", "helpful clear thorough", "sloppy outdated useless"),
+            aspect("the feedback", "was", "kind detailed valuable", "vague harsh worthless"),
         ),
         verdicts=(
             ("I signed up for the next one the same day", "I learned more than in a year of school"),
