@@ -99,7 +99,7 @@ class LabelReader:
             raise self._outside(target)
         key: str | int | float = value
         word, index = _word(key, target.words, exact=self.from_template), _index(key, len(target.words))
-        if word is None and str(value).strip().lower() in _MISSING_WORDS:
+        if word is None and says_no_label(value):
             return None
         if word is None and index is None:
             raise self._outside(target)
@@ -168,6 +168,11 @@ def is_missing(value: Any) -> bool:
     """Whether a column's value says that there is no label: null, NaN or no text."""
     value = plain(value)
     return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def says_no_label(value: Any) -> bool:
+    """Whether a label as a file writes it says that there is none: as [`is_missing`], and -1 and words for null."""
+    return is_missing(value) or str(plain(value)).strip().lower() in _MISSING_WORDS
 
 
 def _number(value: Any) -> float | None:

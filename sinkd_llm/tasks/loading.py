@@ -9,6 +9,7 @@ from typing import Any
 from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.row_files import READERS, Rows, read_csv, read_json
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
+from sinkd_llm.tasks.labels import says_no_label
 from sinkd_llm.tasks.schema import as_written
 from sinkd_llm.values import shown
 
@@ -113,25 +114,39 @@ def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
     label_column = local.get("label_column", "label")
     converted = []
     for index, row in enumerate(rows.rows):
-        row = dict(row)
-        for target, sources in local.get("columns", {}).items():
-            values = [_field(row, source, rows.where(index)) for source in _listed(sources)]
-            # Several columns become one text; an empty one, such as a missing title, leaves no gap.
-            row[target] = (
-                values[0]
-                if len(values) == 1
-                else " ".join(str(value).strip() for value in values if str(value).strip())
-            )
+        row = with_columns(row, local.get("columns", {}), rows.where(index))
         if labels and label_column in row:
             raw = as_written(row[label_column])
-            if raw not in labels:
+            if raw not in labels and not says_no_label(row[label_column]):
                 raise InputError(
                     f"The label {row[label_column]!r} of {rows.where(index)} is none of {', '.join(labels)}; "
                     "correct the row, or check that data_dir holds this task's files."
                 )
-            row[label_column] = labels[raw]
+            row[label_column] = labels.get(raw)
         converted.append(row)
     return Rows(converted, rows.source, rows.places, frozenset({label_column} if labels else ()))
+
+
+def with_columns(row: Mapping[str, Any], columns: Mapping[str, str | list[str]], where: str) -> dict[str, Any]:
+    """
+    The row with columns that are made of others.
+
+    Args:
+        row (`Mapping[str, Any]`): as a benchmark's file has it.
+        columns (`Mapping`): the name of a column to the one or several that it is made of (`metadata.local.columns`).
+        where (`str`): which row it is, for messages.
+
+    Raises:
+        InputError: if the row lacks one of these.
+    """
+    made = dict(row)
+    for target, sources in columns.items():
+        values = [_field(made, source, where) for source in _listed(sources)]
+        # Several columns become one text; an empty one, such as a missing title, leaves no gap.
+        made[target] = (
+            values[0] if len(values) == 1 else " ".join(str(value).strip() for value in values if str(value).strip())
+        )
+    return made
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -152,8 +167,8 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
 def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir: Path | None) -> Rows:
     kind, kwargs = config["dataset_path"], dict(config.get("dataset_kwargs", {}))
     data_files = kwargs.pop("data_files", None)
-    options = {key: kwargs.pop(key) for key in ("delimiter", "quoting") if kind == "csv" and key in kwargs}
-    _check_csv_options(options, path)
+    options = csv_options(config, path)
+    kwargs = {key: value for key, value in kwargs.items() if key not in options}
     if kwargs:
         known = "data_files, delimiter and quoting" if kind == "csv" else "data_files"
         raise InputError(
@@ -179,7 +194,7 @@ def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir:
         if kind == "json":
             tables.append(read_json(file))
         else:
-            tables.append(_with_types(read_csv(file, **options)))
+            tables.append(with_types(read_csv(file, **options)))
     return Rows(
         [row for table in tables for row in table.rows],
         tables[0].source,
@@ -201,7 +216,15 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
     )
 
 
-def _check_csv_options(options: Mapping[str, Any], path: Path) -> None:
+def csv_options(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """
+    How a task's own CSV files are read (`dataset_kwargs`): their `delimiter` and `quoting`, if the task says so.
+
+    Raises:
+        InputError: for another value than one character, and 0 or 3.
+    """
+    kwargs = config.get("dataset_kwargs", {}) if config["dataset_path"] == "csv" else {}
+    options = {key: kwargs[key] for key in ("delimiter", "quoting") if key in kwargs}
     delimiter, quoting = options.get("delimiter", ","), options.get("quoting", 0)
     if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
         raise InputError(
@@ -213,9 +236,10 @@ def _check_csv_options(options: Mapping[str, Any], path: Path) -> None:
             f"dataset_kwargs.quoting in {path} is {shown(quoting)}; it is 0 (quotes as spreadsheets write them) or 3 "
             "(quotes are text)."
         )
+    return options
 
 
-def _with_types(rows: Rows) -> Rows:
+def with_types(rows: Rows) -> Rows:
     """Columns of whole numbers as integers and of true and false as booleans, as `datasets` reads a CSV file."""
     types: dict[str, Callable[[str], Any]] = {}
     for column in rows.rows[0]:

@@ -13,6 +13,9 @@ from sinkd_llm.tasks.labels import Target, is_missing
 from sinkd_llm.tasks.template import Template
 from sinkd_llm.values import check_text, plain, shown, without_text
 
+# The split of rows whose labels are not looked at, nor what only scores need.
+UNLABELLED = "unlabelled"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -121,6 +124,7 @@ class RowRenderer:
         completion = draft.completion if label is None else choices[label]
         # Prompt and answers, so that a changed row or template changes the id.
         texts = (draft.prompt, *(choices or (completion,)))
+        scored = self.scoring_columns if split != UNLABELLED else ()
         digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=4).hexdigest()
         return Example(
             id=f"{task}-{split}-{draft.index}-{digest}",
@@ -128,11 +132,30 @@ class RowRenderer:
             choices=choices,
             label=label,
             completion=completion,
-            group=self._group(row, where) if "group" in self.scoring_columns else None,
-            answers=self._answers(row, label, where) if "answers" in self.scoring_columns else None,
-            target=self._target(row, label, where) if "target" in self.scoring_columns else None,
+            group=self._group(row, where) if "group" in scored else None,
+            answers=self._answers(row, label, where) if "answers" in scored else None,
+            target=self._target(row, label, where) if "target" in scored else None,
             **{name: self._text(name, row, where).strip() for name in self.text_columns},
         )
+
+    def columns_read(self) -> set[str]:
+        """The columns that a row's prompt, choices and texts are made of."""
+        read: set[str] = set()
+        for key, template in self.templates.items():
+            if key == "doc_to_target" or key in self.scoring_columns:
+                continue
+            if template.has_markup:
+                read |= template.columns()
+            elif key not in ("description", "gen_prefix") and template.source.isidentifier():
+                read.add(template.source)
+        return read
+
+    def target_column(self) -> str | None:
+        """The column that the label is read from, if it is one alone."""
+        template = self.templates.get("doc_to_target")
+        if template is None:
+            return None
+        return template.lone_column() if template.has_markup else template.source
 
     def _value(self, key: str, row: Mapping[str, Any], where: str) -> Any:
         """A key that names a column gives its value; any other text is a template."""
@@ -186,6 +209,8 @@ class RowRenderer:
             try:
                 words = ast.literal_eval(words)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+                if missing := sorted(template.columns() - set(row)):
+                    raise template.missing_column(missing[0], row, where) from error
                 raise InputError(
                     f"{template.place} gives {shown(words)} for {where}, which is not a list of texts; write it as "
                     '{{[choice1, choice2]}} or as ["no", "yes"].'
@@ -238,6 +263,8 @@ class RowRenderer:
     def _gold(self, row: Mapping[str, Any], split: str, where: str) -> Any:
         """What the label is read from; `None` for a row without one."""
         source = self.config["doc_to_target"]
+        if split == UNLABELLED:
+            return None
         if isinstance(source, int):
             return source
         if self._without_target(row, split):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files
 from sinkd_llm.tasks.rendered import rendered_rows
-from sinkd_llm.tasks.rendering import Example, RowRenderer
+from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
 from sinkd_llm.tasks.schema import read_task_file
+from sinkd_llm.tasks.unlabelled import check_texts, find_file, own_ids, read_unlabelled
 from sinkd_llm.values import shown
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ class Task:
             seed (`int`, *optional*): draw the `limit` rows at random instead. Under one seed, a smaller
                 sample is the beginning of a larger one.
             labelled (`bool`, *optional*): refuse a row without a label, by its place. Default: in the train split.
+                With `False`, a label may be -1, empty or null, and rows may lack its column if others have it.
 
         Returns:
             `datasets.Dataset`: columns `id`, `prompt` and `completion` (str); where answers are ranked, also `choices`
@@ -131,10 +134,7 @@ class Task:
                 one; for choice lists that a metric cannot compare: of different lengths under `mcc`, `f1` or
                 `f1_macro`, of more than two choices under `f1`.
         """
-        _check_whole("limit", limit)
-        _check_whole("seed", seed)
-        if limit is not None and limit < 1:
-            raise InputError(f"limit is {limit}, but at least one row is needed.")
+        _check_sample(limit, seed)
         if data_dir is not None and not isinstance(data_dir, str | Path):
             raise InputError(f"data_dir is {shown(data_dir)}, which is no path; give the folder that holds the data.")
         folder = None if data_dir is None else Path(data_dir)
@@ -147,21 +147,72 @@ class Task:
         asked |= {"limit": limit, "seed": seed, "labelled": labelled}
         return rendered_rows(asked, files, lambda: self._rendered(split, folder, limit, seed, labelled))
 
+    def load_unlabelled(
+        self, path: str | Path, limit: int | None = None, seed: int | None = None
+    ) -> "datasets.Dataset":
+        """
+        The rendered rows of a file without labels, with the columns of [`load`].
+
+        Args:
+            path (`str` or `Path`): `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` with the columns of the task's
+                rows, or, for a task that reads one column, `.txt` with one text a line. A relative path may also start
+                beside the task file. A column of labels may be missing, empty or full: it is not looked at.
+            limit, seed (`int`, *optional*): as for [`load`].
+
+        Returns:
+            `datasets.Dataset`: as of [`load`]. `completion` is empty and `label` -1; `group`, `answers` and `target`,
+            which only scores need, are `None`. `id` is the row's own, from a column `id`, or
+            `<task>-unlabelled-<row>-<hash>`.
+
+        Raises:
+            InputError: if the file cannot be found or read, see [`~sinkd_llm.tasks.unlabelled`]; for a row without
+                text, with a column missing, or with the id of another row, by its place; for a task whose answers are
+                generated.
+        """
+        _check_sample(limit, seed)
+        if self.output_type != "multiple_choice":
+            raise InputError(
+                f"The task {self.name!r} generates its answers, so a row without an answer has no token on which "
+                "teacher and student could be compared; rows without labels are for tasks with answer choices."
+            )
+        file = find_file(path, self.path)
+        if file.stat().st_size < _CACHED_FROM_BYTES:
+            return self._unlabelled(file, limit, seed)
+        asked = {"config": self.config, "origins": self.origins, "split": UNLABELLED, "limit": limit, "seed": seed}
+        return rendered_rows(asked, [file], lambda: self._unlabelled(file, limit, seed))
+
+    def _unlabelled(self, file: Path, limit: int | None, seed: int | None) -> "datasets.Dataset":
+        """As [`load_unlabelled`], without the cache."""
+        columns = self._renderer.columns_read()
+        rows = read_unlabelled(file, self.config, self.path, columns)
+        ids = own_ids(rows, self.name)
+        indices = _drawn(len(rows), limit, seed)
+        examples = self._examples(rows, indices, UNLABELLED)
+        check_texts(rows, indices, columns, (example.text for example in examples))
+        self._check_lengths(examples, [rows.where(i) for i in indices])
+        named = [
+            example if (own := ids[i]) is None else replace(example, id=own)
+            for i, example in zip(indices, examples, strict=True)
+        ]
+        return self._dataset(named)
+
     def _rendered(
         self, split: str, data_dir: Path | None, limit: int | None, seed: int | None, labelled: bool | None
     ) -> "datasets.Dataset":
         """As [`load`], without the cache."""
-        import datasets
-
         rows = load_rows(self.config, self.path, split, data_dir)
-        indices = list(range(len(rows)))
-        if limit is not None:
-            if seed is not None:
-                random.Random(seed).shuffle(indices)
-            indices = indices[:limit]
+        if labelled is False:
+            rows = _without_gaps(rows, self._renderer.target_column())
+        indices = _drawn(len(rows), limit, seed)
         examples = self._examples(rows, indices, split)
         self._check_labelled(examples, [rows.where(i) for i in indices], split, labelled)
         self._check_lengths(examples, [rows.where(i) for i in indices])
+        return self._dataset(examples)
+
+    def _dataset(self, examples: Sequence[Example]) -> "datasets.Dataset":
+        """The columns of [`load`]."""
+        import datasets
+
         text, texts = datasets.Value("string"), datasets.List(datasets.Value("string"))
         kinds = {"id": text, "prompt": text, "completion": text}
         if self.output_type == "multiple_choice":
@@ -222,7 +273,7 @@ class Task:
         source = self.config["doc_to_target"]
         reading = self.config.get("metadata", {}).get("labels_are")
         template = self._renderer.templates.get("doc_to_target")
-        column = source if template is None or not template.has_markup else template.lone_column()
+        column = self._renderer.target_column()
         if isinstance(source, int) or (reading is None and column in rows.index_columns):
             reading = "indices"
         return LabelReader(
@@ -285,6 +336,24 @@ class Task:
         return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))
 
 
-def _check_whole(name: str, value: object) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise InputError(f"{name} is {shown(value)}, but it should be a whole number.")
+def _drawn(count: int, limit: int | None, seed: int | None) -> list[int]:
+    """The indices of the rows to keep; see [`Task.load`]."""
+    indices = list(range(count))
+    if limit is not None and seed is not None:
+        random.Random(seed).shuffle(indices)
+    return indices[:limit]
+
+
+def _without_gaps(rows: Rows, column: str | None) -> Rows:
+    """The rows with null where some lack a column that others have."""
+    if column is None or not any(column in row for row in rows.rows):
+        return rows
+    return replace(rows, rows=[row if column in row else {**row, column: None} for row in rows.rows])
+
+
+def _check_sample(limit: object, seed: object) -> None:
+    for name, value in (("limit", limit), ("seed", seed)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise InputError(f"{name} is {shown(value)}, but it should be a whole number.")
+    if isinstance(limit, int) and limit < 1:
+        raise InputError(f"limit is {limit}, but at least one row is needed.")

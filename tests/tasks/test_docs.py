@@ -28,7 +28,9 @@ def test_own_task_and_variant(tmp_path: Path) -> None:
     assert other["prompt"][0].startswith("I was charged twice.\nWho should")
 
 
-@pytest.mark.parametrize(("index", "output"), [(0, "Review: "), (1, "'pearson': 0.8"), (2, "0.675")])
+@pytest.mark.parametrize(
+    ("index", "output"), [(0, "Review: "), (1, " -1"), (2, "total=0"), (3, "'pearson': 0.8"), (4, "0.675")]
+)
 def test_python_example_runs(index: int, output: str, capsys) -> None:
     exec(blocks("python")[index], {})
     assert output in capsys.readouterr().out
