@@ -47,11 +47,11 @@ def _unique(words: Iterable[str]) -> dict[str, int]:
 
 def named_answers(counts: Mapping[str, int]) -> str:
     """
-    Answers that are no choice, for a message: the first five that differ, each with how often it was given.
+    Answers that are no choice, for a message: the five most frequent, each with how often it was given.
 
     Args:
-        counts (`Mapping[str, int]`): each answer and how often it was given, in the order of their first mention.
+        counts (`Mapping[str, int]`): each answer and how often it was given; of equally frequent ones, the first count.
     """
-    first = [f"{shown(answer)} ({count:,} ×)" for answer, count in list(counts.items())[:MOST_NAMED]]
+    first = [f"{shown(answer)} ({count:,} ×)" for answer, count in Counter(counts).most_common(MOST_NAMED)]
     more = f", and {len(counts) - MOST_NAMED:,} others" if len(counts) > MOST_NAMED else ""
     return ", ".join(first) + more

@@ -21,5 +21,5 @@ def test_a_choice_is_itself_before_it_is_like_another() -> None:
 
 
 def test_answers_are_named_with_their_counts() -> None:
-    assert named_answers({"a": 1200, "b": 1}) == "'a' (1,200 ×), 'b' (1 ×)"
+    assert named_answers({"b": 1, "a": 1200}) == "'a' (1,200 ×), 'b' (1 ×)"
     assert named_answers(dict.fromkeys("abcdefg", 1)).endswith("'e' (1 ×), and 2 others")
