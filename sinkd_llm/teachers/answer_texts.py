@@ -50,7 +50,7 @@ def named_answers(counts: Mapping[str, int]) -> str:
     Answers that are no choice, for a message: the five most frequent, each with how often it was given.
 
     Args:
-        counts (`Mapping[str, int]`): each answer and how often it was given; of equally frequent ones, the first count.
+        counts (`Mapping[str, int]`): each answer and how often it was given; equally frequent ones keep their order.
     """
     first = [f"{shown(answer)} ({count:,} ×)" for answer, count in Counter(counts).most_common(MOST_NAMED)]
     more = f", and {len(counts) - MOST_NAMED:,} others" if len(counts) > MOST_NAMED else ""
