@@ -1,5 +1,6 @@
 """Rows without labels: a raw file as rows of a task, and which of the scored rows stand among them."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -38,7 +39,7 @@ def find_file(path: str | Path, task_file: Path) -> Path:
             f"The file {path} of rows without labels ends in {shown(Path(path).suffix)}; name it by what it holds, "
             f"{', '.join(_SUFFIXES)} (one text a line in .txt)."
         )
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # unlike `Path.expanduser`, also for a user that is not there
     for file in (given, task_file.parent / given):
         try:
             if file.is_file():

@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 
 from sinkd_llm.errors import InputError
 
-Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 # Batches within which rows are sorted by length, as in `transformers.trainer_pt_utils.get_length_grouped_indices`:
 # many enough that their rows are of like length, few enough that an epoch mixes them anew.
 _MOST_OF_A_PART, _LEAST_PARTS = 50, 4
@@ -51,8 +51,8 @@ class MixedRows(Sampler[int]):
         seed: int,
     ) -> None:
         flags = np.asarray(is_labelled, dtype=bool)
-        self.labelled: Rows = np.flatnonzero(flags)
-        self.unlabelled: Rows = np.flatnonzero(~flags)
+        self.labelled: Indices = np.flatnonzero(flags)
+        self.unlabelled: Indices = np.flatnonzero(~flags)
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.batch, self.seed, self.epoch = batch, seed, 0
         both = len(self.labelled) > 0 and len(self.unlabelled) > 0
@@ -90,7 +90,7 @@ class MixedRows(Sampler[int]):
         turns = _Turns(self._whose_turn(draw), draw)
         # Before the batches: what the smaller one gets must not depend on what they left over.
         rest = np.concatenate([unlabelled[len(unlabelled) - self.unlabelled_rest :], turns.take(self.labelled_rest)])
-        batches: list[Rows] = []
+        batches: list[Indices] = []
         part = self.whole if self.lengths is None else max(min(self.whole // _LEAST_PARTS, _MOST_OF_A_PART), 1)
         for first in range(0, self.whole, max(part, 1)):
             count = min(part, self.whole - first)
@@ -101,7 +101,7 @@ class MixedRows(Sampler[int]):
         for rows in (*batches, rest):
             yield from self._by_length(draw.permutation(rows)).tolist()
 
-    def _whose_turn(self, draw: np.random.Generator) -> Rows:
+    def _whose_turn(self, draw: np.random.Generator) -> Indices:
         """The labelled rows, first those that earlier epochs had no room for."""
         wanted = self.whole * self.labelled_a_batch + self.labelled_rest
         if not 0 < wanted < len(self.labelled):
@@ -110,7 +110,7 @@ class MixedRows(Sampler[int]):
         waiting = np.roll(one_order, -(self.epoch * wanted) % len(one_order))
         return np.concatenate([draw.permutation(waiting[:wanted]), waiting[wanted:]])
 
-    def _part(self, unlabelled: Rows, count: int, turns: "_Turns") -> list[Rows]:
+    def _part(self, unlabelled: Indices, count: int, turns: "_Turns") -> list[Indices]:
         """`count` whole batches; with lengths, the longest rows without a label meet the longest labelled ones."""
         mine = self._by_length(unlabelled).reshape(count, self.unlabelled_a_batch)
         theirs = np.empty((count, self.labelled_a_batch), np.int64)
@@ -123,10 +123,10 @@ class MixedRows(Sampler[int]):
             theirs[start::step] = self._by_length(turns.take(dealt.size)).reshape(dealt.shape)
         return list(np.concatenate([mine, theirs], axis=1))
 
-    def _by_length(self, rows: Rows) -> Rows:
+    def _by_length(self, rows: Indices) -> Indices:
         return rows if self.lengths is None else rows[np.argsort(-self.lengths[rows], kind="stable")]
 
-    def _longest_first(self, batches: list[Rows], draw: np.random.Generator) -> list[int]:
+    def _longest_first(self, batches: list[Indices], draw: np.random.Generator) -> list[int]:
         assert self.lengths is not None
         longest = int(np.argmax(self.lengths[np.stack(batches)].max(axis=1)))
         others = [i for i in range(len(batches)) if i != longest]
@@ -136,10 +136,10 @@ class MixedRows(Sampler[int]):
 class _Turns:
     """Rows that have their turns pass after pass, each pass in a new order."""
 
-    def __init__(self, first_pass: Rows, draw: np.random.Generator) -> None:
+    def __init__(self, first_pass: Indices, draw: np.random.Generator) -> None:
         self.rows, self.waiting, self.draw = first_pass, first_pass, draw
 
-    def take(self, count: int) -> Rows:
+    def take(self, count: int) -> Indices:
         """The next rows, none twice unless there are fewer than `count`."""
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
         while len(taken) < count:

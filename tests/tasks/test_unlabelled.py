@@ -165,6 +165,11 @@ def test_what_cannot_be_read(mine: Task, tmp_path: Path, name: str, content: Any
         mine.load_unlabelled(tmp_path / name if name else name)
 
 
+def test_a_home_that_is_not_there(mine: Task) -> None:
+    with pytest.raises(InputError, match="There is no file ~nobody-at-all/raw.csv"):
+        mine.load_unlabelled("~nobody-at-all/raw.csv")
+
+
 def test_empty_texts_beside_others(make_task: Callable[..., Task], tmp_path: Path) -> None:
     file = write(tmp_path / "raw.csv", [{"text": "a", "title": ""}, {"text": "", "title": "b"}])
     assert len(make_task(doc_to_text="{{title}}: {{text}}").load_unlabelled(file)) == 2
