@@ -166,7 +166,7 @@ def test_what_cannot_be_read(mine: Task, tmp_path: Path, name: str, content: Any
 
 
 def test_a_home_that_is_not_there(mine: Task) -> None:
-    with pytest.raises(InputError, match="There is no file ~nobody-at-all/raw.csv"):
+    with pytest.raises(InputError, match="There is no file ~nobody-at-all"):
         mine.load_unlabelled("~nobody-at-all/raw.csv")
 
 
