@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
 from sinkd_llm.inputs.contract import AnswerTokenizer, RowTokenizer
+from sinkd_llm.inputs.over_choices import ChoiceRows
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row
 from sinkd_llm.models.kinds import TEACHER
@@ -122,11 +123,13 @@ def features_of_each(tokenizer: RowTokenizer, features: "Dataset") -> "list[tupl
     The features of student and teacher apart, each with what made them.
 
     Args:
-        tokenizer ([`RowTokenizer`]): what made the features, perhaps a [`PairTokenizer`].
+        tokenizer ([`RowTokenizer`]): what made the features, perhaps for two models.
         features ([`~datasets.Dataset`]): of `tokenize_dataset`.
     """
-    if not isinstance(tokenizer, PairTokenizer):
+    if not isinstance(tokenizer, PairTokenizer | ChoiceRows):
         return [(tokenizer, features)]
+    if tokenizer.teacher is None:
+        return [(tokenizer.student, features)]
     theirs = features.select_columns([TEACHER]).flatten()
     names = {name: name.removeprefix(f"{TEACHER}.") for name in theirs.column_names}
     return [

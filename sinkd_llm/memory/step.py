@@ -111,7 +111,7 @@ def _step(
     counted = _CountedTeacher(teacher, counter) if teacher is not None else None
     with DeviceBehaviour(autocast):
         forward = Forward(kind, counted, objective, verbalizer_ids, head=head)  # type: ignore[arg-type]
-        output, _ = forward(student, batch)
+        output = forward(student, batch)
     activations = kind.live
     teacher_peak = max(counted.peak - activations, 0) if counted is not None else 0
     before_loss, signal = (counted.live, counted.bytes) if counted is not None else (0, 0)

@@ -195,7 +195,7 @@ def check_same_tokenizer(teacher_tokenizer: Any, student_tokenizer: Any) -> None
     teacher_special, student_special = _added_ids(teacher_tokenizer), _added_ids(student_tokenizer)
     refusal = (
         "Teacher and student must share one tokenizer, because the loss compares their probabilities "
-        "token by token. Choose two models with one tokenizer."
+        "token by token. Choose two models with one tokenizer, or rows with answer choices and signal choices."
     )
     for index in sorted(teacher.keys() & student.keys()):
         ours, theirs = student[index], teacher[index]

@@ -11,10 +11,11 @@ from sinkd_llm.objectives.divergences import (
 )
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.mixture import DIAGNOSTICS, FUSED, TERMS, DistillationObjective, ObjectiveOutput
+from sinkd_llm.objectives.mixture import DIAGNOSTICS, FUSED, TERMS, DistillationObjective
 from sinkd_llm.objectives.problems import TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, TeacherSignal, TopKSignal
 from sinkd_llm.objectives.sinkd import SinKDTerm, sinkd_term
+from sinkd_llm.objectives.terms import ObjectiveOutput
 
 __all__ = [
     "DIAGNOSTICS",

@@ -4,7 +4,7 @@ Shape suffixes: N supervised tokens, V vocabulary (the student's, the teacher's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -35,6 +35,7 @@ from sinkd_llm.objectives.signals import (
 )
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, BatchProblem
 from sinkd_llm.objectives.sweep import sweep
+from sinkd_llm.objectives.terms import ObjectiveOutput, Term, added_up
 from sinkd_llm.objectives.tile_pair import Wanted
 
 # Names of what the objective gives, as they are logged. The report has a label for each.
@@ -42,40 +43,12 @@ CE, MSE, TEACHER_MSE, SINKHORN = "ce", "mse", "teacher_mse", "sinkhorn"
 TEACHER_ENTROPY, STUDENT_ENTROPY = "teacher_entropy", "student_entropy"
 TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN)
 DIAGNOSTICS = (*(f"{SINKHORN}/{name}" for name in SINKD_DIAGNOSTICS), TEACHER_ENTROPY, STUDENT_ENTROPY)
+# The label of a row that has none, as torch has it.
+IGNORE_INDEX = -100
 # Whether hidden states and heads are taken as they are, or logits are made of them first.
 FUSED = ("auto", "always", "never")
 # A divergence is multiplied by the square of its temperature, in fp32.
 LARGEST_TEMPERATURE = 1e15
-
-
-@dataclass
-class ObjectiveOutput:
-    """What [`DistillationObjective`] returns.
-
-    Attributes:
-        loss (`Tensor`):
-            Scalar to minimise.
-        terms (`dict[str, Tensor]`):
-            What was computed of `"ce"`, the divergence's name and `"sinkhorn"` (of a regression, `"mse"`,
-            `"teacher_mse"` and `"sinkhorn"`): the mean over these rows, before the term's weight and without
-            gradient. The divergence has its temperature factor, so that the weighted terms add up to the loss when
-            `num_items` is the number of rows.
-        diagnostics (`dict[str, Tensor]`):
-            Empty unless asked for.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class _Term:
-    """A summand of the loss: the sum over the rows, before its weight."""
-
-    name: str
-    weight: float
-    total: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,9 +59,10 @@ class DistillationObjective:
 
     Without a teacher it is the plain cross-entropy, `sum CE / num_items`, whatever `alpha` says. With a
     teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
-    computed. CE and the divergence are sums over tokens; the SinKD term is one transport problem (or several,
-    see `transport_scope`) per call, so two micro-batches of 8 are not one batch of 16, unless the calls share the
-    problem of [`spanning_problem`].
+    computed. Rows without a label are in no sum of CE, and rows that the teacher does not speak of are in CE alone;
+    each term is then divided by the rows that it counts. CE and the divergence are sums over tokens; the SinKD term
+    is one transport problem (or several, see `transport_scope`) per call, so two micro-batches of 8 are not one batch
+    of 16, unless the calls share the problem of [`spanning_problem`].
 
     A regression (one output, labels that are floating-point numbers in [0, 1]) has squared errors to the label and to
     the teacher's prediction in place of CE and the divergence, without temperature, and SinKD's cost is the
@@ -186,6 +160,8 @@ class DistillationObjective:
         position_N: Tensor,
         verbalizer_ids: Tensor | Sequence[int] | None = None,
         num_items: Tensor | int | None = None,
+        taught_M: Tensor | None = None,
+        num_taught: Tensor | int | None = None,
         transport: tuple[SpanningProblem, int] | None = None,
         group_seed: int = 0,
         with_diagnostics: bool = False,
@@ -202,13 +178,20 @@ class DistillationObjective:
                 divergence and SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
                 Token ids `[N]` in [0, V); the true values of a regression. Another id is torch's own error (on a GPU
-                a failed assertion): to look at them here would make every step wait for the device.
+                a failed assertion): to look at them here would make every step wait for the device. With `taught_M`
+                a row may have the label -100: it has none.
             example_N, position_N (`Tensor`):
                 Integers `[N]`: each row's example, and its place in the answer.
             verbalizer_ids (`Tensor` or sequence of `int`, *optional*):
                 The ids that SinKD is restricted to when `vocabulary="verbalizers"`.
             num_items (`Tensor` or `int`, *optional*):
-                Supervised tokens of the whole accumulation window; defaults to N. At least 1 is used.
+                Supervised tokens of the whole accumulation window (with `taught_M`: those with a label); defaults to
+                N. At least 1 is used.
+            taught_M (`Tensor`, *optional*):
+                The rows that the teacher speaks of: it has M rows, for these. By default it has all N, and every row
+                has a label. Takes a student that comes as logits.
+            num_taught (`Tensor` or `int`, *optional*):
+                As `num_items`, of the rows that teachers speak of. Default: M with `taught_M`, else `num_items`.
             transport (`tuple[SpanningProblem, int]`, *optional*):
                 A problem of [`spanning_problem`] that these rows are part of, and which part. By default
                 the rows are all there are.
@@ -228,9 +211,20 @@ class DistillationObjective:
             `ValueError`: if the rows do not match, verbalizers are wanted and not given, there is one output
                 without true values, or several with them, or a [`TopKSignal`] does not know what is asked of it.
         """
-        regression, N = _check_rows(student, teacher, labels_N), len(student)
+        regression, N = _check_rows(student, teacher, labels_N, taught_M), len(student)
         student, signal = self._as_wanted(student, teacher)
-        terms: list[_Term] = []
+        own, known_N = student, None
+        labelled: Tensor | int = N
+        if taught_M is not None:
+            assert isinstance(student, Tensor)
+            known_N = labels_N != IGNORE_INDEX
+            labelled, labels_N = known_N.sum(), labels_N.where(known_N, 0)
+            student = student.index_select(0, taught_M)
+            example_N, position_N = example_N[taught_M], position_N[taught_M]
+        M = len(student)
+        items = labelled if num_items is None else num_items
+        taught = num_taught if num_taught is not None else items if taught_M is None else M
+        terms: list[Term] = []
         diagnostics: dict[str, Tensor] = {}
         labels_weight = 1.0 if signal is None else 1 - self.alpha
         request, problem = None, None
@@ -242,18 +236,24 @@ class DistillationObjective:
                 request = problem.request
             else:
                 request = transport[0].request(student, transport[1])
-        if regression:
-            compared = self._squared_errors(student, signal, labels_N, labels_weight, request)
+        wanted_N = labels_N if labels_weight > 0 else None
+        compare_sides = self._squared_errors if regression else self._compared
+        if taught_M is None:
+            compared = compare_sides(student, signal, wanted_N, request)
+            ce_N = compared.ce_N
         else:
-            compared = self._compared(student, signal, labels_N if labels_weight > 0 else None, request)
-        if labels_weight > 0:
-            assert compared.ce_N is not None
-            terms.append(_Term(MSE if regression else CE, labels_weight, compared.ce_N.sum()))
+            compared = Compared(None, None, None)
+            if signal is not None:
+                compared = compare_sides(student, signal, None, request)
+            ce_N = None if wanted_N is None else compare_sides(own, None, wanted_N, None).ce_N
+        if ce_N is not None:
+            ce_N = ce_N if known_N is None else ce_N.where(known_N, 0)
+            terms.append(Term(MSE if regression else CE, labels_weight, ce_N.sum(), labelled, items))
         if compared.divergence_N is not None:
             name, factor = TEACHER_MSE, 1.0
             if not regression:
                 name, factor = self.divergence, temperature_factor(self.divergence, self.temperature)
-            terms.append(_Term(name, self.alpha, compared.divergence_N.sum() * factor))
+            terms.append(Term(name, self.alpha, compared.divergence_N.sum() * factor, M, taught))
         if request is not None:
             assert compared.costs is not None
             if problem is not None:
@@ -261,19 +261,13 @@ class DistillationObjective:
             else:
                 assert transport is not None
                 sinkd = transport[0].term(compared.costs, request, transport[1])
-            terms.append(_Term(SINKHORN, self.sinkhorn_weight, sinkd.value))
+            terms.append(Term(SINKHORN, self.sinkhorn_weight, sinkd.value, M, taught))
             if with_diagnostics:
                 diagnostics |= sinkd.diagnostics()
         if with_diagnostics and not regression:
             diagnostics |= _entropies(student, signal)
 
-        loss = torch.stack([term.weight * term.total for term in terms]).sum()
-        if isinstance(num_items, Tensor):
-            loss = loss / num_items.to(loss.device).clamp(min=1)
-        else:
-            loss = loss / max(N if num_items is None else num_items, 1)
-        means = {term.name: term.total.detach() / max(N, 1) for term in terms}
-        return ObjectiveOutput(loss, means, diagnostics)
+        return added_up(terms, diagnostics, M, taught)
 
     def _as_wanted(
         self, student: Tensor | HeadOf, teacher: TeacherSignal | None
@@ -311,13 +305,12 @@ class DistillationObjective:
         self,
         student: Tensor | HeadOf,
         signal: Signal | None,
-        labels_N: Tensor,
-        labels_weight: float,
+        labels_N: Tensor | None,
         request: TransportRequest | None,
     ) -> Compared:
         """What a regression has in place of `_compared`: `(s_i - y_i)^2` and `(s_i - t_i)^2`."""
         student_N1 = logits_of(student)
-        to_label_N = squared_error(student_N1, labels_N) if labels_weight > 0 else None
+        to_label_N = squared_error(student_N1, labels_N) if labels_N is not None else None
         to_teacher_N = None
         if signal is not None and self._has_divergence:
             to_teacher_N = squared_error(student_N1, signal.predictions())
@@ -354,14 +347,20 @@ class DistillationObjective:
         )
 
 
-def _check_rows(student: Tensor | HeadOf, teacher: TeacherSignal | None, labels_N: Tensor) -> bool:
+def _check_rows(
+    student: Tensor | HeadOf, teacher: TeacherSignal | None, labels_N: Tensor, taught_M: Tensor | None
+) -> bool:
     """Refuses rows that do not match. Returns whether they belong to a regression."""
     N, outputs = len(student), vocabulary_of(student)
-    if labels_N.shape != (N,) or (teacher is not None and len(teacher) != N):
+    M = N if taught_M is None else len(taught_M)
+    if labels_N.shape != (N,) or (teacher is not None and len(teacher) != M):
         raise ValueError(
             f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
-            f"labels and {0 if teacher is None else len(teacher)} rows of the teacher."
+            f"labels and {0 if teacher is None else len(teacher)} rows of the teacher"
+            + ("." if taught_M is None else f" for {M} taught rows.")
         )
+    if taught_M is not None and not isinstance(student, Tensor):
+        raise ValueError("taught_M needs a student that comes as logits.")
     regression = labels_N.is_floating_point()
     theirs = outputs if teacher is None else as_signal(teacher).vocabulary_size
     if min(outputs, theirs) < 1 or (not regression and outputs > 1 and theirs == 1):

@@ -1,6 +1,7 @@
 """What every teacher gives, wherever its distribution comes from: a model here, or what one said earlier.
 
-Shapes: N supervised tokens of a batch, B rows of a batch for ranking, V vocabulary or classes.
+Shapes: N supervised tokens of a batch (over answer choices: examples), B rows of a batch for ranking, V vocabulary or
+classes (over answer choices: C).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,13 @@ class TeacherRows:
         signal ([`TeacherSignal`]): its logits, what its head would make them of, or the logits of some ids of each
             row.
         position_N (`Tensor` `[N]`): each row's place in its answer, from 0.
+        row_N (`Tensor` `[N]`, *optional*): the student's row that each is of, growing. Default: all of them in their
+            order. Only over answer choices a teacher may have nothing to say of a row.
     """
 
     signal: TeacherSignal
     position_N: Tensor
+    row_N: Tensor | None = None
 
 
 def signal_of(rows: SupervisedRows) -> Tensor | HeadOf:
@@ -52,6 +56,7 @@ class Teacher(Protocol):
         outputs (`int`): V.
         classes (`tuple[str, ...]`, *optional*): the names that a classification head gives its classes, in lower
             case and in their order, if they are known.
+        over_choices (`bool`): its signal is over the answer choices of a row.
         needs_all_ranks (`bool`): it is spread over the processes, so all call it at once or none does.
         knows_training_rows_only (`bool`): [`signal`] finds a row by its name, and rows for evaluation may go by the
             same names.
@@ -63,6 +68,7 @@ class Teacher(Protocol):
     scores_classes: bool
     outputs: int
     classes: tuple[str, ...] | None
+    over_choices: bool
     needs_all_ranks: bool
     knows_training_rows_only: bool
     model: Any
@@ -79,6 +85,10 @@ class Teacher(Protocol):
         Raises:
             InputError: naming the examples for which there is no signal.
         """
+        ...
+
+    def count(self, batch: Mapping[str, Any]) -> int:  # pragma: no cover
+        """Of how many examples of a training batch over answer choices the teacher speaks; known to the host."""
         ...
 
     def check_finite(self, batch: Mapping[str, Any]) -> None:  # pragma: no cover

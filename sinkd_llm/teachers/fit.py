@@ -43,7 +43,8 @@ def check_pair(
     if kinds[0].scores_classes != kinds[1].scores_classes:
         raise InputError(
             f"The teacher is {kinds[0].title} and the student {kinds[1].title}: "
-            "classes cannot be compared with words. Choose two models of one kind."
+            "classes cannot be compared with words. Choose two models of one kind, or rows with answer choices and "
+            "signal choices."
         )
     if kinds[0].scores_classes and sizes[0] != sizes[1]:
         raise InputError(
@@ -55,7 +56,7 @@ def check_pair(
         check_class_order(words[0], words[1], classes)
     name = teacher_name or name_of(teacher)
     if name:
-        teacher_tokenizer = _teacher_tokenizer(name, teacher_name is not None, trust)
+        teacher_tokenizer = tokenizer_of(name, teacher_name is not None, trust)
         if teacher_tokenizer is not None:
             check_same_tokenizer(teacher_tokenizer, tokenizer)
             return
@@ -104,8 +105,18 @@ def check_class_order(
     )
 
 
-def _teacher_tokenizer(name: str, is_named: bool, trust: bool) -> Any:
-    """The teacher's tokenizer, or `None` if it came without one; then its width is all that can be checked."""
+def tokenizer_of(name: str, is_named: bool, trust: bool) -> Any:
+    """
+    The tokenizer of a teacher, or `None` if it came without one; then its width is all that can be checked.
+
+    Args:
+        name (`str`): of the teacher.
+        is_named (`bool`): somebody gave this name; otherwise the model says so of itself.
+        trust (`bool`): whether code that comes with the tokenizer may run.
+
+    Raises:
+        InputError: for a tokenizer that is there and cannot be read.
+    """
     try:
         return load_tokenizer(name, trust_remote_code=trust)
     except NoTokenizerError:

@@ -13,9 +13,10 @@ from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.heads import HeadForm
-from sinkd_llm.models.kinds import TEACHER, SupervisedRows, context_length, kind_of, output_size
+from sinkd_llm.models.kinds import TEACHER, Kind, SupervisedRows, context_length, kind_of, output_size
 from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.kinds.class_heads import class_words
+from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, row_keys
@@ -38,19 +39,29 @@ class LocalTeacher:
             says of itself.
         trust_remote_code (`bool`, *optional*, defaults to `False`): whether code that comes with its tokenizer may
             run.
+        choices (`str`, *optional*): its signal is over the answer choices of a row, with this normalisation, see
+            [`~sinkd_llm.models.kinds.over_choices.OverChoices`]. Default: over its vocabulary or classes.
     """
 
     knows_training_rows_only = False
     recorded_score: dict[str, Any] | None = None
 
-    def __init__(self, model: nn.Module, name: str | None = None, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str | None = None,
+        trust_remote_code: bool = False,
+        choices: str | None = None,
+    ) -> None:
         self.kind = kind_of(model)
+        self._signal_kind: Kind = self.kind if choices is None else OverChoices(self.kind, choices)
         self.model = model.requires_grad_(False).eval()
         self.name, self.trust_remote_code = name, trust_remote_code
         self.context_length = context_length(model)
         self.scores_classes = self.kind.scores_classes
         self.outputs = output_size(model)
         self.classes = class_words(unwrap(model).config) if self.scores_classes else None
+        self.over_choices = choices is not None
         self.needs_all_ranks = False
         self._choices = TeacherChoices()
         self._head: HeadForm | None = None
@@ -58,9 +69,18 @@ class LocalTeacher:
     def signal(self, batch: Mapping[str, Any]) -> TeacherRows:
         """See [`~sinkd_llm.teachers.contract.Teacher`]; the signal is the logits `[N, V]`, or hidden states and the
         head once [`check_objective`] has found that the loss can take the head over."""
+        theirs = batch.get(TEACHER, batch)
         with torch.no_grad():
-            rows = self.kind.supervised_rows(self.model, batch.get(TEACHER, batch), self._head)
-        return TeacherRows(signal_of(rows), rows.position_N)
+            rows = self._signal_kind.supervised_rows(self.model, theirs, self._head)
+        if not self.over_choices:
+            return TeacherRows(signal_of(rows), rows.position_N)
+        # A batch that fills an epoch up holds a row that is not to count, and names none.
+        count = _named_rows(batch)
+        return TeacherRows(rows.logits_NV[:count], rows.position_N[:count], rows.example_N[:count])
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """See [`~sinkd_llm.teachers.contract.Teacher`]: a model speaks of every row."""
+        return _named_rows(batch)
 
     def check_finite(self, batch: Mapping[str, Any]) -> None:
         """See [`~sinkd_llm.teachers.contract.Teacher`]. A teacher that is spread over processes is not asked: the
@@ -81,8 +101,11 @@ class LocalTeacher:
                 (`batch["example_id"]`), for the reason is usually a broken checkpoint or a row that
                 overflows in half precision.
         """
-        supervised = self.kind.supervised_rows(self.model, batch)
-        broken_N = ~torch.isfinite(supervised.logits_NV).all(dim=-1)
+        supervised = self._signal_kind.supervised_rows(self.model, batch)
+        finite_NV = torch.isfinite(supervised.logits_NV)
+        if self.over_choices:  # where a row has fewer choices
+            finite_NV |= supervised.logits_NV.isneginf()
+        broken_N = ~finite_NV.all(dim=-1)
         self._refuse_broken(supervised.example_N[broken_N].unique().tolist(), batch)
         return supervised
 
@@ -117,12 +140,20 @@ class LocalTeacher:
     def check_fits(
         self, student: Any, tokenizer: Any, reading: Mapping[str, Any], classes: Sequence[str] | None = None
     ) -> None:
-        """See [`~sinkd_llm.teachers.fit.check_pair`]; a model reads rows as the run does."""
+        """See [`~sinkd_llm.teachers.fit.check_pair`]; a model reads rows as the run does. Over answer choices any two
+        models fit."""
+        if self.over_choices:
+            if self.scores_classes and self.outputs == 1 and output_size(student) != 1:
+                raise InputError(
+                    "The teacher predicts a number, and the student ranks choices, which a number alone does not "
+                    "weigh; give a student with one output, or a teacher that ranks."
+                )
+            return
         check_pair(self.model, self.name, student, tokenizer, self.trust_remote_code, classes)
 
     def check_objective(self, objective: Any, verbalizer_ids: Tensor | None, tolerance: float) -> None:
         """Whole rows are all that any objective asks for; it is found how the head makes them."""
-        if objective.uses_teacher:
+        if objective.uses_teacher and not self.over_choices:
             self._head = head_to_fuse(self.model, "teacher", objective.fused)
 
     def check_rows(self, features: Any) -> None:
@@ -132,3 +163,8 @@ class LocalTeacher:
         """See [`~sinkd_llm.teachers.placement.place_teacher`]."""
         self.model = place_teacher(self.model, accelerator, placement)
         self.needs_all_ranks = is_partitioned(self.model)
+
+
+def _named_rows(batch: Mapping[str, Any]) -> int:
+    names = batch.get("example_id")
+    return len(batch["labels"]) if names is None else len(names)

@@ -12,6 +12,7 @@ from sinkd_llm.errors import InputError, plain
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.models.kinds import KINDS
+from sinkd_llm.models.kinds.over_choices import CHOICE_NORMALISATIONS
 from sinkd_llm.objectives import (
     DIVERGENCE_CHOICES,
     FUSED,
@@ -27,6 +28,9 @@ from sinkd_llm.training.processes import check_launch, start_cpu_group, use_cpus
 from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_optimizer, check_revision, check_together
 from sinkd_llm.training.settings.texts import described
+
+# Over what student and teacher are compared.
+SIGNALS = ("auto", "tokens", "choices")
 
 
 @described
@@ -70,6 +74,13 @@ class SinKDConfig(TrainingArguments):
             Load the teacher in 4-bit NF4 (bitsandbytes).
         teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher in 8 bit (bitsandbytes).
+        signal (`str`, *optional*, defaults to `"auto"`):
+            Over what student and teacher are compared: the tokens (or classes) of both (`"tokens"`), which takes one
+            tokenizer and one sort of head, or the answer choices of a row (`"choices"`), over which any teacher can
+            teach any student, also from rows without a label. `"auto"`: tokens, where the pair and the rows allow it.
+        choice_normalisation (`str`, *optional*, defaults to `"sum"`):
+            The score of a choice of several tokens: its log-likelihood (`"sum"`), or the mean over its tokens
+            (`"token"`). With `signal` over choices.
         teacher_cache (`str`, *optional*):
             Folder that `sinkd cache` wrote: the teacher's predictions come from there, and no teacher is loaded,
             unless the student is cut from it.
@@ -196,6 +207,8 @@ class SinKDConfig(TrainingArguments):
     teacher_model_init_kwargs: dict[str, Any] | str | None = None
     teacher_load_in_4bit: bool = False
     teacher_load_in_8bit: bool = False
+    signal: str = field(default="auto", metadata={"choices": SIGNALS})
+    choice_normalisation: str = field(default="sum", metadata={"choices": CHOICE_NORMALISATIONS})
     teacher_cache: str | None = None
     cache_tolerance: float = 0.05
     teacher_deepspeed: str = field(default="auto", metadata={"choices": PLACEMENTS})

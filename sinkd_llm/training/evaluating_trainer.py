@@ -19,6 +19,7 @@ from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.pair import features_of_each
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
+from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.partitioning import is_partitioned, on_device
 from sinkd_llm.teachers import Teacher
 from sinkd_llm.teachers.choices import why_unknown
@@ -52,8 +53,9 @@ class EvaluatingTrainer(ResumableTrainer):
 
     @property
     def kind(self) -> Kind:
-        """The student's kind."""
-        return self.forward.kind
+        """The student's own kind, also where training is over answer choices."""
+        kind = self.forward.kind
+        return kind.kind if isinstance(kind, OverChoices) else kind
 
     @property
     def teacher(self) -> Teacher | None:

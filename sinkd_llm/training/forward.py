@@ -4,6 +4,7 @@ Shapes: N supervised tokens of a micro-batch, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,8 @@ from sinkd_llm.distributed import Ranks, RowLayout
 from sinkd_llm.models.head_forms import stays_dense
 from sinkd_llm.models.heads import HeadForm, why_dense
 from sinkd_llm.models.kinds import Kind, SupervisedRows
-from sinkd_llm.objectives import DistillationObjective, ObjectiveOutput, SpanningProblem, TeacherSignal
+from sinkd_llm.models.kinds.over_choices import OverChoices
+from sinkd_llm.objectives import DistillationObjective, ObjectiveOutput, SpanningProblem
 from sinkd_llm.teachers import Teacher, TeacherRows
 from sinkd_llm.teachers.contract import signal_of
 
@@ -36,7 +38,7 @@ class Forward:
     of its logits; of the student nothing but the costs.
 
     Args:
-        kind ([`Kind`]): the student's.
+        kind ([`Kind`]): what the student's rows are: of its own kind, or over the answer choices.
         teacher ([`~sinkd_llm.teachers.Teacher`], *optional*): without one the loss is cross-entropy.
         objective ([`DistillationObjective`]): the loss.
         verbalizer_ids (`Tensor`, *optional*): as in the objective.
@@ -67,35 +69,46 @@ class Forward:
         *,
         num_items: Tensor | int | None = None,
         own_items: Tensor | int | None = None,
+        num_taught: Tensor | int | None = None,
         window: "Window | None" = None,
         with_diagnostics: bool = False,
-    ) -> tuple[ObjectiveOutput, int]:
+    ) -> ObjectiveOutput:
         """
-        The loss of a micro-batch, and its number of supervised tokens.
+        The loss of a micro-batch.
 
         Args:
             student (`nn.Module`): possibly wrapped.
             batch (`Mapping`): of the run's collator, on the device.
             num_items (`Tensor` or `int`, *optional*): what the loss is divided by. Default: N.
-            own_items (`Tensor` or `int`, *optional*): the same, if it is a number of this rank's own and gradients
-                are then averaged over ranks as they are. Default: the number is the same on all ranks.
+            own_items (`Tensor` or `int`, *optional*): what the teacher's terms are divided by, if it is a number of
+                this rank's own and gradients are then averaged over ranks as they are. Default: the number is the same
+                on all ranks.
+            num_taught (`Tensor` or `int`, *optional*): what the teacher's terms are divided by, where it is another
+                number than `num_items`, as in the objective.
             window ([`Window`], *optional*): the accumulation window that is one transport problem.
             with_diagnostics (`bool`, *optional*, defaults to `False`): as in the objective.
         """
-        rows, signal, transport = self._rows(student, batch, own_items, window)
-        output = self.objective(
+        rows, theirs, transport = self._rows(student, batch, own_items, window)
+        return self.objective(
             signal_of(rows),
-            signal,
+            None if theirs is None else theirs.signal,
             rows.labels_N,
             example_N=rows.example_N,
             position_N=rows.position_N,
             verbalizer_ids=self.verbalizer_ids,
             num_items=num_items,
+            taught_M=self._taught(rows, theirs),
+            num_taught=num_taught,
             transport=transport,
             group_seed=self.group_seed,
             with_diagnostics=with_diagnostics,
         )
-        return output, len(rows.labels_N)
+
+    def _taught(self, rows: SupervisedRows, theirs: TeacherRows | None) -> Tensor | None:
+        """The rows that the teacher speaks of, where there may be others, or rows without a label."""
+        if theirs is not None:
+            return theirs.row_N
+        return rows.example_N[:0] if isinstance(self.kind, OverChoices) else None
 
     def student_rows(self, student: nn.Module, batch: Mapping[str, Any]) -> SupervisedRows:
         """The student's rows of a micro-batch: hidden states if the objective takes over its head."""
@@ -113,7 +126,7 @@ class Forward:
         batch: Mapping[str, Any],
         own_items: Tensor | int | None,
         window: "Window | None",
-    ) -> tuple[SupervisedRows, TeacherSignal | None, Transport | None]:
+    ) -> tuple[SupervisedRows, TeacherRows | None, Transport | None]:
         """The student's rows of a micro-batch, the teacher's signal, and the problem that they are part of."""
         teacher = self.teacher if self.objective.uses_teacher else None
         if teacher is None or (teacher.knows_training_rows_only and not student.training):
@@ -121,10 +134,25 @@ class Forward:
         spans = student.training and self.objective.spans
         if spans and window is not None:
             return window.rows(student, batch, own_items)
-        rows, theirs = self.student_rows(student, batch), teacher.signal(batch)
+        rows, theirs = self.student_rows(student, batch), self.teacher_rows(batch)
         if not spans or self.ranks is None:
-            return rows, theirs.signal, None
-        return rows, theirs.signal, (self.problem([batch], [theirs], own_items), 0)
+            return rows, theirs, None
+        return rows, theirs, (self.problem([batch], [theirs], own_items), 0)
+
+    def teacher_rows(self, batch: Mapping[str, Any]) -> TeacherRows:
+        """
+        The teacher's rows of a micro-batch.
+
+        Where the student predicts a number and the teacher ranks the words of numbers, they are its expected number.
+        """
+        assert self.teacher is not None
+        theirs = self.teacher.signal(batch)
+        if "choice_values" not in batch or not isinstance(theirs.signal, Tensor) or theirs.signal.shape[1] == 1:
+            return theirs
+        values_BC = batch["choice_values"]
+        values_NC = values_BC if theirs.row_N is None else values_BC[theirs.row_N]
+        expected_N1 = (theirs.signal.softmax(dim=-1) * values_NC).sum(dim=-1, keepdim=True)
+        return replace(theirs, signal=expected_N1)
 
     def problem(
         self,

@@ -65,17 +65,16 @@ def named_or_loaded(given: Any, argument: str) -> Any:
     raise InputError(f"{argument} is a {type(given).__name__}; give a model's name or folder, or a loaded model.")
 
 
-def check_tokenizer(given: Any) -> None:
+def check_tokenizer(given: Any, argument: str = "processing_class") -> None:
     """
-    Refuses a `processing_class` that is no tokenizer.
+    Refuses an argument that is no tokenizer.
 
     Raises:
         InputError: saying what to give.
     """
     if given is not None and not isinstance(given, PreTrainedTokenizerBase):
         raise InputError(
-            f"processing_class is a {type(given).__name__}; give a tokenizer, such as load_tokenizer(name), or leave "
-            "it out."
+            f"{argument} is a {type(given).__name__}; give a tokenizer, such as load_tokenizer(name), or leave it out."
         )
 
 

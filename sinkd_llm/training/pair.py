@@ -25,40 +25,56 @@ from sinkd_llm.models.tokenizers import load_tokenizer
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.teachers import CachedTeacher, LocalTeacher, Teacher, resolve_placement
 from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.signal import FoundSignal, signal_for, signal_of_cache
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher of a run, and the tokenizer that both read with; no teacher for fine-tuning."""
+    """
+    Student and teacher of a run; no teacher for fine-tuning.
+
+    Attributes:
+        student (`PreTrainedModel` or `PeftModel`): the student.
+        teacher ([`~sinkd_llm.teachers.Teacher`], *optional*): the teacher.
+        tokenizer (`PreTrainedTokenizerBase`): the student's, and the teacher's unless it has one of its own.
+        over_choices (`bool`): they are compared over the answer choices of a row, and not over tokens or classes.
+        teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): the teacher's own, over answer choices.
+    """
 
     student: Any
     teacher: Teacher | None
     tokenizer: Any
+    over_choices: bool = False
+    teacher_tokenizer: Any = None
 
 
 def load_pair(
     model: Any,
     teacher_model: Any,
     args: SinKDConfig,
-    tokenizer: Any,
+    tokenizers: tuple[Any, Any],
     quantization_config: Any,
     classes: Sequence[str] | None,
+    rows: Any = None,
 ) -> Pair:
     """
     What a trainer was given, loaded and checked to fit together.
 
     Args:
-        model, teacher_model, args, tokenizer, quantization_config: as in the trainer.
+        model, teacher_model, args, quantization_config: as in the trainer.
+        tokenizers (`tuple`): the run's and the teacher's own, each `None` where it was not given.
         classes (`Sequence[str]`, *optional*): what a new classification head of the student would learn.
+        rows ([`~datasets.Dataset`], *optional*): to train on; they decide whether `signal` can be what it is.
     """
     teacher: Teacher | None = open_cache(args, model, teacher_model)
     # With a cache the teacher is loaded only for the student to be cut from it.
     loaded = load_teacher(teacher_model, args, cut=model is None) if teacher is None or model is None else None
+    tokenizer, own_tokenizer = tokenizers
     if tokenizer is None:
         tokenizer = default_tokenizer(model, loaded, args)
-    if teacher is not None and not teacher.scores_classes:
+    if args.signal == "tokens" and teacher is not None and not teacher.scores_classes:
         classes = None  # as beside a model that scores words
     names = teacher.classes if teacher is not None else None
     student = load_student(model, loaded, args, quantization_config, classes, teacher_classes=names)
@@ -72,11 +88,17 @@ def load_pair(
     if teacher is None and loaded is not None:
         check_apart(loaded, student)
         name = teacher_model if isinstance(teacher_model, str) else args.teacher_model_name_or_path
-        teacher = LocalTeacher(loaded, name, args.trust_remote_code)
+        signal = signal_for(args, student, loaded, name, (tokenizer, own_tokenizer), rows)
+        over_choices = args.choice_normalisation if signal.over_choices else None
+        teacher = LocalTeacher(loaded, name, args.trust_remote_code, choices=over_choices)
+    elif teacher is not None:
+        signal = signal_of_cache(args, teacher, rows)
+    else:
+        signal = FoundSignal(False)
     if teacher is not None:
         warn_of_regression(student, args)
         teacher.check_fits(student, tokenizer, asdict(Reading.of(args)), classes)
-    return Pair(student, teacher, tokenizer)
+    return Pair(student, teacher, tokenizer, signal.over_choices, signal.teacher_tokenizer)
 
 
 def _precision(args: SinKDConfig) -> torch.dtype:
@@ -205,8 +227,7 @@ def _load_student(
         arguments: dict[str, Any] = {
             "trust_remote_code": args.trust_remote_code,
             "kind": args.model_kind,
-            # Beside a teacher that scores words, a new classification head would have nothing to learn.
-            "labels": classes if teacher is None or kind_of(teacher).scores_classes else None,
+            "labels": classes if _has_classes_to_learn(teacher, args.signal) else None,
             **(args.model_init_kwargs or {}),  # type: ignore[dict-item]
         }
         student = load(model, quantization_config=quantization_config, **arguments)
@@ -231,6 +252,13 @@ def _load_student(
                 f"{type(model).__name__} already; pass the name instead, or drop `{name}`."
             )
     return model
+
+
+def _has_classes_to_learn(teacher: Any, signal: str) -> bool:
+    """Whether a new classification head would: beside the tokens of a teacher that scores words it has nothing."""
+    if teacher is None or signal == "choices" or kind_of(teacher).scores_classes:
+        return True
+    return signal == "auto" and kind_of(teacher).body != "encoder"  # a masked model can teach another its words
 
 
 def default_tokenizer(model: Any, teacher: Any, args: SinKDConfig) -> Any:

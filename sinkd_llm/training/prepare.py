@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.answer_choices import verbalizer_ids
+from sinkd_llm.inputs.over_choices import choice_rows_for
 from sinkd_llm.inputs.pair import rows_for
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.heads import HeadForm
-from sinkd_llm.models.kinds import context_length
+from sinkd_llm.models.kinds import Kind, context_length, kind_of
+from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.pair import Pair
@@ -42,6 +45,7 @@ class Prepared:
         rows ([`Rows`]): how rows become batches.
         verbalizer_ids (`Tensor`, *optional*): the ids that SinKD is restricted to, where `vocabulary` asks for it.
         head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
+        kind ([`Kind`]): what the student's rows are.
     """
 
     student: Any
@@ -50,6 +54,7 @@ class Prepared:
     rows: Rows
     verbalizer_ids: Tensor | None
     head: HeadForm | None
+    kind: Kind
 
 
 def prepare(
@@ -76,6 +81,8 @@ def prepare(
     student = add_adapter(pair.student, peft_config, zero_stage)
     if args.disable_dropout:
         disable_dropout(student)
+    if pair.over_choices:
+        return _over_choices(pair, student, args)
     rows = read_rows(student, pair.teacher, pair.tokenizer, args)
     restricted: Tensor | None = None
     if pair.teacher is not None and args.vocabulary == "verbalizers" and train_dataset is not None:
@@ -83,7 +90,30 @@ def prepare(
     if pair.teacher is not None:
         pair.teacher.check_objective(args.objective(), restricted, args.cache_tolerance)
     head = head_to_fuse(student, "student", args.fused)
-    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted, head)
+    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted, head, kind_of(student))
+
+
+def _over_choices(pair: Pair, student: Any, args: SinKDConfig) -> Prepared:
+    """The same, where student and teacher are compared over the answer choices: no head is left to the loss."""
+    assert pair.teacher is not None
+    if args.fused == "always":
+        raise InputError(
+            "fused is always, but over the answer choices a model gives scores of choices, and no hidden states whose "
+            "head the loss could take over; leave fused out."
+        )
+    pair.teacher.check_objective(args.objective(), None, args.cache_tolerance)
+    reading = Reading.of(args)
+    tokenize, collate = choice_rows_for(
+        student,
+        pair.tokenizer,
+        pair.teacher.model,
+        pair.teacher_tokenizer,
+        reading,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+    )
+    kind = OverChoices(kind_of(student), args.choice_normalisation)
+    rows = Rows(tokenize.reading, tokenize, collate)
+    return Prepared(student, pair.teacher, pair.tokenizer, rows, None, None, kind)
 
 
 def read_rows(student: Any, teacher: Teacher | None, tokenizer: Any, args: SinKDConfig) -> Rows:

@@ -64,7 +64,8 @@ def row_lengths(features: Any, with_answers: bool) -> list[int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = ["prompt_ids", *(["answer_ids"] if with_answers else [])]
+    # Of rows with all their choices, the choices differ little.
+    columns = ["prompt_ids", *(["answer_ids"] if with_answers and "answer_ids" in features.column_names else [])]
     lengths: list[int] = []
     for table in features.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         counts = [pc.list_value_length(pa.table(table)[column]).to_numpy() for column in columns]

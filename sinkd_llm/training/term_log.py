@@ -23,17 +23,18 @@ class TermLog:
         self._updates: set[int] = set()
         self._diagnosed: set[int] = set()
 
-    def add(self, output: ObjectiveOutput, share: Tensor | float, update: int) -> None:
+    def add(self, output: ObjectiveOutput, scale: float, update: int) -> None:
         """
         Args:
-            output ([`~sinkd_llm.objectives.ObjectiveOutput`]): of a micro-batch; its terms are means over its rows.
-            share (`Tensor` or `float`): its rows, as a share of what the loss of the update is divided by.
+            output ([`~sinkd_llm.objectives.ObjectiveOutput`]): of a micro-batch; its terms are means over its rows,
+                and `shares` says which part of the update's rows these are.
+            scale (`float`): what the loss is multiplied by.
             update (`int`): which update it belongs to.
         """
         for name, value in output.terms.items():
-            self._terms[name].append(value * share)
+            self._terms[name].append(value * output.shares[name] * scale)
         for name, value in output.diagnostics.items():
-            self._diagnostics[name].append(value.detach() * share)
+            self._diagnostics[name].append(value.detach() * output.shares[""] * scale)
         self._updates.add(update)
         if output.diagnostics:
             self._diagnosed.add(update)

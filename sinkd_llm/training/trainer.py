@@ -17,7 +17,8 @@ from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.decoder_only import PackingCollator
 from sinkd_llm.inputs.pair import PairTokenizer
 from sinkd_llm.models.adapter_facts import base_by_name
-from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.kinds import IGNORE_INDEX
+from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.pair_checks import check_not_read, check_scale, check_trains, folders_read
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
@@ -108,6 +109,9 @@ class SinKDTrainer(EvaluatingTrainer):
             Quantises the student while it is loaded; needs `model` to be a string.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Wraps the student in an adapter.
+        teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The teacher's tokenizer where it is another one, which takes `signal` over choices. Default: the one that
+            belongs to the teacher, by its name or folder, else `processing_class`.
 
     Raises:
         InputError: for combinations that would train the wrong thing; each says what to do instead.
@@ -132,15 +136,19 @@ class SinKDTrainer(EvaluatingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        teacher_processing_class: "PreTrainedTokenizerBase | None" = None,
     ) -> None:
         model, teacher_model = named_or_loaded(model, "model"), named_or_loaded(teacher_model, "teacher_model")
         check_tokenizer(processing_class)
+        check_tokenizer(teacher_processing_class, "teacher_processing_class")
         if args is None:
             source = model if model is not None else teacher_model
             name = source if isinstance(source, str) else name_of(source) or "model"
             args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
         check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator)
-        pair = load_pair(model, teacher_model, args, processing_class, quantization_config, class_names(train_dataset))
+        classes = class_names(train_dataset)
+        tokenizers = processing_class, teacher_processing_class
+        pair = load_pair(model, teacher_model, args, tokenizers, quantization_config, classes, train_dataset)
         self._read_from = folders_read(
             *(model, teacher_model, args.teacher_model_name_or_path, args.teacher_cache, pair.student),
             pair.teacher.model if pair.teacher is not None else None,
@@ -154,7 +162,7 @@ class SinKDTrainer(EvaluatingTrainer):
         check_optimizers(optimizers, student)
         enable_checkpointing(student, args, stage)
         self.forward = Forward(
-            kind_of(student), prepared.teacher, args.objective(), prepared.verbalizer_ids, head=prepared.head
+            prepared.kind, prepared.teacher, args.objective(), prepared.verbalizer_ids, head=prepared.head
         )
         self._answer_tokenizer = prepared.rows.tokenize
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
@@ -186,6 +194,7 @@ class SinKDTrainer(EvaluatingTrainer):
             self.teacher.place(self.accelerator, args.teacher_deepspeed)
         self.forward.ranks = self._ranks()
         self._window: Window | None = None
+        self._num_taught: Tensor | None = None
         if args.packing:
             self._check_packing()
         self._check_teacher_scale()
@@ -276,6 +285,19 @@ class SinKDTrainer(EvaluatingTrainer):
         self.open_window(batches)
         return batches, num_items
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """As Transformers', but over answer choices rows with a label, and beside them rows with a teacher's."""
+        if not isinstance(self.forward.kind, OverChoices):
+            return super()._get_num_items_in_batch(batch_samples, device)
+        assert self.teacher is not None
+        labelled = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batch_samples)
+        taught = sum(self.teacher.count(batch) for batch in batch_samples)
+        counts = torch.tensor([[labelled, taught]], device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = torch.as_tensor(self.accelerator.gather(counts)).sum(dim=0, keepdim=True)
+        num_items, self._num_taught = counts[0].unbind()
+        return num_items
+
     def open_window(self, batches: list[Any]) -> None:
         """Announces the micro-batches that `compute_loss` will be asked for, if they are one transport problem."""
         joined = self.args.transport_accumulation and len(batches) > 1
@@ -296,11 +318,13 @@ class SinKDTrainer(EvaluatingTrainer):
         """
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
         self.forward.group_seed = self.args.group_seed(self.state.global_step)
-        output, N = self.forward(
+        taught = None if num_items_in_batch is None else self._num_taught
+        output = self.forward(
             model,
             inputs,
             num_items=num_items_in_batch,
-            own_items=None if averaged else num_items_in_batch,
+            own_items=None if averaged else num_items_in_batch if taught is None else taught,
+            num_taught=taught,
             window=self._window,
             with_diagnostics=model.training and self._logs_after_this_step(),
         )
@@ -312,10 +336,7 @@ class SinKDTrainer(EvaluatingTrainer):
             check = partial(self.teacher.check_finite, inputs) if self.teacher is not None else None
             self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs), check)
             self._last_batch = inputs
-            divisor = torch.as_tensor(
-                N if num_items_in_batch is None else num_items_in_batch, device=output.loss.device
-            )
-            self._term_log.add(output, scale * N / divisor.clamp(min=1), self.state.global_step)
+            self._term_log.add(output, scale, self.state.global_step)
         loss = output.loss * scale if averaged else output.loss
         return (loss, {}) if return_outputs else loss
 
@@ -353,7 +374,7 @@ class SinKDTrainer(EvaluatingTrainer):
         def together(number: Tensor) -> Tensor:
             return torch.as_tensor(self.accelerator.reduce(number, reduction="sum"))
 
-        check_sound(self.model_wrapped, self.kind, self._last_batch, together)
+        check_sound(self.model_wrapped, self.forward.kind, self._last_batch, together)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.models.kinds import SupervisedRows
-from sinkd_llm.objectives import SpanningProblem, TeacherSignal
+from sinkd_llm.objectives import SpanningProblem
 from sinkd_llm.teachers import TeacherRows
 from sinkd_llm.teachers.contract import signal_of
 from sinkd_llm.training.finite import names_of
@@ -46,8 +46,8 @@ class Window:
 
     def rows(
         self, student: nn.Module, batch: Mapping[str, Any], own_items: Tensor | int | None
-    ) -> tuple[SupervisedRows, TeacherSignal, Transport]:
-        """The second pass of the next micro-batch: its rows, the teacher's signal, and the problem and its part."""
+    ) -> tuple[SupervisedRows, TeacherRows, Transport]:
+        """The second pass of the next micro-batch: its rows, the teacher's, and the problem and its part."""
         if self._problem is None:
             self._problem = self._first_pass(student, own_items)
         part = self._next
@@ -60,18 +60,20 @@ class Window:
         announced = self.batches[part]
         known = [(names_of(one), one["labels"].shape) for one in (batch, announced)]
         assert known[0] == known[1], "micro-batches came in another order than announced"
-        return student_rows, teacher.signal, (self._problem, part)
+        return student_rows, teacher, (self._problem, part)
 
     @torch.no_grad()
     def _first_pass(self, student: nn.Module, own_items: Tensor | int | None) -> SpanningProblem:
-        teacher = self.forward.teacher
-        assert teacher is not None
-        teachers = [teacher.signal(batch) for batch in self.batches]
+        teachers = [self.forward.teacher_rows(batch) for batch in self.batches]
         problem = self.forward.problem(self.batches, teachers, own_items)
         costs = []
         for part, batch in enumerate(self.batches):
             self._random_states.append(_random_state(teachers[part].position_N.device))
-            costs.append(problem.cost(signal_of(self.forward.student_rows(student, batch)), part))
+            side, taught_M = signal_of(self.forward.student_rows(student, batch)), teachers[part].row_N
+            if taught_M is not None:
+                assert isinstance(side, Tensor)  # over answer choices
+                side = side.index_select(0, taught_M)
+            costs.append(problem.cost(side, part))
         problem.solve(costs)
         torch.clear_autocast_cache()  # weights that were cast without gradient must not serve the second pass
         self._teachers = [*teachers]

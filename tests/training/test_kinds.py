@@ -172,14 +172,14 @@ def test_classes_and_words_cannot_be_compared(build: Build, tiny_model: Any) -> 
         "head: classes cannot be compared with words"
     )
     with pytest.raises(InputError, match=message):
-        build("bert", "MaskedLM", teacher=tiny_model("bert"))
+        build("bert", "MaskedLM", teacher=tiny_model("bert"), signal="tokens")
     with pytest.raises(InputError, match="3 outputs and the student's 2"):
         build("bert", "SequenceClassification", teacher=tiny_model("bert", num_labels=3))
 
 
 def test_a_decoder_has_its_own_article(build: Build, tiny_model: Any, tiny_causal_lm: Any) -> None:
     with pytest.raises(InputError, match="The teacher is a decoder-only model and the student an encoder with"):
-        build("bert", "SequenceClassification", teacher=tiny_causal_lm())
+        build("bert", "SequenceClassification", teacher=tiny_causal_lm(), signal="tokens")
 
 
 def test_dropout_is_disabled_wherever_it_is_kept(build: Build, tiny_model: Any) -> None:

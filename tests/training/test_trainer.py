@@ -233,8 +233,8 @@ def test_a_teacher_with_another_tokenizer_is_refused(
     ids = vocabulary["model"]["vocab"]
     ids["a"], ids["b"] = ids["b"], ids["a"]
     file.write_text(json.dumps(vocabulary))
-    with pytest.raises(InputError, match="token"):
-        train(teacher_model=str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"different tokenizers: token .* and signal choices"):
+        train(teacher_model=str(tmp_path / "other"), signal="tokens")
 
 
 def test_a_broken_teacher_is_named_by_example(train: Any, tiny_causal_lm: Any) -> None:

@@ -60,7 +60,7 @@ def score_choices(
     Runs a model on a ranking batch, in parts with at most [`LOGITS_AT_A_TIME`] logits, or those of one tree.
 
     Each beginning of a choice is read once: by a decoder that takes the mask of a tree in one forward with the prompt,
-    by others text by text, from the cache of the prompt where there is one. Differentiable where no cache is read.
+    by others text by text, without a gradient from the cache of the prompt where there is one. Differentiable.
 
     Args:
         kind ([`Kind`]): of the model.
@@ -74,11 +74,11 @@ def score_choices(
     most = max(len(tree.choices) for tree in trees)
     lengths = [[*map(len, tree.choices), *[0] * (most - len(tree.choices))] for tree in trees]
     length_BC = torch.tensor(lengths, device=device)
-    log_likelihood_BC = torch.full(length_BC.shape, -torch.inf, device=device)
+    nothing_BC = torch.full(length_BC.shape, -torch.inf, device=device)
     if "choice_values" in batch:
-        number_B = kind.supervised_rows(model, batch).logits_NV.float()[:, 0]
+        number_B = _full_precision(kind.supervised_rows(model, batch).logits_NV)[:, 0]
         distance_BC = (number_B[:, None] - batch["choice_values"]).square()
-        return ChoiceScores(log_likelihood_BC.where(length_BC == 0, -distance_BC), length_BC, number_B)
+        return ChoiceScores(nothing_BC.where(length_BC == 0, -distance_BC), length_BC, number_B)
 
     parts = _parts(kind, model, trees, device)
     forwards = len(parts) if ranks is None else max(n for (n,) in ranks.numbers(len(parts), device=device))
@@ -91,7 +91,8 @@ def score_choices(
             rows += [entry.row for entry in part for _ in entry.choices]
             columns += [c for entry in part for c in entry.choices]
     places = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
-    return ChoiceScores(log_likelihood_BC.index_put(places, torch.cat(sums)), length_BC)
+    found = torch.cat(sums)
+    return ChoiceScores(nothing_BC.to(found.dtype).index_put(places, found), length_BC)
 
 
 def _parts(kind: Kind, model: nn.Module, trees: Sequence[ChoiceTree], device: torch.device) -> list[list[_Entry]]:
@@ -126,7 +127,7 @@ def _logits(kind: Kind, model: nn.Module, batch: Mapping[str, Any], part: Sequen
     # Where ranks count forwards, the check is made by all of them at once, in their first batch.
     if (branches or not alone) and takes_trees(model, longest + max(len(tree.tokens) for tree in trees)) and branches:
         return tree_logits(model, ids_EP, mask_EP, trees)
-    if branches and alone and can_share_prompts(model):
+    if branches and alone and not torch.is_grad_enabled() and can_share_prompts(model):
         return shared_prompt_logits(model, ids_EP, mask_EP, trees)
     return path_logits(model, ids_EP, mask_EP, trees)
 
@@ -140,8 +141,8 @@ def _decoder_logits(
     after: Sequence[int],
 ) -> Tensor:
     """
-    The rows of trees that an encoder-decoder writes, `[N, V]`: prompts are encoded once, and the decoder reads the
-    paths. `before` and `after`: the special tokens around an answer.
+    The rows of trees that an encoder-decoder writes, `[N, V]`: prompts are encoded once (with gradients once a path),
+    and the decoder reads the paths. `before` and `after`: the special tokens around an answer.
     """
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -157,14 +158,17 @@ def _decoder_logits(
     target_CT = torch.tensor([[*row, *[IGNORE_INDEX] * (length - len(row))] for row in targets], device=device)
     asked_CT = torch.tensor([[*row, *[False] * (length - len(row))] for row in asked], device=device)
     tree_C = torch.tensor(tree_of_path, device=device)
-    # Inside wrappers; no gradient is gathered here that they would have to see.
-    hidden = unwrap(model).get_encoder()(input_ids=ids_EP, attention_mask=mask_EP).last_hidden_state
+    encoded: dict[str, Any] = {"input_ids": ids_EP.index_select(0, tree_C)}
+    if not torch.is_grad_enabled():
+        # Inside wrappers, which have to see the whole forward only where gradients are gathered.
+        hidden = unwrap(model).get_encoder()(input_ids=ids_EP, attention_mask=mask_EP).last_hidden_state
+        encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden.index_select(0, tree_C))}
     return logits_at(
         model,
         asked_CT,
         decoder_input_ids=decoder_input_ids(model, target_CT),
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden.index_select(0, tree_C)),
         attention_mask=mask_EP.index_select(0, tree_C),
+        **encoded,
         **accepted(model, {"use_cache": False}),
     )
 
@@ -182,9 +186,13 @@ def _log_likelihoods(logits_NV: Tensor, part: Sequence[_Entry]) -> Tensor:
         choice += len(entry.tree.choices)
     source_F, token_F, number_F = (torch.cat(part).to(device) for part in (sources, tokens, numbers))
     # Less than the largest of its row, for close numbers are told apart better near 0.
-    top_N = logits_NV.detach().amax(dim=-1).float()
+    top_N = _full_precision(logits_NV.detach().amax(dim=-1))
     few = max(1, 2**22 // logits_NV.shape[-1])  # so that the exponentials take little memory
     pairs = zip(logits_NV.split(few), top_N.split(few), strict=True)
-    log_sum_N = torch.cat([(some.float() - top[:, None]).exp_().sum(dim=-1).log() for some, top in pairs])
-    log_prob_F = logits_NV[source_F, token_F].float() - top_N[source_F] - log_sum_N[source_F]
-    return torch.zeros(choice, device=device).index_add(0, number_F, log_prob_F)
+    log_sum_N = torch.cat([(_full_precision(some) - top[:, None]).exp_().sum(dim=-1).log() for some, top in pairs])
+    log_prob_F = _full_precision(logits_NV[source_F, token_F]) - top_N[source_F] - log_sum_N[source_F]
+    return log_prob_F.new_zeros(choice).index_add(0, number_F, log_prob_F)
+
+
+def _full_precision(numbers: Tensor) -> Tensor:
+    return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -16,6 +16,8 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.objectives import TopKSignal
 
 CONTENTS = ("topk", "verbalizers", "full")
+# What a cache holds where the signal is over the answer choices: their scores, -inf where a row has fewer.
+OVER_CHOICES = "choices"
 ENCODINGS = ("fixed16", "float32")
 # Logits further below the largest of their row are stored as so far below: exp(-128) is 1e-56.
 FIXED16_RANGE = 128.0
@@ -32,8 +34,8 @@ class CacheLayout:
 
     Args:
         content (`str`): `"topk"`: the largest logits of each row, with their ids; `"verbalizers"`: the logits of
-            `always`; `"full"`: all logits.
-        vocabulary_size (`int`): V. Wider rows are cut to their first V logits.
+            `always`; `"full"`: all logits; `"choices"`: the scores of a row's answer choices.
+        vocabulary_size (`int`): V (the most choices of a row). Wider rows are cut to their first V logits.
         k (`int`): K, at most V; V for `"full"`.
         temperatures (`tuple[float, ...]`): where the mass of the ids that are not kept is stored; none for `"full"`.
         encoding (`str`): `"float32"`: logits as they are. `"fixed16"`: their distance from the largest kept one of
@@ -60,6 +62,11 @@ class CacheLayout:
             )
 
     @property
+    def names_all_ids(self) -> bool:
+        """Whether nothing of a row is left out."""
+        return self.content in ("full", OVER_CHOICES)
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of one row, without the index."""
         logits = self.k * (2 if self.encoding == "fixed16" else 4) + (4 if self.encoding == "fixed16" else 0)
@@ -74,7 +81,7 @@ class CacheLayout:
             arrays = {"logits": ("u2", (self.k,)), "step": ("f4", ())}
         if self.content == "topk":
             arrays["ids"] = ("u1", (self.k * self._id_bytes,))
-        if self.temperatures and self.content != "full":
+        if self.temperatures and not self.names_all_ids:
             arrays["tail"] = ("f4", (len(self.temperatures),))
         return arrays
 
@@ -83,6 +90,10 @@ class CacheLayout:
         logits_NV = logits_NV.detach()[:, : self.vocabulary_size].float()
         if self.content == "full":
             return self._encode_logits(logits_NV)[0]
+        if self.content == OVER_CHOICES:
+            missing = self.vocabulary_size - logits_NV.shape[1]
+            padded_NV = torch.nn.functional.pad(logits_NV, (0, missing), value=-torch.inf)
+            return {"logits": padded_NV.cpu().numpy()}
         signal = TopKSignal.from_logits(logits_NV, self._kept_ids(logits_NV), self.temperatures)
         arrays, shift_N = self._encode_logits(signal.logits_NK)
         if self.content == "topk":
@@ -99,7 +110,7 @@ class CacheLayout:
             logits = steps.mul_(-torch.from_numpy(arrays["step"]).to(device)[:, None])
         else:
             logits = torch.from_numpy(arrays["logits"]).to(device)
-        if self.content == "full":
+        if self.names_all_ids:
             return logits
         if self.content == "topk":
             ids_NK = torch.from_numpy(self._unpack_ids(arrays["ids"])).to(device)
@@ -117,7 +128,7 @@ class CacheLayout:
 
     def cost_error(self, temperature: float) -> float:
         """The most by which the encoding widens the interval of the transport cost, see [`TopKSignal.cost_error`]."""
-        if self.encoding == "float32" or self.content == "full":
+        if self.encoding == "float32" or self.names_all_ids:
             return 0.0
         clamped = self.k * math.exp(_FLOOR / temperature)
         return 2 * min(2.0, 0.51 * FIXED16_RANGE / _STEPS / temperature + 2 * clamped)

@@ -18,6 +18,7 @@ from sinkd_llm.models.kinds.class_heads import class_words
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
+from sinkd_llm.teachers.cache.layout import OVER_CHOICES
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, row_keys
 from sinkd_llm.teachers.contract import TeacherRows
@@ -71,7 +72,9 @@ class CachedTeacher:
         self._check_arrays()
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
-        self.context_length = self.manifest.rows.cut_at
+        self.over_choices = self.manifest.layout.content == OVER_CHOICES
+        # Over answer choices a student reads the rows with a tokenizer of its own.
+        self.context_length = None if self.over_choices else self.manifest.rows.cut_at
         self.scores_classes = self.manifest.teacher.scores_classes
         self.outputs = self.manifest.teacher.outputs
         self.classes = self.manifest.teacher.classes or None
@@ -111,9 +114,15 @@ class CachedTeacher:
         counts = self._index["count"][entry].astype(np.int64)
         position = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
         rows = np.repeat(self._index["first"][entry].astype(np.int64), counts) + position
-        return TeacherRows(
-            self.manifest.layout.decode(self._read(rows), device), torch.from_numpy(position).to(device)
-        )
+        signal = self.manifest.layout.decode(self._read(rows), device)
+        row_N = torch.from_numpy(np.flatnonzero(counts)).to(device) if self.over_choices else None
+        return TeacherRows(signal, torch.from_numpy(position).to(device), row_N)
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """See [`~sinkd_llm.teachers.contract.Teacher`]."""
+        names = batch["example_id"]
+        entry = self._entries([example_key(name) for name in names], names)
+        return int(self._index["count"][entry].sum())
 
     def check_finite(self, batch: Mapping[str, Any]) -> None:
         """Only finite logits are cached."""
@@ -157,6 +166,8 @@ class CachedTeacher:
         Raises:
             InputError: with everything that differs.
         """
+        if self.over_choices:
+            return
         rows, teacher, layout = self.manifest.rows, self.manifest.teacher, self.manifest.layout
         kind, outputs = kind_of(student).name, output_size(student)
         differs = [
@@ -231,7 +242,7 @@ class CachedTeacher:
             InputError: saying how to cache it.
         """
         layout = self.manifest.layout
-        if layout.content == "full":
+        if layout.names_all_ids:
             return
         verbalizers = objective.vocabulary == "verbalizers"
         used = {"temperature": objective.temperature} if objective.alpha > 0 and objective.divergence != "none" else {}

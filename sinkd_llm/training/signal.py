@@ -1,0 +1,133 @@
+"""Over what student and teacher of a run are compared: tokens (or classes) of both, or the answer choices of a row."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.answer_choices import choice_sets
+from sinkd_llm.inputs.over_choices import NO_LABEL
+from sinkd_llm.models.kinds import TEACHER, kind_of
+from sinkd_llm.models.origin import name_of
+from sinkd_llm.models.tokenizers import check_same_tokenizer
+from sinkd_llm.teachers import Teacher
+from sinkd_llm.teachers.fit import tokenizer_of
+from sinkd_llm.training.config import SinKDConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoundSignal:
+    """
+    What `signal` comes to for a pair.
+
+    Attributes:
+        over_choices (`bool`): the answer choices are compared.
+        teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*): what the teacher reads with, over answer choices.
+    """
+
+    over_choices: bool
+    teacher_tokenizer: Any = None
+
+
+def signal_for(
+    args: SinKDConfig, student: Any, teacher: Any, teacher_name: str | None, tokenizers: tuple[Any, Any], rows: Any
+) -> FoundSignal:
+    """
+    The signal of a teacher that is here: what `args.signal` says, or with `auto` tokens where the pair allows it.
+
+    Args:
+        args ([`SinKDConfig`]): the settings.
+        student, teacher (`PreTrainedModel` or `PeftModel`): the models.
+        teacher_name (`str`, *optional*): what the teacher was loaded by.
+        tokenizers (`tuple`): the run's, and the teacher's own if it was given.
+        rows ([`~datasets.Dataset`], *optional*): to train on.
+
+    Raises:
+        InputError: where the pair or the rows do not allow what `args.signal` asks for.
+    """
+    if args.signal == "tokens" or (args.signal == "auto" and "choices" not in _columns(rows)):
+        if (reason := _why_rows_need_choices(rows)) is not None:
+            raise InputError(f"signal is tokens, but {reason}; set signal to choices (or auto).")
+        return FoundSignal(False)  # what does not fit is refused where the pair is checked
+    tokenizer, theirs = tokenizers
+    if theirs is None:
+        theirs = _teacher_tokenizer(teacher, teacher_name, tokenizer, args.trust_remote_code)
+    reason = _why_choices(student, teacher, tokenizer, theirs) or _why_rows_need_choices(rows)
+    if args.signal == "auto" and reason is None:
+        return FoundSignal(False)
+    _check_rows(args, rows)
+    if args.signal == "auto":
+        logger.warning("The signal is over the answer choices, for %s.", reason)
+    return FoundSignal(True, theirs)
+
+
+def signal_of_cache(args: SinKDConfig, teacher: Teacher, rows: Any) -> FoundSignal:
+    """
+    The signal of a teacher that ran earlier: what its cache holds.
+
+    Raises:
+        InputError: where `args.signal` asks for the other one, or the rows need it.
+    """
+    holds = "choices" if teacher.over_choices else "tokens"
+    if args.signal not in ("auto", holds):
+        raise InputError(
+            f"signal is {args.signal}, but the teacher cache {args.teacher_cache} holds {holds}; leave signal out, or "
+            "write another cache."
+        )
+    if teacher.over_choices:
+        _check_rows(args, rows)
+        return FoundSignal(True)
+    if (reason := _why_rows_need_choices(rows)) is not None:
+        raise InputError(
+            f"The teacher cache {args.teacher_cache} holds tokens, but {reason}; write it again with signal choices."
+        )
+    return FoundSignal(False)
+
+
+def _why_choices(student: Any, teacher: Any, tokenizer: Any, theirs: Any) -> str | None:
+    """Why tokens (or classes) of the two cannot be compared, in words that follow a comma."""
+    kinds = kind_of(teacher), kind_of(student)
+    if kinds[0].scores_classes != kinds[1].scores_classes:
+        return f"the teacher is {kinds[0].title} and the student {kinds[1].title}"
+    try:
+        check_same_tokenizer(theirs, tokenizer)
+    except InputError:
+        return "teacher and student have different tokenizers"
+    return None
+
+
+def _why_rows_need_choices(rows: Any) -> str | None:
+    columns = _columns(rows)
+    if TEACHER in columns:
+        return "the teacher reads another prompt than the student"
+    if {"choices", "label"} <= {*columns} and any(label in (None, NO_LABEL) for label in rows["label"]):
+        return "some rows have no label, and so no answer with tokens"
+    return None
+
+
+def _teacher_tokenizer(teacher: Any, name: str | None, tokenizer: Any, trust: bool) -> Any:
+    known = name or name_of(teacher)
+    found = tokenizer_of(known, name is not None, trust) if known else None
+    return tokenizer if found is None else found
+
+
+def _columns(rows: Any) -> list[str]:
+    return getattr(rows, "column_names", None) or []
+
+
+def _check_rows(args: SinKDConfig, rows: Any) -> None:
+    """Refuses rows that cannot be compared over their choices."""
+    if rows is None:
+        return
+    if "choices" not in rows.column_names:
+        raise InputError(
+            "The signal is over the answer choices, and the rows have none; give rows of a task with choices, or two "
+            "models with one tokenizer and signal tokens."
+        )
+    if args.sinkhorn_weight > 0 and (count := len(choice_sets(rows))) > 1:
+        raise InputError(
+            f"The rows have {count} different lists of choices, and the SinKD term would compare the first choice of "
+            "one row with the first choice of another, which mean different things; set sinkhorn_weight to 0."
+        )
