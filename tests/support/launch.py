@@ -12,7 +12,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A folder whose tests start processes, run whole commands, or need real weights: its name is the mark of its tests.
-MARKED_FOLDERS = ("distributed", "end_to_end", "real_model", "reliability")
+MARKED_FOLDERS = ("distributed", "end_to_end", "real_model", "reliability", "served")
 # Files elsewhere whose tests take as long, for the same reasons.
 MARKED_FILES = {
     "cli/test_cache.py": "end_to_end",

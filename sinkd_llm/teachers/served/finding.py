@@ -1,0 +1,198 @@
+"""Which way works on a server: found by test requests before the first row is asked."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.questions import Question
+from sinkd_llm.teachers.served.client import Client, RequestRefused, Sleep, Unavailable
+from sinkd_llm.teachers.served.matching import choices_seen
+from sinkd_llm.teachers.served.replies import (
+    WrongReply,
+    border,
+    common_beginning,
+    likeliest_first,
+    prompt_tokens,
+    scored_text,
+    texts,
+    top_tokens,
+)
+from sinkd_llm.teachers.served.server import Server
+from sinkd_llm.teachers.served.ways import CHAT, COMPLETIONS, Way, answering, first_tokens, parted, scoring
+from sinkd_llm.values import listed
+
+_T = TypeVar("_T")
+
+# The most that servers commonly allow, and what the others do.
+_TOP = (20, 5)
+# A server that is not there is found soon; one that fails a request may fail it for what is asked.
+_TRIES = 3
+# Answers of one request, where the server gives several: more are lost together when a reply is.
+_MOST_TOGETHER = 8
+# In nats: by how much the largest log-probability may differ when it is computed again beside another text; and where
+# two tokens are as likely as each other, which are then the likeliest by turns.
+_SAME, _TIED = 0.25, 0.02
+
+
+def find_way(server: Server, question: Question, *, sleep: Sleep = asyncio.sleep) -> Way:
+    """
+    Which of three ways works, by some requests about one row (at most ten).
+
+    - `"scores"`: the completions API repeats the prompt with log-probabilities (`echo` and `logprobs`; vLLM, SGLang,
+      llama-cpp-python). Log-likelihoods of choices are then exact, up to the server's arithmetic.
+    - `"top_logprobs"`: the chat API says the likeliest first tokens. Exact up to what is not among them, for choices
+      of one token; others are not guessed from their first token.
+    - `"answers"`: the API only answers.
+
+    `"scores"` puts the prompt to the model as it is, the chat API inside the server's chat template.
+
+    Whether log-probabilities belong to the tokens beside them is tested: the likeliest token after the prompt must be
+    the same where the choice follows and where the model goes on by itself.
+
+    Args:
+        server ([`Server`]): its `way` is the one that is tried, or `"auto"`.
+        question ([`Question`]): a row, best one of the usual length.
+        sleep (`Callable`, *optional*): waits between two tries.
+
+    Raises:
+        InputError: if the server is down, asks for a key, has no such model or several and none was named; if the way
+            that was asked for does not work, with the reason.
+    """
+    return run(_find(server, question, sleep))
+
+
+def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Runs a coroutine to its end, in a thread of its own where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+async def _find(server: Server, question: Question, sleep: Sleep) -> Way:
+    tests = {"scores": _scores, "top_logprobs": _top_logprobs, "answers": _answers}
+    async with Client(replace(server, retries=min(server.retries, _TRIES - 1)), sleep) as client:
+        asked, remarks = await _model(client)
+        way = Way("", asked, asked)
+        for name in tests if server.way == "auto" else (server.way,):
+            try:
+                found = await tests[name](client, replace(way, name=name), question)
+                return replace(found, remarks=(*remarks, *found.remarks))
+            except WrongReply as error:
+                reason = str(error)
+            except (RequestRefused, Unavailable) as error:
+                if isinstance(error, RequestRefused) and not (error.too_long or error.no_model):
+                    reason = f"it refuses the request ({error.status}: {error})"
+                elif isinstance(error, Unavailable) and error.status is not None and error.status != 429:
+                    reason = error.why
+                else:
+                    raise await client.explained(error, question.name, asked) from error
+            remarks.append(f"The way {name!r} does not work on {server.shown_url}: {reason}.")
+    raise InputError(f"{' '.join(remarks)} Give another teacher_way or server.")
+
+
+async def _model(client: Client) -> tuple[str, list[str]]:
+    """What the model is called in requests, and what there is to say of it."""
+    server = client.server
+    try:
+        names = await client.models()
+    except Unavailable as error:
+        if error.status is None or error.status == 429:
+            raise InputError(
+                f"The server {server.shown_url} does not answer: {error.why}. Start it, or give its address as "
+                "teacher_url (mostly http://HOST:PORT/v1)."
+            ) from error
+        names = []
+    if server.model is not None:
+        known = not names or server.model in names
+        remark = f"The server {server.shown_url} does not list the model {server.model!r}; it lists {listed(names)}."
+        return server.model, [] if known else [remark]
+    if len(names) == 1:
+        return names[0], []
+    there = f"has several models: {listed(names)}" if names else "lists no models"
+    raise InputError(f"The server {server.shown_url} {there}; give the name of one as teacher_model.")
+
+
+async def _scores(client: Client, way: Way, question: Question) -> Way:
+    prompt, answer = parted(question, 0)
+    reply = await client.post(COMPLETIONS, scoring(way, prompt + answer), question.name)
+    scored = scored_text(reply, prompt + answer)
+    place = border(scored, answer)
+    if place is None:
+        alone = scored_text(await client.post(COMPLETIONS, scoring(way, prompt), question.name), prompt)
+        place = common_beginning(scored, alone, answer)
+    elif (shown := scored.likeliest[place]) is not None:
+        going_on = likeliest_first(await client.post(COMPLETIONS, scoring(way, prompt, echo=False), question.name))
+        if going_on is not None and abs(shown[1] - going_on[1]) > (_SAME if shown[0] == going_on[0] else _TIED):
+            raise WrongReply(
+                f"its log-probabilities belong to other tokens: after the prompt {going_on[0]!r} is the likeliest by "
+                f"{going_on[1]:.2f}, and where a choice follows {shown[0]!r} by {shown[1]:.2f}"
+            )
+    scored.numbers(place)
+    return _named(way, reply, len(prompt + answer))
+
+
+async def _top_logprobs(client: Client, way: Way, question: Question) -> Way:
+    for top in _TOP:
+        way = replace(way, top=top)
+        try:
+            reply, way = await _limited(client, way, question, CHAT, lambda way: first_tokens(way, question))
+            break
+        except RequestRefused as error:
+            if top == _TOP[-1] or "logprobs" not in error.message:
+                raise
+    seen = choices_seen(top_tokens(reply), question.choices)
+    if seen.scores_C is None:
+        raise WrongReply(seen.problem)
+    return _named(way, reply, len(question.prompt))
+
+
+async def _answers(client: Client, way: Way, question: Question) -> Way:
+    drawn = client.server.samples > 0
+
+    def one(way: Way) -> dict[str, Any]:
+        return answering(way, question, 1, drawn=drawn)
+
+    try:
+        reply, way = await _limited(client, way, question, CHAT, one)
+    except RequestRefused as error:
+        if error.status not in (404, 405):
+            raise
+        reply, way = await _limited(client, replace(way, chat=False), question, COMPLETIONS, one)
+    texts(reply, 1)
+    if client.server.samples > 1:
+        path = CHAT if way.chat else COMPLETIONS
+        try:
+            two = await client.post(path, answering(way, question, 2, drawn=True), question.name)
+            texts(two, 2)
+            way = replace(way, together=min(client.server.samples, _MOST_TOGETHER))
+        except (RequestRefused, WrongReply, Unavailable):
+            pass  # one answer a request
+    return _named(way, reply, len(question.prompt))
+
+
+async def _limited(
+    client: Client, way: Way, question: Question, path: str, body: Callable[[Way], dict[str, Any]]
+) -> tuple[dict[str, Any], Way]:
+    """The reply to a call, and the way with the server's word for the most tokens."""
+    try:
+        return await client.post(path, body(way), question.name), way
+    except RequestRefused as error:
+        if "max_completion_tokens" not in error.message:
+            raise
+        way = replace(way, limit="max_completion_tokens")
+        return await client.post(path, body(way), question.name), way
+
+
+def _named(way: Way, reply: dict[str, Any], characters: int) -> Way:
+    name, tokens = reply.get("model"), prompt_tokens(reply)
+    return replace(
+        way,
+        model=name if isinstance(name, str) and name else way.asked_model,
+        characters_a_token=characters / tokens if tokens else way.characters_a_token,
+    )

@@ -1,0 +1,111 @@
+"""From what a server says to the choices of a row: an answer's text, or the likeliest first tokens of an answer.
+
+Shape suffixes: C choices of a row.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sinkd_llm.teachers.answer_texts import choice_meant, folded
+from sinkd_llm.values import shown
+
+# A token that is the beginning of a choice, from this probability on, says that the choice has several tokens.
+SPLIT_FROM = 0.01
+
+
+def matched(text: str, choices: tuple[str, ...]) -> int | None:
+    """
+    Which choice an answer is: the one that [`~sinkd_llm.teachers.answer_texts.choice_meant`] says, or else the longest
+    that the answer begins with, as whole words ("Positive, because …").
+
+    Args:
+        text (`str`): the answer.
+        choices (`tuple[str, ...]`): of the row.
+
+    Returns:
+        `int`: the index; `None` for an answer that is none of them, or could be two.
+    """
+    index = choice_meant(text, choices)
+    if index is not None:
+        return index
+    said, known = folded(text), [folded(choice) for choice in choices]
+    begins = [c for c, choice in enumerate(known) if choice and said.startswith(choice) and _ends(said, len(choice))]
+    longest = max((len(known[c]) for c in begins), default=0)
+    found = [c for c in begins if len(known[c]) == longest]
+    return found[0] if len(found) == 1 else None
+
+
+def _ends(text: str, place: int) -> bool:
+    """Whether a word ends before this place."""
+    return place >= len(text) or not (text[place - 1].isalnum() and text[place].isalnum())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """
+    What the likeliest first tokens say of a row's choices.
+
+    Attributes:
+        scores_C (`list[float]`, *optional*): log-probabilities of the choices; `None` if they cannot be known.
+        unseen (`float`): the mass of the tokens that the server did not show, in [0, 1].
+        problem (`str`): why there are no scores, or `""`.
+    """
+
+    scores_C: list[float] | None
+    unseen: float
+    problem: str = ""
+
+
+def choices_seen(top: Sequence[tuple[str, float]], choices: tuple[str, ...]) -> Seen:
+    """
+    The choices of a row among the likeliest first tokens of an answer.
+
+    A token counts for the choice that it is, as [`~sinkd_llm.teachers.answer_texts.choice_meant`] reads it; several
+    tokens of one choice add up. Choices that are not among the tokens share the mass that was not shown in equal
+    parts, each at most the smallest probability that was shown: an upper bound. Where a token that begins a choice
+    has a probability of [`SPLIT_FROM`] or more and no token is this choice, the choice has several tokens, whose
+    likelihood is not known from the first one: there are no scores. There are none, either, where no choice is among
+    the tokens.
+
+    Args:
+        top (`Sequence[tuple[str, float]]`): tokens and their log-probabilities.
+        choices (`tuple[str, ...]`): of the row.
+    """
+    mass_C, names = [0.0] * len(choices), [folded(choice) for choice in choices]
+    begun: dict[int, str] = {}
+    for token, logprob in top:
+        index, text = choice_meant(token, choices), folded(token)
+        if index is not None:
+            mass_C[index] += math.exp(logprob)
+        if text and math.exp(logprob) >= SPLIT_FROM:
+            begun |= {c: token for c, name in enumerate(names) if c != index and name.startswith(text)}
+    unseen = min(1.0, max(0.0, 1 - sum(math.exp(logprob) for _, logprob in top)))
+    for c, token in begun.items():
+        if mass_C[c] == 0:
+            problem = f"the choice {shown(choices[c])} has several tokens, of which {shown(token)} is the first"
+            return Seen(None, unseen, problem)
+    missing = mass_C.count(0.0)
+    if missing == len(mass_C):
+        problem = f"no choice is among the {len(top)} likeliest tokens; the first is {shown(top[0][0])}"
+        return Seen(None, unseen, problem)
+    share = min(unseen / missing, math.exp(min(logprob for _, logprob in top))) if missing else 0.0
+    masses = [mass or share for mass in mass_C]
+    return Seen([math.log(mass) if mass > 0 else -math.inf for mass in masses], unseen)
+
+
+def frequencies(texts: Sequence[str], choices: tuple[str, ...]) -> tuple[list[float] | None, list[str]]:
+    """
+    How often each choice was answered.
+
+    Returns:
+        `tuple`: the logarithms of the shares among the answers that are a choice, `None` if none is; and the answers
+        that are no choice.
+    """
+    found = [(matched(text, choices), text) for text in texts]
+    other = [text for index, text in found if index is None]
+    count = len(texts) - len(other)
+    if not count:
+        return None, other
+    numbers = [sum(index == c for index, _ in found) for c in range(len(choices))]
+    return [math.log(n / count) if n else -math.inf for n in numbers], other
