@@ -33,6 +33,7 @@ NOT_RUN = {
     "docs/extending.md": ["lines for divergences.py, which tests/end_to_end/test_docs.py puts there"],
     "docs/large_models.md": ["needs several devices"],
     "docs/many_devices.md": ["needs several devices"],
+    "docs/served_teachers.md": ["needs a server"],
     "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
@@ -46,9 +47,9 @@ SHORT = {
     "cache": TRAIN,
     "evaluate": SCORE,
 }
-# Flags of the other programs that the pages call: pip, accelerate, deepspeed, torchrun, lm_eval.
+# Flags of the other programs that the pages call: pip, accelerate, deepspeed, torchrun, lm_eval, llama_cpp.server.
 FLAGS_OF_OTHERS = {"--no-deps", "--config_file", "--num_gpus", "--module", "--nproc_per_node"}
-FLAGS_OF_OTHERS |= {"--include_path", "--tasks", "--model", "--model_args"}
+FLAGS_OF_OTHERS |= {"--include_path", "--tasks", "--model", "--model_args", "--kv_overrides"}
 # What the pages name as wrong, or as yours.
 WRONG_FLAGS = {"--lr", "--epochs"}
 YOURS = {"recipes/mine.yaml"}

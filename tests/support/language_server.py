@@ -43,7 +43,7 @@ class LanguageServer:
         style (`str`): whose replies to `echo` are given: `"vllm"`, `"sglang"`, `"llama-cpp-python"`, the same
             `"shifted"`, `"llama-server"` (which repeats nothing), `"chat"` (no completions).
         model (`str`): what the server calls its model.
-        top (`Callable`): the likeliest first tokens of the answer to a prompt and their probabilities, for chats.
+        top (`Callable`): the likeliest tokens after a prompt and their probabilities.
         says (`Callable`): the answer to a prompt, and the number of the request.
         fault (`Callable`): what stands in place of the reply to a request, by its number from 0 and its body; `None`:
             nothing. `b"hang"` and `b"cut"` as bodies are what they say.
@@ -76,6 +76,11 @@ class LanguageServer:
     def _completion(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         text = body["prompt"]
         tokens = tokens_of(text)
+        if "logprobs" in body and self.top is not None and not body.get("echo"):
+            top = {token: math.log(p) for token, p in list(self.top(text).items())[: body["logprobs"]]}
+            logprobs = {"tokens": [next(iter(top))], "token_logprobs": [max(top.values())], "top_logprobs": [top]}
+            usage = {"prompt_tokens": len(tokens), "completion_tokens": 1}
+            return {"model": self.model, "choices": [{"text": "", "logprobs": logprobs}], "usage": usage}
         if "logprobs" not in body:
             return self._answers(text, body, number, lambda said: {"text": said})
         next_token, next_number = likeliest(tokens[-1])

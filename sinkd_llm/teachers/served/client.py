@@ -148,8 +148,8 @@ class Client:
         if isinstance(error, Unavailable):
             return InputError(
                 f"The server {url} gave no answer for {where} in {self.server.retries + 1} tries: {error.why}. Look "
-                "whether it runs and is not overloaded (teacher_concurrency, teacher_timeout_s); the same command "
-                "goes on where this one ended."
+                "whether it runs, and lower teacher_concurrency if it is overloaded; the same command goes on where "
+                "this one ended."
             )
         if error.too_long:
             return InputError(

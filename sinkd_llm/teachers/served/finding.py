@@ -39,15 +39,15 @@ _SAME, _TIED = 0.25, 0.02
 
 def find_way(server: Server, question: Question, *, sleep: Sleep = asyncio.sleep) -> Way:
     """
-    Which of three ways works, by some requests about one row (at most ten).
+    Which of three ways works, by some requests about one row (at most a dozen).
 
     - `"scores"`: the completions API repeats the prompt with log-probabilities (`echo` and `logprobs`; vLLM, SGLang,
       llama-cpp-python). Log-likelihoods of choices are then exact, up to the server's arithmetic.
-    - `"top_logprobs"`: the chat API says the likeliest first tokens. Exact up to what is not among them, for choices
-      of one token; others are not guessed from their first token.
+    - `"top_logprobs"`: the completions or the chat API says the likeliest tokens after the prompt. Exact up to what is
+      not among them, for choices of one token; others are not guessed from their first token.
     - `"answers"`: the API only answers.
 
-    `"scores"` puts the prompt to the model as it is, the chat API inside the server's chat template.
+    The completions API puts the prompt to the model as it is, the chat API inside the server's chat template.
 
     Whether log-probabilities belong to the tokens beside them is tested: the likeliest token after the prompt must be
     the same where the choice follows and where the model goes on by itself.
@@ -86,11 +86,8 @@ async def _find(server: Server, question: Question, sleep: Sleep) -> Way:
             except WrongReply as error:
                 reason = str(error)
             except (RequestRefused, Unavailable) as error:
-                if isinstance(error, RequestRefused) and not (error.too_long or error.no_model):
-                    reason = f"it refuses the request ({error.status}: {error})"
-                elif isinstance(error, Unavailable) and error.status is not None and error.status != 429:
-                    reason = error.why
-                else:
+                reason = _of_this_way(error)
+                if not reason:
                     raise await client.explained(error, question.name, asked) from error
             remarks.append(f"The way {name!r} does not work on {server.shown_url}: {reason}.")
     raise InputError(f"{' '.join(remarks)} Give another teacher_way or server.")
@@ -137,19 +134,45 @@ async def _scores(client: Client, way: Way, question: Question) -> Way:
     return _named(way, reply, len(prompt + answer))
 
 
+def _of_this_way(error: RequestRefused | Unavailable) -> str:
+    """Why a way does not work, as the end of a sentence; empty for an error that every other way would meet, too."""
+    if isinstance(error, RequestRefused):
+        return "" if error.too_long or error.no_model else f"it refuses the request ({error.status}: {error})"
+    return "" if error.status in (None, 429) else error.why
+
+
 async def _top_logprobs(client: Client, way: Way, question: Question) -> Way:
-    for top in _TOP:
-        way = replace(way, top=top)
+    """With completions, which read the prompt as it is, or else with chats."""
+    reasons = []
+    for chat, name in ((False, "completions"), (True, "chats")):
         try:
-            reply, way = await _limited(client, way, question, CHAT, lambda way: first_tokens(way, question))
-            break
+            reply, found = await _first_tokens(client, replace(way, chat=chat), question)
+            seen = choices_seen(top_tokens(reply), question.choices)
+            if seen.scores_C is not None:
+                return _named(found, reply, len(question.prompt))
+            reason = seen.problem
+        except WrongReply as error:
+            reason = str(error)
+        except (RequestRefused, Unavailable) as error:
+            reason = _of_this_way(error)
+            if not reason:
+                raise
+        reasons.append(f"with {name} {reason}")
+    raise WrongReply("; ".join(reasons))
+
+
+async def _first_tokens(client: Client, way: Way, question: Question) -> tuple[dict[str, Any], Way]:
+    """The reply with as many likeliest tokens as the server gives."""
+    path = CHAT if way.chat else COMPLETIONS
+    for top in _TOP:
+        try:
+            return await _limited(
+                client, replace(way, top=top), question, path, lambda way: first_tokens(way, question)
+            )
         except RequestRefused as error:
             if top == _TOP[-1] or "logprobs" not in error.message:
                 raise
-    seen = choices_seen(top_tokens(reply), question.choices)
-    if seen.scores_C is None:
-        raise WrongReply(seen.problem)
-    return _named(way, reply, len(question.prompt))
+    raise AssertionError("the last number of tokens returns or raises")
 
 
 async def _answers(client: Client, way: Way, question: Question) -> Way:

@@ -131,26 +131,25 @@ def likeliest_first(reply: Any) -> tuple[str, float] | None:
 
 def top_tokens(reply: Any) -> list[tuple[str, float]]:
     """
-    The likeliest first tokens of a chat's answer and their log-probabilities.
+    The likeliest first tokens of an answer and their log-probabilities, of a chat or of a completion.
 
     Raises:
         WrongReply: if the reply has none, or numbers that are no log-probabilities.
     """
     parts = _object(_first(reply).get("logprobs"), "its reply has no log-probabilities")
-    content = parts.get("content")
-    if not _is_list_of(content, dict) or not content:
-        raise WrongReply("its log-probabilities are without tokens")
-    entries = content[0].get("top_logprobs")
-    if not _is_list_of(entries, dict) or not entries:
+    content, top = parts.get("content"), parts.get("top_logprobs")
+    if _is_list_of(content, dict) and content:
+        entries = content[0].get("top_logprobs")
+        pairs = [(e.get("token"), e.get("logprob")) for e in entries] if _is_list_of(entries, dict) else []
+    else:
+        pairs = list(top[0].items()) if _is_list_of(top, dict) and top else []
+    if not pairs:
         raise WrongReply("it gives no likeliest tokens (top_logprobs)")
-    found = []
-    for entry in entries:
-        token = entry.get("token")
-        if not isinstance(token, str):
-            raise WrongReply("its likeliest tokens are without text")
-        found.append((token, _logprob(entry.get("logprob"), token)))
+    numbers = [(token, _logprob(value, token)) for token, value in pairs if isinstance(token, str)]
+    if len(numbers) != len(pairs):
+        raise WrongReply("its likeliest tokens are without text")
     # Two tokens may have one text. The same number as well is the token that was drawn, listed again.
-    found = list(dict.fromkeys(found))
+    found = list(dict.fromkeys(numbers))
     if sum(math.exp(logprob) for _, logprob in found) > 1 + _MASS_ROUNDING:
         raise WrongReply("the probabilities of its likeliest tokens add up to more than 1")
     return found

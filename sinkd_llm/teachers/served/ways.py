@@ -22,11 +22,11 @@ class Way:
 
     Attributes:
         name (`str`): `"scores"`: the log-likelihood of each choice after the prompt, a request a choice;
-            `"top_logprobs"`: the likeliest first tokens of a chat's answer; `"answers"`: answers as text.
+            `"top_logprobs"`: the likeliest tokens after the prompt; `"answers"`: answers as text.
         model (`str`): what the server calls the model in its replies.
         asked_model (`str`): what it is called in requests.
         top (`int`): how many of the likeliest tokens the server gives.
-        chat (`bool`): whether answers come from the chat API.
+        chat (`bool`): whether answers and their first tokens come from the chat API, or else as completions.
         limit (`str`): the server's word for the most tokens of an answer.
         together (`int`): answers that a request may ask for at once.
         characters_a_token (`float`): of the prompt of the test request.
@@ -86,9 +86,16 @@ def scoring(way: Way, text: str, *, echo: bool = True) -> dict[str, Any]:
 
 
 def first_tokens(way: Way, question: Question) -> dict[str, Any]:
-    """The body of a chat that says the likeliest first tokens of its answer."""
-    body = {way.limit: 1, "temperature": 1.0, "logprobs": True, "top_logprobs": way.top}
-    return {"model": way.asked_model, "messages": [{"role": "user", "content": question.prompt}], **body}
+    """
+    The body of a chat or completion that says the likeliest tokens after the prompt.
+
+    A space at the prompt's end is part of the answer's first token in most vocabularies, and left out.
+    """
+    body: dict[str, Any] = {way.limit: 1, "temperature": 1.0}
+    if not way.chat:
+        return {"model": way.asked_model, "prompt": question.prompt.rstrip(" "), **body, "logprobs": way.top}
+    messages = [{"role": "user", "content": question.prompt}]
+    return {"model": way.asked_model, "messages": messages, **body, "logprobs": True, "top_logprobs": way.top}
 
 
 def answering(way: Way, question: Question, count: int, *, drawn: bool) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def calls(server: Server, way: Way, question: Question) -> Iterator[Call]:
         for choice in range(len(question.choices)):
             yield Call(question, choice, COMPLETIONS, scoring(way, question.prompt + question.choices[choice]))
     elif way.name == "top_logprobs":
-        yield Call(question, 0, CHAT, first_tokens(way, question))
+        yield Call(question, 0, CHAT if way.chat else COMPLETIONS, first_tokens(way, question))
     else:
         left, part = max(server.samples, 1), 0
         while left > 0:

@@ -128,7 +128,8 @@ def test_zeros_are_no_log_probabilities() -> None:
     assert "says 0 for every token" in way.remarks[0]
 
 
-def test_likeliest_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("style", ["chat", "llama-server"])
+def test_likeliest_tokens(style: str, tmp_path: Path) -> None:
     questions = [Question(name, name, (" good", " bad", " odd")) for name in ("seen", "unseen", "split", "other")]
     shown = {
         "seen": {"good": 0.5, " Good": 0.1, "bad": 0.3, "The": 0.05},
@@ -136,10 +137,10 @@ def test_likeliest_tokens(tmp_path: Path) -> None:
         "split": {"good": 0.9, "b": 0.05},
         "other": {"The": 0.9},
     }
-    with language_server(style="chat", top=shown.__getitem__) as state:
+    with language_server(style=style, top=shown.__getitem__) as state:
         server = Server(state.url)
         way = find_way(server, questions[0])
-        assert (way.name, way.top) == ("top_logprobs", 20)
+        assert (way.name, way.top, way.chat) == ("top_logprobs", 20, style == "chat")
         assert projected(server, way, questions)[0] == 4
         said = ask(server, way, questions, tmp_path / "journal.jsonl")
     wanted = np.log([0.6, 0.3, 0.05])
