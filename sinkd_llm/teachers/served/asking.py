@@ -153,7 +153,8 @@ class _Asking:
                         if not isinstance(error, (InputError, BudgetSpent)):
                             assert error is not None
                             raise error
-                        failure, client.hurried = error, True
+                        failure = error
+                        client.end()
             finally:
                 for task in tasks:
                     task.cancel()

@@ -90,12 +90,12 @@ class Client:
 
     Attributes:
         sent (`int`): requests so far, repeated ones included.
-        hurried (`bool`): set to end without repeating requests.
     """
 
     def __init__(self, server: Server, sleep: Sleep = asyncio.sleep, budget: int | None = None) -> None:
-        self.server, self.sent, self.hurried = server, 0, False
+        self.server, self.sent = server, 0
         self._budget, self._sleep = budget, sleep
+        self._ending = asyncio.Event()
         self._key = api_key()
         headers = {"Authorization": f"Bearer {self._key[0]}"} if self._key else {}
         self._http = httpx2.AsyncClient(
@@ -132,6 +132,10 @@ class Client:
         """
         return await self._repeated("POST", path, body, where)
 
+    def end(self) -> None:
+        """From now on no request is sent, nor repeated; those under way come to their end."""
+        self._ending.set()
+
     async def models(self) -> list[str]:
         """The names of the server's models; empty if it lists none."""
         try:
@@ -157,7 +161,10 @@ class Client:
                 "examples, another template), or start the server with a longer context."
             )
         if error.no_model:
-            names = await self.models()
+            try:
+                names = await self.models()
+            except (Unavailable, BudgetSpent):
+                names = []
             there = f"It has {listed(names)}." if names else "It lists no models."
             return InputError(f"The server {url} has no model {model!r}. {there}{nearest(model, names)}")
         return InputError(
@@ -167,18 +174,20 @@ class Client:
 
     async def _repeated(self, method: str, path: str, body: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
         def passes(error: BaseException) -> bool:
-            return isinstance(error, Unavailable) and not self.hurried
+            return isinstance(error, Unavailable) and not self._ending.is_set()
 
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.server.retries + 1),
             wait=_pause,
             retry=retry_if_exception(passes),
-            sleep=self._sleep,
+            sleep=self._rest,
             reraise=True,
         )
         return await retrying(self._once, method, path, body, where)
 
     async def _once(self, method: str, path: str, body: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+        if self._ending.is_set():
+            raise Unavailable("another request has failed for good")
         if self._budget is not None and self.sent >= self._budget:
             raise BudgetSpent
         self.sent += 1
@@ -192,6 +201,15 @@ class Client:
         except httpx2.RequestError as error:
             raise Unavailable(f"the connection was cut ({self._said(str(error))})") from error
         return self._content(reply, where)
+
+    async def _rest(self, seconds: float) -> None:
+        """Waits, but not beyond the end."""
+        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self._ending.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _content(self, reply: httpx2.Response, where: str) -> dict[str, Any]:
         status, url = reply.status_code, self.server.shown_url

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -92,6 +93,33 @@ def test_the_servers_own_pause_is_kept(form: str, tmp_path: Path) -> None:
         asked(state, tmp_path, waits)
     assert len(waits) == 1
     assert 28 <= waits[0] <= 31.5
+
+
+def test_nobody_waits_for_a_run_that_ends(tmp_path: Path) -> None:
+    """One request is told to come back in eight minutes when another one is refused for good."""
+    pause = (429, {"retry-after": "480"}, b"{}")
+
+    def fault(number: int, body: dict[str, Any]) -> Reply | None:
+        return pause if " good" in body["prompt"] else refused(422, "no") if "Film 3" in body["prompt"] else None
+
+    start = time.monotonic()
+    with language_server(fault=fault) as state:
+        server = Server(state.url, concurrency=8)
+        with pytest.raises(InputError, match="refuses the request"):
+            ask(server, SCORES, QUESTIONS, tmp_path / "journal.jsonl")
+    assert time.monotonic() - start < 60
+    assert len(state.requests) == 8
+
+
+def test_a_model_that_went_away_with_the_list_of_models(tmp_path: Path) -> None:
+    def fault(number: int, body: dict[str, Any]) -> Reply | None:
+        return (500, {}, b"oops") if number < 0 else refused(404, "model toy not found")
+
+    with (
+        language_server(fault=fault) as state,
+        pytest.raises(InputError, match=r"no model 'toy'\. It lists no models"),
+    ):
+        asked(state, tmp_path)
 
 
 REFUSED: dict[str, tuple[Reply, str]] = {
