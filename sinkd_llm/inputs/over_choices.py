@@ -176,8 +176,13 @@ def _as_asked(row: Row) -> Row:
 
 
 def row_print(row: Row) -> int:
-    """63 bits of what a row says: its prompt and its choices, before any tokenizer."""
-    digest = hashlib.blake2b(digest_size=8)
-    for text in (str(row["prompt"]), *row["choices"]):
+    """63 bits of what a row says before any tokenizer: 32 of its text (or prompt), and above them its choices."""
+    texts = [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
+    return _digest(texts or [str(row["prompt"])]) | (_digest(row["choices"]) >> 1) << 32
+
+
+def _digest(texts: Sequence[str]) -> int:
+    digest = hashlib.blake2b(digest_size=4)
+    for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\x1f")
-    return int.from_bytes(digest.digest(), "little") >> 1
+    return int.from_bytes(digest.digest(), "little")

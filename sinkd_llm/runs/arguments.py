@@ -31,10 +31,25 @@ class TaskArguments:
             Configuration of the hub data set.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split of `dataset_name` to train on.
+        unlabelled_file (`str`, *optional*):
+            Rows without labels to train on besides, which a teacher labels: a `.txt` with one text a line, or `.csv`,
+            `.tsv`, `.jsonl`, `.json` or `.parquet` with the columns of the task's rows.
+        max_unlabelled_samples (`int`, *optional*):
+            A sample of this many of them.
+        allow_unlabelled (`bool`, *optional*, defaults to `False`):
+            Rows of the training data may have no label (empty or -1): then the teacher alone teaches them.
+        teacher_task (`str`, *optional*):
+            Another task over the same rows, whose prompt the teacher reads: a name or a YAML file.
+        teacher_num_fewshot (`int`, *optional*, defaults to `0`):
+            So many labelled training rows before each prompt of the teacher, drawn with the seed of the data, never
+            the row itself.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split of `dataset_name` to evaluate on; left out if the data set has no such split.
         max_train_samples (`int`, *optional*):
             Train on a sample of this many rows, drawn with `data_seed` (default: `seed`).
+        teacher_examined_rows (`int`, *optional*, defaults to `128`):
+            A teacher that is a model here is examined on so many of its training rows, beside the evaluation rows:
+            has it memorised them, and is it better than the most frequent answer and than TF-IDF? `0`: it is not.
         max_eval_samples (`int`, *optional*):
             Evaluate on a sample of this many rows, the same for every seed.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
@@ -49,6 +64,12 @@ class TaskArguments:
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"
+    unlabelled_file: str | None = None
+    max_unlabelled_samples: int | None = None
+    allow_unlabelled: bool = False
+    teacher_task: str | None = None
+    teacher_num_fewshot: int = 0
+    teacher_examined_rows: int = 128
     dataset_test_split: str = "test"
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
@@ -62,6 +83,12 @@ class TaskArguments:
             )
         if self.dataset_name is not None and self.data_dir is not None:
             raise InputError("--data_dir belongs to --task; a --dataset_name names its own place.")
+        if self.dataset_name is not None:
+            for name in ("unlabelled_file", "allow_unlabelled", "teacher_task", "teacher_num_fewshot"):
+                if getattr(self, name):
+                    raise InputError(f"--{name} belongs to --task, which has answer choices; write a task file.")
+        if self.max_unlabelled_samples is not None and self.unlabelled_file is None:
+            raise InputError("--max_unlabelled_samples is about an --unlabelled_file; give one, or leave it out.")
         check_settings(self)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.row_files import Rows, read_csv, read_json, read_text
+from sinkd_llm.runs.task_rows import EVALUATION_SAMPLE_SEED, task_split, training_rows
+from sinkd_llm.runs.teacher_rows import rows_for_teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from sinkd_llm.runs.arguments import TaskArguments
     from sinkd_llm.tasks import Task
 
-# Evaluation rows are drawn with one seed for all runs: runs with different seeds meet the same rows.
-EVALUATION_SAMPLE_SEED = 0
 _READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": read_json,
     ".json": read_json,
@@ -52,9 +52,10 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
         from sinkd_llm.tasks import load_task
 
         task = load_task(arguments.task)
-        limit = arguments.max_train_samples
-        train = task.load("train", arguments.data_dir, limit=limit, seed=None if limit is None else seed)
+        train = training_rows(task, arguments, seed)
         evaluation = task_split(task, "validation", arguments.data_dir, arguments.max_eval_samples)
+        if arguments.teacher_task is not None or arguments.teacher_num_fewshot:
+            train, evaluation = rows_for_teacher(task, train, evaluation, arguments, seed)
         return RunData(task.name, task, train, evaluation)
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments)
@@ -79,12 +80,6 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
                 "'completion'. For a classification data set write a task file and give --task."
             )
     return RunData(Path(name).name, None, train, evaluation)
-
-
-def task_split(task: "Task", split: str, data_dir: str | None, limit: int | None) -> "Dataset":
-    """The rows of a split to score on, all labelled; with `limit`, the same sample for every run."""
-    seed = None if limit is None else EVALUATION_SAMPLE_SEED
-    return task.load(split, data_dir, limit=limit, seed=seed, labelled=True)
 
 
 def _load_splits(name: str, arguments: "TaskArguments") -> dict[str, Any]:

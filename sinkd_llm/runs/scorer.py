@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.errors import InputError
 from sinkd_llm.report.results import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData
+from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -28,14 +29,24 @@ class Scorer:
         tokenizer (`PreTrainedTokenizerBase`): of all models.
         args ([`SinKDConfig`]): how rows are read, how many at a time, and on which device.
         trainer ([`SinKDTrainer`], *optional*): its rows are tokenised already, and it scores those without a task.
+        by_name (`bool`, *optional*, defaults to `False`): the teacher's choices are recorded by the names of rows, for
+            a signal over the answer choices. With a trainer it knows.
     """
 
     def __init__(
-        self, data: RunData, tokenizer: Any, args: "SinKDConfig", trainer: "SinKDTrainer | None" = None
+        self,
+        data: RunData,
+        tokenizer: Any,
+        args: "SinKDConfig",
+        trainer: "SinKDTrainer | None" = None,
+        by_name: bool = False,
     ) -> None:
         self.data, self.args, self.trainer = data, args, trainer
+        teacher = trainer.teacher if trainer is not None else None
+        self.by_name = by_name or (teacher is not None and teacher.over_choices)
         self._evaluator = self._task_evaluator(tokenizer)
         self._teacher_predictions: list[Any] | None = None
+        self.teacher_log_likelihoods: list[list[float]] | None = None
         self._recorded: TeacherChoices | None = None
 
     def _task_evaluator(self, tokenizer: Any) -> "TaskEvaluator | None":
@@ -46,6 +57,27 @@ class Scorer:
             return None
         tokenized = self.trainer.evaluation_features() if self.trainer is not None else ()
         return TaskEvaluator(self.data.task, self.data.evaluation, tokenizer, Reading.of(self.args), tokenized)
+
+    def _evaluator_of(self, name: str) -> "TaskEvaluator":
+        """What scores a model: a teacher with a tokenizer or a prompt of its own reads the rows in its way."""
+        from sinkd_llm.evaluation import TaskEvaluator
+        from sinkd_llm.inputs.reading import Reading
+
+        assert self._evaluator is not None
+        tokenizer = self.teacher_tokenizer() if name == TEACHER else self._evaluator.tokenizer
+        own = tokenizer is not self._evaluator.tokenizer or "teacher" in self._evaluator.dataset.column_names
+        if name != TEACHER or not own:
+            return self._evaluator
+        assert self.data.task is not None
+        tokenized = self.trainer.evaluation_features() if self.trainer is not None else ()
+        rows = as_teacher_reads(self.data.evaluation)
+        return TaskEvaluator(self.data.task, rows, tokenizer, Reading.of(self.args), tokenized)
+
+    def teacher_tokenizer(self) -> Any:
+        """What the run's teacher reads with: the tokenizer of all models, or over answer choices its own."""
+        assert self._evaluator is not None
+        tokenized = self.trainer.evaluation_features() if self.trainer is not None else []
+        return tokenized[1][0].tokenizer if len(tokenized) > 1 else self._evaluator.tokenizer
 
     def row(self, name: str, model: Any, size_bytes: int | None = None) -> ResultRow:
         """
@@ -60,7 +92,9 @@ class Scorer:
 
         row = ResultRow(name, {}, *count_parameters(model), size_bytes)
         if self._evaluator is not None:
-            score = self._score(self._evaluator, name, model)
+            score = self.score(self._evaluator_of(name), name, model)
+            if name == TEACHER:
+                self.teacher_log_likelihoods = score.log_likelihoods
             row.metrics, row.num_examples, row.seconds = dict(score.metrics), score.num_examples, score.seconds
             self._compare(row, score, model)
         elif self.data.evaluation is not None and name != TEACHER and self.trainer is not None:
@@ -89,8 +123,8 @@ class Scorer:
         row = self.row(TEACHER, model, size_bytes)
         keys = None
         if self._teacher_predictions is not None:
-            keys = [key.hex() for key in self._evaluator.row_keys(model)]
-        return {"rows": _rows_hash(self.data), "predictions": self._teacher_predictions, "keys": keys, **asdict(row)}
+            keys = [key.hex() for key in self._keys(model)]
+        return {"rows": rows_hash(self.data), "predictions": self._teacher_predictions, "keys": keys, **asdict(row)}
 
     def recorded(self, record: dict[str, Any] | None) -> ResultRow | None:
         """
@@ -105,7 +139,7 @@ class Scorer:
         from sinkd_llm.teachers.choices import TeacherChoices
 
         self._recorded = TeacherChoices.recorded(record)
-        if record is None or self.data.evaluation is None or record["rows"] != _rows_hash(self.data):
+        if record is None or self.data.evaluation is None or record["rows"] != rows_hash(self.data):
             return None
         predictions = record.get("predictions")
         if predictions is not None and len(predictions) != len(self.data.evaluation):
@@ -131,10 +165,18 @@ class Scorer:
             return None
         teacher = self.trainer.teacher if self.trainer is not None else None
         # Training reads the rows within the context of both.
-        keys = self._evaluator.row_keys(model, teacher.context_length if teacher is not None else None)
+        keys = self._keys(model, teacher.context_length if teacher is not None else None)
         return self._recorded.of(keys, [len(choices) for choices in self._evaluator.dataset["choices"]])
 
-    def _score(self, evaluator: "TaskEvaluator", name: str, model: Any) -> "TaskScore":
+    def _keys(self, model: Any, max_length: int | None = None) -> list[bytes]:
+        """By which a teacher's choices for the rows are known again: over answer choices the names of the rows."""
+        assert self._evaluator is not None
+        if self.by_name:
+            return [name_key(str(name)) for name in self._evaluator.dataset["id"]]
+        return self._evaluator.row_keys(model, max_length)
+
+    def score(self, evaluator: "TaskEvaluator", name: str, model: Any) -> "TaskScore":
+        """Scores a model, with a progress bar under this name."""
         from sinkd_llm.models.partitioning import on_device
 
         with (
@@ -166,7 +208,20 @@ class Scorer:
         row.metrics |= {} if agrees is None else {"agreement": agrees}
 
 
-def _rows_hash(data: RunData) -> str:
+def as_teacher_reads(rows: Any) -> Any:
+    """Rows with what their column `teacher` says, in place of what the student reads."""
+    if "teacher" not in rows.column_names:
+        return rows
+    theirs = rows["teacher"][:]
+    names = [name for name in theirs[0] if name in rows.column_names and theirs[0][name] is not None]
+    kept = rows.remove_columns(["teacher", *names])
+    for name in names:
+        kept = kept.add_column(name, [row[name] for row in theirs])
+    return kept
+
+
+def rows_hash(data: RunData) -> str:
+    """Of the rows that models are scored on."""
     assert data.evaluation is not None
     digest = hashlib.blake2b(data.name.encode(), digest_size=16)
     columns = [c for c in ("id", "prompt", "completion") if c in data.evaluation.column_names]

@@ -12,7 +12,9 @@ from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.report.page import write_report
 from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
 from sinkd_llm.runs.arguments import TaskArguments
+from sinkd_llm.runs.asking import use_answers
 from sinkd_llm.runs.data import RunData, load_run_data
+from sinkd_llm.runs.examining import examine_model
 from sinkd_llm.runs.failures import explained
 from sinkd_llm.runs.folder import (
     RunFolder,
@@ -73,7 +75,7 @@ def run_finetune(
             the run.
         TrainingInterrupted: after Ctrl-C or SIGTERM, when the checkpoint is saved.
     """
-    check_finetune(training_args, model_args)
+    check_finetune(training_args, model_args, task_args)
     return _train("finetune", task_args, training_args, model_args, argv)
 
 
@@ -93,10 +95,17 @@ def run_distill(
     return _train("distill", task_args, training_args, model_args, argv)
 
 
-def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
+def check_finetune(
+    training_args: "SinKDConfig", model_args: "ModelConfig", task_args: TaskArguments | None = None
+) -> None:
     """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
-    if training_args.teacher_model_name_or_path is not None or training_args.teacher_cache is not None:
+    if training_args.has_teacher:
         raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
+    if task_args is not None and (task_args.unlabelled_file is not None or task_args.allow_unlabelled):
+        raise InputError(
+            "finetune learns from labels alone; rows without labels need a teacher: use 'sinkd distill', or leave out "
+            "unlabelled_file and allow_unlabelled."
+        )
     if model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model to fine-tune.")
     _check_quantised(model_args)
@@ -104,15 +113,15 @@ def check_finetune(training_args: "SinKDConfig", model_args: "ModelConfig") -> N
 
 def check_distill(training_args: "SinKDConfig", model_args: "ModelConfig") -> None:
     """Refuses what [`run_distill`] cannot do, before anything is loaded."""
-    if training_args.teacher_model_name_or_path is None and training_args.teacher_cache is None:
+    if not training_args.has_teacher:
         raise InputError(
-            "--teacher_model_name_or_path is missing: the model to learn from; or give the --teacher_cache that "
-            "'sinkd cache' wrote."
+            "--teacher_model_name_or_path is missing: the model to learn from; or give a --teacher_url, a "
+            "--teacher_file, or the --teacher_cache that 'sinkd cache' wrote."
         )
     if model_args.model_name_or_path is None:
         if training_args.teacher_model_name_or_path is None:
             raise InputError(
-                "there is no student: give --model_name_or_path, or, with the cache, the "
+                "there is no student: give --model_name_or_path, or, with a cache, the "
                 "--teacher_model_name_or_path to cut it from."
             )
         if training_args.student_layers is None:
@@ -235,6 +244,8 @@ def _train(
     argv: Sequence[str] | None,
 ) -> RunResult:
     run = prepare_run(command, task_args, training_args, model_args, argv)
+    if command == "distill":
+        use_answers(run.data, training_args)
     with no_empty_folder(run.output_dir) if is_main_process() else nullcontext():
         trainer = _load_trainer(run, training_args, model_args)
         # One process holds the folder for all of a launch; the others wait until it is theirs.
@@ -306,6 +317,7 @@ def _act(
     rows = []
     if trainer.teacher is not None and trainer.teacher.model is not None:
         rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
+        examine_model(data, trainer, scorer, arguments[0].teacher_examined_rows)
     elif trainer.teacher is not None and (recorded := scorer.recorded(trainer.teacher.recorded_score)) is not None:
         rows.append(recorded)
     rows.append(scorer.row(names[0], trainer.model))

@@ -94,6 +94,11 @@ def choice_counts(batch: Mapping[str, Any]) -> list[int]:
     return [len(tree.choices) for tree in batch["trees"]]
 
 
+def name_key(name: str) -> bytes:
+    """The key of a row that is known by its name: over answer choices, which student and teacher read differently."""
+    return name.encode("utf-8", "surrogatepass")
+
+
 def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
     """
     What the rows of a ranking batch say, each as a key of 16 bytes, however the batch is padded.

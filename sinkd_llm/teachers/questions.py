@@ -3,14 +3,20 @@
 Shape suffixes: C choices of a row.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 # The log-score of the choices that a teacher did not give, where it gives an answer alone: e^-30 is 1e-13.
 HARD = -30.0
+# The name that a task gives to a row of a split: `<task>-<split>-<place>-<hash>`.
+_NUMBERED = re.compile(r"-(?:train|validation|test)-(\d+)(?:-[0-9a-f]+)?$")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,25 @@ class Question:
     choices: tuple[str, ...]
     text: str | None = None
     position: int = 0
+
+
+def questions_of(dataset: "Dataset") -> list[Question]:
+    """
+    What a teacher is asked of the rows of a data set: their prompt and choices, or what their column `teacher` holds.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): rows with `id`, `prompt` and `choices`, and perhaps `text` and `teacher`.
+    """
+    asked = []
+    for index, row in enumerate(dataset):
+        theirs = {**row, **{k: v for k, v in (row.get("teacher") or {}).items() if v is not None}}
+        text = row.get("text")
+        name = str(row.get("id") if row.get("id") is not None else f"row {index}")
+        # The rows may be a sample, whose names say where they stand in the whole.
+        numbered = _NUMBERED.search(name)
+        position = int(numbered[1]) if numbered else index
+        asked.append(Question(name, theirs["prompt"], tuple(theirs["choices"]), text, position))
+    return asked
 
 
 class Answers(Mapping[str, Any]):

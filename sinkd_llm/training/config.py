@@ -24,6 +24,7 @@ from sinkd_llm.objectives import (
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
 from sinkd_llm.secrets import is_secret_name
 from sinkd_llm.teachers.placement import PLACEMENTS
+from sinkd_llm.teachers.served.server import WAYS
 from sinkd_llm.training.processes import check_launch, start_cpu_group, use_cpus_if_alone
 from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_optimizer, check_revision, check_together
@@ -81,6 +82,25 @@ class SinKDConfig(TrainingArguments):
         choice_normalisation (`str`, *optional*, defaults to `"sum"`):
             The score of a choice of several tokens: its log-likelihood (`"sum"`), or the mean over its tokens
             (`"token"`). With `signal` over choices.
+        teacher_file (`str`, *optional*):
+            A teacher that is a file: for a row's `id` (or its position, or its text) an answer or a probability for
+            each choice, as `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
+        teacher_url (`str`, *optional*):
+            A teacher on a server with an OpenAI-style API, such as `http://127.0.0.1:8000/v1`. Its key comes from the
+            environment variable `SINKD_TEACHER_API_KEY` or `OPENAI_API_KEY`. All rows are asked before training, and
+            no answer is asked for twice.
+        teacher_model (`str`, *optional*):
+            What the server calls the model. Default: the only one that it lists.
+        teacher_samples (`int`, *optional*, defaults to `0`):
+            Where the server only answers: so many answers a row at temperature 1, whose frequencies are the signal.
+            `0`: one answer at temperature 0.
+        teacher_max_requests (`int`, *optional*):
+            The most requests to the server.
+        teacher_concurrency (`int`, *optional*, defaults to `8`):
+            The most requests at the same time.
+        teacher_way (`str`, *optional*, defaults to `"auto"`):
+            How the server is asked: for log-probabilities of the choices (`"scores"`), for the likeliest first tokens
+            (`"top_logprobs"`), or for answers (`"answers"`); `"auto"`: the first of these that works.
         teacher_cache (`str`, *optional*):
             Folder that `sinkd cache` wrote: the teacher's predictions come from there, and no teacher is loaded,
             unless the student is cut from it.
@@ -96,6 +116,9 @@ class SinKDConfig(TrainingArguments):
 
         > Parameters that control the data
 
+        unlabelled_ratio (`float`, *optional*):
+            The share of rows without a label in a batch, from 0 to 1; an epoch shows each of them once, and the
+            labelled rows as often as that takes. Default: rows are mixed as they come.
         max_length (`int`, *optional*, defaults to `1024`):
             Longest sequence in tokens, prompt and answer together; never more than the model's context. A longer
             prompt is cut from the left, the answer never.
@@ -209,12 +232,20 @@ class SinKDConfig(TrainingArguments):
     teacher_load_in_8bit: bool = False
     signal: str = field(default="auto", metadata={"choices": SIGNALS})
     choice_normalisation: str = field(default="sum", metadata={"choices": CHOICE_NORMALISATIONS})
+    teacher_file: str | None = None
+    teacher_url: str | None = None
+    teacher_model: str | None = None
+    teacher_samples: int = 0
+    teacher_max_requests: int | None = None
+    teacher_concurrency: int = 8
+    teacher_way: str = field(default="auto", metadata={"choices": WAYS})
     teacher_cache: str | None = None
     cache_tolerance: float = 0.05
     teacher_deepspeed: str = field(default="auto", metadata={"choices": PLACEMENTS})
     disable_dropout: bool = False
 
     # Data
+    unlabelled_ratio: float | None = None
     max_length: int | None = 1024
     apply_chat_template: bool = Reading.apply_chat_template
     add_eos: bool | None = Reading.add_eos
@@ -263,6 +294,15 @@ class SinKDConfig(TrainingArguments):
 
     def _check_completed(self) -> None:
         check_revision("teacher_model_revision", self.teacher_model_revision, self.teacher_model_name_or_path)
+        if len(self.named_teachers) > 1:
+            raise InputError(
+                f"{' and '.join(self.named_teachers)} are set; a run has one teacher, so give one of them."
+            )
+        if self.teacher_url is None and (self.teacher_model or self.teacher_samples or self.teacher_max_requests):
+            raise InputError(
+                "teacher_model, teacher_samples and teacher_max_requests are about a server; give its teacher_url, or "
+                "leave them out. A model here is teacher_model_name_or_path."
+            )
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
         if self.student_decoder_layers is not None and self.student_layers is None:
@@ -299,6 +339,17 @@ class SinKDConfig(TrainingArguments):
     def teacher_quantised(self) -> str | None:
         """`"4bit"` or `"8bit"` where the teacher is loaded so, else `None`."""
         return "4bit" if self.teacher_load_in_4bit else "8bit" if self.teacher_load_in_8bit else None
+
+    @property
+    def named_teachers(self) -> list[str]:
+        """The settings that name a teacher, of which there may be one; a cache may stand beside it."""
+        names = ("teacher_model_name_or_path", "teacher_file", "teacher_url")
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether some teacher, or a cache of one, is named."""
+        return bool(self.named_teachers) or self.teacher_cache is not None
 
     @property
     def sample_seed(self) -> int:

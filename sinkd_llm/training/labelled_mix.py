@@ -1,11 +1,18 @@
 """The order in which training takes rows with and without labels: in every batch a given share of each."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.over_choices import LABELS
+from sinkd_llm.models.kinds import IGNORE_INDEX
+from sinkd_llm.training.row_order import row_lengths
+
+if TYPE_CHECKING:
+    from sinkd_llm.training.config import SinKDConfig
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 # Batches within which rows are sorted by length, as in `transformers.trainer_pt_utils.get_length_grouped_indices`:
@@ -149,3 +156,24 @@ class _Turns:
             more = count - len(taken)
             taken, self.waiting = np.concatenate([taken, next_pass[:more]]), next_pass[more:]
         return taken
+
+
+def mixed_rows(rows: Any, args: "SinKDConfig", with_answers: bool) -> MixedRows:
+    """
+    The order of a run's rows, in the share that `args.unlabelled_ratio` asks for.
+
+    Args:
+        rows ([`~datasets.Dataset`]): features over the answer choices.
+        args ([`SinKDConfig`]): the settings.
+        with_answers (`bool`): as in [`~sinkd_llm.training.row_order.row_lengths`].
+
+    Raises:
+        InputError: for rows that all have labels because nothing else could be compared.
+    """
+    if LABELS not in rows.column_names:
+        raise InputError("unlabelled_ratio is set, but all rows have labels; give rows without, or leave it out.")
+    grouped = args.train_sampling_strategy == "group_by_length"
+    labelled = [label != IGNORE_INDEX for label in rows[LABELS]]
+    batch = args.train_batch_size * args.world_size
+    lengths = row_lengths(rows, with_answers) if grouped else None
+    return MixedRows(labelled, lengths, batch, float(args.unlabelled_ratio or 0), args.sample_seed)

@@ -68,6 +68,11 @@ def load_pair(
         classes (`Sequence[str]`, *optional*): what a new classification head of the student would learn.
         rows ([`~datasets.Dataset`], *optional*): to train on; they decide whether `signal` can be what it is.
     """
+    if args.teacher_cache is None and (args.teacher_file is not None or args.teacher_url is not None):
+        raise InputError(
+            "A trainer asks no server and reads no file of answers: write their answers with `sinkd cache` or "
+            "`sinkd_llm.runs.asking.cache_answers`, and give the folder as teacher_cache."
+        )
     teacher: Teacher | None = open_cache(args, model, teacher_model)
     # With a cache the teacher is loaded only for the student to be cut from it.
     loaded = load_teacher(teacher_model, args, cut=model is None) if teacher is None or model is None else None

@@ -38,6 +38,7 @@ from sinkd_llm.training.given import (
     check_tokenizer,
     named_or_loaded,
 )
+from sinkd_llm.training.labelled_mix import mixed_rows
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
@@ -271,6 +272,9 @@ class SinKDTrainer(EvaluatingTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> "Sampler[int] | None":
         """As Transformers', but rows of like length in an order that depends on seed and epoch alone."""
+        if self.args.unlabelled_ratio is not None:
+            rows = train_dataset.rows if isinstance(train_dataset, RowsAndBlanks) else train_dataset
+            return mixed_rows(rows, self.args, self.kind.continues_prompt)
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

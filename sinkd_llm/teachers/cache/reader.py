@@ -20,7 +20,7 @@ from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
 from sinkd_llm.teachers.cache.layout import OVER_CHOICES
 from sinkd_llm.teachers.cache.manifest import Manifest
-from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, row_keys
+from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, name_key, row_keys
 from sinkd_llm.teachers.contract import TeacherRows
 from sinkd_llm.teachers.fit import check_class_order
 
@@ -134,7 +134,8 @@ class CachedTeacher:
         Raises:
             InputError: if one of them is no choice of its row.
         """
-        chosen = self._choices.of(row_keys(batch), choice_counts(batch))
+        keys = [name_key(name) for name in batch["example_id"]] if self.over_choices else row_keys(batch)
+        chosen = self._choices.of(keys, choice_counts(batch))
         return torch.tensor(chosen, device=batch["label"].device)
 
     def check_rows(self, features: "Dataset") -> None:

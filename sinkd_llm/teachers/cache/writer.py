@@ -39,12 +39,16 @@ _SAMPLED_ROWS = 4
 class RowOrder:
     """The rows of a cache in caching order: longest first, so that what does not fit into memory fails at once.
 
+    Args:
+        features ([`~datasets.Dataset`]): tokenised rows.
+        present (`np.ndarray`, *optional*): over answer choices, of which rows the teacher speaks. Default: of all.
+
     Attributes:
         order (`np.ndarray`): the data set's row numbers in caching order.
         hash (`str`): of the rows in the data set's order.
     """
 
-    def __init__(self, features: "Dataset") -> None:
+    def __init__(self, features: "Dataset", present: "np.ndarray[Any, Any] | None" = None) -> None:
         parts = list(row_prints(features))
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:
@@ -53,6 +57,8 @@ class RowOrder:
         self.keys, self.prints, self.counts = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "prints", "counts")
         )
+        if present is not None:
+            self.counts = present.astype(np.int64)
         self.order = np.argsort(-np.concatenate([part.lengths for part in parts]), kind="stable")
         self._refuse_repeated(features)
 

@@ -21,7 +21,7 @@ from sinkd_llm.teachers.served.journal import Journal
 from sinkd_llm.teachers.served.matching import choices_seen, frequencies
 from sinkd_llm.teachers.served.replies import WrongReply, border, common_beginning, scored_text, texts, top_tokens
 from sinkd_llm.teachers.served.server import Server
-from sinkd_llm.teachers.served.ways import COMPLETIONS, Call, Way, calls, parted, scoring
+from sinkd_llm.teachers.served.ways import COMPLETIONS, Call, Way, calls, continuations, parted, scoring
 from sinkd_llm.values import listed
 
 
@@ -228,7 +228,8 @@ def _read(server: Server, way: Way, questions: Sequence[Question], journal: Jour
             ]
             why = ""
         elif way.name == "top_logprobs":
-            seen = choices_seen([(token, logprob) for token, logprob in said[0]["top"]], question.choices)
+            top = [(token, logprob) for token, logprob in said[0]["top"]]
+            seen = choices_seen(top, continuations(question), continued=not way.chat)
             found.unseen.append(seen.unseen)
             scores, why = seen.scores_C, seen.problem
         else:

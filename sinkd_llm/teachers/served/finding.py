@@ -21,7 +21,16 @@ from sinkd_llm.teachers.served.replies import (
     top_tokens,
 )
 from sinkd_llm.teachers.served.server import Server
-from sinkd_llm.teachers.served.ways import CHAT, COMPLETIONS, Way, answering, first_tokens, parted, scoring
+from sinkd_llm.teachers.served.ways import (
+    CHAT,
+    COMPLETIONS,
+    Way,
+    answering,
+    continuations,
+    first_tokens,
+    parted,
+    scoring,
+)
 from sinkd_llm.values import listed
 
 _T = TypeVar("_T")
@@ -147,7 +156,7 @@ async def _top_logprobs(client: Client, way: Way, question: Question) -> Way:
     for chat, name in ((False, "completions"), (True, "chats")):
         try:
             reply, found = await _first_tokens(client, replace(way, chat=chat), question)
-            seen = choices_seen(top_tokens(reply), question.choices)
+            seen = choices_seen(top_tokens(reply), continuations(question), continued=not chat)
             if seen.scores_C is not None:
                 return _named(found, reply, len(question.prompt))
             reason = seen.problem

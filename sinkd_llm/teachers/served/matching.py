@@ -57,28 +57,37 @@ class Seen:
     problem: str = ""
 
 
-def choices_seen(top: Sequence[tuple[str, float]], choices: tuple[str, ...]) -> Seen:
+def choices_seen(top: Sequence[tuple[str, float]], choices: tuple[str, ...], *, continued: bool = False) -> Seen:
     """
     The choices of a row among the likeliest first tokens of an answer.
 
-    A token counts for the choice that it is, as [`~sinkd_llm.teachers.answer_texts.choice_meant`] reads it; several
-    tokens of one choice add up. Choices that are not among the tokens share the mass that was not shown in equal
-    parts, each at most the smallest probability that was shown: an upper bound. Where a token that begins a choice
-    has a probability of [`SPLIT_FROM`] or more and no token is this choice, the choice has several tokens, whose
-    likelihood is not known from the first one: there are no scores. There are none, either, where no choice is among
-    the tokens.
+    Where the prompt is continued and a token is a choice to the character, its delimiter included, such tokens alone
+    count, as for a local model. Elsewhere a token counts for the choice that it is, as
+    [`~sinkd_llm.teachers.answer_texts.choice_meant`] reads it, and several tokens of one choice add up.
+
+    Choices that are not among the tokens share the mass that was not shown in equal parts, each at most the smallest
+    probability that was shown: an upper bound. Where a token that begins a choice has a probability of [`SPLIT_FROM`]
+    or more and no token is this choice, the choice has several tokens, whose likelihood is not known from the first
+    one: there are no scores. There are none, either, where no choice is among the tokens.
 
     Args:
         top (`Sequence[tuple[str, float]]`): tokens and their log-probabilities.
         choices (`tuple[str, ...]`): of the row.
+        continued (`bool`, *optional*, defaults to `False`): the tokens go on with the prompt (a completion), and do
+            not begin an answer to it (a chat).
     """
-    mass_C, names = [0.0] * len(choices), [folded(choice) for choice in choices]
+    exactly = continued and any(token in choices for token, _ in top)
+    names = list(choices) if exactly else [folded(choice) for choice in choices]
+    mass_C = [0.0] * len(choices)
     begun: dict[int, str] = {}
     for token, logprob in top:
-        index, text = choice_meant(token, choices), folded(token)
+        if exactly:
+            index, text = (choices.index(token) if token in choices else None), token
+        else:
+            index, text = choice_meant(token, choices), folded(token)
         if index is not None:
             mass_C[index] += math.exp(logprob)
-        if text and math.exp(logprob) >= SPLIT_FROM:
+        if text.strip() and math.exp(logprob) >= SPLIT_FROM:
             begun |= {c: token for c, name in enumerate(names) if c != index and name.startswith(text)}
     unseen = min(1.0, max(0.0, 1 - sum(math.exp(logprob) for _, logprob in top)))
     for c, token in begun.items():

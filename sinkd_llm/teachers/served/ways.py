@@ -74,6 +74,12 @@ def parted(question: Question, choice: int) -> tuple[str, str]:
     return prompt, question.prompt[len(prompt) :] + question.choices[choice]
 
 
+def continuations(question: Question) -> tuple[str, ...]:
+    """The choices as they continue a prompt that ends without a space."""
+    space = question.prompt[len(question.prompt.rstrip(" ")) :]
+    return tuple(space + choice for choice in question.choices)
+
+
 def scoring(way: Way, text: str, *, echo: bool = True) -> dict[str, Any]:
     """
     The body of a completion that scores a text.

@@ -1,0 +1,189 @@
+"""A teacher that is no model here: a server or a file is asked about all rows of a run, and its answers are cached."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.files import cache_dir
+from sinkd_llm.inputs.answer_choices import class_names
+from sinkd_llm.inputs.over_choices import row_print
+from sinkd_llm.runs.data import RunData
+from sinkd_llm.runs.examining import say_examination
+from sinkd_llm.runs.scorer import rows_hash
+from sinkd_llm.teachers.answer_file import read_answer_file
+from sinkd_llm.teachers.cache.answers import write_answers
+from sinkd_llm.teachers.choices import name_key
+from sinkd_llm.teachers.questions import Question, questions_of
+from sinkd_llm.teachers.served.asking import ask
+from sinkd_llm.teachers.served.finding import find_way
+from sinkd_llm.teachers.served.server import Server
+from sinkd_llm.teachers.served.ways import projected
+from sinkd_llm.terminal import is_main_process, progress, say
+
+if TYPE_CHECKING:
+    from sinkd_llm.teachers.cache.manifest import Manifest
+    from sinkd_llm.training.config import SinKDConfig
+
+_WAYS = {
+    "scores": "for the log-likelihood of each choice",
+    "top_logprobs": "for the likeliest first tokens of its answer",
+    "answers": "for its answers alone",
+}
+# What the splits of a task may be called in a file of answers.
+_TRAIN, _HELD_OUT = "train", ("validation", "dev", "test")
+
+
+def use_answers(data: RunData, args: "SinKDConfig") -> None:
+    """
+    Asks the server or the file that `args` name, unless a cache is named, and lets the run learn from the answers.
+
+    Of several processes one asks, and the others find what it wrote.
+
+    Args:
+        data ([`RunData`]): the rows.
+        args ([`SinKDConfig`]): `teacher_cache` is set to the cache that is written.
+
+    Raises:
+        InputError: for rows without choices, and as [`cache_answers`].
+    """
+    if args.teacher_cache is not None or (args.teacher_url is None and args.teacher_file is None):
+        return
+    with args.main_process_first(local=False, desc="asking the teacher"):
+        folder = cache_dir() / "answers" / _name(data, args)
+        manifest = cache_answers(folder, data, args) if is_main_process() else None
+        args.teacher_cache = str(folder)
+    if manifest is not None:
+        say(f"The teacher's answers are in {folder} (sinkd cache --output keeps them elsewhere)")
+
+
+def cache_answers(
+    folder: Path, data: RunData, args: "SinKDConfig", *, score: bool = True, overwrite: bool = False
+) -> "Manifest":
+    """
+    Asks the server or the file that `args` name, and writes its answers as a cache over the answer choices.
+
+    Args:
+        folder (`Path`): of the cache.
+        data ([`RunData`]): the rows.
+        args ([`SinKDConfig`]): the teacher.
+        score (`bool`, *optional*, defaults to `True`): ask about the evaluation rows, too.
+        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
+
+    Raises:
+        InputError: for rows without choices; as the server or the file is asked; and if no row has an answer.
+    """
+    if "choices" not in data.train.column_names:
+        raise InputError(
+            f"The rows of {data.name} have no answer choices, and a teacher that is a file or a server says something "
+            "of choices; give --task with choices."
+        )
+    teacher = str(args.teacher_url or args.teacher_file)
+    questions = questions_of(data.train)
+    held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
+    answers, theirs = _asked(args, questions, held_out)
+    record = _score(data, held_out, theirs) if theirs else None
+    say_examination(data, questions, answers, held_out, theirs)
+    classes = class_names(data.train)
+    prints = [row_print(row) for row in data.train]
+    return write_answers(
+        folder,
+        _prints(questions, prints),
+        questions,
+        answers,
+        task=data.name,
+        teacher=teacher,
+        classes=classes if classes is not None and len(classes) > 1 else None,
+        score=record,
+        overwrite=overwrite,
+    )
+
+
+def _asked(
+    args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The answers about the training rows, and those about the rows for evaluation."""
+    if args.teacher_file is not None:
+        file = Path(args.teacher_file).expanduser()
+        found = read_answer_file(file, questions, _TRAIN)
+        for sentence in found.sentences():
+            say(sentence)
+        return found.answers, _of_held_out(file, held_out)
+    server = Server(
+        str(args.teacher_url),
+        args.teacher_model,
+        samples=args.teacher_samples,
+        max_requests=args.teacher_max_requests,
+        concurrency=args.teacher_concurrency,
+        choice_normalisation=args.choice_normalisation,
+        way=args.teacher_way,
+    )
+    way = find_way(server, questions[0])
+    every = [*questions, *held_out]
+    requests, tokens = projected(server, way, every)
+    say(
+        f"{way.model} on {server.shown_url} is asked about {len(every):,} rows, {_WAYS[way.name]}. That takes at most "
+        f"{requests:,} requests with about {tokens:,} tokens"
+    )
+    for remark in way.remarks:
+        say(remark)
+    journal = cache_dir() / "answers" / f"{hashlib.blake2b(server.url.encode(), digest_size=8).hexdigest()}.jsonl"
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with progress(f"Asking {way.model}") as on_progress:
+        said = ask(server, way, every, journal, on_progress)
+    for sentence in said.sentences():
+        say(sentence)
+    names = {question.name for question in held_out}
+    theirs = {name: scores for name, scores in said.answers.items() if name in names}
+    return {name: scores for name, scores in said.answers.items() if name not in names}, theirs
+
+
+def _of_held_out(file: Path, held_out: Sequence[Question]) -> Mapping[str, Any]:
+    """What a file says of the rows for evaluation, if it says anything of them."""
+    for split in _HELD_OUT if held_out else ():
+        try:
+            return read_answer_file(file, held_out, split).answers
+        except InputError:
+            continue  # a file of the training rows alone; what is wrong with it was said when these were read
+    return {}
+
+
+def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The teacher's row of the results table, where it answered about every row for evaluation."""
+    assert data.evaluation is not None
+    chosen = [int(np.argmax(theirs[question.name])) if question.name in theirs else -1 for question in held_out]
+    known = [i for i, index in enumerate(chosen) if index >= 0]
+    if not known or data.task is None:
+        return None
+    keys = [name_key(held_out[i].name).hex() for i in known]
+    record: dict[str, Any] = {"predictions": [chosen[i] for i in known], "keys": keys, "rows": None}
+    if len(known) == len(held_out):
+        metrics = data.task.compute_metrics(chosen, list(data.evaluation["label"]), rows=data.evaluation)
+        row = {"name": "teacher", "metrics": metrics, "num_examples": len(held_out)}
+        record |= {"rows": rows_hash(data), **row}
+    return record
+
+
+def _prints(questions: Sequence[Question], prints: Sequence[int]) -> Any:
+    import datasets
+
+    columns = {"example_id": [question.name for question in questions], "row_print": list(prints)}
+    kinds = {"example_id": datasets.Value("string"), "row_print": datasets.Value("int64")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def _name(data: RunData, args: "SinKDConfig") -> str:
+    """Of a folder for these answers to these rows."""
+    digest = hashlib.blake2b(digest_size=12)
+    about: list[Any] = [data.name, args.teacher_url, args.teacher_model, args.teacher_samples, args.teacher_way]
+    about += [args.choice_normalisation]
+    if args.teacher_file is not None:
+        file = Path(args.teacher_file).expanduser()
+        about += [str(file.resolve()), file.stat().st_mtime_ns if file.is_file() else None]
+    digest.update(repr(about).encode())
+    for rows in (data.train, data.evaluation):
+        digest.update(b"-" if rows is None else str(rows._fingerprint).encode())
+    return digest.hexdigest()

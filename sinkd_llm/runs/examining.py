@@ -1,0 +1,100 @@
+"""A teacher is examined before its students are trained: what it says of the rows that it teaches, and of others."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sinkd_llm.evaluation.examination import examine, majority, sentences, tfidf_baseline
+from sinkd_llm.inputs.over_choices import NO_LABEL
+from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.runs.data import RunData
+from sinkd_llm.runs.scorer import Scorer, as_teacher_reads
+from sinkd_llm.teachers.questions import Question, questions_of
+from sinkd_llm.terminal import say
+
+if TYPE_CHECKING:
+    from sinkd_llm.training.trainer import SinKDTrainer
+
+
+def examine_model(data: RunData, trainer: "SinKDTrainer", scorer: "Scorer", count: int) -> None:
+    """
+    Examines a teacher that is a model here, on some rows to train on and on those that it has just been scored on.
+
+    Args:
+        data ([`RunData`]): the rows.
+        trainer ([`SinKDTrainer`]): with its teacher.
+        scorer ([`Scorer`]): has scored the teacher.
+        count (`int`): how many training rows; 0: none, and nothing is said.
+    """
+    from sinkd_llm.evaluation import TaskEvaluator
+
+    scored = scorer.teacher_log_likelihoods
+    if not count or scored is None or data.task is None or data.evaluation is None:
+        return
+    if "choices" not in data.train.column_names or "target" in data.train.column_names:
+        return  # what is examined are distributions over choices
+    assert trainer.teacher is not None
+    sample = data.train.shuffle(seed=0).select(range(min(count, len(data.train))))
+    labelled = sample.filter(lambda row: row["label"] != NO_LABEL) if NO_LABEL in sample["label"] else sample
+    if not len(labelled):
+        return
+    rows = as_teacher_reads(labelled)
+    evaluator = TaskEvaluator(data.task, rows, scorer.teacher_tokenizer(), Reading.of(trainer.args))
+    taught = scorer.score(evaluator, "teacher, on training rows", trainer.teacher.model)
+    scores = [
+        {question.name: np.asarray(row) for question, row in zip(questions_of(given), said, strict=True)}
+        for given, said in ((labelled, taught.log_likelihoods), (data.evaluation, scored))
+    ]
+    say_examination(data, questions_of(labelled), scores[0], questions_of(data.evaluation), scores[1])
+
+
+def say_examination(
+    data: RunData,
+    taught: Sequence[Question],
+    scores: Mapping[str, Any],
+    held_out: Sequence[Question] = (),
+    theirs: Mapping[str, Any] | None = None,
+) -> None:
+    """
+    Says in two lines how good and how sharp a teacher is, beside the most frequent answer and TF-IDF.
+
+    Args:
+        data ([`RunData`]): the rows.
+        taught (sequence of [`Question`]): training rows, all or a sample.
+        scores (`Mapping`): what the teacher says of them, by name.
+        held_out, theirs: the same of the rows for evaluation, of which it may say nothing.
+    """
+    labels = dict(zip(data.train["id"], data.train["label"], strict=True)) if "id" in data.train.column_names else {}
+    examined = [_known(taught, scores, labels)]
+    if data.evaluation is not None and theirs:
+        gold = dict(zip(data.evaluation["id"], data.evaluation["label"], strict=True))
+        examined.append(_known(held_out, theirs, gold))
+    if not examined[0][0]:
+        return
+    examination = examine(*examined[0], *(examined[1] if len(examined) > 1 and examined[1][0] else ()))
+    judged_labels, baseline = [label for label in examined[-1][1] if label is not None], None
+    if data.evaluation is not None and len(examined) > 1:
+        texts = _texts(data.train), _texts(data.evaluation)
+        train_labels = [None if label == NO_LABEL else label for label in data.train["label"]]
+        if any(label is not None for label in train_labels):
+            baseline = tfidf_baseline(texts[0], train_labels, texts[1], list(data.evaluation["label"]))
+    for sentence in sentences(examination, majority(judged_labels), baseline):
+        say(sentence)
+
+
+def _known(
+    questions: Sequence[Question], scores: Mapping[str, Any], labels: Mapping[str, int]
+) -> tuple[list[Any], list[int | None]]:
+    """The scores of the rows that have any, and their labels."""
+    kept = [question for question in questions if question.name in scores]
+    gold = [labels.get(question.name, NO_LABEL) for question in kept]
+    return [scores[question.name] for question in kept], [None if label == NO_LABEL else label for label in gold]
+
+
+def _texts(rows: Any) -> list[str]:
+    if "text" not in rows.column_names:
+        return list(rows["prompt"])
+    if "text_pair" not in rows.column_names:
+        return list(rows["text"])
+    return [f"{first} {second or ''}" for first, second in zip(rows["text"], rows["text_pair"], strict=True)]
