@@ -212,14 +212,19 @@ def test_the_file_as_it_is_is_off_by_the_rounding_of_its_products(
 
 def test_the_likeliest_tokens_of_a_plain_prompt(full_precision: Path, model: Any, tmp_path: Path) -> None:
     """Choices of one token need one request a row, and no begin token."""
-    asked = [question for question in questions(begin="") if question.choices == ONE_TOKEN]
+    shots = "Review: a joy.\nSentiment: positive\nReview: a bore.\nSentiment: negative\n"
+    asked = [
+        Question(question.name, shots + question.prompt, question.choices)
+        for question in questions(begin="")
+        if question.choices == ONE_TOKEN
+    ]
     local = scores_of(model, asked)
     with llama_cpp(full_precision, tmp_path, "--type_k", "0", "--type_v", "0") as url:
         server = Server(url, way="top_logprobs")
         way = find_way(server, asked[0])
         said = ask(server, way, asked, tmp_path / "journal.jsonl")
     assert not way.chat
-    print(said.sentences())
+    assert said.without == {}
     assert max(differences(dict(said.answers), local).values()) < 1e-3
 
 

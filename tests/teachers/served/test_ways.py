@@ -143,8 +143,7 @@ def test_likeliest_tokens(style: str, tmp_path: Path) -> None:
         assert (way.name, way.top, way.chat) == ("top_logprobs", 20, style == "chat")
         assert projected(server, way, questions)[0] == 4
         said = ask(server, way, questions, tmp_path / "journal.jsonl")
-    wanted = np.log([0.6, 0.3, 0.05])
-    np.testing.assert_allclose(said.answers["seen"], wanted, atol=1e-6)
+    np.testing.assert_allclose(said.answers["seen"], np.log([0.6, 0.3, 0.05]), atol=1e-6)
     # 0.06 was not shown: half of it for each of the two, and no more than the smallest that was.
     np.testing.assert_allclose(said.answers["unseen"], np.log([0.9, 0.03, 0.03]), atol=1e-6)
     assert said.without.keys() == {"split", "other"}
@@ -155,6 +154,20 @@ def test_likeliest_tokens(style: str, tmp_path: Path) -> None:
         "2 of 4 rows have no teacher",
         "The server did not show 6.50% of the probability on average and 10.00% at most.",
     ]
+
+
+def test_of_a_continued_prompt_the_choice_with_its_delimiter_counts(tmp_path: Path) -> None:
+    """Other tokens of the same word are no answer of a local model, either; they count where there is no other."""
+    shown = {
+        "It was": {" good": 0.5, "good": 0.2, " Good": 0.1, " bad": 0.1},
+        "It is": {" Good": 0.5, "good": 0.2, "bad": 0.1},
+    }
+    questions = [Question(prompt, f"{prompt} ", ("good", "bad")) for prompt in shown]
+    with language_server(style="llama-server", top=shown.__getitem__) as state:
+        server = Server(state.url)
+        said = ask(server, find_way(server, questions[0]), questions, tmp_path / "journal.jsonl")
+    np.testing.assert_allclose(said.answers["It was"], np.log([0.5, 0.1]), atol=1e-6)
+    np.testing.assert_allclose(said.answers["It is"], np.log([0.7, 0.1]), atol=1e-6)
 
 
 def test_choices_of_several_tokens_are_not_guessed_from_the_first() -> None:
