@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
 
+from sinkd_llm.values import shown
+
 _T = TypeVar("_T")
 
 # Above 0 by rounding alone.
 _ROUNDING = 1e-3
+# No log-probability is as large; -9999 stands for minus infinity in some servers.
+_NO_NUMBER = 1e6
 # Of a sum of probabilities that a server computed in half precision.
 _MASS_ROUNDING = 0.01
 
@@ -217,15 +221,16 @@ def _generated(reply: Any, tokens: Sequence[str], text: str) -> int:
 def _likeliest(entry: Any) -> tuple[str, float] | None:
     if not isinstance(entry, dict):
         return None
-    numbers = {token: value for token, value in entry.items() if isinstance(value, int | float)}
+    items = [(token, value) for token, value in entry.items() if isinstance(value, int | float)]
+    numbers = {token: float(value) for token, value in items if -_NO_NUMBER < value < _NO_NUMBER}
     return max(numbers.items(), key=lambda item: item[1]) if numbers else None
 
 
 def _logprob(value: Any, token: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WrongReply(f"its log-probability of {token!r} is {value!r}")
-    if math.isnan(value) or math.isinf(value):
-        raise WrongReply(f"its log-probability of {token!r} is {'NaN' if math.isnan(value) else 'infinite'}")
+        raise WrongReply(f"its log-probability of {token!r} is {shown(value)}")
+    if not -_NO_NUMBER < value < _NO_NUMBER:  # true of NaN, too
+        raise WrongReply(f"its log-probability of {token!r} is {'infinite' if value == value else 'NaN'}")
     if value > _ROUNDING:
         raise WrongReply(f"its log-probability of {token!r} is {value:g}, above 0")
     return min(float(value), 0.0)
