@@ -30,11 +30,13 @@ def _show(result: "CacheResult") -> None:
         "topk": f"the {layout.k} largest of {layout.vocabulary_size} logits",
         "verbalizers": f"the logits of {layout.k} answer tokens",
         "full": f"all {layout.vocabulary_size} logits",
+        "choices": f"the scores of {layout.vocabulary_size} answer choices",
     }[layout.content]
+    what = "rows with a teacher's answer" if layout.content == "choices" else "supervised tokens"
     show("")
     show(
-        f"{manifest.tokens} supervised tokens of {manifest.rows.examples} examples: {kept} ({layout.encoding}), "
-        f"{format_bytes(manifest.bytes)}, {each:.0f} bytes a token"
+        f"{manifest.tokens} {what} of {manifest.rows.examples} examples: {kept} ({layout.encoding}), "
+        f"{format_bytes(manifest.bytes)}, {each:.0f} bytes each"
     )
     if result.cached_before == manifest.rows.examples:
         show("All examples were cached already.")
@@ -48,7 +50,7 @@ def _show(result: "CacheResult") -> None:
         )
     if result.warning is not None:
         show(f"Coarse: {result.warning}")
-    if manifest.teacher_score is not None:
+    if manifest.teacher_score is not None and manifest.teacher_score.get("metrics"):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in manifest.teacher_score["metrics"].items())
         show(f"The teacher scores {metrics} on {manifest.teacher_score['num_examples']} rows")
     show(f"The cache is in {result.folder}; train with --teacher_cache {result.folder}")

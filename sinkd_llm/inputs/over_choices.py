@@ -36,10 +36,12 @@ class ChoiceRows:
     Args:
         student ([`AnswerTokenizer`]): of the student's kind, over its own tokenizer.
         teacher ([`AnswerTokenizer`], *optional*): of the teacher's kind, over its own tokenizer, with its own reading.
+        as_asked (`bool`, *optional*, defaults to `False`): no student is here, and what stands for it is the teacher.
     """
 
     student: AnswerTokenizer
     teacher: AnswerTokenizer | None = None
+    as_asked: bool = False
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -66,7 +68,8 @@ class ChoiceRows:
                 )
         has_label = [ranking or row.get("label") not in (None, NO_LABEL) for row in rows]
         read = [row if known else {**row, "label": 0} for row, known in zip(rows, has_label, strict=True)]
-        features = self.student.features(read, start, ranking=True)
+        own = [_as_asked(row) for row in read] if self.as_asked else read
+        features = self.student.features(own, start, ranking=True)
         if not ranking:
             for row, feature, known in zip(read, features, has_label, strict=True):
                 feature[LABELS] = self._label(row, feature) if known else IGNORE_INDEX
@@ -103,10 +106,10 @@ class ChoiceRows:
 
     def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """Refuses choices that the student or the teacher cannot tell apart."""
-        self.student.check_choices(choice_sets, rows)
+        asked = [_as_asked({"id": str(i), **row}) for i, row in enumerate(rows)]
+        theirs = {tuple(row["choices"]) for row in asked} if any(TEACHER in row for row in rows) else choice_sets
+        self.student.check_choices(*((theirs, asked) if self.as_asked else (choice_sets, rows)))
         if self.teacher is not None:
-            asked = [_as_asked(row) for row in rows]
-            theirs = {tuple(row["choices"]) for row in asked} if any(TEACHER in row for row in rows) else choice_sets
             self.teacher.check_choices(theirs, asked)
 
 

@@ -38,6 +38,9 @@ class TaskArguments:
             A sample of this many of them.
         allow_unlabelled (`bool`, *optional*, defaults to `False`):
             Rows of the training data may have no label (empty or -1): then the teacher alone teaches them.
+        labels_per_class (`int`, *optional*):
+            Forget the labels of all training rows but so many of each answer, drawn with the seed of the data: to see
+            what few labels give beside many rows without.
         teacher_task (`str`, *optional*):
             Another task over the same rows, whose prompt the teacher reads: a name or a YAML file.
         teacher_num_fewshot (`int`, *optional*, defaults to `0`):
@@ -67,6 +70,7 @@ class TaskArguments:
     unlabelled_file: str | None = None
     max_unlabelled_samples: int | None = None
     allow_unlabelled: bool = False
+    labels_per_class: int | None = None
     teacher_task: str | None = None
     teacher_num_fewshot: int = 0
     teacher_examined_rows: int = 128
@@ -84,7 +88,13 @@ class TaskArguments:
         if self.dataset_name is not None and self.data_dir is not None:
             raise InputError("--data_dir belongs to --task; a --dataset_name names its own place.")
         if self.dataset_name is not None:
-            for name in ("unlabelled_file", "allow_unlabelled", "teacher_task", "teacher_num_fewshot"):
+            for name in (
+                "unlabelled_file",
+                "allow_unlabelled",
+                "labels_per_class",
+                "teacher_task",
+                "teacher_num_fewshot",
+            ):
                 if getattr(self, name):
                     raise InputError(f"--{name} belongs to --task, which has answer choices; write a task file.")
         if self.max_unlabelled_samples is not None and self.unlabelled_file is None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from sinkd_llm.runs.arguments import CacheArguments, TaskArguments
 from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder, source_size_bytes
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
-from sinkd_llm.runs.scorer import Scorer
+from sinkd_llm.runs.scorer import Scorer, as_teacher_reads
 from sinkd_llm.runs.training import apply_model_arguments
 from sinkd_llm.terminal import progress, say
 from sinkd_llm.training.processes import launched_processes
@@ -62,8 +62,10 @@ def run_cache(
             for which the teacher gives NaN or infinite logits, and for settings, rows and models that do not fit.
     """
     folder = _folder(training_args, cache_args)
-    if training_args.teacher_model_name_or_path is None:
-        raise InputError("--teacher_model_name_or_path is missing: the model to cache.")
+    if not training_args.named_teachers:
+        raise InputError(
+            "--teacher_model_name_or_path is missing: the model to cache; or give a --teacher_url or a --teacher_file."
+        )
     if launched_processes() > 1:
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
     from sinkd_llm.models.quantisation import is_quantised
@@ -71,6 +73,8 @@ def run_cache(
 
     _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
     data = load_run_data(task_args, training_args.sample_seed)
+    if training_args.teacher_model_name_or_path is None:
+        return _cache_answers(folder, data, training_args, cache_args)
     apply_model_arguments(training_args, model_args)
     say(f"Loading {training_args.teacher_model_name_or_path} …")
     model = load_teacher(None, training_args)
@@ -79,6 +83,20 @@ def run_cache(
     tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
     with no_empty_folder(folder):
         return write_cache(folder, model, tokenizer, data, training_args, cache_args)
+
+
+def _cache_answers(
+    folder: Path, data: RunData, training_args: "SinKDConfig", cache_args: CacheArguments
+) -> CacheResult:
+    """Of a server or a file."""
+    from sinkd_llm.runs.asking import cache_answers
+
+    started = time.perf_counter()
+    with no_empty_folder(folder):
+        manifest = cache_answers(
+            folder, data, training_args, score=cache_args.score_teacher, overwrite=cache_args.overwrite
+        )
+    return CacheResult(folder, manifest, 0, time.perf_counter() - started, None)
 
 
 def _check_folder(folder: Path, inputs: Iterable[Input]) -> None:
@@ -111,12 +129,20 @@ def write_cache(
     from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity
     from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
     from sinkd_llm.training.prepare import read_rows
+    from sinkd_llm.training.signal import own_tokenizer, signal_to_cache
 
-    teacher = LocalTeacher(model)
-    read = read_rows(model, None, tokenizer, training_args)
+    name = training_args.teacher_model_name_or_path
+    theirs = own_tokenizer(model, name, tokenizer, training_args.trust_remote_code)
+    signal = signal_to_cache(training_args, theirs, tokenizer, data.train)
+    if signal.over_choices:
+        # The teacher alone reads rows, with its own tokenizer.
+        data = replace(data, evaluation=as_teacher_reads(data.evaluation))
+        tokenizer = theirs
+    teacher = LocalTeacher(model, choices=training_args.choice_normalisation if signal.over_choices else None)
+    read = read_rows(model, None, tokenizer, training_args, over_choices=signal.over_choices)
     features = tokenize_dataset(data.train, read.tokenize, num_proc=training_args.dataset_num_proc)
     ordered = RowOrder(features)
-    layout = _layout(model, data, read.tokenize, training_args, cache_args)
+    layout = _layout(teacher, data, read.tokenize, training_args, cache_args)
     width = layout.vocabulary_size if layout.temperatures else 0
     tail_at = [2**i for i in range(width.bit_length()) if 2**i < width]
     given = Reading.of(training_args)
@@ -130,7 +156,7 @@ def write_cache(
         given.apply_chat_template,
         given.add_eos,
     )
-    manifest = Manifest(_identity(model, training_args), rows, layout, tail_at=tail_at, versions=versions())
+    manifest = Manifest(_identity(teacher, layout, training_args), rows, layout, tail_at=tail_at, versions=versions())
     with CacheWriter(folder, manifest, ordered, overwrite=cache_args.overwrite) as writer:
         before, started = writer.done, time.perf_counter()
         if not writer.manifest.complete:
@@ -141,11 +167,11 @@ def write_cache(
         seconds = time.perf_counter() - started
         if not writer.manifest.complete:
             size = source_size_bytes(str(training_args.teacher_model_name_or_path))
-            scorer = Scorer(data, tokenizer, training_args)
+            scorer = Scorer(data, tokenizer, training_args, by_name=signal.over_choices)
             writer.finish(scorer.record(teacher.model, size) if cache_args.score_teacher else None)
         manifest = writer.manifest
     objective = training_args.objective()
-    coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full"
+    coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full" and not layout.names_all_ids
     warning = manifest.width_warning(objective.sinkhorn_temperature, training_args.cache_tolerance) if coarse else None
     return CacheResult(folder, manifest, before, seconds, warning)
 
@@ -177,12 +203,16 @@ def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:
 
 
 def _layout(
-    model: Any, data: RunData, answer_tokenizer: Any, args: "SinKDConfig", cache_args: CacheArguments
+    teacher: "LocalTeacher", data: RunData, answer_tokenizer: Any, args: "SinKDConfig", cache_args: CacheArguments
 ) -> "CacheLayout":
-    from sinkd_llm.inputs.answer_choices import verbalizer_ids
+    from sinkd_llm.inputs.answer_choices import choice_sets, verbalizer_ids
     from sinkd_llm.models.kinds import kind_of, output_size
-    from sinkd_llm.teachers.cache.layout import CacheLayout, choose_temperatures
+    from sinkd_llm.teachers.cache.layout import OVER_CHOICES, CacheLayout, choose_temperatures
 
+    model = teacher.model
+    if teacher.over_choices:
+        width = max(map(len, choice_sets(data.train)))
+        return CacheLayout(OVER_CHOICES, width, width, (), "float32")
     outputs = output_size(model)
     size = cache_args.vocabulary_size or outputs
     if not 1 <= size <= outputs:
@@ -203,7 +233,7 @@ def _layout(
     return CacheLayout(cache_args.content, size, k, temperatures, cache_args.encoding or "fixed16", always)
 
 
-def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
+def _identity(teacher: "LocalTeacher", layout: "CacheLayout", args: "SinKDConfig") -> "TeacherIdentity":
     from sinkd_llm.models.kinds import kind_of, output_size
     from sinkd_llm.models.kinds.class_heads import class_words
     from sinkd_llm.models.origin import commit_of
@@ -211,6 +241,7 @@ def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
     from sinkd_llm.teachers.cache.identity import weights_hash
     from sinkd_llm.teachers.cache.manifest import TeacherIdentity
 
+    model = teacher.model
     kind = kind_of(model)
     name, revision = str(args.teacher_model_name_or_path), args.teacher_model_revision
     loading = {"dtype": str(model.dtype)}
@@ -225,8 +256,8 @@ def _identity(model: Any, args: "SinKDConfig") -> "TeacherIdentity":
         revision,
         weights_hash(name, revision),
         kind.name,
-        output_size(model),
-        kind.scores_classes,
+        layout.vocabulary_size if teacher.over_choices else output_size(model),
+        kind.scores_classes or teacher.over_choices,
         loading,
         (class_words(unwrap(model).config) or ()) if kind.scores_classes else None,
     )

@@ -1,5 +1,6 @@
 """A teacher is examined before its students are trained: what it says of the rows that it teaches, and of others."""
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,10 @@ def examine_model(data: RunData, trainer: "SinKDTrainer", scorer: "Scorer", coun
     if "choices" not in data.train.column_names or "target" in data.train.column_names:
         return  # what is examined are distributions over choices
     assert trainer.teacher is not None
-    sample = data.train.shuffle(seed=0).select(range(min(count, len(data.train))))
-    labelled = sample.filter(lambda row: row["label"] != NO_LABEL) if NO_LABEL in sample["label"] else sample
-    if not len(labelled):
+    known = [i for i, label in enumerate(data.train["label"]) if label != NO_LABEL]
+    if not known:
         return
+    labelled = data.train.select(sorted(random.Random(0).sample(known, min(count, len(known)))))
     rows = as_teacher_reads(labelled)
     evaluator = TaskEvaluator(data.task, rows, scorer.teacher_tokenizer(), Reading.of(trainer.args))
     taught = scorer.score(evaluator, "teacher, on training rows", trainer.teacher.model)

@@ -210,7 +210,7 @@ class Scorer:
 
 def as_teacher_reads(rows: Any) -> Any:
     """Rows with what their column `teacher` says, in place of what the student reads."""
-    if "teacher" not in rows.column_names:
+    if rows is None or "teacher" not in rows.column_names:
         return rows
     theirs = rows["teacher"][:]
     names = [name for name in theirs[0] if name in rows.column_names and theirs[0][name] is not None]

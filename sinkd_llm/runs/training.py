@@ -101,7 +101,8 @@ def check_finetune(
     """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
     if training_args.has_teacher:
         raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
-    if task_args is not None and (task_args.unlabelled_file is not None or task_args.allow_unlabelled):
+    few = task_args is not None and (task_args.unlabelled_file, task_args.allow_unlabelled, task_args.labels_per_class)
+    if few and any(few):
         raise InputError(
             "finetune learns from labels alone; rows without labels need a teacher: use 'sinkd distill', or leave out "
             "unlabelled_file and allow_unlabelled."

@@ -1,6 +1,6 @@
 """What a run computes with, put together once: for the trainer, the memory estimate and the cache writer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -116,8 +116,17 @@ def _over_choices(pair: Pair, student: Any, args: SinKDConfig) -> Prepared:
     return Prepared(student, pair.teacher, pair.tokenizer, rows, None, None, kind)
 
 
-def read_rows(student: Any, teacher: Teacher | None, tokenizer: Any, args: SinKDConfig) -> Rows:
-    """How `student` and `teacher` read the rows of a run: within the context of both, each in the way of its kind."""
+def read_rows(
+    student: Any, teacher: Teacher | None, tokenizer: Any, args: SinKDConfig, over_choices: bool = False
+) -> Rows:
+    """
+    How `student` and `teacher` read the rows of a run: within the context of both, each in the way of its kind.
+
+    `over_choices`: all choices of each row, of one model alone.
+    """
+    if over_choices:
+        tokenize, collate = choice_rows_for(student, tokenizer, None, None, Reading.of(args))
+        return Rows(tokenize.reading, replace(tokenize, as_asked=True), collate)
     lengths = [context_length(student)] + ([teacher.context_length] if teacher is not None else [])
     reading = Reading.of(args).within(*lengths)
     other = teacher.model if teacher is not None else None

@@ -53,7 +53,7 @@ def signal_for(
         return FoundSignal(False)  # what does not fit is refused where the pair is checked
     tokenizer, theirs = tokenizers
     if theirs is None:
-        theirs = _teacher_tokenizer(teacher, teacher_name, tokenizer, args.trust_remote_code)
+        theirs = own_tokenizer(teacher, teacher_name, tokenizer, args.trust_remote_code)
     reason = _why_choices(student, teacher, tokenizer, theirs) or _why_rows_need_choices(rows)
     if args.signal == "auto" and reason is None:
         return FoundSignal(False)
@@ -61,6 +61,30 @@ def signal_for(
     if args.signal == "auto":
         logger.warning("The signal is over the answer choices, for %s.", reason)
     return FoundSignal(True, theirs)
+
+
+def signal_to_cache(args: SinKDConfig, teacher_tokenizer: Any, tokenizer: Any, rows: Any) -> FoundSignal:
+    """
+    The signal that a cache for a run should hold, where its student is not here: what `args.signal` says, or with
+    `auto` tokens where tokenizers and rows allow it.
+
+    Args:
+        args ([`SinKDConfig`]): the settings.
+        teacher_tokenizer, tokenizer (`PreTrainedTokenizerBase`): the teacher's own, and the run's.
+        rows ([`~datasets.Dataset`]): to cache.
+
+    Raises:
+        InputError: as [`signal_for`].
+    """
+    over_choices = args.signal == "choices"
+    if args.signal == "auto" and "choices" in _columns(rows):
+        over_choices = _differ(teacher_tokenizer, tokenizer) or _why_rows_need_choices(rows) is not None
+    elif (reason := _why_rows_need_choices(rows)) is not None and not over_choices:
+        raise InputError(f"signal is tokens, but {reason}; set signal to choices (or auto).")
+    if not over_choices:
+        return FoundSignal(False)
+    _check_rows(args, rows)
+    return FoundSignal(True, teacher_tokenizer)
 
 
 def signal_of_cache(args: SinKDConfig, teacher: Teacher, rows: Any) -> FoundSignal:
@@ -91,11 +115,15 @@ def _why_choices(student: Any, teacher: Any, tokenizer: Any, theirs: Any) -> str
     kinds = kind_of(teacher), kind_of(student)
     if kinds[0].scores_classes != kinds[1].scores_classes:
         return f"the teacher is {kinds[0].title} and the student {kinds[1].title}"
+    return "teacher and student have different tokenizers" if _differ(theirs, tokenizer) else None
+
+
+def _differ(theirs: Any, tokenizer: Any) -> bool:
     try:
         check_same_tokenizer(theirs, tokenizer)
     except InputError:
-        return "teacher and student have different tokenizers"
-    return None
+        return True
+    return False
 
 
 def _why_rows_need_choices(rows: Any) -> str | None:
@@ -107,7 +135,8 @@ def _why_rows_need_choices(rows: Any) -> str | None:
     return None
 
 
-def _teacher_tokenizer(teacher: Any, name: str | None, tokenizer: Any, trust: bool) -> Any:
+def own_tokenizer(teacher: Any, name: str | None, tokenizer: Any, trust: bool) -> Any:
+    """The tokenizer that belongs to a teacher, by its name or folder; `tokenizer` where none does."""
     known = name or name_of(teacher)
     found = tokenizer_of(known, name is not None, trust) if known else None
     return tokenizer if found is None else found

@@ -106,14 +106,11 @@ def ask(
             before, or `server.max_requests` are sent. What was answered is kept.
     """
     with Journal(journal, server, way) as kept:
-        missing, total = {}, 0
-        for call in _all_calls(server, way, questions):
-            total += 1
-            key = kept.key(call)
-            if key not in kept:
-                missing[key] = call
+        every = {kept.key(call): call for call in _all_calls(server, way, questions)}
+        kept.refuse_change(every.keys())
+        missing = {key: call for key, call in every.items() if key not in kept}
         if missing:
-            asking = _Asking(server, way, kept, total - len(missing), total, on_progress)
+            asking = _Asking(server, way, kept, len(every) - len(missing), len(every), on_progress)
             run(asking.all(missing, sleep))
         return _read(server, way, questions, kept)
 
@@ -208,7 +205,7 @@ class _Asking:
             raise InputError(
                 f"The server {self.server.shown_url} answers for {name} with the model {shown(model)}, and before "
                 f"with {shown(self.way.model)}. Two teachers are not mixed: start the server with the first one "
-                "again, or begin anew with another journal."
+                "again, or give the name of the other one as teacher_model to begin anew."
             )
         return reply
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,8 +17,10 @@ class Journal:
     """
     JSON lines that only grow; a context that holds the file open.
 
-    A line has the key of a request, the row's name, the server's address as a hash, way and model, and what the reply
-    said: no prompt and no key of the account. The last line of a killed run may be half written; it is dropped.
+    A line has the hash of a request (to which address, in which way, all that is asked, the row's prompt and choices),
+    the row's name, what the model is called in requests and in replies, and what the reply said: no prompt and no key
+    of an account. Several models and tasks may share a file. The last line of a killed run may be half written; it is
+    dropped.
 
     Args:
         path (`Path`): the file; it is made, and its folder.
@@ -26,13 +28,14 @@ class Journal:
         way ([`Way`]): how.
 
     Raises:
-        InputError: if the file is no journal, or holds answers that this server gave in this way with another model.
+        InputError: if the file is no journal.
     """
 
     def __init__(self, path: Path, server: Server, way: Way) -> None:
-        self.path, self._way = path, way
-        self._server = _digest(server.url)
+        self.path, self._server, self._way = path, server, way
         self._said: dict[str, Any] = {}
+        # What other models have answered: by what they are called in replies and in requests.
+        self._others: dict[tuple[str, str], set[str]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: IO[bytes] = path.open("a+b")
         try:
@@ -50,24 +53,47 @@ class Journal:
         self._stream.close()
 
     def key(self, call: Call) -> str:
-        """What tells a request from others: address, model, way, all that is asked, the row's prompt and choices."""
+        """The hash of a request, the same for every model."""
         question = call.question
-        asked = [call.path, call.body, question.prompt, question.choices, call.part, call.count]
-        return _digest(json.dumps([self._server, self._way.model, self._way.name, *asked], sort_keys=True))
+        body = {name: value for name, value in call.body.items() if name != "model"}
+        asked = [call.path, body, question.prompt, question.choices, call.part, call.count]
+        text = json.dumps([self._server.url, self._way.name, *asked], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def __contains__(self, key: str) -> bool:
         return key in self._said
 
     def said(self, key: str) -> Any:
-        """What the reply to the request of this key said."""
+        """What the model's reply to the request of this key said."""
         return self._said[key]
+
+    def refuse_change(self, keys: Collection[str]) -> None:
+        """
+        Refuses to begin anew with a model what was begun with another one and not ended, unless the user names it.
+
+        Args:
+            keys (`Collection[str]`): of all requests.
+
+        Raises:
+            InputError: naming both models.
+        """
+        for (model, called), theirs in self._others.items():
+            chosen = self._server.model is not None and self._server.model != called
+            count = sum(key in theirs for key in keys)
+            if 0 < count < len(keys) and not chosen and not any(key in self._said for key in keys):
+                raise InputError(
+                    f"The model {shown(model)} has answered {count:,} of these {len(keys):,} requests (they are kept "
+                    f"in {self.path}), and the server's model is now {shown(self._way.model)}. Two teachers are not "
+                    "mixed: start the server with the first one again, or give the name of the new one as "
+                    "teacher_model to begin anew."
+                )
 
     def add(self, answers: Iterable[tuple[str, Call, Mapping[str, Any]]]) -> None:
         """Puts the replies to some requests, each with its key, on disk together."""
         lines = []
         for key, call, said in answers:
-            origin = {"server": self._server, "way": self._way.name, "model": self._way.model}
-            lines.append(json.dumps({"key": key, "row": call.question.name, **origin, "said": said}) + "\n")
+            names = {"row": call.question.name, "model": self._way.model, "called": self._way.asked_model}
+            lines.append(json.dumps({"asked": key, **names, "said": said}) + "\n")
             self._said[key] = said
         if not lines:
             return
@@ -87,22 +113,14 @@ class Journal:
             whole += len(line)
             try:
                 entry = json.loads(line)
-                origin = entry["server"], entry["way"]
-                key, model, said = entry["key"], entry["model"], entry["said"]
+                key, model, called, said = (entry[name] for name in ("asked", "model", "called", "said"))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise InputError(
                     f"Line {number} of {self.path} is no answer of a server that was kept; the file is damaged or no "
-                    "journal. Delete the line, or give another file."
+                    "journal. Delete the line, or move the file away."
                 ) from error
-            if origin == (self._server, self._way.name) and model != self._way.model:
-                raise InputError(
-                    f"{self.path} holds answers of the model {shown(model)}, and the server's model is now "
-                    f"{shown(self._way.model)}. Two teachers are not mixed: start the server with the first one "
-                    "again, or give another file to begin anew."
-                )
-            self._said[key] = said
+            if model == self._way.model:
+                self._said[key] = said
+            else:
+                self._others.setdefault((model, called), set()).add(key)
         self._stream.truncate(whole)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
