@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -28,7 +29,7 @@ class Journal:
         way ([`Way`]): how.
 
     Raises:
-        InputError: if the file is no journal.
+        InputError: on entering, if the file is no journal, or another process writes to it.
     """
 
     def __init__(self, path: Path, server: Server, way: Way) -> None:
@@ -36,21 +37,39 @@ class Journal:
         self._said: dict[str, Any] = {}
         # What other models have answered: by what they are called in replies and in requests.
         self._others: dict[tuple[str, str], set[str]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[bytes] = path.open("a+b")
-        try:
-            self._read()
-        except BaseException:
-            self._stream.close()
-            raise
+        self._stream: IO[bytes]
 
     def __enter__(self) -> "Journal":
+        with ExitStack() as held:
+            held.enter_context(self._alone())
+            self._stream = held.enter_context(self.path.open("a+b"))
+            self._read()
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._held.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two processes would ask for the same, and take the line that the other one is writing for a broken one."""
+        from filelock import FileLock, Timeout
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{self.path}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"Another process is asking {self._server.shown_url} (it writes to {self.path}); wait for its end."
+            ) from None
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def key(self, call: Call) -> str:
         """The hash of a request, the same for every model."""

@@ -232,10 +232,18 @@ def test_another_model_in_the_middle(tmp_path: Path) -> None:
     with language_server(spoil=spoil) as state:
         with pytest.raises(InputError, match="answers for row-2 with the model 'toy-2', and before with 'toy'"):
             asked(state, tmp_path, concurrency=1)
-        server, other = Server(state.url), Way("scores", "toy-2", "toy-2")
-        with pytest.raises(InputError, match=r"answers of the model 'toy', and the server's model is now 'toy-2'"):
-            ask(server, other, QUESTIONS, tmp_path / "journal.jsonl")
+        other, path = Way("scores", "toy-2", "toy-2"), tmp_path / "journal.jsonl"
+        message = "The model 'toy' has answered 5 of these 8 requests .* and the server's model is now 'toy-2'"
+        with pytest.raises(InputError, match=message):
+            ask(Server(state.url), other, QUESTIONS, path)
         assert len(state.requests) == 6
+        state.spoil = lambda number, reply: reply.update(model="toy-2")
+        # What the user names is meant; and rows that the first model has all answered are another matter.
+        assert len(ask(Server(state.url, model="toy-2"), other, QUESTIONS, path).answers) == 4
+        assert len(ask(Server(state.url), Way("scores", "toy-3", "toy-3"), QUESTIONS[:0], path).answers) == 0
+        state.spoil = lambda number, reply: reply.update(model="toy-3")
+        assert len(ask(Server(state.url), Way("scores", "toy-3", "toy-3"), QUESTIONS[:2], path).answers) == 2
+        assert len(state.requests) == 6 + 8 + 4
 
 
 def test_the_budget_counts_every_request(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers.questions import Question
 from sinkd_llm.teachers.served.asking import ask
+from sinkd_llm.teachers.served.journal import Journal
 from sinkd_llm.teachers.served.server import Server
 from sinkd_llm.teachers.served.ways import Way
 from tests.support.language_server import LanguageServer, language_server
@@ -138,3 +139,14 @@ def test_a_damaged_journal_names_its_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Line 1"):
         ask(Server(state.url), SCORES, QUESTIONS[:2], path)
     assert path.read_text() == '{"id": 1}\n'
+
+
+def test_two_processes_do_not_share_a_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with language_server() as state:
+        server = Server(state.url)
+        with Journal(path, server, SCORES), pytest.raises(InputError, match=r"Another process is asking .*; wait"):
+            ask(server, SCORES, QUESTIONS, path)
+        assert state.requests == []
+        assert len(ask(server, SCORES, QUESTIONS, path).answers) == 12
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
