@@ -34,7 +34,7 @@ class HeadProducts(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = function.overloadpacket.__name__
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if name in ("mm", "addmm", "bmm", "baddbmm") and any(H in tensor.shape for tensor in tensors):
+        if name in ("mm", "addmm", "addmm_", "bmm", "baddbmm") and any(H in tensor.shape for tensor in tensors):
             self.calls.append((function, args, kwargs or {}))
         return function(*args, **(kwargs or {}))
 

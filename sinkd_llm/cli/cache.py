@@ -32,11 +32,12 @@ def _show(result: "CacheResult") -> None:
         "full": f"all {layout.vocabulary_size} logits",
         "choices": f"the scores of {layout.vocabulary_size} answer choices",
     }[layout.content]
-    what = "rows with a teacher's answer" if layout.content == "choices" else "supervised tokens"
+    over_choices = layout.content == "choices"
+    what, one = ("rows with an answer", "row") if over_choices else ("supervised tokens", "token")
     show("")
     show(
         f"{manifest.tokens} {what} of {manifest.rows.examples} examples: {kept} ({layout.encoding}), "
-        f"{format_bytes(manifest.bytes)}, {each:.0f} bytes each"
+        f"{format_bytes(manifest.bytes)}, {each:.0f} bytes a {one}"
     )
     if result.cached_before == manifest.rows.examples:
         show("All examples were cached already.")

@@ -64,7 +64,7 @@ def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: S
         *read_config(recipe, "--estimate"),
         *(word.split("=")[0].replace("-", "_").removeprefix("__") for word in overrides),
     }
-    has_teacher = bool(given & {"teacher_model_name_or_path", "teacher_cache"})
+    has_teacher = bool(given & {"teacher_model_name_or_path", "teacher_cache", "teacher_file", "teacher_url"})
     command, words = "distill" if has_teacher else "finetune", ["--config", recipe, *overrides]
     check_names(command, words)
     import torch

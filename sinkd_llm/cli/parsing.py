@@ -194,7 +194,7 @@ def parse_recipe(command: str, argv: Sequence[str]) -> tuple[Any, ...]:
     parsed = parser.parse(argv, default_output_dir=f"runs/{command}-{{task}}")
     training = next(settings for settings in parsed if isinstance(settings, SinKDConfig))
     # With a teacher the command itself is refused.
-    if command == "finetune" and training.teacher_model_name_or_path is None and training.teacher_cache is None:
+    if command == "finetune" and not training.has_teacher:
         reason = "finetune has no teacher, and its loss is of the answers alone; 'sinkd distill' takes one"
         parser.say_without_effect(NEEDS_TEACHER, argv, reason)
     return parsed

@@ -103,6 +103,7 @@ def estimate_memory(
     from sinkd_llm.models import load_tokenizer
     from sinkd_llm.models.adapters import adapter_config
     from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.models.kinds import kind_of
     from sinkd_llm.models.probes import check_packing
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.training.pair import Pair, load_student
@@ -110,7 +111,12 @@ def estimate_memory(
 
     teacher_name = training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
-    (check_distill if teacher_name is not None or cached else check_finetune)(training_args, model_args)
+    (check_distill if training_args.has_teacher else check_finetune)(training_args, model_args)
+    if training_args.signal == "choices" or {"teacher_file", "teacher_url"} & {*training_args.named_teachers}:
+        raise InputError(
+            "The estimate counts what tokens take, and this run compares answer choices, which take another step; "
+            "start it with --max_steps 2 and read its peak memory instead."
+        )
     unnamed = cached and teacher_name is None
     if unnamed:
         teacher_name = model_args.model_name_or_path  # stands for logits over the same vocabulary; it is not loaded
@@ -129,6 +135,12 @@ def estimate_memory(
     classes = class_names(rows) if rows is not None else None
     student = load_student(model_args.model_name_or_path, teacher, training_args, None, classes, load=blueprint)
     tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
+    if teacher is not None and kind_of(teacher).scores_classes != kind_of(student).scores_classes:
+        raise InputError(
+            f"The teacher is {kind_of(teacher).title} and the student {kind_of(student).title}, so that answer "
+            "choices are compared, which the estimate does not count; start the run with --max_steps 2 and read its "
+            "peak memory instead."
+        )
     pair = Pair(student, LocalTeacher(teacher) if teacher is not None else None, tokenizer)
     prepared = prepare(pair, training_args, adapter_config(model_args), rows)
     student = prepared.student

@@ -212,7 +212,8 @@ def test_every_setting_of_the_objective_needs_a_teacher():
     names = {field.name for field in dataclasses.fields(DistillationObjective)} - {"fused"}
     assert names <= set(NEEDS_TEACHER) <= {field.name for field in dataclasses.fields(SinKDConfig)}
     teacher = {field.name for field in dataclasses.fields(SinKDConfig) if field.name.startswith("teacher_")}
-    assert teacher - set(NEEDS_TEACHER) == {"teacher_model_name_or_path", "teacher_cache"}
+    named = {"teacher_model_name_or_path", "teacher_cache", "teacher_file", "teacher_url"}
+    assert teacher - set(NEEDS_TEACHER) == named
 
 
 def test_no_flag_is_defined_twice():
@@ -237,7 +238,7 @@ def test_every_recipe_parses_as_its_own_command_says(path):
     settings = read_config(str(path))
     assert {"max_steps", "num_train_epochs"} & settings.keys()  # says itself how long it is
     assert "data_dir" not in settings  # where the data is, is the user's to say
-    assert (model.model_name_or_path is None) == (training.student_layers is not None)
+    assert model.model_name_or_path is not None or training.student_layers is not None
 
 
 def test_the_sst2_students_differ_in_the_objective_alone():

@@ -147,6 +147,10 @@ RANGES: dict[str, Range] = {
         advice=f"give a whole number from 2 to {MANY:,} (a group of one token has nothing to transport), or 0 to cut "
         "no transport problem",
     ),
+    "unlabelled_ratio": Range(0, 1),
+    "teacher_samples": Range(0, 1_000, whole=True),
+    "teacher_max_requests": _COUNT,
+    "teacher_concurrency": Range(1, 1_000, whole=True),
     # trl.ModelConfig
     "lora_r": Range(1, 100_000, whole=True),
     "lora_alpha": Range(1, 1_000_000, whole=True),
@@ -154,6 +158,10 @@ RANGES: dict[str, Range] = {
     # commands
     "max_train_samples": _ROWS,
     "max_eval_samples": _ROWS,
+    "max_unlabelled_samples": _ROWS,
+    "labels_per_class": _COUNT,
+    "teacher_num_fewshot": Range(0, 10_000, whole=True),
+    "teacher_examined_rows": Range(0, MANY, whole=True),
     "top_k": Range(1, 100_000_000, whole=True),
     "temperatures": _TEMPERATURE,
     "vocabulary_size": Range(1, 100_000_000, whole=True),
@@ -218,6 +226,8 @@ NEEDS_TEACHER: tuple[str, ...] = (
     *("transport_across_devices", "transport_accumulation"),
     *("vocabulary", "cache_tolerance", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "teacher_deepspeed"),
+    *("teacher_model", "teacher_samples", "teacher_max_requests", "teacher_concurrency", "teacher_way"),
+    *("signal", "choice_normalisation", "unlabelled_ratio"),
 )
 
 # Values of settings that are otherwise fine.
