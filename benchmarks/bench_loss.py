@@ -215,6 +215,10 @@ states (with V = 2 from logits to theirs). *Ours* and the published form are one
 in every case (column `difference` of the CSV: the largest difference over the largest entry). With groups of 256, the
 default, rows beyond 256 form a second transport problem. Memory is the peak of one call beyond its inputs, in a fresh
 process with `MALLOC_MMAP_THRESHOLD_=65536`.
+
+Below the target: two ids (V = 2) up to 128 rows. There the time is that of some 370 small operations, most of them the
+20 iterations of the solver and the checks around it, which the published form does in 460 operations of which
+autograd's own half is C++. In a training step of seconds these are one to two milliseconds.
 """
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import say_examination
 from sinkd_llm.runs.scorer import rows_hash
-from sinkd_llm.teachers.answer_file import read_answer_file
+from sinkd_llm.teachers.answer_file import KEY_COLUMNS, read_answer_file
 from sinkd_llm.teachers.cache.answers import write_answers
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.questions import Question, questions_of
@@ -109,9 +109,11 @@ def _asked(
     if args.teacher_file is not None:
         file = Path(args.teacher_file).expanduser()
         found = read_answer_file(file, questions, _TRAIN)
+        # Positions without a split are those of the training rows.
+        alone = found.found_by in KEY_COLUMNS["position"] and not found.of_split
         for sentence in found.sentences():
             say(sentence)
-        return found.answers, _of_held_out(file, held_out)
+        return found.answers, {} if alone else _of_held_out(file, held_out)
     server = Server(
         str(args.teacher_url),
         args.teacher_model,
@@ -159,7 +161,7 @@ def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any
     if not known or data.task is None:
         return None
     keys = [name_key(held_out[i].name).hex() for i in known]
-    record: dict[str, Any] = {"predictions": [chosen[i] for i in known], "keys": keys, "rows": None}
+    record: dict[str, Any] = {"predictions": [chosen[i] for i in known], "keys": keys, "rows": ""}
     if len(known) == len(held_out):
         metrics = data.task.compute_metrics(chosen, list(data.evaluation["label"]), rows=data.evaluation)
         row = {"name": "teacher", "metrics": metrics, "num_examples": len(held_out)}
@@ -185,5 +187,6 @@ def _name(data: RunData, args: "SinKDConfig") -> str:
         about += [str(file.resolve()), file.stat().st_mtime_ns if file.is_file() else None]
     digest.update(repr(about).encode())
     for rows in (data.train, data.evaluation):
-        digest.update(b"-" if rows is None else str(rows._fingerprint).encode())
+        for question in [] if rows is None else questions_of(rows):
+            digest.update(repr(question).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

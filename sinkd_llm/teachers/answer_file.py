@@ -29,6 +29,7 @@ class FileAnswers:
         answers ([`Answers`]): by row.
         source (`str`): the file.
         found_by (`str`): the column by which rows are found.
+        of_split (`bool`): whether a column says of which split a row is, so that positions are those of one split.
         said_by (`str`): what is read of them, as a part of a sentence.
         asked (`int`): questions.
         rows (`int`): rows of the file, of the wanted split where it has a column for it.
@@ -42,6 +43,7 @@ class FileAnswers:
     answers: Answers
     source: str
     found_by: str
+    of_split: bool
     said_by: str
     asked: int
     rows: int
@@ -125,6 +127,7 @@ def read_answer_file(path: Path, questions: Sequence[Question], split: str | Non
         answers=answers,
         source=rows.source,
         found_by=key.column,
+        of_split=bool(splits),
         said_by=said_by,
         asked=len(questions),
         rows=len(kept),

@@ -34,6 +34,7 @@ NOT_RUN = {
     "docs/large_models.md": ["needs several devices"],
     "docs/many_devices.md": ["needs several devices"],
     "docs/served_teachers.md": ["needs a server"],
+    "docs/small_classifiers.md": ["needs a server"],
     "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
@@ -106,7 +107,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     shutil.copytree(REPOSITORY / "recipes", folder / "recipes")
     for recipe in quickstart.RECIPES.glob("*.yaml"):
-        text = recipe.read_text(encoding="utf-8") + "".join(f"{key}: {value}\n" for key, value in ROWS.items())
+        lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.split(":")[0] not in ROWS]
+        text = "".join(kept) + "".join(f"{key}: {value}\n" for key, value in ROWS.items())
         (folder / recipe.name).write_text(text, encoding="utf-8")
     for task, train in (("sst2", "train.tsv"), ("rte", "train.tsv"), ("ag_news", "train.csv")):
         file = SAMPLES[task].write(folder / "data")
@@ -119,6 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tickets.yaml").write_text(shown["yaml"])
     for name in ("tickets_train.jsonl", "tickets_dev.jsonl"):
         (folder / name).write_text(shown["json"])
+    (folder / "tickets_raw.txt").write_text("The printer is on fire.\nWhere is my invoice?\n")
     (folder / "my_instructions").mkdir()
     for name in ("train", "val"):
         row = {"instruction": "Name a film.", "input": "", "output": "The plot."}

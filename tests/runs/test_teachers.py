@@ -1,0 +1,173 @@
+"""Runs whose teacher is no model here, reads another prompt, or labels raw texts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sinkd_llm.cli.parsing import parse_recipe, parse_training
+from sinkd_llm.errors import InputError
+from sinkd_llm.runs import run_distill, run_finetune
+from sinkd_llm.runs.arguments import TaskArguments
+from sinkd_llm.runs.cache import run_cache
+from sinkd_llm.runs.data import load_run_data
+from tests.support.models import decoder, encoder_or_encoder_decoder, marked_tokenizer, save, word_tokenizer
+from tests.support.task_files import write_task
+
+WORDS = ("good", "great", "bad", "awful")
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"text": f"{WORDS[i % 4]} film{' is a plot' * (i % 3)} {i}", "label": int(i % 4 < 2)}
+        for i in range(start, start + count)
+    ]
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A task over local rows with a bare text; answers are kept in a folder of the test."""
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "kept"))
+    for split, part in (("train", rows(12)), ("validation", rows(6, 100))):
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    (tmp_path / "raw.txt").write_text("".join(f"{WORDS[i % 4]} food {i}\n" for i in range(8)))
+    return write_task(
+        tmp_path / "opinions.yaml",
+        dataset_kwargs={"data_files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
+        training_split="train",
+        validation_split="validation",
+        doc_to_text="Review: {{text}}\nSentiment:",
+        doc_to_choice=["negative", "positive"],
+        doc_to_target="label",
+        metadata={"version": 1, "texts": ["text"]},
+    )
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> str:
+    return str(save(tmp_path / "encoder", encoder_or_encoder_decoder("bert", num_labels=2), marked_tokenizer("bert")))
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    return str(save(tmp_path / "decoder", decoder(max_position_embeddings=512), word_tokenizer()))
+
+
+def flags(task: Path, student: str, folder: Path, **more: Any) -> list[str]:
+    settings = {
+        **{"task": task, "model_name_or_path": student, "output_dir": folder / "out", "max_steps": 2},
+        **{"per_device_train_batch_size": 4, "save_strategy": "no", "sinkhorn_weight": 0, "use_cpu": "true"},
+        "logging_steps": 1,
+        **more,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def distilled(*arguments: Any, **more: Any) -> Any:
+    given = flags(*arguments, **more)
+    return run_distill(*parse_training("distill", given), argv=given)
+
+
+def test_a_file_of_answers_teaches_an_encoder(
+    task: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["positive", "positive", "negative", "maybe"] * 3
+    lines = ["row,answer", *(f"{i},{answer}" for i, answer in enumerate(answers))]
+    (tmp_path / "answers.csv").write_text("\n".join(lines) + "\n")
+    result = distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv")
+    said = capsys.readouterr()
+    said_all = " ".join((said.out + said.err).split())
+    assert "answers 9 of 12 rows" in said_all
+    assert "'maybe' (3 ×)" in said_all
+    assert "The teacher on 9 rows that it teaches: score 1.000" in said_all
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert any("kl" in record for record in records)
+    assert "held-out" not in said_all  # positions are those of the training rows
+    assert [row.name for row in result.rows] == ["student before", "student after"]
+    (tmp_path / "answers.csv").write_text("text,answer\n" + "".join(f"{r['text']},positive\n" for r in rows(6, 100)))
+    with pytest.raises(InputError, match=r"answers\.csv"):  # none of the training rows
+        distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", overwrite_output_dir="true")
+
+
+def test_a_cached_decoder_teaches_from_raw_texts(task: Path, student: str, teacher: str, tmp_path: Path) -> None:
+    more = {"unlabelled_file": tmp_path / "raw.txt", "labels_per_class": 2, "signal": "choices"}
+    more |= {"unlabelled_ratio": 0.5, "overwrite_output_dir": "true"}
+    given = flags(task, student, tmp_path, teacher_model_name_or_path=teacher, **more)
+    written = run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "cache")])[:4], argv=given)
+    assert written.manifest.layout.content == "choices"
+    assert written.manifest.tokens == 20
+    assert written.manifest.teacher_score is not None
+    result = distilled(task, student, tmp_path, teacher_cache=tmp_path / "cache", **more)
+    assert [row.name for row in result.rows] == ["teacher", "student before", "student after"]
+    assert "agreement" in result.rows[-1].metrics
+    # The same answers, asked in every step.
+    here = distilled(
+        task,
+        student,
+        tmp_path,
+        teacher_model_name_or_path=teacher,
+        **more,
+    )
+    assert here.rows[0].metrics == result.rows[0].metrics
+    assert here.training["loss"] == pytest.approx(result.training["loss"], rel=1e-5)
+
+
+def test_a_cache_of_other_texts_is_refused(task: Path, student: str, teacher: str, tmp_path: Path) -> None:
+    given = flags(task, student, tmp_path, teacher_model_name_or_path=teacher, signal="choices")
+    run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "cache")])[:4], argv=given)
+    file = tmp_path / "train.jsonl"
+    file.write_text(file.read_text().replace("great film", "great food", 1))
+    with pytest.raises(InputError, match="1-"):
+        distilled(task, student, tmp_path, teacher_cache=tmp_path / "cache")
+
+
+def test_the_teacher_reads_its_own_prompt_with_examples(
+    task: Path, student: str, teacher: str, tmp_path: Path
+) -> None:
+    long = task.with_name("long.yaml")
+    long.write_text(f'include: {task.name}\ntask: long\ndoc_to_text: "Is this good? {{{{text}}}}\\nAnswer:"\n')
+    arguments = TaskArguments(task=str(task), teacher_task=str(long), teacher_num_fewshot=2)
+    data = load_run_data(arguments, seed=0)
+    for row, asked in zip(data.train, data.train["teacher"], strict=True):
+        assert asked["prompt"].count("Is this good?") == 3
+        assert asked["prompt"].endswith(f"Is this good? {row['text']}\nAnswer:")
+        assert not asked["prompt"].startswith(f"Is this good? {row['text']}\nAnswer: ")
+        assert row["prompt"].startswith("Review:")
+    again = load_run_data(arguments, seed=0)
+    assert again.train["teacher"][:] == data.train["teacher"][:]
+    assert load_run_data(arguments, seed=1).train["teacher"][:] != data.train["teacher"][:]
+    result = distilled(
+        task, student, tmp_path, teacher_model_name_or_path=teacher, teacher_task=long, teacher_num_fewshot=2
+    )
+    assert result.rows[0].name == "teacher"
+
+
+def test_labels_are_forgotten_but_for_a_few_of_each_answer(task: Path) -> None:
+    data = load_run_data(TaskArguments(task=str(task), labels_per_class=2), seed=3)
+    labels = data.train["label"][:]
+    assert sorted(label for label in labels if label >= 0) == [0, 0, 1, 1]
+    assert [bool(text) for text in data.train["completion"]] == [label >= 0 for label in labels]
+    assert data.evaluation is not None
+    assert -1 not in data.evaluation["label"][:]
+
+
+def test_fine_tuning_refuses_rows_without_labels(task: Path, student: str, tmp_path: Path) -> None:
+    given = flags(task, student, tmp_path, unlabelled_file=tmp_path / "raw.txt")
+    with pytest.raises(InputError, match="finetune learns from labels alone"):
+        run_finetune(*parse_training("finetune", given))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"teacher_file": "a.csv", "teacher_url": "http://127.0.0.1:9"}, "a run has one teacher"),
+        ({"teacher_model": "large"}, "about a server"),
+        ({"teacher_file": "missing.csv"}, "missing.csv"),
+        ({}, "teacher_url"),
+    ],
+)
+def test_teachers_that_cannot_be(task: Path, student: str, tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        distilled(task, student, tmp_path, **more)
