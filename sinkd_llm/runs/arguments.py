@@ -123,6 +123,14 @@ class CacheArguments:
             row (`"fixed16"`). Default: `"float32"` for `"full"`, else `"fixed16"`.
         vocabulary_size (`int`, *optional*):
             Keep the first so many logits of a row, for a student with fewer.
+        merge (`list[str]`, *optional*):
+            In place of a teacher: the folders of caches over the answer choices of the same rows, to be made one.
+        merge_weights (`list[float]`, *optional*):
+            The weight of each of them. Default: the same for all.
+        merge_by (`str`, *optional*, defaults to `"probabilities"`):
+            How: weighted means of `"probabilities"` or of `"logits"` (log-probabilities), over the caches that have an
+            answer to a row; or the name of a column of the task's rows that holds the folder's name or place (from 0)
+            of the cache that speaks of the row.
         score_teacher (`bool`, *optional*, defaults to `True`):
             Score the teacher, for the results tables of its students.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -138,6 +146,9 @@ class CacheArguments:
     temperatures: list[float] | None = None
     encoding: str | None = field(default=None, metadata={"choices": ENCODINGS})
     vocabulary_size: int | None = None
+    merge: list[str] | None = None
+    merge_weights: list[float] | None = None
+    merge_by: str = "probabilities"
     score_teacher: bool = True
     overwrite: bool = False
 

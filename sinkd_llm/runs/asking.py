@@ -25,6 +25,8 @@ from sinkd_llm.teachers.served.ways import projected
 from sinkd_llm.terminal import is_main_process, progress, say
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sinkd_llm.teachers.cache.manifest import Manifest
     from sinkd_llm.training.config import SinKDConfig
 
@@ -88,10 +90,9 @@ def cache_answers(
     record = _score(data, held_out, theirs) if theirs else None
     say_examination(data, questions, answers, held_out, theirs)
     classes = class_names(data.train)
-    prints = [row_print(row) for row in data.train]
     return write_answers(
         folder,
-        _prints(questions, prints),
+        prints_of(data.train, questions),
         questions,
         answers,
         task=data.name,
@@ -169,10 +170,12 @@ def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any
     return record
 
 
-def _prints(questions: Sequence[Question], prints: Sequence[int]) -> Any:
+def prints_of(rows: "Dataset", questions: Sequence[Question]) -> "Dataset":
+    """What a cache over answer choices knows rows by: their names, and what they say."""
     import datasets
 
-    columns = {"example_id": [question.name for question in questions], "row_print": list(prints)}
+    prints = [row_print(row) for row in rows]
+    columns = {"example_id": [question.name for question in questions], "row_print": prints}
     kinds = {"example_id": datasets.Value("string"), "row_print": datasets.Value("int64")}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 

@@ -62,9 +62,12 @@ def run_cache(
             for which the teacher gives NaN or infinite logits, and for settings, rows and models that do not fit.
     """
     folder = _folder(training_args, cache_args)
+    if cache_args.merge is not None:
+        return _merge(folder, load_run_data(task_args, training_args.sample_seed), training_args, cache_args)
     if not training_args.named_teachers:
         raise InputError(
-            "--teacher_model_name_or_path is missing: the model to cache; or give a --teacher_url or a --teacher_file."
+            "--teacher_model_name_or_path is missing: the model to cache; or give a --teacher_url, a --teacher_file, "
+            "or caches to --merge."
         )
     if launched_processes() > 1:
         raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
@@ -95,6 +98,25 @@ def _cache_answers(
     with no_empty_folder(folder):
         manifest = cache_answers(
             folder, data, training_args, score=cache_args.score_teacher, overwrite=cache_args.overwrite
+        )
+    return CacheResult(folder, manifest, 0, time.perf_counter() - started, None)
+
+
+def _merge(folder: Path, data: RunData, training_args: "SinKDConfig", cache_args: CacheArguments) -> CacheResult:
+    """Of several caches one."""
+    from sinkd_llm.runs.merging import merge_caches
+
+    if training_args.named_teachers:
+        raise InputError(f"{training_args.named_teachers[0]} and --merge are both given; give one of them.")
+    started = time.perf_counter()
+    with no_empty_folder(folder):
+        manifest = merge_caches(
+            folder,
+            data,
+            [Path(name).expanduser() for name in cache_args.merge or ()],
+            weights=cache_args.merge_weights,
+            by=cache_args.merge_by,
+            overwrite=cache_args.overwrite,
         )
     return CacheResult(folder, manifest, 0, time.perf_counter() - started, None)
 

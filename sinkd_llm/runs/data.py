@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, first_line
+from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.row_files import Rows, read_csv, read_json, read_text
 from sinkd_llm.runs.task_rows import EVALUATION_SAMPLE_SEED, task_split, training_rows
 from sinkd_llm.runs.teacher_rows import rows_for_teacher
+from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,6 +56,7 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
         task = load_task(arguments.task)
         train = training_rows(task, arguments, seed)
         evaluation = task_split(task, "validation", arguments.data_dir, arguments.max_eval_samples)
+        _say_leak(train, evaluation)
         if arguments.teacher_task is not None or arguments.teacher_num_fewshot:
             train, evaluation = rows_for_teacher(task, train, evaluation, arguments, seed)
         return RunData(task.name, task, train, evaluation)
@@ -80,6 +83,22 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
                 "'completion'. For a classification data set write a task file and give --task."
             )
     return RunData(Path(name).name, None, train, evaluation)
+
+
+def _say_leak(train: "Dataset", evaluation: "Dataset") -> None:
+    """Says how many rows for evaluation also stand among the rows without labels, where scores would be no test."""
+    if "label" not in train.column_names or NO_LABEL not in train["label"][:]:
+        return
+    from sinkd_llm.tasks.unlabelled import repeated_rows
+
+    unlabelled = train.select([i for i, label in enumerate(train["label"]) if label == NO_LABEL])
+    found = repeated_rows(evaluation, unlabelled)
+    if found.total:
+        say(
+            f"{found.total:,} of {len(evaluation):,} rows for evaluation also stand among the rows without labels "
+            f"(the first: {', '.join(found.ids)}): scores on them are no test of the student. Take them out of one of "
+            "both."
+        )
 
 
 def _load_splits(name: str, arguments: "TaskArguments") -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Runs whose teacher is no model here, reads another prompt, or labels raw texts."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sinkd_llm.cli.parsing import parse_recipe, parse_training
@@ -12,6 +14,8 @@ from sinkd_llm.runs import run_distill, run_finetune
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.cache import run_cache
 from sinkd_llm.runs.data import load_run_data
+from sinkd_llm.runs.merging import merge_caches
+from sinkd_llm.teachers import CachedTeacher
 from tests.support.models import decoder, encoder_or_encoder_decoder, marked_tokenizer, save, word_tokenizer
 from tests.support.task_files import write_task
 
@@ -171,3 +175,62 @@ def test_fine_tuning_refuses_rows_without_labels(task: Path, student: str, tmp_p
 def test_teachers_that_cannot_be(task: Path, student: str, tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         distilled(task, student, tmp_path, **more)
+
+
+def written(task: Path, tmp_path: Path, student: str, name: str, probabilities: list[str]) -> Path:
+    """A cache of the first training rows, as a file says."""
+    lines = ["row,prob_0,prob_1", *(f"{i},{p}" for i, p in enumerate(probabilities))]
+    (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    given = flags(task, student, tmp_path, teacher_file=tmp_path / f"{name}.csv")
+    run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / name)])[:4], argv=given)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("probabilities", [(2 * 0.2 + 0.6) / 3, 0.9, 0.7]),
+        ("logits", [(0.2**2 * 0.6) ** (1 / 3) / ((0.2**2 * 0.6) ** (1 / 3) + (0.8**2 * 0.4) ** (1 / 3)), 0.9, 0.7]),
+    ],
+)
+def test_several_caches_become_one(task: Path, student: str, tmp_path: Path, by: str, expected: list[float]) -> None:
+    first = written(task, tmp_path, student, "first", ["0.2,0.8", "0.9,0.1"])
+    second = written(task, tmp_path, student, "second", ["0.6,0.4", ",", "0.7,0.3"])
+    given = flags(task, student, tmp_path)
+    words = ["--merge", str(first), str(second), "--merge_weights", "2", "1", "--merge_by", by]
+    run_cache(*parse_recipe("cache", [*given, *words, "--output", str(tmp_path / "both")])[:4], argv=given)
+    names = load_run_data(TaskArguments(task=str(task)), 0).train["id"][:4]
+    merged = CachedTeacher(tmp_path / "both").answers(names)
+    assert [name in merged for name in names] == [True, True, True, False]
+    found = [float(np.exp(merged[name][0]) / np.exp(merged[name]).sum()) for name in names[:3]]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_column_says_which_cache_speaks(task: Path, student: str, tmp_path: Path) -> None:
+    first = written(task, tmp_path, student, "first", ["0.2,0.8", "0.9,0.1"])
+    second = written(task, tmp_path, student, "second", ["0.6,0.4", "0.5,0.5"])
+    given = flags(task, student, tmp_path)
+    data = load_run_data(TaskArguments(task=str(task)), 0)
+    speakers = ["second", "first"] + ["0"] * 10
+    rows = dataclasses.replace(data, train=data.train.add_column("speaker", speakers))
+    merge_caches(tmp_path / "both", rows, [first, second], by="speaker")
+    names = data.train["id"][:2]
+    merged = CachedTeacher(tmp_path / "both").answers(names)
+    assert [float(np.exp(merged[name][0])) for name in names] == pytest.approx([0.6, 0.9], rel=1e-5)
+    with pytest.raises(InputError, match="neither probabilities nor logits, nor a column"):
+        merge_caches(tmp_path / "more", data, [first, second], by="speaker")
+    with pytest.raises(InputError, match="give one for each"):
+        merge_caches(tmp_path / "more", data, [first, second], weights=[1.0])
+    assert given
+
+
+def test_rows_that_are_scored_and_taught_are_counted(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = rows(1, 100)[0]["text"]
+    (tmp_path / "raw.txt").write_text(f"something else\n{text.upper()}\n")
+    load_run_data(TaskArguments(task=str(task), unlabelled_file=str(tmp_path / "raw.txt")), 0)
+    said = capsys.readouterr()
+    assert "1 of 6 rows for evaluation also stand among the rows without labels" in " ".join(
+        (said.out + said.err).split()
+    )

@@ -124,6 +124,18 @@ class CachedTeacher:
         entry = self._entries([example_key(name) for name in names], names)
         return int(self._index["count"][entry].sum())
 
+    def answers(self, names: Sequence[str]) -> dict[str, "np.ndarray[Any, Any]"]:
+        """
+        Over answer choices: the log-scores of the rows of these names that have any, -inf where a row has fewer choices.
+
+        Raises:
+            InputError: naming rows that are not in the cache.
+        """
+        entry = self._entries([example_key(name) for name in names], names)
+        known = np.flatnonzero(self._index["count"][entry])
+        scores = self._read(self._index["first"][entry][known].astype(np.int64))["logits"]
+        return {names[i]: row for i, row in zip(known.tolist(), scores, strict=True)}
+
     def check_finite(self, batch: Mapping[str, Any]) -> None:
         """Only finite logits are cached."""
 

@@ -160,6 +160,7 @@ RANGES: dict[str, Range] = {
     "max_eval_samples": _ROWS,
     "max_unlabelled_samples": _ROWS,
     "labels_per_class": _COUNT,
+    "merge_weights": Range(0, 1_000_000, above=True),
     "teacher_num_fewshot": Range(0, 10_000, whole=True),
     "teacher_examined_rows": Range(0, MANY, whole=True),
     "top_k": Range(1, 100_000_000, whole=True),

@@ -1,0 +1,121 @@
+"""Several teachers of one student: their caches over the answer choices of the same rows become one cache.
+
+Shape suffixes: C choices of a row, K caches.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.answer_choices import class_names
+from sinkd_llm.runs.asking import prints_of
+from sinkd_llm.runs.data import RunData
+from sinkd_llm.teachers import CachedTeacher
+from sinkd_llm.teachers.cache.answers import write_answers
+from sinkd_llm.teachers.questions import Answers, Question, questions_of
+
+if TYPE_CHECKING:
+    from sinkd_llm.teachers.cache.manifest import Manifest
+
+MEANS = ("probabilities", "logits")
+_AT_ONCE = 4096
+
+
+def merge_caches(
+    folder: Path,
+    data: RunData,
+    caches: Sequence[Path],
+    *,
+    weights: Sequence[float] | None = None,
+    by: str = "probabilities",
+    overwrite: bool = False,
+) -> "Manifest":
+    """
+    Writes one cache of several.
+
+    A row has an answer if one of the caches has: a mean is over those that have.
+
+    Args:
+        folder (`Path`): of the new cache.
+        data ([`RunData`]): the rows that all caches are of.
+        caches (sequence of `Path`): their folders, two or more.
+        weights (sequence of `float`, *optional*): of each cache, above 0. Default: 1 each.
+        by (`str`, *optional*, defaults to `"probabilities"`): `"probabilities"`: `p = sum_k w_k p_k / sum_k w_k`;
+            `"logits"`: `log p = sum_k w_k log p_k / sum_k w_k` and a constant; or the name of a column of the task's
+            rows, which says by its folder's name or its place, from 0, which cache speaks of a row.
+        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
+
+    Raises:
+        InputError: for fewer than two caches, as many weights as there are no caches, a cache of tokens or of other
+            rows, a column that is not there, and a value of it that is no cache.
+    """
+    if len(caches) < 2:
+        raise InputError(f"--merge names {len(caches)} cache; give the folders of two or more.")
+    if weights is not None and len(weights) != len(caches):
+        raise InputError(f"--merge names {len(caches)} caches and --merge_weights {len(weights)}; give one for each.")
+    opened = [CachedTeacher(path) for path in caches]
+    for path, teacher in zip(caches, opened, strict=True):
+        if not teacher.over_choices:
+            raise InputError(
+                f"The cache {path} holds tokens, and what is merged are answer choices; write it with --signal choices."
+            )
+    questions = questions_of(data.train)
+    rows = prints_of(data.train, questions)
+    for teacher in opened:
+        teacher.check_rows(rows)
+    chosen = None if by in MEANS else _by_column(data.train, by, caches)
+    answers = Answers()
+    shares = np.ones(len(caches)) if weights is None else np.asarray(weights, float)
+    for start in range(0, len(questions), _AT_ONCE):
+        part = questions[start : start + _AT_ONCE]
+        said = [teacher.answers([question.name for question in part]) for teacher in opened]
+        for i, question in enumerate(part):
+            speaking = range(len(opened)) if chosen is None else [chosen[start + i]]
+            known = [(k, said[k][question.name]) for k in speaking if question.name in said[k]]
+            if known:
+                answers.add(
+                    question, _mean([scores for _, scores in known], shares[[k for k, _ in known]], by, question)
+                )
+    classes = class_names(data.train)
+    return write_answers(
+        folder,
+        rows,
+        questions,
+        answers,
+        task=data.name,
+        teacher=" + ".join(str(path) for path in caches),
+        classes=classes if classes is not None and len(classes) > 1 else None,
+        overwrite=overwrite,
+    )
+
+
+def _mean(scores_KC: Sequence[Any], share_K: Any, by: str, question: Question) -> Any:
+    """The scores of one row."""
+    scores_KC = [np.asarray(scores, float)[: len(question.choices)] for scores in scores_KC]
+    logs_KC = np.stack([scores - np.logaddexp.reduce(scores) for scores in scores_KC])
+    weight_K1 = (share_K / share_K.sum())[:, None]
+    if by == "logits" or len(logs_KC) == 1:
+        return (weight_K1 * logs_KC).sum(axis=0)
+    return np.logaddexp.reduce(logs_KC + np.log(weight_K1), axis=0)
+
+
+def _by_column(rows: Any, column: str, caches: Sequence[Path]) -> list[int]:
+    """Which cache speaks of each row."""
+    if column not in rows.column_names:
+        raise InputError(
+            f"--merge_by is {column!r}: neither {' nor '.join(MEANS)}, nor a column of the rows, which have "
+            f"{', '.join(rows.column_names)}."
+        )
+    places = {str(k): k for k in range(len(caches))} | {path.name: k for k, path in enumerate(caches)}
+    chosen = []
+    for name, value in zip(rows["id"], rows[column], strict=True):
+        if str(value) not in places:
+            raise InputError(
+                f"The column {column!r} of {name} is {value!r}, which is no cache; the caches are "
+                f"{', '.join(path.name for path in caches)} (or 0 to {len(caches) - 1})."
+            )
+        chosen.append(places[str(value)])
+    return chosen
