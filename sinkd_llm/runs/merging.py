@@ -60,7 +60,8 @@ def merge_caches(
     for path, teacher in zip(caches, opened, strict=True):
         if not teacher.over_choices:
             raise InputError(
-                f"The cache {path} holds tokens, and what is merged are answer choices; write it with --signal choices."
+                f"The cache {path} holds tokens, and answer choices are what is merged; write it with "
+                "--signal choices."
             )
     questions = questions_of(data.train)
     rows = prints_of(data.train, questions)
@@ -74,11 +75,10 @@ def merge_caches(
         said = [teacher.answers([question.name for question in part]) for teacher in opened]
         for i, question in enumerate(part):
             speaking = range(len(opened)) if chosen is None else [chosen[start + i]]
-            known = [(k, said[k][question.name]) for k in speaking if question.name in said[k]]
+            known = [k for k in speaking if question.name in said[k]]
             if known:
-                answers.add(
-                    question, _mean([scores for _, scores in known], shares[[k for k, _ in known]], by, question)
-                )
+                scores = [said[k][question.name] for k in known]
+                answers.add(question, _mean(scores, shares[known], by, question))
     classes = class_names(data.train)
     return write_answers(
         folder,

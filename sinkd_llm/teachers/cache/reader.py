@@ -126,7 +126,8 @@ class CachedTeacher:
 
     def answers(self, names: Sequence[str]) -> dict[str, "np.ndarray[Any, Any]"]:
         """
-        Over answer choices: the log-scores of the rows of these names that have any, -inf where a row has fewer choices.
+        Over answer choices: the log-scores of the rows of these names that have any, -inf where a row has fewer
+        choices.
 
         Raises:
             InputError: naming rows that are not in the cache.
