@@ -25,6 +25,9 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "49-dropped": ("causal", 49, "batch", {"dataloader_drop_last": True}),
     "49-cached": ("causal", 49, "accumulation", {}),
     "49-packed": ("causal", 49, "accumulation", {"packing": True}),
+    # A decoder teaches a classifier over the answer choices; every fifth row has no label.
+    "49-choices": ("choices", 49, "accumulation", {"signal": "choices"}),
+    "3-choices": ("choices", 3, "window", {"signal": "choices"}),
 }
 
 
@@ -43,6 +46,11 @@ def rows_of(family: str, count: int, start: int = 0) -> Dataset:
         }
         out.append({**row, "target": float(choices[gold])} if target else row)
     return Dataset.from_list(out)
+
+
+def with_two_choices(row: dict[str, Any]) -> dict[str, Any]:
+    choices = [" bad", " good"]
+    return {"choices": choices, "completion": choices[row["label"]]}
 
 
 def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
@@ -70,18 +78,31 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
         **{"sinkhorn_temperature": 0.3, "learning_rate": 0.3, **settings},
     )
     rows = rows_of(family, count)
+    eval_rows = rows_of(family, 7, 100) if family == "causal" else rows.select(range(min(7, count)))
+    teaching, more = family, {}
+    if family == "choices":
+        family, teaching = "classifier", "causal"
+        rows = rows.map(lambda row, i: {"label": -1 if i % 5 == 2 else row["label"]}, with_indices=True)
+        tokenizers = transformers.PreTrainedTokenizerFast
+        more = {"teacher_processing_class": tokenizers.from_pretrained(folder / teaching / "tokenizer")}
     if family == "classifier":
-        rows = rows.map(lambda row: {"choices": [" bad", " good"], "completion": [" bad", " good"][row["label"]]})
+        rows, eval_rows = rows.map(with_two_choices), eval_rows.map(with_two_choices)
     heads = {"causal": "CausalLM", "t5": "Seq2SeqLM"}
-    cls = getattr(transformers, f"AutoModelFor{heads.get(family, 'SequenceClassification')}")
+    cls, teacher_cls = (
+        getattr(transformers, f"AutoModelFor{heads.get(name, 'SequenceClassification')}")
+        for name in (family, teaching)
+    )
     trainer = SinKDTrainer(
         # In fp64: rows of one length are often the same row, whose plan multiplies the rounding of fp32 by thousands.
         model=cls.from_pretrained(folder / family / "student", dtype=torch.float64),
-        teacher_model=None if cached else cls.from_pretrained(folder / family / "teacher", dtype=torch.float64),
+        teacher_model=None
+        if cached
+        else teacher_cls.from_pretrained(folder / teaching / "teacher", dtype=torch.float64),
         args=args,
         train_dataset=rows,
-        eval_dataset=rows_of(family, 7, 100) if family == "causal" else rows.select(range(min(7, count))),
+        eval_dataset=eval_rows,
         processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / family / "tokenizer"),
+        **more,
     )
     before = trainer.evaluate()
     trainer.train()
