@@ -171,6 +171,9 @@ Batches of {BATCH} (rows of ours, sequences of lm-evaluation-harness), medians o
 columns are the largest differences of a log-likelihood (in nats; of Banking77 the smallest is -69) from the one that
 lm-evaluation-harness gives in fp64. Above {TOLERANCE:g} for ours, or above {TOLERANCE_FP64:g} between the two in fp64,
 the script fails.
+
+Below the target: SST-2, whose two answers are one token each. There lm-evaluation-harness reads a prompt once for
+both, too, and sorts rows by length, so that what ours saves is the head at all other positions.
 """
 
 if __name__ == "__main__":
