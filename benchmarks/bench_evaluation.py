@@ -23,7 +23,7 @@ from sinkd_llm.tasks.loading import load_rows
 NAME = "smollm2-135m"
 BATCH = 16
 OURS, HARNESS = "ours", "lm-evaluation-harness"
-TOLERANCE, TOLERANCE_FP64 = 1e-4, 1e-9
+TOLERANCE, TOLERANCE_FP64 = 1e-4, 1e-6  # of the latter, for Llama normalises and turns positions in fp32
 # Task to rows, repeats, and how many times as fast ours is to be.
 CASES = {"SST-2": ("sst2", 64, 3, 1.5), "Banking77": ("banking77", 4, 2, 10.0), "ReCoRD": ("record", 4, 2, 5.0)}
 

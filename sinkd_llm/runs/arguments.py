@@ -129,8 +129,8 @@ class CacheArguments:
             The weight of each of them. Default: the same for all.
         merge_by (`str`, *optional*, defaults to `"probabilities"`):
             How: weighted means of `"probabilities"` or of `"logits"` (log-probabilities), over the caches that have an
-            answer to a row; or the name of a column of the task's rows that holds the folder's name or place (from 0)
-            of the cache that speaks of the row.
+            answer to a row; or the name of a column of the rendered rows (such as `group`) that
+            holds the folder's name or place (from 0) of the cache that speaks of the row.
         score_teacher (`bool`, *optional*, defaults to `True`):
             Score the teacher, for the results tables of its students.
         overwrite (`bool`, *optional*, defaults to `False`):

@@ -16,6 +16,7 @@ from sinkd_llm.runs.examining import say_examination
 from sinkd_llm.runs.scorer import rows_hash
 from sinkd_llm.teachers.answer_file import KEY_COLUMNS, read_answer_file
 from sinkd_llm.teachers.cache.answers import write_answers
+from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.questions import Question, questions_of
 from sinkd_llm.teachers.served.asking import ask
@@ -27,7 +28,6 @@ from sinkd_llm.terminal import is_main_process, progress, say
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sinkd_llm.teachers.cache.manifest import Manifest
     from sinkd_llm.training.config import SinKDConfig
 
 _WAYS = {
@@ -64,7 +64,7 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
 
 def cache_answers(
     folder: Path, data: RunData, args: "SinKDConfig", *, score: bool = True, overwrite: bool = False
-) -> "Manifest":
+) -> Manifest:
     """
     Asks the server or the file that `args` name, and writes its answers as a cache over the answer choices.
 
@@ -83,7 +83,18 @@ def cache_answers(
             f"The rows of {data.name} have no answer choices, and a teacher that is a file or a server says something "
             "of choices; give --task with choices."
         )
+    if args.signal == "tokens":
+        raise InputError(
+            "signal is tokens, and a teacher that is a file or a server says something of answer choices; leave "
+            "signal out."
+        )
     teacher = str(args.teacher_url or args.teacher_file)
+    how = {"choice_normalisation": args.choice_normalisation} if args.teacher_url is not None else {}
+    if args.teacher_file is not None and data.asked:
+        raise InputError(
+            f"{' and '.join(data.asked)} say what a teacher reads that is asked now, and {teacher} has its answers "
+            "already; leave them out."
+        )
     questions = questions_of(data.train)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
     answers, theirs = _asked(args, questions, held_out)
@@ -97,10 +108,22 @@ def cache_answers(
         answers,
         task=data.name,
         teacher=teacher,
+        asked={**how, **data.asked},
         classes=classes if classes is not None and len(classes) > 1 else None,
         score=record,
         overwrite=overwrite,
     )
+
+
+def check_asked(data: RunData, folder: str) -> None:
+    """Refuses a cache whose teacher read something else than this run says."""
+    loading = Manifest.load(Path(folder).expanduser()).teacher.loading
+    for name, value in data.asked.items():
+        if loading.get(name) != value:
+            raise InputError(
+                f"{name} is {value}, and the teacher of the cache {folder} was asked with "
+                f"{loading.get(name, 'none')}; leave it out, or write the cache again."
+            )
 
 
 def _asked(
@@ -109,6 +132,8 @@ def _asked(
     """The answers about the training rows, and those about the rows for evaluation."""
     if args.teacher_file is not None:
         file = Path(args.teacher_file).expanduser()
+        if file.is_dir():
+            raise InputError(f"teacher_file {file} is a folder; give the file of answers in it.")
         found = read_answer_file(file, questions, _TRAIN)
         # Positions without a split are those of the training rows.
         alone = found.found_by in KEY_COLUMNS["position"] and not found.of_split

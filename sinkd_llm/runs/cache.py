@@ -62,6 +62,8 @@ def run_cache(
             for which the teacher gives NaN or infinite logits, and for settings, rows and models that do not fit.
     """
     folder = _folder(training_args, cache_args)
+    if cache_args.merge is None and cache_args.merge_weights is not None:
+        raise InputError("--merge_weights is about caches to --merge; give them, or leave it out.")
     if cache_args.merge is not None:
         return _merge(folder, load_run_data(task_args, training_args.sample_seed), training_args, cache_args)
     if not training_args.named_teachers:
@@ -108,12 +110,18 @@ def _merge(folder: Path, data: RunData, training_args: "SinKDConfig", cache_args
 
     if training_args.named_teachers:
         raise InputError(f"{training_args.named_teachers[0]} and --merge are both given; give one of them.")
+    caches = [Path(name).expanduser() for name in cache_args.merge or ()]
+    if len({path.resolve() for path in (*caches, folder)}) <= len(caches):
+        raise InputError(
+            f"--merge and --output {folder} name one folder twice; give each cache once, and another folder for what "
+            "is made of them."
+        )
     started = time.perf_counter()
     with no_empty_folder(folder):
         manifest = merge_caches(
             folder,
             data,
-            [Path(name).expanduser() for name in cache_args.merge or ()],
+            caches,
             weights=cache_args.merge_weights,
             by=cache_args.merge_by,
             overwrite=cache_args.overwrite,
@@ -146,6 +154,7 @@ def write_cache(
     """
     from sinkd_llm.inputs.dataset import tokenize_dataset
     from sinkd_llm.inputs.reading import Reading
+    from sinkd_llm.runs.examining import examine_cache
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.teachers.cache.identity import tokenizer_hash
     from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity
@@ -178,7 +187,9 @@ def write_cache(
         given.apply_chat_template,
         given.add_eos,
     )
-    manifest = Manifest(_identity(teacher, layout, training_args), rows, layout, tail_at=tail_at, versions=versions())
+    manifest = Manifest(
+        _identity(teacher, layout, data, training_args), rows, layout, tail_at=tail_at, versions=versions()
+    )
     with CacheWriter(folder, manifest, ordered, overwrite=cache_args.overwrite) as writer:
         before, started = writer.done, time.perf_counter()
         if not writer.manifest.complete:
@@ -187,11 +198,14 @@ def write_cache(
             with progress(f"Caching {len(features)} examples of {data.name}") as on_progress:
                 write_rows(writer, teacher, features, read.collate, training_args, on_progress)
         seconds = time.perf_counter() - started
+        scorer = None
         if not writer.manifest.complete:
             size = source_size_bytes(str(training_args.teacher_model_name_or_path))
             scorer = Scorer(data, tokenizer, training_args, by_name=signal.over_choices)
             writer.finish(scorer.record(teacher.model, size) if cache_args.score_teacher else None)
         manifest = writer.manifest
+    if signal.over_choices and scorer is not None:
+        examine_cache(data, folder, scorer, training_args)
     objective = training_args.objective()
     coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full" and not layout.names_all_ids
     warning = manifest.width_warning(objective.sinkhorn_temperature, training_args.cache_tolerance) if coarse else None
@@ -255,7 +269,7 @@ def _layout(
     return CacheLayout(cache_args.content, size, k, temperatures, cache_args.encoding or "fixed16", always)
 
 
-def _identity(teacher: "LocalTeacher", layout: "CacheLayout", args: "SinKDConfig") -> "TeacherIdentity":
+def _identity(teacher: "LocalTeacher", layout: "CacheLayout", data: RunData, args: "SinKDConfig") -> "TeacherIdentity":
     from sinkd_llm.models.kinds import kind_of, output_size
     from sinkd_llm.models.kinds.class_heads import class_words
     from sinkd_llm.models.origin import commit_of
@@ -269,6 +283,8 @@ def _identity(teacher: "LocalTeacher", layout: "CacheLayout", args: "SinKDConfig
     loading = {"dtype": str(model.dtype)}
     if args.teacher_quantised is not None:
         loading["quantised"] = args.teacher_quantised
+    if teacher.over_choices:
+        loading |= {"choice_normalisation": args.choice_normalisation, **data.asked}
     # On the hub a branch moves; the commit that was loaded does not.
     commit = commit_of(unwrap(model))
     if commit is not None:

@@ -1,7 +1,7 @@
 """The rows of a run: a task's, or a data set of prompt-completion rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,17 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 
 @dataclass
 class RunData:
-    """A task, if there is one, and the rows to train and to evaluate on."""
+    """
+    A task, if there is one, and the rows to train and to evaluate on.
+
+    `asked`: the settings by which a teacher reads something else than the student, where they are set.
+    """
 
     name: str
     task: "Task | None"
     train: "Dataset"
     evaluation: "Dataset | None"
+    asked: dict[str, str] = field(default_factory=dict)
 
 
 def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
@@ -59,7 +64,10 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
         _say_leak(train, evaluation)
         if arguments.teacher_task is not None or arguments.teacher_num_fewshot:
             train, evaluation = rows_for_teacher(task, train, evaluation, arguments, seed)
-        return RunData(task.name, task, train, evaluation)
+        asked = {name: getattr(arguments, name) for name in ("teacher_task", "teacher_num_fewshot")}
+        return RunData(
+            task.name, task, train, evaluation, {name: str(value) for name, value in asked.items() if value}
+        )
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments)
     train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split

@@ -2,19 +2,23 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sinkd_llm.evaluation.examination import examine, majority, sentences, tfidf_baseline
+from sinkd_llm.inputs.by_kind import row_tokenizer
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.scorer import Scorer, as_teacher_reads
+from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.questions import Question, questions_of
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
+    from sinkd_llm.training.config import SinKDConfig
     from sinkd_llm.training.trainer import SinKDTrainer
 
 
@@ -44,10 +48,39 @@ def examine_model(data: RunData, trainer: "SinKDTrainer", scorer: "Scorer", coun
     evaluator = TaskEvaluator(data.task, rows, scorer.teacher_tokenizer(), Reading.of(trainer.args))
     taught = scorer.score(evaluator, "teacher, on training rows", trainer.teacher.model)
     scores = [
-        {question.name: np.asarray(row) for question, row in zip(questions_of(given), said, strict=True)}
+        _by_name(given, said, trainer.teacher.model, scorer, trainer.args)
         for given, said in ((labelled, taught.log_likelihoods), (data.evaluation, scored))
     ]
     say_examination(data, questions_of(labelled), scores[0], questions_of(data.evaluation), scores[1])
+
+
+def examine_cache(data: RunData, folder: Path, scorer: "Scorer", args: "SinKDConfig") -> None:
+    """
+    Examines a teacher by what has just been cached of it over the answer choices.
+
+    Args:
+        data ([`RunData`]): the rows.
+        folder (`Path`): of the cache.
+        scorer ([`Scorer`]): has scored the teacher on the rows for evaluation, if it was to.
+        args ([`SinKDConfig`]): the settings.
+    """
+    questions = questions_of(data.train)
+    scores = CachedTeacher(folder).answers([question.name for question in questions])
+    scored, theirs = scorer.teacher_log_likelihoods, None
+    if scored is not None and args.choice_normalisation == "sum" and data.evaluation is not None:
+        theirs = {q.name: np.asarray(row) for q, row in zip(questions_of(data.evaluation), scored, strict=True)}
+    say_examination(data, questions, scores, questions_of(data.evaluation) if theirs else (), theirs)
+
+
+def _by_name(rows: Any, said: Sequence[Sequence[float]], model: Any, scorer: "Scorer", args: "SinKDConfig") -> Any:
+    """Scores of rows by their names, as the loss takes them."""
+    divisors: Sequence[Any] = [1.0] * len(said)
+    if args.choice_normalisation == "token" and scorer.by_name:
+        reads = row_tokenizer(model, scorer.teacher_tokenizer(), Reading.of(args))
+        answers = reads.choice_ids(list(as_teacher_reads(rows)))
+        divisors = [[len(ids) for ids in choices] for choices in answers]
+    named = zip(questions_of(rows), said, divisors, strict=True)
+    return {question.name: np.asarray(row) / np.asarray(by) for question, row, by in named}
 
 
 def say_examination(

@@ -63,6 +63,12 @@ def merge_caches(
                 f"The cache {path} holds tokens, and answer choices are what is merged; write it with "
                 "--signal choices."
             )
+    ways = {teacher.asked.get("choice_normalisation") for teacher in opened} - {None}
+    if len(ways) > 1:
+        raise InputError(
+            f"The caches hold scores by {' and by '.join(sorted(map(str, ways)))} (choice_normalisation), which mean "
+            "different things; merge caches of one kind."
+        )
     questions = questions_of(data.train)
     rows = prints_of(data.train, questions)
     for teacher in opened:
@@ -88,6 +94,7 @@ def merge_caches(
         task=data.name,
         teacher=" + ".join(str(path) for path in caches),
         classes=classes if classes is not None and len(classes) > 1 else None,
+        asked={"choice_normalisation": str(next(iter(ways)))} if ways else {},
         overwrite=overwrite,
     )
 

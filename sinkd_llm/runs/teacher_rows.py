@@ -55,8 +55,8 @@ def _shots(rows: "Dataset", count: int, seed: int) -> list[dict[str, Any]]:
     labelled = [i for i, label in enumerate(rows["label"]) if label != NO_LABEL]
     if len(labelled) < count:
         raise InputError(
-            f"teacher_num_fewshot is {count - 1}, and there are {len(labelled)} labelled training rows; examples are "
-            f"drawn from {count} or more."
+            f"teacher_num_fewshot is {count - 1}, and there are {len(labelled)} labelled training rows, of which one "
+            f"may be the row itself; give at most {max(len(labelled) - 1, 0)}."
         )
     return [rows[i] for i in random.Random(seed).sample(labelled, count)]
 

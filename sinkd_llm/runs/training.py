@@ -12,7 +12,7 @@ from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.report.page import write_report
 from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
 from sinkd_llm.runs.arguments import TaskArguments
-from sinkd_llm.runs.asking import use_answers
+from sinkd_llm.runs.asking import check_asked, use_answers
 from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.examining import examine_model
 from sinkd_llm.runs.failures import explained
@@ -105,7 +105,7 @@ def check_finetune(
     if few and any(few):
         raise InputError(
             "finetune learns from labels alone; rows without labels need a teacher: use 'sinkd distill', or leave out "
-            "unlabelled_file and allow_unlabelled."
+            "unlabelled_file, allow_unlabelled and labels_per_class."
         )
     if model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model to fine-tune.")
@@ -275,6 +275,8 @@ def _load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "M
     needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
     say(f"Loading {' and '.join(filter(None, needed))} …")
     data = run.data
+    if cached:
+        check_asked(data, str(training_args.teacher_cache))
     with naming_settings(training_args, model_args):
         trainer = SinKDTrainer(
             model=model_args.model_name_or_path,

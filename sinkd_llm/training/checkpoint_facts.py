@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.origin import name_of, new_modules_of
 from sinkd_llm.models.partitioning import is_part, whole_shape
 from sinkd_llm.models.wrappers import unwrap
@@ -44,6 +45,8 @@ def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
     # Alone they are what the code calls them, but a scheduler's type is an enumeration.
     free = {name: _plain(getattr(args, name, None)) for name in _FREE}
     free |= asdict(trainer.forward.objective)
+    if isinstance(trainer.forward.kind, OverChoices):
+        free["choice_normalisation"] = trainer.forward.kind.normalisation
     return {
         "student": _student(trainer.model),
         "adapter": _adapter(trainer.model),

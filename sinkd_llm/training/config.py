@@ -83,8 +83,9 @@ class SinKDConfig(TrainingArguments):
             The score of a choice of several tokens: its log-likelihood (`"sum"`), or the mean over its tokens
             (`"token"`). With `signal` over choices.
         teacher_file (`str`, *optional*):
-            A teacher that is a file: for a row's `id` (or its position, or its text) an answer or a probability for
-            each choice, as `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
+            A teacher that is a file: for a row's place in the training file (`row`, from 0), its text (`text`), or its
+            `id` as this project gives it, an answer or a probability for each choice, as `.csv`, `.tsv`, `.jsonl`,
+            `.json` or `.parquet`.
         teacher_url (`str`, *optional*):
             A teacher on a server with an OpenAI-style API, such as `http://127.0.0.1:8000/v1`. Its key comes from the
             environment variable `SINKD_TEACHER_API_KEY` or `OPENAI_API_KEY`. All rows are asked before training, and

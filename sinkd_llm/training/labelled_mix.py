@@ -170,7 +170,7 @@ def mixed_rows(rows: Any, args: "SinKDConfig", with_answers: bool) -> MixedRows:
     Raises:
         InputError: for rows that all have labels because nothing else could be compared.
     """
-    if LABELS not in rows.column_names:
+    if LABELS not in rows.column_names or IGNORE_INDEX not in rows[LABELS][:]:
         raise InputError("unlabelled_ratio is set, but all rows have labels; give rows without, or leave it out.")
     grouped = args.train_sampling_strategy == "group_by_length"
     labelled = [label != IGNORE_INDEX for label in rows[LABELS]]

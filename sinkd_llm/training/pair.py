@@ -73,7 +73,8 @@ def load_pair(
             "A trainer asks no server and reads no file of answers: write their answers with `sinkd cache` or "
             "`sinkd_llm.runs.asking.cache_answers`, and give the folder as teacher_cache."
         )
-    teacher: Teacher | None = open_cache(args, model, teacher_model)
+    cached = open_cache(args, model, teacher_model)
+    teacher: Teacher | None = cached
     # With a cache the teacher is loaded only for the student to be cut from it.
     loaded = load_teacher(teacher_model, args, cut=model is None) if teacher is None or model is None else None
     tokenizer, own_tokenizer = tokenizers
@@ -96,8 +97,8 @@ def load_pair(
         signal = signal_for(args, student, loaded, name, (tokenizer, own_tokenizer), rows)
         over_choices = args.choice_normalisation if signal.over_choices else None
         teacher = LocalTeacher(loaded, name, args.trust_remote_code, choices=over_choices)
-    elif teacher is not None:
-        signal = signal_of_cache(args, teacher, rows)
+    elif cached is not None:
+        signal = signal_of_cache(args, cached, rows)
     else:
         signal = FoundSignal(False)
     if teacher is not None:

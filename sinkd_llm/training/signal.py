@@ -10,7 +10,8 @@ from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.models.kinds import TEACHER, kind_of
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.tokenizers import check_same_tokenizer
-from sinkd_llm.teachers import Teacher
+from sinkd_llm.objectives.divergences import NO_DIVERGENCE
+from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.fit import tokenizer_of
 from sinkd_llm.training.config import SinKDConfig
 
@@ -83,11 +84,11 @@ def signal_to_cache(args: SinKDConfig, teacher_tokenizer: Any, tokenizer: Any, r
         raise InputError(f"signal is tokens, but {reason}; set signal to choices (or auto).")
     if not over_choices:
         return FoundSignal(False)
-    _check_rows(args, rows)
+    _check_rows(args, rows, to_train=False)
     return FoundSignal(True, teacher_tokenizer)
 
 
-def signal_of_cache(args: SinKDConfig, teacher: Teacher, rows: Any) -> FoundSignal:
+def signal_of_cache(args: SinKDConfig, teacher: CachedTeacher, rows: Any) -> FoundSignal:
     """
     The signal of a teacher that ran earlier: what its cache holds.
 
@@ -102,6 +103,13 @@ def signal_of_cache(args: SinKDConfig, teacher: Teacher, rows: Any) -> FoundSign
         )
     if teacher.over_choices:
         _check_rows(args, rows)
+        was = teacher.asked.get("choice_normalisation")
+        if was not in (None, args.choice_normalisation):
+            raise InputError(
+                f"choice_normalisation is {args.choice_normalisation}, and the teacher cache {args.teacher_cache} "
+                f"holds scores by {was}: the two would mean different things. Set choice_normalisation to {was}, or "
+                "write another cache."
+            )
         return FoundSignal(True)
     if (reason := _why_rows_need_choices(rows)) is not None:
         raise InputError(
@@ -146,14 +154,28 @@ def _columns(rows: Any) -> list[str]:
     return getattr(rows, "column_names", None) or []
 
 
-def _check_rows(args: SinKDConfig, rows: Any) -> None:
-    """Refuses rows that cannot be compared over their choices."""
+def _check_rows(args: SinKDConfig, rows: Any, to_train: bool = True) -> None:
+    """Refuses rows that cannot be compared over their choices, and what a student could not learn of them."""
     if rows is None:
         return
     if "choices" not in rows.column_names:
         raise InputError(
             "The signal is over the answer choices, and the rows have none; give rows of a task with choices, or two "
             "models with one tokenizer and signal tokens."
+        )
+    if not to_train:
+        return
+    if args.packing:
+        raise InputError("packing is on, and it lays single answers end to end, not choices; leave it out.")
+    if args.vocabulary == "verbalizers":
+        raise InputError(
+            "vocabulary is verbalizers, and over the answer choices there are no other words to leave out; drop it."
+        )
+    learns = args.sinkhorn_weight > 0 or (args.alpha > 0 and args.divergence != NO_DIVERGENCE)
+    if not learns and NO_LABEL in rows["label"][:]:
+        raise InputError(
+            "Some rows have no label, and without a divergence and without SinKD nothing is learned from them; raise "
+            "alpha, choose a divergence, or leave these rows out."
         )
     if args.sinkhorn_weight > 0 and (count := len(choice_sets(rows))) > 1:
         raise InputError(

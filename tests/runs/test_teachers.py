@@ -234,3 +234,65 @@ def test_rows_that_are_scored_and_taught_are_counted(
     assert "1 of 6 rows for evaluation also stand among the rows without labels" in " ".join(
         (said.out + said.err).split()
     )
+
+
+def cache(task: Path, student: str, tmp_path: Path, name: str, *words: str, **more: Any) -> Any:
+    given = [*flags(task, student, tmp_path, **more), *words, "--output", str(tmp_path / name)]
+    return run_cache(*parse_recipe("cache", given)[:4], argv=given)
+
+
+def test_how_a_teacher_was_asked_is_part_of_its_cache(task: Path, student: str, teacher: str, tmp_path: Path) -> None:
+    more = {"teacher_model_name_or_path": teacher, "signal": "choices"}
+    cache(task, student, tmp_path, "sums", **more)
+    cache(task, student, tmp_path, "means", choice_normalisation="token", **more)
+    with pytest.raises(InputError, match="holds a cache of something else"):
+        cache(task, student, tmp_path, "sums", choice_normalisation="token", **more)
+    with pytest.raises(InputError, match="holds a cache of something else"):
+        cache(task, student, tmp_path, "sums", teacher_num_fewshot=2, **more)
+    with pytest.raises(InputError, match="holds scores by token"):
+        distilled(task, student, tmp_path, teacher_cache=tmp_path / "means")
+    with pytest.raises(InputError, match="was asked with none"):
+        distilled(task, student, tmp_path, teacher_cache=tmp_path / "sums", teacher_num_fewshot=2)
+    merge = ["--merge", str(tmp_path / "sums"), str(tmp_path / "means")]
+    with pytest.raises(InputError, match="by sum and by token"):
+        cache(task, student, tmp_path, "both", *merge)
+    with pytest.raises(InputError, match="name one folder twice"):
+        cache(task, student, tmp_path, "sums", *merge, "--overwrite", "true")
+    assert CachedTeacher(tmp_path / "sums").over_choices
+
+
+def test_the_examination_reads_scores_as_the_loss_does(
+    task: Path, student: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = task.with_name("words.yaml")
+    choices = 'doc_to_choice: ["not a good film is it", "very good film"]'
+    words.write_text(f"include: {task.name}\ntask: words\n{choices}\n")
+    more = {"teacher_model_name_or_path": teacher, "signal": "choices"}
+    entropies = {}
+    for normalisation in ("sum", "token"):
+        out = {"overwrite_output_dir": "true", "choice_normalisation": normalisation}
+        distilled(words, student, tmp_path, **more, **out)
+        said = " ".join("".join(capsys.readouterr()).split())
+        examined = float(said.split("mean entropy ")[1].split()[0])
+        records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+        learned = next(record["teacher_entropy"] for record in records if "teacher_entropy" in record)
+        entropies[normalisation] = examined, learned
+    assert entropies["sum"][0] == pytest.approx(entropies["sum"][1], abs=0.05)
+    assert entropies["token"][0] == pytest.approx(entropies["token"][1], abs=0.05)
+    assert entropies["token"][0] > entropies["sum"][0] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"packing": "true"}, "packing is on"),
+        ({"vocabulary": "verbalizers"}, "no other words to leave out"),
+        ({"alpha": 0, "labels_per_class": 1}, "nothing is learned from them"),
+        ({"unlabelled_ratio": 0.5}, "all rows have labels"),
+    ],
+)
+def test_settings_that_mean_nothing_over_choices(
+    task: Path, student: str, teacher: str, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        distilled(task, student, tmp_path, teacher_model_name_or_path=teacher, signal="choices", **more)

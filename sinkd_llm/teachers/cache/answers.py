@@ -27,6 +27,7 @@ def write_answers(
     task: str,
     teacher: str,
     classes: tuple[str, ...] | None = None,
+    asked: Mapping[str, str] | None = None,
     score: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
@@ -40,6 +41,7 @@ def write_answers(
         answers (`Mapping`): a question's name to its C log-scores; rows without are kept as such.
         task, teacher (`str`): what they are called.
         classes (`tuple[str, ...]`, *optional*): the choices, where all rows have the same.
+        asked (`Mapping[str, str]`, *optional*): the settings that say how the teacher was asked.
         score (`dict`, *optional*): how good the teacher is, see [`Manifest`].
         overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
 
@@ -54,7 +56,7 @@ def write_answers(
         )
     width = max(len(question.choices) for question in questions)
     ordered = RowOrder(rows, present)
-    identity = TeacherIdentity(teacher, "", None, OVER_CHOICES, width, True, classes=classes)
+    identity = TeacherIdentity(teacher, "", None, OVER_CHOICES, width, True, dict(asked or {}), classes)
     layout = CacheLayout(OVER_CHOICES, width, width, (), "float32")
     manifest = Manifest(
         identity, RowsIdentity(task, ordered.hash, len(questions), "", None, None, False, None), layout,

@@ -124,6 +124,11 @@ class CachedTeacher:
         entry = self._entries([example_key(name) for name in names], names)
         return int(self._index["count"][entry].sum())
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """How the teacher was loaded and asked."""
+        return self.manifest.teacher.loading
+
     def answers(self, names: Sequence[str]) -> dict[str, "np.ndarray[Any, Any]"]:
         """
         Over answer choices: the log-scores of the rows of these names that have any, -inf where a row has fewer
