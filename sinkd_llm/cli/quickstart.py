@@ -30,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output_dir", default="runs/quickstart", help="where both models go")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result")
     parser.add_argument("--max_steps", type=int, help="steps of each training, for a shorter look")
+    parser.add_argument("--max_eval_samples", type=int, help="statements to score on, likewise")
+    parser.add_argument("--max_unlabelled_samples", type=int, help="statements without a label, likewise")
     parser.add_argument("--model_name_or_path", default="smollm2-135m", help="what to start from")
     parser.add_argument("--student_layers", type=int, help="layers of the student (recipe: 3 of MiniLM's 6)")
     return run(parser.parse_args(list(argv)))
@@ -48,13 +50,20 @@ def run(args: argparse.Namespace) -> int:
     common = ["--seed", str(args.seed), "--overwrite_output_dir"]
     if args.max_steps is not None:
         common += ["--max_steps", str(args.max_steps)]
+    if args.max_eval_samples is not None:
+        common += ["--max_eval_samples", str(args.max_eval_samples)]
+    few = []
+    if args.max_unlabelled_samples is not None:
+        few = ["--max_unlabelled_samples", str(args.max_unlabelled_samples)]
     teacher = ["--config", str(RECIPES / "quickstart_teacher.yaml")]
     teacher += ["--output_dir", str(folder / "teacher"), *common]
     teacher += ["--model_name_or_path", args.model_name_or_path]
     student = ["--config", str(RECIPES / "quickstart_student.yaml")]
-    student += ["--output_dir", str(folder / "student"), *common]
+    student += ["--output_dir", str(folder / "student"), *common, *few]
     answers = ["--config", str(RECIPES / "quickstart_student.yaml"), "--output", str(folder / "answers")]
-    answers += ["--teacher_model_name_or_path", str(folder / "teacher"), "--overwrite", "true"]
+    answers += ["--teacher_model_name_or_path", str(folder / "teacher"), "--overwrite", "true", *few]
+    if args.max_eval_samples is not None:
+        answers += ["--max_eval_samples", str(args.max_eval_samples)]
     student += ["--teacher_cache", str(folder / "answers")]
     if args.student_layers is not None:
         student += ["--student_layers", str(args.student_layers)]
@@ -76,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     result = run_distill(*distill_arguments, argv=student)
     say("[4/4] The result")
     show_run(result)
-    _show_next(folder, time.monotonic() - started)
+    _show_next(folder, time.monotonic() - started, few)
     return 0
 
 
@@ -85,14 +94,14 @@ def _change(before: "ResultRow", after: "ResultRow") -> str:
     return f"teacher: {name} {before.metrics[name]:.3f} before, {after.metrics[name]:.3f} after"
 
 
-def _show_next(folder: Path, seconds: float) -> None:
+def _show_next(folder: Path, seconds: float, few: Sequence[str]) -> None:
     from sinkd_llm.report.results import REPORT_FILE
     from sinkd_llm.terminal import show
     from sinkd_llm.units import format_duration
 
     student = folder / "student"
     more = ["--config", str(RECIPES / "quickstart_student.yaml"), "--sinkhorn_weight", "0.8"]
-    more += ["--teacher_cache", str(folder / "answers"), "--output_dir", str(folder / "sinkd")]
+    more += ["--teacher_cache", str(folder / "answers"), "--output_dir", str(folder / "sinkd"), *few]
     show(f"The quickstart took {format_duration(seconds)}. Look at {student / REPORT_FILE}, then:")
     show("")
     show("  the same with the Sinkhorn term:")

@@ -1,7 +1,7 @@
 """What is recorded of a run: its settings, those that were changed, and where and when it was made."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ def write_results(
     everything = _settings(arguments)
     # Against constructed defaults, not the defaults of the fields: TrainingArguments fills many in by itself.
     defaults = _settings((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
+    defaults |= {one.name: one.default for one in fields(type(arguments[0]))}
     objective = asdict(training_args.objective()) if command == "distill" else {}
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
     count = len(data.evaluation) if data.evaluation is not None else 0

@@ -214,6 +214,7 @@ def test_mistakes_are_one_line_and_exit_code_2(base, tmp_path, monkeypatch, caps
 def test_quickstart_in_small(base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["--model_name_or_path", str(base), "--student_layers", "2", "--max_steps", "2"]
+    argv += ["--max_eval_samples", "8", "--max_unlabelled_samples", "8"]
     for _ in range(2):  # the second one replaces the first
         assert main(["quickstart", *argv]) == 0
     captured = capsys.readouterr()
@@ -227,7 +228,7 @@ def test_quickstart_in_small(base, tmp_path, monkeypatch, capsys):
 
     commands = [shlex.split(line)[1:] for line in captured.out.splitlines() if line.startswith("    sinkd ")]
     assert [command[0] for command in commands[-2:]] == ["distill", "evaluate"]
-    assert main([*commands[-2], "--max_steps", "1", "--student_layers", "2"]) == 0
+    assert main([*commands[-2], "--max_steps", "1", "--student_layers", "2", "--max_eval_samples", "4"]) == 0
     assert main([*commands[-1], "--max_eval_samples", "4"]) == 0
 
 
