@@ -249,7 +249,10 @@ def predict(trainer: "SinKDTrainer") -> Prediction:
     args, settings, teacher = trainer.args, trainer.forward.objective.transport_settings, trainer.teacher
     assert teacher is not None
     batches = list(_sampled_batches(trainer))
-    answers = [(batch["labels"] != IGNORE_INDEX).reshape(len(batch["labels"]), -1).sum(dim=1) for batch in batches]
+    if teacher.over_choices:  # a row each, of which the teacher has something to say
+        answers = [torch.ones(teacher.count(batch), dtype=torch.long) for batch in batches]
+    else:
+        answers = [(batch["labels"] != IGNORE_INDEX).reshape(len(batch["labels"]), -1).sum(dim=1) for batch in batches]
     spans = trainer.forward.objective.spans
     devices = trainer.forward.ranks.count if spans and trainer.forward.ranks is not None else 1
     steps = args.gradient_accumulation_steps
@@ -298,6 +301,8 @@ def _ids(trainer: "SinKDTrainer", batch: Mapping[str, Any]) -> int:
     """V: the entries of the distributions that the cost compares."""
     teacher = trainer.teacher
     assert teacher is not None
+    if teacher.over_choices:
+        return max(len(tree.choices) for tree in batch["trees"])
     if trainer.forward.objective.vocabulary == "verbalizers" and trainer.verbalizer_ids is not None:
         return len(trainer.verbalizer_ids)
     if teacher.model is None and isinstance(signal := teacher.signal(batch).signal, TopKSignal):
@@ -327,16 +332,16 @@ class SayTransportCost(TrainerCallback):
         ):
             return
         prediction = predict(trainer)
-        say(_described(prediction))
+        say(_described(prediction, "rows" if trainer.teacher.over_choices else "supervised tokens"))
         if prediction.share > LARGE_SHARE:
             logger.warning(_advice(prediction, args))
 
 
-def _described(prediction: Prediction) -> str:
+def _described(prediction: Prediction, rows: str) -> str:
     counts, update = prediction.counts, prediction.transport + prediction.others
     return (
         f"Transport takes {_seconds_in_words(prediction.transport)} of an update of {_seconds_in_words(update)}, "
-        f"and about {format_bytes(prediction.memory)}: about {counts.rows:.0f} supervised tokens in groups of "
+        f"and about {format_bytes(prediction.memory)}: about {counts.rows:.0f} {rows} in groups of "
         f"at most {counts.largest}."
     )
 

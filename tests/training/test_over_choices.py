@@ -15,6 +15,7 @@ from sinkd_llm import SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers import LocalTeacher
 from sinkd_llm.teachers.contract import TeacherRows
+from sinkd_llm.training.transport_cost import predict
 from tests.support import naive
 from tests.support.rows import opinions, regression_rows
 from tests.support.trainers import gradients, microbatches, short_config
@@ -261,3 +262,18 @@ def test_the_window_is_one_transport_problem(tmp_path: Path, models: Any) -> Non
     (whole, gradient), (parts, together) = update(trainer, [6]), update(trainer, [2, 4])
     assert parts == pytest.approx(whole, rel=1e-9)
     torch.testing.assert_close(together, gradient, rtol=1e-7, atol=1e-10)
+
+
+def test_what_transport_will_take_is_that_of_the_choices(tmp_path: Path, models: Any, capsys: Any) -> None:
+    (teacher, theirs), (student, ours) = models("encoder", 2), models("decoder", 1)
+    trainer = SinKDTrainer(
+        model=student.float(),
+        teacher_model=teacher.float(),
+        processing_class=ours,
+        teacher_processing_class=theirs,
+        train_dataset=three_choices(8, unlabelled=(1, 3, 4)),
+        args=short_config(tmp_path, max_steps=1),
+    )
+    assert predict(trainer).counts.rows == 8
+    trainer.train()
+    assert "about 8 rows in groups of at most 8" in " ".join("".join(capsys.readouterr()).split())
