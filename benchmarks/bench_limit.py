@@ -112,9 +112,9 @@ Hidden states `[N, 576]`, both heads frozen, all rows one transport problem; med
 products are every matrix product with a head that the call makes, also those that it makes twice so as not to keep
 logits. The L1 cost is no matrix product: its `N² V` differences are what stands between the two ratios.
 
-Above the target: every case with the cost, whose `2 N² V` differences with a sign each (forward and backward) are more
-work than the products from some 64 rows on. Without it the two exponentials a logit of either side, and memory that is
-touched for the first time, are what is left beside the products.
+Above the target: every case with the cost, whose `2 N² V` differences (forward and backward) take the difference of
+the first and the third column, more of it the more rows meet. Without it the two exponentials a logit of either side,
+and memory that is touched for the first time, are what is left beside the products.
 """
 
 if __name__ == "__main__":

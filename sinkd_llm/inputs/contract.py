@@ -227,6 +227,34 @@ class AnswersAsTokens(AnswerTokenizer):
         return [self.tokenizer.eos_token_id] if add_eos else []
 
 
+@dataclass(frozen=True)
+class ReadsForTwo:
+    """
+    What a [`RowTokenizer`] for a student and a teacher has of the student's.
+
+    Args:
+        student ([`AnswerTokenizer`]): of the student's kind, over its own tokenizer.
+    """
+
+    student: AnswerTokenizer
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.student.tokenizer
+
+    @property
+    def reading(self) -> Reading:
+        return self.student.reading
+
+    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
+        """The student's."""
+        return self.student.choice_ids(rows, start)
+
+    def cut_place(self, columns: Sequence[str]) -> str:
+        """See [`RowTokenizer`]."""
+        return self.student.cut_place(columns)
+
+
 def checked_rows(rows: Sequence[Row], start: int) -> tuple[list[str], list[Row]]:
     """The rows' names, their ids or numbers from `start`, and the rows as [`checked_row`] gives them."""
     names = [row_name(row, start + i) for i, row in enumerate(rows)]

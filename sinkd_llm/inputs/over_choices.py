@@ -10,7 +10,7 @@ import torch
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
 from sinkd_llm.inputs.classifier import ClassTokenizer
-from sinkd_llm.inputs.contract import AnswerTokenizer
+from sinkd_llm.inputs.contract import AnswerTokenizer, ReadsForTwo
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row, row_name
 from sinkd_llm.models.kinds import IGNORE_INDEX, TEACHER, context_length
@@ -26,7 +26,7 @@ NO_LABEL = -1
 
 
 @dataclass(frozen=True)
-class ChoiceRows:
+class ChoiceRows(ReadsForTwo):
     """
     A [`~sinkd_llm.inputs.contract.RowTokenizer`]: all choices of a row, for training as for ranking.
 
@@ -39,17 +39,8 @@ class ChoiceRows:
         as_asked (`bool`, *optional*, defaults to `False`): no student is here, and what stands for it is the teacher.
     """
 
-    student: AnswerTokenizer
     teacher: AnswerTokenizer | None = None
     as_asked: bool = False
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        return self.student.tokenizer
-
-    @property
-    def reading(self) -> Reading:
-        return self.student.reading
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """
@@ -95,14 +86,6 @@ class ChoiceRows:
             return target
         label: int = feature["label"]
         return label
-
-    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
-        """The student's."""
-        return self.student.choice_ids(rows, start)
-
-    def cut_place(self, columns: Sequence[str]) -> str:
-        """See [`~sinkd_llm.inputs.contract.RowTokenizer`]."""
-        return self.student.cut_place(columns)
 
     def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """Refuses choices that the student or the teacher cannot tell apart."""

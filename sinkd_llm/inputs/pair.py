@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
-from sinkd_llm.inputs.contract import AnswerTokenizer, RowTokenizer
+from sinkd_llm.inputs.contract import AnswerTokenizer, ReadsForTwo, RowTokenizer
 from sinkd_llm.inputs.over_choices import ChoiceRows
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.inputs.row_checks import Row
@@ -24,7 +24,7 @@ RowCollator = Callable[[Sequence[Row]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class PairTokenizer:
+class PairTokenizer(ReadsForTwo):
     """
     A [`RowTokenizer`]: the features for the student's kind, and in the column `teacher` those for the
     teacher's kind.
@@ -33,16 +33,7 @@ class PairTokenizer:
         student, teacher ([`AnswerTokenizer`]): of the two kinds, over the same tokenizer and with the same reading.
     """
 
-    student: AnswerTokenizer
     teacher: AnswerTokenizer
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        return self.student.tokenizer
-
-    @property
-    def reading(self) -> Reading:
-        return self.student.reading
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """See [`RowTokenizer`].
@@ -62,14 +53,6 @@ class PairTokenizer:
             ours["num_cut"] = max(ours["num_cut"], theirs.pop("num_cut"))
             ours[TEACHER] = theirs
         return features
-
-    def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
-        """The student's; the teacher's are the same, see `features`."""
-        return self.student.choice_ids(rows, start)
-
-    def cut_place(self, columns: Sequence[str]) -> str:
-        """See [`RowTokenizer`]."""
-        return self.student.cut_place(columns)
 
     def check_choices(self, choice_sets: set[tuple[str, ...]], rows: Sequence[Row]) -> None:
         """Refuses choices that one of the two kinds cannot tell apart."""

@@ -25,7 +25,7 @@ class TaskArguments:
         data_dir (`str`, *optional*):
             Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
         dataset_name (`str`, *optional*):
-            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`, `.csv` or `.tsv`
+            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet`
             file.
         dataset_config (`str`, *optional*):
             Configuration of the hub data set.

@@ -14,7 +14,8 @@ from sinkd_llm.runs.arguments import CacheArguments, TaskArguments
 from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder, source_size_bytes
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, user_path
-from sinkd_llm.runs.scorer import Scorer, as_teacher_reads
+from sinkd_llm.runs.scorer import Scorer
+from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.runs.training import apply_model_arguments
 from sinkd_llm.terminal import progress, say
 from sinkd_llm.training.processes import launched_processes

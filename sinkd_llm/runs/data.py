@@ -1,15 +1,13 @@
 """The rows of a run: a task's, or a data set of prompt-completion rows."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
-from sinkd_llm.row_files import Rows, read_csv, read_json, read_text
+from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
 from sinkd_llm.runs.task_rows import EVALUATION_SAMPLE_SEED, task_split, training_rows
 from sinkd_llm.runs.teacher_rows import rows_for_teacher
 from sinkd_llm.terminal import say
@@ -19,13 +17,6 @@ if TYPE_CHECKING:
 
     from sinkd_llm.runs.arguments import TaskArguments
     from sinkd_llm.tasks import Task
-
-_READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": read_json,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": partial(read_csv, delimiter="\t"),
-}
 
 
 @dataclass
@@ -113,13 +104,13 @@ def _load_splits(name: str, arguments: "TaskArguments") -> dict[str, Any]:
     import datasets
 
     path = Path(name).expanduser()
-    if path.suffix.lower() in _READERS:
+    if path.suffix.lower() in BY_SUFFIX:
         # A file is one split, whatever it is called.
-        return {arguments.dataset_train_split: _rows_of_file(_READERS[path.suffix.lower()](path))}
+        return {arguments.dataset_train_split: _rows_of_file(BY_SUFFIX[path.suffix.lower()](path))}
     if path.is_file():
         read_text(path)  # says what a packed or binary file is, and what to do
         raise InputError(
-            f"the file {path} ends in {path.suffix or 'nothing'}; name it by what it holds, {', '.join(_READERS)}."
+            f"the file {path} ends in {path.suffix or 'nothing'}; name it by what it holds, {', '.join(BY_SUFFIX)}."
         )
     try:
         loaded = datasets.load_dataset(name, arguments.dataset_config)

@@ -12,7 +12,8 @@ from sinkd_llm.inputs.by_kind import row_tokenizer
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.runs.data import RunData
-from sinkd_llm.runs.scorer import Scorer, as_teacher_reads
+from sinkd_llm.runs.scorer import Scorer
+from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.questions import Question, questions_of
 from sinkd_llm.terminal import say

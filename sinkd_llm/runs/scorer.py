@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.kinds import TEACHER as READ_BY_TEACHER
 from sinkd_llm.report.results import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData
+from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.terminal import progress, say
 
@@ -65,7 +67,7 @@ class Scorer:
 
         assert self._evaluator is not None
         tokenizer = self.teacher_tokenizer() if name == TEACHER else self._evaluator.tokenizer
-        own = tokenizer is not self._evaluator.tokenizer or "teacher" in self._evaluator.dataset.column_names
+        own = tokenizer is not self._evaluator.tokenizer or READ_BY_TEACHER in self._evaluator.dataset.column_names
         if name != TEACHER or not own:
             return self._evaluator
         assert self.data.task is not None
@@ -206,18 +208,6 @@ class Scorer:
             return
         agrees = agreement(score.predictions, self._teacher_predictions)
         row.metrics |= {} if agrees is None else {"agreement": agrees}
-
-
-def as_teacher_reads(rows: Any) -> Any:
-    """Rows with what their column `teacher` says, in place of what the student reads."""
-    if rows is None or "teacher" not in rows.column_names:
-        return rows
-    theirs = rows["teacher"][:]
-    names = [name for name in theirs[0] if name in rows.column_names and theirs[0][name] is not None]
-    kept = rows.remove_columns(["teacher", *names])
-    for name in names:
-        kept = kept.add_column(name, [row[name] for row in theirs])
-    return kept
 
 
 def rows_hash(data: RunData) -> str:

@@ -50,6 +50,18 @@ def rows_for_teacher(
     return joined[0], joined[1]
 
 
+def as_teacher_reads(rows: Any) -> Any:
+    """A data set with what its column `teacher` says, in place of everything that the student reads."""
+    if rows is None or TEACHER not in rows.column_names:
+        return rows
+    theirs = rows[TEACHER][:]
+    kept = rows.remove_columns([TEACHER, *(name for name in _READ if name in rows.column_names)])
+    for name in _READ:
+        if theirs[0].get(name) is not None:
+            kept = kept.add_column(name, [row[name] for row in theirs])
+    return kept
+
+
 def _shots(rows: "Dataset", count: int, seed: int) -> list[dict[str, Any]]:
     """Labelled rows, one more than needed, in case the row itself is among them."""
     labelled = [i for i, label in enumerate(rows["label"]) if label != NO_LABEL]

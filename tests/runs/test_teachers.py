@@ -209,7 +209,6 @@ def test_several_caches_become_one(task: Path, student: str, tmp_path: Path, by:
 def test_a_column_says_which_cache_speaks(task: Path, student: str, tmp_path: Path) -> None:
     first = written(task, tmp_path, student, "first", ["0.2,0.8", "0.9,0.1"])
     second = written(task, tmp_path, student, "second", ["0.6,0.4", "0.5,0.5"])
-    given = flags(task, student, tmp_path)
     data = load_run_data(TaskArguments(task=str(task)), 0)
     speakers = ["second", "first"] + ["0"] * 10
     rows = dataclasses.replace(data, train=data.train.add_column("speaker", speakers))
@@ -221,7 +220,6 @@ def test_a_column_says_which_cache_speaks(task: Path, student: str, tmp_path: Pa
         merge_caches(tmp_path / "more", data, [first, second], by="speaker")
     with pytest.raises(InputError, match="give one for each"):
         merge_caches(tmp_path / "more", data, [first, second], weights=[1.0])
-    assert given
 
 
 def test_rows_that_are_scored_and_taught_are_counted(

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 from sinkd_llm.errors import InputError, SettingError, nearest, shown
+from sinkd_llm.models.kinds.over_choices import CHOICE_NORMALISATIONS
 from sinkd_llm.secrets import masked_text
 
 # The first of these variables that is set holds the key. It stands nowhere else.
 KEY_VARIABLES = ("SINKD_TEACHER_API_KEY", "OPENAI_API_KEY")
 WAYS = ("auto", "scores", "top_logprobs", "answers")
-NORMALISATIONS = ("sum", "token")
 # Paths of single calls, which are put after the address by this package.
 _CALLS = ("/chat/completions", "/completions", "/models")
 
@@ -61,7 +61,7 @@ class Server:
         if not 0 < self.timeout_s < float("inf"):
             raise SettingError("teacher_timeout_s", f"is {self.timeout_s}; give a number of seconds above 0.")
         for name, value, known in (
-            ("choice_normalisation", self.choice_normalisation, NORMALISATIONS),
+            ("choice_normalisation", self.choice_normalisation, CHOICE_NORMALISATIONS),
             ("teacher_way", self.way, WAYS),
         ):
             if value not in known:
