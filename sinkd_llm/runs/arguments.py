@@ -25,8 +25,8 @@ class TaskArguments:
         data_dir (`str`, *optional*):
             Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
         dataset_name (`str`, *optional*):
-            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet`
-            file.
+            Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`, `.csv`, `.tsv` or
+            `.parquet` file.
         dataset_config (`str`, *optional*):
             Configuration of the hub data set.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
