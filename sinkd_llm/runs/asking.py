@@ -11,6 +11,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.files import cache_dir
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
+from sinkd_llm.report.results import TEACHER
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import say_examination
 from sinkd_llm.runs.scorer import rows_hash
@@ -180,19 +181,20 @@ def _of_held_out(file: Path, held_out: Sequence[Question]) -> Mapping[str, Any]:
 
 
 def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The teacher's row of the results table, where it answered about every row for evaluation."""
-    assert data.evaluation is not None
-    chosen = [int(np.argmax(theirs[question.name])) if question.name in theirs else -1 for question in held_out]
-    known = [i for i, index in enumerate(chosen) if index >= 0]
-    if not known or data.task is None:
+    """The teacher's row of the results table, over the rows for evaluation that it answered."""
+    known = [i for i, question in enumerate(held_out) if question.name in theirs]
+    if not known or data.task is None or data.evaluation is None:
         return None
-    keys = [name_key(held_out[i].name).hex() for i in known]
-    record: dict[str, Any] = {"predictions": [chosen[i] for i in known], "keys": keys, "rows": ""}
-    if len(known) == len(held_out):
-        metrics = data.task.compute_metrics(chosen, list(data.evaluation["label"]), rows=data.evaluation)
-        row = {"name": "teacher", "metrics": metrics, "num_examples": len(held_out)}
-        record |= {"rows": rows_hash(data), **row}
-    return record
+    rows = data.evaluation.select(known)
+    chosen = [int(np.argmax(theirs[held_out[i].name])) for i in known]
+    return {
+        "rows": rows_hash(data),
+        "predictions": chosen,
+        "keys": [name_key(held_out[i].name).hex() for i in known],
+        "name": TEACHER,
+        "metrics": data.task.compute_metrics(chosen, list(rows["label"]), rows=rows),
+        "num_examples": len(known),
+    }
 
 
 def prints_of(rows: "Dataset", questions: Sequence[Question]) -> "Dataset":

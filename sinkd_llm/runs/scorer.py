@@ -144,9 +144,9 @@ class Scorer:
         if record is None or self.data.evaluation is None or record["rows"] != rows_hash(self.data):
             return None
         predictions = record.get("predictions")
-        if predictions is not None and len(predictions) != len(self.data.evaluation):
+        if predictions is not None and len(predictions) != record.get("num_examples"):
             raise InputError(
-                f"the teacher cache records {len(predictions)} predictions of {len(self.data.evaluation)} rows: its "
+                f"the teacher cache records {len(predictions)} predictions of {record.get('num_examples')} rows: its "
                 "manifest.json is damaged; write the cache again with --overwrite."
             )
         known = ResultRow.__dataclass_fields__

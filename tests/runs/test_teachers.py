@@ -95,6 +95,17 @@ def test_a_file_of_answers_teaches_an_encoder(
         distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", overwrite_output_dir="true")
 
 
+def test_a_file_that_answers_a_part_of_the_held_out_rows(task: Path, student: str, tmp_path: Path) -> None:
+    lines = ["split,row,answer", *(f"train,{i},{('positive', 'negative')[i // 2 % 2]}" for i in range(12))]
+    lines += [f"test,{i},{answer}" for i, answer in enumerate(["positive", "positive", "negative", "dunno"])]
+    (tmp_path / "answers.csv").write_text("\n".join(lines) + "\n")
+    result = distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv")
+    # The rows are labelled 1, 1, 0, 0, 1, 1; the teacher is scored on the three that it answers.
+    assert [row.name for row in result.rows] == ["teacher", "student before", "student after"]
+    assert (result.rows[0].metrics["acc"], result.rows[0].num_examples) == (1.0, 3)
+    assert "agreement" not in result.rows[-1].metrics
+
+
 def test_a_cached_decoder_teaches_from_raw_texts(task: Path, student: str, teacher: str, tmp_path: Path) -> None:
     more = {"unlabelled_file": tmp_path / "raw.txt", "labels_per_class": 2, "signal": "choices"}
     more |= {"unlabelled_ratio": 0.5, "overwrite_output_dir": "true"}

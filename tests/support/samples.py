@@ -473,6 +473,23 @@ SAMPLES: dict[str, Sample] = {
         {"ag_news": [" Business", " World"], "ag_news_section": [" business", " politics"]},
         [{"text": 'T, "x"  D.', "label": 2}, {"text": "Only A  title.", "label": 0}],
     ),
+    "banking77": Sample(
+        "Banking77/test.csv",
+        'text,category\n"Where is my card, please?",card_arrival\n Is it back ?,reverted_card_payment?\n',
+        {
+            "banking77": "Customer: Where is my card, please?\nTopic:",
+            "banking77_desk": "A bank's help desk sorts questions by topic.\nQuestion: Where is my card, please?\n"
+            "The question goes to the topic",
+        },
+        {
+            "banking77": [" card arrival", " reverted card payment?"],
+            "banking77_desk": [" card arrival", " reverted card payment?"],
+        },
+        [
+            {"text": "Where is my card, please?", "label": 11, "label_text": "card_arrival"},
+            {"text": " Is it back ?", "label": 53, "label_text": "reverted_card_payment?"},
+        ],
+    ),
     "trec": Sample(
         "TREC/TREC_10.label",
         b"LOC:city What is a sister\xf0city ?\nNUM:date When was caf\xe9 culture born ?\n\nABBR:exp What is NATO ?\n",

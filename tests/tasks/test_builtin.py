@@ -22,6 +22,7 @@ REAL = {
     "rte": (2490, 277, {0: 146, 1: 131}),
     "boolq": (1302, 3270, {0: 1237, 1: 2033}),
     "ag_news": (6581, 2000, {0: 500, 1: 500, 2: 500, 3: 500}),
+    "banking77": (10003, 3080, None),
     "qqp": (31677, 1000, None),
     "stsb": (5749, 1500, None),
     "mnli": (9432, 1000, None),
@@ -57,7 +58,7 @@ def read(data_dir: Path) -> Callable[[str, str], Any]:
 
 def test_list() -> None:
     infos = {info.name: info for info in list_tasks()}
-    assert set(infos) == {*GLUE_AND_SUPERGLUE, "ag_news", "trec", "quickstart", "instruct"}
+    assert set(infos) == {*GLUE_AND_SUPERGLUE, "ag_news", "banking77", "trec", "quickstart", "instruct"}
     assert list(infos) == sorted(infos)
     assert all(len(info.prompts) >= 2 and info.prompts[0] == name for name, info in infos.items())
     assert all(info.description and info.metrics for info in infos.values())
