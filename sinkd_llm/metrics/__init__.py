@@ -10,6 +10,7 @@ from sinkd_llm.metrics.scores import (
     check_metric_names,
     compute_metrics,
     compute_text_metrics,
+    on_target_scale,
     right_rows,
 )
 from sinkd_llm.metrics.texts import normalize_answer, perplexity, rouge_l
@@ -27,6 +28,7 @@ __all__ = [
     "compute_text_metrics",
     "glue_score",
     "normalize_answer",
+    "on_target_scale",
     "perplexity",
     "right_rows",
     "rouge_l",

@@ -189,7 +189,7 @@ def compute_metrics(
         if name in CLASSIFICATION:
             scores[name] = CLASSIFICATION[name](predictions, references)
         elif name in REGRESSION:
-            scores[name] = REGRESSION[name](*_on_target_scale(predictions, references, rows, numbers))
+            scores[name] = REGRESSION[name](*on_target_scale(predictions, references, rows, numbers))
         elif rows is None:
             raise InputError(f"The metric {name} compares rows, not only indices: pass the scored data set as rows.")
         else:
@@ -262,7 +262,7 @@ def _chosen_texts(predictions: Values, rows: Rows) -> list[str]:
     return [row_choices[int(index)].strip() for row_choices, index in zip(choices, predictions, strict=True)]
 
 
-def _on_target_scale(
+def on_target_scale(
     predictions: Values, references: Values, rows: Rows | None, numbers: Values | None = None
 ) -> tuple[Values, Values]:
     """

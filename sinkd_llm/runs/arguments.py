@@ -41,6 +41,13 @@ class TaskArguments:
         labels_per_class (`int`, *optional*):
             Forget the labels of all training rows but so many of each answer, drawn with the seed of the data: to see
             what few labels give beside many rows without.
+        labelled_rows_only (`bool`, *optional*, defaults to `False`):
+            Leave out the training rows without a label, also those whose label `labels_per_class` forgets: what the
+            labels give alone.
+        heldout_share (`float`, *optional*, defaults to `0.0`):
+            Hold out about this share of the labelled training rows, which follow from a hash of their text: nothing is
+            trained on them, and the student is scored on them at the end, to choose settings by. They keep their
+            labels under `labels_per_class`.
         teacher_task (`str`, *optional*):
             Another task over the same rows, whose prompt the teacher reads: a name or a YAML file.
         teacher_num_fewshot (`int`, *optional*, defaults to `0`):
@@ -71,6 +78,8 @@ class TaskArguments:
     max_unlabelled_samples: int | None = None
     allow_unlabelled: bool = False
     labels_per_class: int | None = None
+    labelled_rows_only: bool = False
+    heldout_share: float = 0.0
     teacher_task: str | None = None
     teacher_num_fewshot: int = 0
     teacher_examined_rows: int = 128
@@ -92,6 +101,8 @@ class TaskArguments:
                 "unlabelled_file",
                 "allow_unlabelled",
                 "labels_per_class",
+                "labelled_rows_only",
+                "heldout_share",
                 "teacher_task",
                 "teacher_num_fewshot",
             ):

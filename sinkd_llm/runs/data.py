@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sinkd_llm.errors import InputError, first_line
-from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
-from sinkd_llm.runs.task_rows import EVALUATION_SAMPLE_SEED, task_split, training_rows
+from sinkd_llm.runs.task_rows import EVALUATION_SAMPLE_SEED, held_out_rows, task_split, training_rows
 from sinkd_llm.runs.teacher_rows import rows_for_teacher
 from sinkd_llm.terminal import say
 
@@ -24,7 +25,8 @@ class RunData:
     """
     A task, if there is one, and the rows to train and to evaluate on.
 
-    `asked`: the settings by which a teacher reads something else than the student, where they are set.
+    `asked`: the settings by which a teacher reads something else than the student, where they are set. `held_out`:
+    training rows that are not trained on, to choose settings by.
     """
 
     name: str
@@ -32,6 +34,7 @@ class RunData:
     train: "Dataset"
     evaluation: "Dataset | None"
     asked: dict[str, str] = field(default_factory=dict)
+    held_out: "Dataset | None" = None
 
 
 def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
@@ -56,9 +59,8 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
         if arguments.teacher_task is not None or arguments.teacher_num_fewshot:
             train, evaluation = rows_for_teacher(task, train, evaluation, arguments, seed)
         asked = {name: getattr(arguments, name) for name in ("teacher_task", "teacher_num_fewshot")}
-        return RunData(
-            task.name, task, train, evaluation, {name: str(value) for name, value in asked.items() if value}
-        )
+        asked_with = {name: str(value) for name, value in asked.items() if value}
+        return RunData(task.name, task, train, evaluation, asked_with, held_out_rows(task, arguments, seed))
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments)
     train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split
@@ -86,11 +88,14 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
 
 def _say_leak(train: "Dataset", evaluation: "Dataset") -> None:
     """Says how many rows for evaluation also stand among the rows without labels, where scores would be no test."""
-    if "label" not in train.column_names or NO_LABEL not in train["label"][:]:
-        return
-    from sinkd_llm.tasks.unlabelled import repeated_rows
+    from sinkd_llm.tasks.unlabelled import repeated_rows, without_label
 
-    unlabelled = train.select([i for i, label in enumerate(train["label"]) if label == NO_LABEL])
+    rows = np.flatnonzero(without_label(train))
+    if not len(rows):
+        return
+    # Rows in one piece are read as they lie, others one by one.
+    together = int(rows[-1] - rows[0]) + 1 == len(rows)
+    unlabelled = train.select(range(int(rows[0]), int(rows[-1]) + 1) if together else rows)
     found = repeated_rows(evaluation, unlabelled)
     if found.total:
         say(

@@ -11,6 +11,7 @@ from pathlib import Path
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import bytes_under
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
+from sinkd_llm.report.predictions import PREDICTIONS_FILE
 from sinkd_llm.report.results import METRICS_FILE, REPORT_FILE, RESULTS_FILE, is_finished
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, user_path
 from sinkd_llm.terminal import say
@@ -26,6 +27,8 @@ _MODEL_FILE = re.compile(
     r"|added_tokens\.json|chat_template\.(jinja|json)|(sentencepiece\.bpe|spiece)\.model|training_args\.bin"
 )
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|gguf|pt|pth)|(adapter_)?config\.json")
+# What a run writes beside its model.
+RECORDS = (RESULTS_FILE, METRICS_FILE, REPORT_FILE, PREDICTIONS_FILE)
 _ANOTHER = "give another --output_dir"
 
 
@@ -76,7 +79,7 @@ def _of_others(folder: Path) -> str | None:
     if not folder.is_dir() or is_run(folder):
         return None
     names = [entry.name for entry in folder.iterdir() if entry.name not in LOCK_FILES]
-    record = next((name for name in names if name in (RESULTS_FILE, METRICS_FILE, REPORT_FILE)), None)
+    record = next((name for name in names if name in RECORDS), None)
     model = next((name for name in sorted(names) if _MODEL_FILE.fullmatch(name) or _WEIGHTS.fullmatch(name)), None)
     saved = next((c for c in checkpoints(folder) if not (c / "sinkd_manifest.json").exists()), None)
     base = "base" if (folder / "base").exists() else None
@@ -202,7 +205,7 @@ class RunFolder:
         return [
             entry
             for entry in sorted(self.path.iterdir())
-            if entry.name in (RESULTS_FILE, METRICS_FILE, REPORT_FILE)
+            if entry.name in RECORDS
             or CHECKPOINT.fullmatch(entry.name)
             or (entry.is_file() and _MODEL_FILE.fullmatch(entry.name))
             or (entry.name == "base" and (entry / "config.json").is_file())

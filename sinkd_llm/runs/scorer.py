@@ -49,6 +49,7 @@ class Scorer:
         self._evaluator = self._task_evaluator(tokenizer)
         self._teacher_predictions: list[Any] | None = None
         self.teacher_log_likelihoods: list[list[float]] | None = None
+        self.scores: dict[str, TaskScore] = {}
         self._recorded: TeacherChoices | None = None
 
     def _task_evaluator(self, tokenizer: Any) -> "TaskEvaluator | None":
@@ -75,6 +76,20 @@ class Scorer:
         rows = as_teacher_reads(self.data.evaluation)
         return TaskEvaluator(self.data.task, rows, tokenizer, Reading.of(self.args), tokenized)
 
+    def evaluator_of_rows(self, rows: Any) -> "TaskEvaluator":
+        """What scores students on other rows of the task than those for evaluation."""
+        from sinkd_llm.evaluation import TaskEvaluator
+        from sinkd_llm.inputs.reading import Reading
+
+        assert self.data.task is not None
+        assert self._evaluator is not None
+        return TaskEvaluator(self.data.task, rows, self._evaluator.tokenizer, Reading.of(self.args))
+
+    @property
+    def teacher_predictions(self) -> list[Any] | None:
+        """What the teacher chose for the rows for evaluation; -1 of rows where that is not known."""
+        return self._teacher_predictions
+
     def teacher_tokenizer(self) -> Any:
         """What the run's teacher reads with: the tokenizer of all models, or over answer choices its own."""
         assert self._evaluator is not None
@@ -94,7 +109,7 @@ class Scorer:
 
         row = ResultRow(name, {}, *count_parameters(model), size_bytes)
         if self._evaluator is not None:
-            score = self.score(self._evaluator_of(name), name, model)
+            score = self.scores[name] = self.score(self._evaluator_of(name), name, model)
             if name == TEACHER:
                 self.teacher_log_likelihoods = score.log_likelihoods
             row.metrics, row.num_examples, row.seconds = dict(score.metrics), score.num_examples, score.seconds

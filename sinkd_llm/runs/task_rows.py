@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.over_choices import NO_LABEL
+from sinkd_llm.runs.held_out import hold_out, smallest, without_texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,17 +22,46 @@ def training_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Datas
     """The rows of a task to train on: labelled ones, and then those without labels, if there are any."""
     import datasets
 
-    limit = arguments.max_train_samples
-    labelled = False if arguments.allow_unlabelled else None
-    drawn = None if limit is None else seed
-    train = task.load("train", arguments.data_dir, limit=limit, seed=drawn, labelled=labelled)
+    train, held_out = hold_out(_given_rows(task, arguments, seed), arguments.heldout_share)
+    if not len(train):
+        raise InputError(f"heldout_share is {arguments.heldout_share:g}, and no row is left to train on; lower it.")
     if arguments.labels_per_class is not None:
         train = _with_few_labels(train, arguments.labels_per_class, seed)
-    if arguments.unlabelled_file is None:
+    if arguments.labelled_rows_only and "label" in train.column_names:
+        train = train.select([i for i, label in enumerate(train["label"]) if label != NO_LABEL])
+    if arguments.unlabelled_file is None or arguments.labelled_rows_only:
         return train
     limit = arguments.max_unlabelled_samples
     more = task.load_unlabelled(arguments.unlabelled_file, limit=limit, seed=None if limit is None else seed)
+    if len(held_out):
+        more = without_texts_of(more, held_out)
     return datasets.concatenate_datasets([train, more])
+
+
+def held_out_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Dataset | None":
+    """
+    The rows that [`training_rows`] leaves out, all with their labels; at most `max_eval_samples` of them.
+
+    Raises:
+        InputError: if `heldout_share` is set, and holds out no row.
+    """
+    if not arguments.heldout_share:
+        return None
+    _, held_out = hold_out(_given_rows(task, arguments, seed), arguments.heldout_share)
+    if not len(held_out):
+        raise InputError(
+            f"heldout_share is {arguments.heldout_share:g}, and none of the labelled training rows falls into it; "
+            "raise it, or take more rows."
+        )
+    return held_out if arguments.max_eval_samples is None else smallest(held_out, arguments.max_eval_samples)
+
+
+def _given_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Dataset":
+    """The rows of the training split, with all labels that there are."""
+    limit = arguments.max_train_samples
+    labelled = False if arguments.allow_unlabelled else None
+    drawn = None if limit is None else seed
+    return task.load("train", arguments.data_dir, limit=limit, seed=drawn, labelled=labelled)
 
 
 def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":

@@ -10,6 +10,7 @@ from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.interrupts import Interrupted, termination_raises
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.report.page import write_report
+from sinkd_llm.report.predictions import write_predictions
 from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.asking import check_asked, use_answers
@@ -26,6 +27,7 @@ from sinkd_llm.runs.folder import (
     weights_size_bytes,
 )
 from sinkd_llm.runs.inputs import run_inputs
+from sinkd_llm.runs.predicting import predictions_of
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scorer import Scorer
 from sinkd_llm.secrets import masked_command
@@ -346,6 +348,7 @@ def _act(
     if folder is not None:
         folder.model_is_whole = True
     rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
+    answers = predictions_of(scorer, names[1], trainer.model)
     training = {
         "steps": output.global_step,
         "resumed_at": int(trainer.resumed_at),
@@ -355,6 +358,7 @@ def _act(
     }
     if is_main_process():
         with explained(output_dir, run.resume):
+            write_predictions(output_dir, answers)
             write_results(output_dir, run.command, argv, data, rows, training, arguments)
             write_report(output_dir)
     return RunResult(run.command, output_dir, rows, training)

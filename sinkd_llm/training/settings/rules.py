@@ -160,6 +160,7 @@ RANGES: dict[str, Range] = {
     "max_eval_samples": _ROWS,
     "max_unlabelled_samples": _ROWS,
     "labels_per_class": _COUNT,
+    "heldout_share": Range(0, 1, below=True),
     "merge_weights": Range(0, 1_000_000, above=True),
     "teacher_num_fewshot": Range(0, 10_000, whole=True),
     "teacher_examined_rows": Range(0, MANY, whole=True),

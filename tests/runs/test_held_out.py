@@ -1,0 +1,114 @@
+"""Training rows that are held out: which ones, that nothing is trained on them, and that their answers are kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.over_choices import NO_LABEL
+from sinkd_llm.report.predictions import EVALUATION, PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
+from sinkd_llm.runs import TaskArguments
+from sinkd_llm.runs.data import load_run_data
+from sinkd_llm.runs.held_out import hold_out, smallest
+from tests.support.task_files import write_task
+
+ROWS = [{"text": f"a {'good' if i % 2 else 'bad'} film {i // 2}", "label": i % 2} for i in range(200)]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return write_task(tmp_path / "mine.yaml", ROWS)
+
+
+def texts(rows):
+    return list(rows["prompt"])
+
+
+def test_a_share_is_held_out_by_the_text_alone(task):
+    data = load_run_data(TaskArguments(task=str(task), heldout_share=0.2), 0)
+    again = load_run_data(TaskArguments(task=str(task), heldout_share=0.2), 1)
+    held = texts(data.held_out)
+    assert held == texts(again.held_out)
+    assert 20 <= len(held) <= 60
+    assert not {*held} & {*texts(data.train)}
+    assert sorted(held + texts(data.train)) == sorted(texts(load_run_data(TaskArguments(task=str(task)), 0).train))
+    # What is held out with a smaller share is held out with a larger one, too.
+    assert {*texts(load_run_data(TaskArguments(task=str(task), heldout_share=0.1), 0).held_out)} < {*held}
+
+
+def test_rows_of_one_text_stay_together(tmp_path):
+    task = write_task(tmp_path / "mine.yaml", [row for row in ROWS for _ in range(2)])
+    data = load_run_data(TaskArguments(task=str(task), heldout_share=0.3), 0)
+    assert not {*texts(data.held_out)} & {*texts(data.train)}
+    assert len(data.held_out) == 2 * len({*texts(data.held_out)})
+
+
+def test_without_a_share_every_row_is_trained_on(task):
+    data = load_run_data(TaskArguments(task=str(task)), 0)
+    assert data.held_out is None
+    assert len(data.train) == len(ROWS)
+
+
+def test_held_out_rows_keep_their_labels_where_others_are_forgotten(task):
+    data = load_run_data(TaskArguments(task=str(task), heldout_share=0.2, labels_per_class=3), 0)
+    assert NO_LABEL not in data.held_out["label"]
+    assert sum(label != NO_LABEL for label in data.train["label"]) == 6
+    alone = load_run_data(
+        TaskArguments(task=str(task), heldout_share=0.2, labels_per_class=3, labelled_rows_only=True), 0
+    )
+    assert len(alone.train) == 6
+    assert NO_LABEL not in alone.train["label"]
+
+
+def test_a_raw_row_with_the_text_of_a_held_out_one_is_left_out(task, tmp_path):
+    raw = tmp_path / "raw.txt"
+    raw.write_text("".join(f"{row['text']}\n" for row in ROWS), encoding="utf-8")
+    data = load_run_data(TaskArguments(task=str(task), heldout_share=0.2, unlabelled_file=str(raw)), 0)
+    assert not {*texts(data.held_out)} & {*texts(data.train)}
+    assert len(data.train) == 2 * (len(ROWS) - len(data.held_out))
+
+
+def test_most_held_out_rows_that_are_scored(task):
+    every = load_run_data(TaskArguments(task=str(task), heldout_share=0.2), 0)
+    few = load_run_data(TaskArguments(task=str(task), heldout_share=0.2, max_eval_samples=5), 0)
+    assert len(few.held_out) == 5
+    assert {*texts(few.held_out)} < {*texts(every.held_out)}
+    assert len(few.train) == len(every.train)
+    assert texts(smallest(every.held_out, 5)) == texts(few.held_out)
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.999999])
+def test_a_share_that_leaves_nothing_is_refused(task, share):
+    with pytest.raises(InputError, match="heldout_share is"):
+        load_run_data(TaskArguments(task=str(task), heldout_share=share), 0)
+
+
+def test_rows_without_a_label_are_not_held_out(task):
+    rows = load_run_data(TaskArguments(task=str(task), labels_per_class=1), 0).train
+    train, held = hold_out(rows, 0.9)
+    assert NO_LABEL not in held["label"]
+    assert len(train) + len(held) == len(rows)
+
+
+def test_predictions_are_read_as_they_were_written(tmp_path):
+    given = {EVALUATION: Predictions(["a", "b"], [0, 1], [1, 1], {"acc": 0.5})}
+    write_predictions(tmp_path, given)
+    assert read_predictions(tmp_path) == given
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"evaluation": {}}', '{"evaluation": 1}', None])
+def test_a_damaged_file_of_predictions_is_said(tmp_path, content):
+    if content is not None:
+        (tmp_path / PREDICTIONS_FILE).write_text(content)
+    with pytest.raises(InputError, match=r"predictions\.json"):
+        read_predictions(tmp_path)
+
+
+def test_lists_of_different_lengths_are_damage(tmp_path):
+    write_predictions(tmp_path, {EVALUATION: Predictions(["a", "b"], [0, 1], [1, 1], {"acc": 0.5})})
+    content = json.loads((tmp_path / PREDICTIONS_FILE).read_text())
+    content[EVALUATION]["predictions"] = [1]
+    (tmp_path / PREDICTIONS_FILE).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"predictions\.json"):
+        read_predictions(tmp_path)
