@@ -1,5 +1,6 @@
 """What training minimises: tensors in, a loss and its named terms out."""
 
+from sinkd_llm.objectives.couplings import COUPLINGS, TeacherSets, TransportedSettings
 from sinkd_llm.objectives.divergences import (
     DIVERGENCE_CHOICES,
     DIVERGENCES,
@@ -11,17 +12,21 @@ from sinkd_llm.objectives.divergences import (
 )
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.mixture import DIAGNOSTICS, FUSED, TERMS, DistillationObjective
-from sinkd_llm.objectives.problems import TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
+from sinkd_llm.objectives.mixture import DistillationObjective
+from sinkd_llm.objectives.objective_settings import DIAGNOSTICS, FUSED, TERMS
+from sinkd_llm.objectives.problems import GROUP, TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, TeacherSignal, TopKSignal
 from sinkd_llm.objectives.sinkd import SinKDTerm, sinkd_term
 from sinkd_llm.objectives.terms import ObjectiveOutput
+from sinkd_llm.objectives.transported import TransportedTerm, transported_term
 
 __all__ = [
+    "COUPLINGS",
     "DIAGNOSTICS",
     "DIVERGENCES",
     "DIVERGENCE_CHOICES",
     "FUSED",
+    "GROUP",
     "SPANNING_SCOPES",
     "TERMS",
     "TRANSPORT_SCOPES",
@@ -33,12 +38,16 @@ __all__ = [
     "ObjectiveOutput",
     "SinKDTerm",
     "SpanningProblem",
+    "TeacherSets",
     "TeacherSignal",
     "TopKSignal",
     "TransportSettings",
+    "TransportedSettings",
+    "TransportedTerm",
     "by_autograd",
     "cross_entropy",
     "sinkd_term",
     "squared_error",
     "temperature_factor",
+    "transported_term",
 ]

@@ -112,7 +112,7 @@ def compare(
     swept = sweep(student, theirs.side, wanted)
     if transport is None:
         return Compared(swept.ce_N, swept.divergence_N, None)
-    costs = Costs(swept.costs, None, _zero(student)) if together else transport_costs(student, transport)
+    costs = Costs(swept.costs, None, zero_of(student)) if together else transport_costs(student, transport)
     return Compared(swept.ce_N, swept.divergence_N, costs)
 
 
@@ -127,7 +127,7 @@ def transport_costs(student: Tensor | HeadOf, request: TransportRequest, regress
             A prediction z stands for the two masses (z, 1 - z), without temperature.
     """
     signal, pairing, settings = request.signal, request.pairing, request.settings
-    zero = _zero(student)
+    zero = zero_of(student)
     if regression:
         masses = [_two_masses(logits_of(student)), _two_masses(signal.predictions())]
         blocks = zip(pairing.students(masses[0]), pairing.teachers(masses[1]), strict=True)
@@ -136,7 +136,7 @@ def transport_costs(student: Tensor | HeadOf, request: TransportRequest, regress
         student = at_ids(student, request.ids_K)
     elif isinstance(signal, TopKSignal):
         tau = settings.sinkhorn_temperature
-        few = StudentAt.of(_shared(student, signal), [signal.ids_NK], [tau])
+        few = StudentAt.of(shared_ids(student, signal), [signal.ids_NK], [tau])
         return Costs(*signal.costs(few, pairing, tau, settings.cost_norm), zero)
     wanted = Wanted(pairing=pairing, sinkhorn_temperature=settings.sinkhorn_temperature, cost_norm=settings.cost_norm)
     return Costs(sweep(student, signal.side, wanted).costs, None, zero)
@@ -151,7 +151,7 @@ def _compare_few(
     transport: TransportRequest | None,
 ) -> Compared:
     """[`compare`] with a teacher that names ids of its own in each row."""
-    shared = _shared(student, signal)
+    shared = shared_ids(student, signal)
     if vocabulary_of(shared) < vocabulary_of(student):
         student = logits_of(student)  # cross-entropy is over more ids than the teacher counts
         shared = first_ids(student, vocabulary_of(shared))
@@ -169,7 +169,7 @@ def _compare_few(
     costs = None
     if transport is not None and top_k is not None:
         tau, norm = transport.settings.sinkhorn_temperature, transport.settings.cost_norm
-        costs = Costs(*top_k.costs(few, transport.pairing, tau, norm), _zero(student))
+        costs = Costs(*top_k.costs(few, transport.pairing, tau, norm), zero_of(student))
     elif transport is not None:
         costs = transport_costs(student, transport)
     return Compared(ce_N, divergence_N, costs)
@@ -180,14 +180,15 @@ def restricted(signal: Signal, ids_K: Tensor | None) -> Signal:
     return signal if ids_K is None else DenseSignal(signal.at_ids(ids_K))
 
 
-def _shared(student: Tensor | HeadOf, signal: Signal) -> Tensor | HeadOf:
+def shared_ids(student: Tensor | HeadOf, signal: Signal) -> Tensor | HeadOf:
     """The student over the ids that both have. Raises `ValueError` if the signal cannot leave out those it lacks."""
     shared = min(vocabulary_of(student), signal.vocabulary_size)
     signal.first_ids(shared)
     return first_ids(student, shared)
 
 
-def _zero(student: Tensor | HeadOf) -> Tensor:
+def zero_of(student: Tensor | HeadOf) -> Tensor:
+    """0, and without a row one of the student's graph, so that its gradient is 0 as well."""
     rows = rows_of(student)
     zero = full_precision(rows).new_zeros(())
     return zero if len(rows) else zero + rows.sum()

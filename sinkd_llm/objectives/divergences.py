@@ -210,6 +210,8 @@ DIVERGENCES: dict[str, Divergence] = {
     "js": Divergence(_jensen_shannon, temperature_order=2, merging_lowers=True),
     "tvd": Divergence(_total_variation, temperature_order=1, merging_lowers=True),
 }
+# A divergence is multiplied by the square of its temperature, in fp32.
+LARGEST_TEMPERATURE = 1e15
 # What the setting `divergence` takes.
 NO_DIVERGENCE = "none"
 DIVERGENCE_CHOICES = (*DIVERGENCES, NO_DIVERGENCE)

@@ -85,6 +85,14 @@ class StudentAt:
         log_sum_N = self.with_rest(torch.logsumexp(scaled_NU, dim=-1), temperature)
         return (scaled_NU - log_sum_N[:, None]).exp()
 
+    def log_distribution(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """The logarithms of the probabilities of U, `[N, U]`, and the probability of all others together, `[N]`."""
+        scaled_NU = full_precision(self.logits_NU) / temperature
+        log_sum_N = self.with_rest(torch.logsumexp(scaled_NU, dim=-1), temperature)
+        log_s_NU = scaled_NU - log_sum_N[:, None]
+        rest_N = (self.rest[temperature] - log_sum_N).exp() if self.rest else torch.zeros_like(log_sum_N)
+        return log_s_NU, rest_N
+
 
 class _Rest(torch.autograd.Function):
     """`log sum exp(logit / T)` over the ids that are not among U, `[N]` for each temperature."""

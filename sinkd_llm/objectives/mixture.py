@@ -1,28 +1,37 @@
-"""The loss that training minimises: cross-entropy, one divergence and SinKD, weighted and normalised.
+"""The loss that training minimises: cross-entropy, one divergence and two transport terms, weighted and normalised.
 
 Shape suffixes: N supervised tokens, V vocabulary (the student's, the teacher's may be wider or narrower).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sinkd_llm.distributed import RowLayout
-from sinkd_llm.objectives.comparison import Compared, TransportRequest, compare, transport_costs
+from sinkd_llm.objectives.comparison import Compared, TransportRequest, compare, restricted, transport_costs
+from sinkd_llm.objectives.couplings import TeacherSets
+from sinkd_llm.objectives.cross_costs import cross_costs
 from sinkd_llm.objectives.divergences import (
-    DIVERGENCE_CHOICES,
     DIVERGENCES,
-    NO_DIVERGENCE,
     Divergence,
     squared_error,
     temperature_factor,
 )
 from sinkd_llm.objectives.head_of import HeadOf
-from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
-from sinkd_llm.objectives.problems import TransportSettings
+from sinkd_llm.objectives.joint import SpanningProblem
+from sinkd_llm.objectives.objective_settings import (
+    CE,
+    MSE,
+    SINKHORN,
+    STUDENT_ENTROPY,
+    TEACHER_ENTROPY,
+    TEACHER_MSE,
+    TRANSPORTED,
+    ObjectiveSettings,
+)
+from sinkd_llm.objectives.problems import GROUP
 from sinkd_llm.objectives.signals import (
     Signal,
     TeacherSignal,
@@ -33,122 +42,40 @@ from sinkd_llm.objectives.signals import (
     rows_of,
     vocabulary_of,
 )
-from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, BatchProblem
+from sinkd_llm.objectives.sinkd import solved_term
 from sinkd_llm.objectives.sweep import sweep
 from sinkd_llm.objectives.terms import ObjectiveOutput, Term, added_up
 from sinkd_llm.objectives.tile_pair import Wanted
+from sinkd_llm.objectives.transported import NEEDS_DISTRIBUTIONS, term_of
 
-# Names of what the objective gives, as they are logged. The report has a label for each.
-CE, MSE, TEACHER_MSE, SINKHORN = "ce", "mse", "teacher_mse", "sinkhorn"
-TEACHER_ENTROPY, STUDENT_ENTROPY = "teacher_entropy", "student_entropy"
-TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN)
-DIAGNOSTICS = (*(f"{SINKHORN}/{name}" for name in SINKD_DIAGNOSTICS), TEACHER_ENTROPY, STUDENT_ENTROPY)
 # The label of a row that has none, as torch has it.
 IGNORE_INDEX = -100
-# Whether hidden states and heads are taken as they are, or logits are made of them first.
-FUSED = ("auto", "always", "never")
-# A divergence is multiplied by the square of its temperature, in fp32.
-LARGEST_TEMPERATURE = 1e15
 
 
 @dataclass(frozen=True)
-class DistillationObjective:
+class DistillationObjective(ObjectiveSettings):
     """The distillation loss over the supervised tokens of a batch:
 
-    `((1 - alpha) sum CE + alpha * factor * sum divergence + sinkhorn_weight * sum SinKD) / num_items`
+    `((1 - alpha) sum CE + alpha * factor * sum divergence + sinkhorn_weight * sum SinKD
+    + transported_weight * transported_temperature^2 * sum transported) / num_items`
 
     Without a teacher it is the plain cross-entropy, `sum CE / num_items`, whatever `alpha` says. With a
     teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
     computed. Rows without a label are in no sum of CE, and rows that the teacher does not speak of are in CE alone;
-    each term is then divided by the rows that it counts. CE and the divergence are sums over tokens; the SinKD term
-    is one transport problem (or several, see `transport_scope`) per call, so two micro-batches of 8 are not one batch
-    of 16, unless the calls share the problem of [`spanning_problem`].
+    each term is then divided by the rows that it counts. CE and the divergence are sums over tokens; SinKD and the
+    transported cross-entropy have one transport problem (or several, see `transport_scope`) per call, so two
+    micro-batches of 8 are not one batch of 16, unless the calls share the problem of [`spanning_problem`].
 
     A regression (one output, labels that are floating-point numbers in [0, 1]) has squared errors to the label and to
     the teacher's prediction in place of CE and the divergence, without temperature, and SinKD's cost is the
     distance between predictions, see [`sinkd_term`]. A softmax over one output would make every term 0.
 
     Args:
-        alpha (`float`, *optional*, defaults to `0.9`):
-            Weight of the divergence, in [0, 1]; CE has the rest.
-        divergence (`str`, *optional*, defaults to `"kl"`):
-            `"kl"`, `"rkl"`, `"js"`, `"tvd"` or `"none"`. Multiplied by
-            [`~sinkd_llm.objectives.temperature_factor`]: its weight means the same at every temperature.
-        temperature (`float`, *optional*, defaults to `2.0`):
-            Temperature of the divergence.
-        sinkhorn_weight (`float`, *optional*, defaults to `0.8`):
-            Weight of the mean transport cost of a supervised token; the paper's beta, on the scale that
-            docs/method.md converts.
-        sinkhorn_temperature, sinkhorn_epsilon, sinkhorn_iterations, sinkhorn_threshold, sinkhorn_gradient, cost_norm,
-        transport_scope, vocabulary, transport_group_size:
-            The SinKD term's settings, see [`TransportSettings`].
-        fused (`str`, *optional*, defaults to `"auto"`):
-            What becomes of hidden states with a head ([`HeadOf`]): `"auto"` and `"always"` walk over the vocabulary
-            without making logits `[N, V]` ([`~sinkd_llm.objectives.sweep`]), `"never"` makes them first. `"always"`
-            refuses a student that comes as logits. The results are the same.
+        settings: see [`~sinkd_llm.objectives.objective_settings.ObjectiveSettings`].
 
     Raises:
         `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
     """
-
-    alpha: float = 0.9
-    divergence: str = "kl"
-    temperature: float = 2.0
-    sinkhorn_weight: float = 0.8
-    sinkhorn_temperature: float = TransportSettings.sinkhorn_temperature
-    sinkhorn_epsilon: float = TransportSettings.sinkhorn_epsilon
-    sinkhorn_iterations: int = TransportSettings.sinkhorn_iterations
-    sinkhorn_threshold: float | None = TransportSettings.sinkhorn_threshold
-    sinkhorn_gradient: str = TransportSettings.sinkhorn_gradient
-    cost_norm: str = TransportSettings.cost_norm
-    transport_scope: str = TransportSettings.transport_scope
-    vocabulary: str = TransportSettings.vocabulary
-    transport_group_size: int | None = TransportSettings.transport_group_size
-    fused: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.fused not in FUSED:
-            raise ValueError(f"fused must be one of {', '.join(FUSED)}, got {self.fused!r}.")
-        if self.divergence not in DIVERGENCE_CHOICES:
-            raise ValueError(f"divergence must be one of {', '.join(DIVERGENCE_CHOICES)}, got {self.divergence!r}.")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}.")
-        if self.temperature > LARGEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature is {self.temperature:g}, whose square is no number in fp32; give at most "
-                f"{LARGEST_TEMPERATURE:g}."
-            )
-        if not 0 <= self.sinkhorn_weight < float("inf"):
-            raise ValueError(f"sinkhorn_weight must be at least 0, got {self.sinkhorn_weight}.")
-        _ = self.transport_settings  # which checks them
-        if self.alpha == 1 and not self._has_divergence and self.sinkhorn_weight == 0:
-            raise ValueError(
-                "alpha=1, divergence='none' and sinkhorn_weight=0 leave nothing to minimise; lower alpha to "
-                "train on the labels, or choose a divergence."
-            )
-
-    @cached_property
-    def transport_settings(self) -> TransportSettings:
-        """The settings of the SinKD term."""
-        return TransportSettings(
-            **{setting.name: getattr(self, setting.name) for setting in fields(TransportSettings) if setting.init}
-        )
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the loss depends on the teacher; if not, its forward can be spared."""
-        return self.alpha > 0 or self.sinkhorn_weight > 0
-
-    @property
-    def spans(self) -> bool:
-        """Whether there are transport problems that could reach beyond a micro-batch of one device."""
-        return self.sinkhorn_weight > 0 and self.transport_scope in SPANNING_SCOPES
-
-    @property
-    def _has_divergence(self) -> bool:
-        return self.alpha > 0 and self.divergence != NO_DIVERGENCE
 
     def __call__(
         self,
@@ -164,6 +91,8 @@ class DistillationObjective:
         num_taught: Tensor | int | None = None,
         transport: tuple[SpanningProblem, int] | None = None,
         group_seed: int = 0,
+        group_N: Tensor | None = None,
+        sets: TeacherSets | None = None,
         with_diagnostics: bool = False,
     ) -> ObjectiveOutput:
         """Computes the loss of one micro-batch.
@@ -198,20 +127,27 @@ class DistillationObjective:
             group_seed (`int`, *optional*, defaults to `0`):
                 Of the random groups that a problem of more than `transport_group_size` rows is cut into; a problem of
                 [`spanning_problem`] has its own.
+            group_N (`Tensor`, *optional*):
+                Integers `[N]`: the group of each row, for `transport_scope="group"`.
+            sets ([`TeacherSets`], *optional*):
+                The groups of the teacher's rows, where they are not one for each row: with the scope `"group"` and the
+                transported cross-entropy as the only term of the teacher.
             with_diagnostics (`bool`, *optional*, defaults to `False`):
-                Fill `diagnostics`: `sinkhorn/row_error`, `sinkhorn/diagonal_mass`, `sinkhorn/plan_entropy`,
-                `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both have; not of
-                a regression). A [`TopKSignal`] has no `teacher_entropy`; it has `sinkhorn/cost_width`,
+                Fill `diagnostics`: `row_error`, `diagonal_mass` and `plan_entropy` under `sinkhorn/` and
+                `transported/`, `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both
+                have; not of a regression). A [`TopKSignal`] has no `teacher_entropy`; it has `sinkhorn/cost_width`,
                 see [`SinKDTerm`].
 
         Returns:
             [`ObjectiveOutput`]
 
         Raises:
-            `ValueError`: if the rows do not match, verbalizers are wanted and not given, there is one output
-                without true values, or several with them, or a [`TopKSignal`] does not know what is asked of it.
+            `ValueError`: if the rows do not match, verbalizers or groups are wanted and not given, there is one output
+                without true values, or several with them, or a [`TopKSignal`] or `sets` do not know what is asked of
+                them.
         """
-        regression, N = _check_rows(student, teacher, labels_N, taught_M), len(student)
+        regression, N = _check_rows(student, teacher, labels_N, taught_M, sets), len(student)
+        self._check_terms(teacher is not None, regression, sets)
         student, signal = self._as_wanted(student, teacher)
         own, known_N = student, None
         labelled: Tensor | int = N
@@ -221,30 +157,34 @@ class DistillationObjective:
             labelled, labels_N = known_N.sum(), labels_N.where(known_N, 0)
             student = student.index_select(0, taught_M)
             example_N, position_N = example_N[taught_M], position_N[taught_M]
+            group_N = None if group_N is None else group_N[taught_M]
         M = len(student)
         items = labelled if num_items is None else num_items
         taught = num_taught if num_taught is not None else items if taught_M is None else M
         terms: list[Term] = []
         diagnostics: dict[str, Tensor] = {}
         labels_weight = 1.0 if signal is None else 1 - self.alpha
-        request, problem = None, None
-        if signal is not None and self.sinkhorn_weight > 0:
+        request, problems = None, None
+        if signal is not None and self.transports:
             if transport is None:
-                V = min(vocabulary_of(student), signal.vocabulary_size)
-                ids_K = self.transport_settings.kept_ids(verbalizer_ids, regression, V, rows_of(student).device)
-                problem = BatchProblem(signal, self.transport_settings, example_N, position_N, ids_K, group_seed)
-                request = problem.request
+                settings, V = self.transport_settings, min(vocabulary_of(student), signal.vocabulary_size)
+                ids_K = settings.kept_ids(verbalizer_ids, regression, V, rows_of(student).device)
+                problems = settings.problems(example_N, position_N, group_N, group_seed)
+                pairing = problems.pairing if sets is None or group_N is None else sets.pairing(group_N)
+                request = TransportRequest(restricted(signal, ids_K), pairing, settings, ids_K)
             else:
                 request = transport[0].request(student, transport[1])
+        to_cost = request if self.sinkhorn_weight > 0 else None
+        theirs = signal if sets is None else None  # rows that are no pairs are in no other term
         wanted_N = labels_N if labels_weight > 0 else None
         compare_sides = self._squared_errors if regression else self._compared
         if taught_M is None:
-            compared = compare_sides(student, signal, wanted_N, request)
+            compared = compare_sides(student, theirs, wanted_N, to_cost)
             ce_N = compared.ce_N
         else:
             compared = Compared(None, None, None)
-            if signal is not None:
-                compared = compare_sides(student, signal, None, request)
+            if theirs is not None:
+                compared = compare_sides(student, theirs, None, to_cost)
             ce_N = None if wanted_N is None else compare_sides(own, None, wanted_N, None).ce_N
         if ce_N is not None:
             ce_N = ce_N if known_N is None else ce_N.where(known_N, 0)
@@ -254,20 +194,41 @@ class DistillationObjective:
             if not regression:
                 name, factor = self.divergence, temperature_factor(self.divergence, self.temperature)
             terms.append(Term(name, self.alpha, compared.divergence_N.sum() * factor, M, taught))
-        if request is not None:
+        if to_cost is not None:
             assert compared.costs is not None
-            if problem is not None:
-                sinkd = problem.term(compared.costs)
+            if problems is not None:
+                sinkd = solved_term(compared.costs, problems, self.transport_settings)
             else:
                 assert transport is not None
-                sinkd = transport[0].term(compared.costs, request, transport[1])
+                sinkd = transport[0].term(compared.costs, to_cost, transport[1])
             terms.append(Term(SINKHORN, self.sinkhorn_weight, sinkd.value, M, taught))
-            if with_diagnostics:
-                diagnostics |= sinkd.diagnostics()
+            diagnostics |= sinkd.diagnostics() if with_diagnostics else {}
+        if request is not None and (mixing := self.transported_settings) is not None:
+            if transport is None:
+                moved = term_of(student, request, mixing, None if sets is None else sets.count_M)
+            else:
+                costs = cross_costs(student, request, mixing.transported_temperature)
+                moved = transport[0].transported_term(costs, request, transport[1])
+            terms.append(Term(TRANSPORTED, mixing.transported_weight, moved.value * mixing.factor, M, taught))
+            diagnostics |= moved.diagnostics() if with_diagnostics else {}
         if with_diagnostics and not regression:
             diagnostics |= _entropies(student, signal)
 
         return added_up(terms, diagnostics, M, taught)
+
+    def _check_terms(self, taught: bool, regression: bool, sets: TeacherSets | None) -> None:
+        """Refuses rows that the terms in use say nothing of."""
+        if taught and regression and self.transported_settings is not None:
+            raise ValueError(NEEDS_DISTRIBUTIONS)
+        if sets is None:
+            return
+        if self.transport_scope != GROUP:
+            raise ValueError(f"`sets` need transport_scope='group', got {self.transport_scope!r}.")
+        if self.has_divergence or self.sinkhorn_weight > 0 or self.transported_settings is None:
+            raise ValueError(
+                "The teacher's rows are not one for each row of the student, and only the transported cross-entropy "
+                "can learn from them: set divergence to 'none', sinkhorn_weight to 0 and transported_weight above 0."
+            )
 
     def _as_wanted(
         self, student: Tensor | HeadOf, teacher: TeacherSignal | None
@@ -293,7 +254,7 @@ class DistillationObjective:
     ) -> Compared:
         if signal is None:
             return Compared(sweep(student, None, Wanted(labels_N)).ce_N, None, None)
-        divergence: Divergence | None = DIVERGENCES[self.divergence] if self._has_divergence else None
+        divergence: Divergence | None = DIVERGENCES[self.divergence] if self.has_divergence else None
         if divergence is not None and not (divergence.merging_lowers or signal.names_all_ids):
             raise ValueError(
                 f"divergence={self.divergence!r} needs the teacher's whole rows: merging ids into one bucket may "
@@ -312,7 +273,7 @@ class DistillationObjective:
         student_N1 = logits_of(student)
         to_label_N = squared_error(student_N1, labels_N) if labels_N is not None else None
         to_teacher_N = None
-        if signal is not None and self._has_divergence:
+        if signal is not None and self.has_divergence:
             to_teacher_N = squared_error(student_N1, signal.predictions())
         costs = None if request is None else transport_costs(student_N1, request, regression=True)
         return Compared(to_label_N, to_teacher_N, costs)
@@ -328,7 +289,7 @@ class DistillationObjective:
         group_seed: int = 0,
         factor: float | Tensor = 1.0,
     ) -> SpanningProblem:
-        """The SinKD problems of several micro-batches, of several ranks, or both; for the argument `transport`.
+        """The transport problems of several micro-batches, of several ranks, or both; for the argument `transport`.
 
         Args:
             layout, teacher, position, group_seed, factor: see [`~sinkd_llm.objectives.SpanningProblem`].
@@ -340,6 +301,8 @@ class DistillationObjective:
             teacher,
             position,
             self.transport_settings,
+            transported=self.transported_settings,
+            with_sinkd=self.sinkhorn_weight > 0,
             verbalizer_ids=verbalizer_ids,
             regression=regression,
             group_seed=group_seed,
@@ -348,16 +311,22 @@ class DistillationObjective:
 
 
 def _check_rows(
-    student: Tensor | HeadOf, teacher: TeacherSignal | None, labels_N: Tensor, taught_M: Tensor | None
+    student: Tensor | HeadOf,
+    teacher: TeacherSignal | None,
+    labels_N: Tensor,
+    taught_M: Tensor | None,
+    sets: TeacherSets | None,
 ) -> bool:
     """Refuses rows that do not match. Returns whether they belong to a regression."""
     N, outputs = len(student), vocabulary_of(student)
     M = N if taught_M is None else len(taught_M)
+    if sets is not None:
+        M = len(sets.group_M)
     if labels_N.shape != (N,) or (teacher is not None and len(teacher) != M):
         raise ValueError(
             f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
             f"labels and {0 if teacher is None else len(teacher)} rows of the teacher"
-            + ("." if taught_M is None else f" for {M} taught rows.")
+            + ("." if taught_M is None and sets is None else f" for {M} that it speaks of.")
         )
     if taught_M is not None and not isinstance(student, Tensor):
         raise ValueError("taught_M needs a student that comes as logits.")

@@ -15,6 +15,8 @@ from torch.nn.functional import pad
 from sinkd_llm.optimal_transport import COST_NORMS, TransportPlan, check_solver, sinkhorn
 
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
+# The scope that the data give: rows of one number in their column `group`.
+GROUP = "group"
 VOCABULARIES = ("full", "verbalizers")
 # What two distributions are at most apart, in either norm. Known without a look at the costs.
 COST_BOUND = 2.0
@@ -40,7 +42,8 @@ class TransportSettings:
             `"l1"` or `"sql2"`, see [`~sinkd_llm.optimal_transport.pairwise_cost`].
         transport_scope (`str`, *optional*, defaults to `"batch"`):
             Which rows form one transport problem: `"batch"` all of them, `"position"` the rows of one place in
-            their answers, `"sequence"` the rows of one example.
+            their answers, `"sequence"` the rows of one example, `"group"` the rows of one group of the data. A group
+            is never cut: its teacher rows may belong to any of its rows.
         vocabulary (`str`, *optional*, defaults to `"full"`):
             `"verbalizers"` restricts the logits to the first token ids of the answer choices *before* the softmax.
         transport_group_size (`int`, *optional*, defaults to `256`):
@@ -66,7 +69,8 @@ class TransportSettings:
     )
 
     def __post_init__(self) -> None:
-        choices = {"cost_norm": COST_NORMS, "transport_scope": TRANSPORT_SCOPES, "vocabulary": VOCABULARIES}
+        scopes = (*TRANSPORT_SCOPES, GROUP)
+        choices = {"cost_norm": COST_NORMS, "transport_scope": scopes, "vocabulary": VOCABULARIES}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
@@ -119,6 +123,29 @@ class TransportSettings:
         self._known[id(verbalizer_ids), V] = verbalizer_ids, kept_K
         return kept_K
 
+    def problems(
+        self, example_N: Tensor, position_N: Tensor, group_N: Tensor | None = None, seed: int = 0
+    ) -> "Problems":
+        """The problems that rows form.
+
+        Args:
+            example_N, position_N (`Tensor`): integers `[N]`: each row's example, and its place in the answer.
+            group_N (`Tensor`, *optional*): integers `[N]`: each row's group, for the scope `"group"`.
+            seed (`int`, *optional*, defaults to `0`): of the groups that a large problem is cut into.
+
+        Raises:
+            `ValueError`: for the scope `"group"` without `group_N`, or with one of another length.
+        """
+        if self.transport_scope != GROUP:
+            keys = {"position": position_N, "sequence": example_N}
+            return Problems.of(keys.get(self.transport_scope), len(position_N), self.transport_group_size, seed)
+        if group_N is None or group_N.shape != position_N.shape:
+            raise ValueError(
+                f"transport_scope='group' needs a group number for each of the {len(position_N)} rows, got "
+                f"{None if group_N is None else tuple(group_N.shape)}; give group_N, or choose another scope."
+            )
+        return Problems.of(group_N, len(position_N))
+
     def solve(self, costs: Sequence[Tensor], cost_bound: float | None = COST_BOUND) -> "Solution":
         """Solves problems, given the costs `[P, R, R]` of the problems of each size R, R growing.
 
@@ -149,6 +176,20 @@ class Pairing:
     blocks: list[tuple[int, int, int]]
     order_N: Tensor | None = None
     order_M: Tensor | None = None
+
+    @classmethod
+    def between(cls, key_N: Tensor, key_M: Tensor) -> "Pairing":
+        """Every row of the student meets all of the teacher's rows with its key; keys are in [0, some number)."""
+        size = int(max((int(key.max()) for key in (key_N, key_M) if len(key)), default=-1)) + 1
+        counts, sizes = key_N.bincount(minlength=size).tolist(), key_M.bincount(minlength=size).tolist()
+        # One block for the problems of one shape: the same order of problems on both sides.
+        shape_of = list(zip(counts, sizes, strict=True))
+        present = sorted((p for p in range(size) if counts[p]), key=shape_of.__getitem__)
+        place_P = torch.full((size,), size, dtype=torch.long)
+        place_P[torch.tensor(present, dtype=torch.long)] = torch.arange(len(present))
+        blocks = [(len(list(same)), *shape) for shape, same in groupby(present, key=shape_of.__getitem__)]
+        order_M = place_P[key_M].argsort(stable=True)[: sum(sizes[p] for p in present)]
+        return cls(blocks, place_P[key_N].argsort(stable=True), order_M)
 
     def students(self, rows_N: Tensor) -> list[Tensor]:
         """The student's rows `[N, ...]` as `[P, n, ...]` for each block."""
@@ -227,16 +268,7 @@ class Problems:
         if self.key_N is None:
             n = len(range(*rows.indices(self.largest)))
             return Pairing([(1, n, self.largest)] if n else [])
-        mine_N, sizes = self.key_N[rows], self.key_N.bincount()
-        counts = mine_N.bincount(minlength=len(sizes))
-        # One block for the problems of one shape: the same order of problems on both sides.
-        shape_of = list(zip(counts.tolist(), sizes.tolist(), strict=True))
-        present = sorted((p for p in range(len(sizes)) if shape_of[p][0]), key=shape_of.__getitem__)
-        place_P = torch.full((len(sizes),), len(sizes), dtype=torch.long)
-        place_P[torch.tensor(present, dtype=torch.long)] = torch.arange(len(present))
-        blocks = [(len(list(same)), *shape) for shape, same in groupby(present, key=shape_of.__getitem__)]
-        order_M = place_P[self.key_N].argsort(stable=True)[: sum(shape_of[p][1] for p in present)]
-        return Pairing(blocks, place_P[mine_N].argsort(stable=True), order_M)
+        return Pairing.between(self.key_N[rows], self.key_N)
 
     def sorted(self, rows_N: Tensor) -> Tensor:
         """The rows `[N, ...]` in the order of the problems."""

@@ -14,75 +14,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
 from sinkd_llm.objectives.head_of import HeadOf
-from sinkd_llm.objectives.problems import Problems, Solution, TransportSettings
+from sinkd_llm.objectives.problems import Problems, TransportSettings
 from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, rows_of, vocabulary_of
+from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS, TransportTerm
 
-# Attributes of `SinKDTerm` that are logged.
-SINKD_DIAGNOSTICS = ("row_error", "diagonal_mass", "plan_entropy", "cost_width")
+# What is logged of a term.
+SINKD_DIAGNOSTICS = (*PLAN_DIAGNOSTICS, "cost_width")
 
 
 @dataclass(frozen=True, eq=False)
-class SinKDTerm:
-    """The result of `sinkd_term`. The diagnostics are computed on first use and carry no gradient.
+class SinKDTerm(TransportTerm):
+    """The result of `sinkd_term`.
 
     Attributes:
         value (`Tensor`):
             Scalar, the *sum* over supervised tokens of their transport cost: `sum_p n_p <P_p, C_p>` over
             the problems p of n_p tokens, each plan of mass 1.
-        num_tokens (`int`):
-            Supervised tokens.
-        num_problems (`int`):
-            Transport problems they were divided into.
-        solution ([`~sinkd_llm.objectives.problems.Solution`]):
-            Their plans.
         width_N (`Tensor`, *optional*):
             Of a top-k signal: the width of the interval around the cost that was used in which the dense one lies, a
             row's mean over its problem.
     """
 
-    value: Tensor
-    num_tokens: int
-    num_problems: int
-    solution: Solution
+    name, logged = "sinkhorn", SINKD_DIAGNOSTICS
+
     width_N: Tensor | None = None
 
     @cached_property
     def transport_cost(self) -> Tensor:
         """Mean transport cost of a supervised token, in [0, 2] for both norms."""
         return self.value.detach() / max(self.num_tokens, 1)
-
-    @cached_property
-    def row_error(self) -> Tensor:
-        """Share of the mass that the plan's rows misplace, in [0, 2], mean over tokens: 0 = converged."""
-        return self._mean([plan.row_error for plan in self.solution.plans])
-
-    @cached_property
-    def diagonal_mass(self) -> Tensor:
-        """Share of a token's mass that goes to the same token, in [0, 1], mean over tokens.
-
-        At 1 the term is the plain L1 distance between corresponding rows and transport does nothing;
-        at 1/n the plan of n rows does not know which rows correspond.
-        """
-        return self._mean([plan.plan.detach().diagonal(dim1=-2, dim2=-1).sum(dim=-1) for plan in self.solution.plans])
-
-    @cached_property
-    def plan_entropy(self) -> Tensor:
-        """How spread the plan is, in [0, 1], mean over tokens: 0 is a permutation, 1 the uniform plan.
-
-        `(H(P) - log n) / log n` for a problem of n rows: the entropy of where a token's mass comes from, over
-        its maximum. A single row has only one plan: 0.
-        """
-        spreads = []
-        for plan, size in zip(self.solution.plans, self.solution.sizes, strict=True):
-            log_n = size.to(plan.cost.dtype).log()
-            entropy = torch.special.entr(plan.plan.detach()).sum(dim=(-2, -1))
-            spreads.append(((entropy - log_n) / log_n).clamp(0, 1).where(size > 1, 0))
-        return self._mean(spreads)
 
     @cached_property
     def cost_width(self) -> Tensor | None:
@@ -93,51 +57,19 @@ class SinKDTerm:
         """
         return None if self.width_N is None else self.width_N.sum() / max(len(self.width_N), 1)
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        """Those of `SINKD_DIAGNOSTICS` that there are, by their names in the log."""
-        values = {name: getattr(self, name) for name in SINKD_DIAGNOSTICS}
-        return {f"sinkhorn/{name}": value for name, value in values.items() if value is not None}
 
-    def _mean(self, values: list[Tensor]) -> Tensor:
-        """Mean over the tokens of all problems of a quantity that each problem has."""
-        sizes, total = self.solution.sizes, torch.zeros_like(self.value.detach())
-        for value, size in zip(values, sizes, strict=True):
-            total = total + (value * size).sum()
-        return total / max(sum(int(size.sum()) for size in sizes), 1)
-
-
-class BatchProblem:
+def solved_term(costs: Costs, problems: Problems, settings: TransportSettings) -> SinKDTerm:
     """
-    The transport problems of rows that are all here.
+    The term of rows that are all here, given the costs between the rows of each problem.
 
     Args:
-        signal ([`Signal`]): the teacher's, of N rows.
-        settings ([`TransportSettings`]): of the term.
-        example_N, position_N (`Tensor`): see [`sinkd_term`].
-        ids_K (`Tensor`, *optional*): of [`TransportSettings.kept_ids`].
-        group_seed (`int`, *optional*, defaults to `0`): see [`sinkd_term`].
+        costs ([`Costs`]): of the pairing of `problems`.
+        problems ([`Problems`]): which rows form one.
+        settings ([`TransportSettings`]): of the solver.
     """
-
-    def __init__(
-        self,
-        signal: Signal,
-        settings: TransportSettings,
-        example_N: Tensor,
-        position_N: Tensor,
-        ids_K: Tensor | None = None,
-        group_seed: int = 0,
-    ) -> None:
-        scope = settings.transport_scope
-        key_N = None if scope == "batch" else position_N if scope == "position" else example_N
-        self.settings = settings
-        self.problems = Problems.of(key_N, len(position_N), settings.transport_group_size, group_seed)
-        self.request = TransportRequest(restricted(signal, ids_K), self.problems.pairing, settings, ids_K)
-
-    def term(self, costs: Costs) -> SinKDTerm:
-        """The term, given the costs that [`request`] asks for."""
-        solution = self.settings.solve(costs.blocks, costs.bound)
-        N = sum(P * R for P, R in self.problems.blocks)
-        return SinKDTerm(solution.cost(costs.zero), N, self.problems.count, solution, costs.width_N)
+    solution = settings.solve(costs.blocks, costs.bound)
+    N = sum(P * R for P, R in problems.blocks)
+    return SinKDTerm(solution.cost(costs.zero), N, problems.count, solution.plans, solution.sizes, costs.width_N)
 
 
 def sinkd_term(
@@ -150,6 +82,7 @@ def sinkd_term(
     verbalizer_ids: Tensor | Sequence[int] | None = None,
     regression: bool = False,
     group_seed: int = 0,
+    group_N: Tensor | None = None,
 ) -> SinKDTerm:
     """Sinkhorn distance between the student's and the teacher's rows (SinKD, arXiv:2402.17110).
 
@@ -180,20 +113,24 @@ def sinkd_term(
             cost is `2 |s_i - t_j|` (`l1`), in [0, 2] for predictions in [0, 1] as it is for distributions.
         group_seed (`int`, *optional*, defaults to `0`):
             Of the random groups that problems of more than `transport_group_size` rows are cut into.
+        group_N (`Tensor`, *optional*):
+            Integer `[N]`: the group of each row, for the scope `"group"`.
 
     Returns:
         [`SinKDTerm`]
 
     Raises:
-        `ValueError`: for shapes that do not match, a vocabulary of one id, verbalizers that are wanted and missing,
-        repeated, fewer than two or outside of the vocabulary, and whatever [`TopKSignal`] refuses.
+        `ValueError`: for shapes that do not match, groups that are wanted and missing, a vocabulary of one id,
+        verbalizers that are wanted and missing, repeated, fewer than two or outside of the vocabulary, and whatever
+        [`TopKSignal`] refuses.
     """
     settings = settings or TransportSettings()
     signal = as_signal(teacher)
     _check(student, signal, example_N, position_N, regression)
     ids_K = settings.kept_ids(verbalizer_ids, regression, vocabulary_of(student), rows_of(student).device)
-    problem = BatchProblem(signal, settings, example_N, position_N, ids_K, group_seed)
-    return problem.term(transport_costs(student, problem.request, regression))
+    problems = settings.problems(example_N, position_N, group_N, group_seed)
+    request = TransportRequest(restricted(signal, ids_K), problems.pairing, settings, ids_K)
+    return solved_term(transport_costs(student, request, regression), problems, settings)
 
 
 def _check(student: Tensor | HeadOf, signal: Signal, example_N: Tensor, position_N: Tensor, regression: bool) -> None:

@@ -1,8 +1,8 @@
-"""Entropic optimal transport between two uniform sets, with three gradients.
+"""Entropic optimal transport between two sets, with three gradients.
 
 Shape suffixes: N rows, M columns; every tensor may have leading dimensions, one transport problem each.
 
-The problem (SinKD, arXiv:2402.17110; Cuturi, arXiv:1306.0895), with a = 1/N, b = 1/M:
+The problem (SinKD, arXiv:2402.17110; Cuturi, arXiv:1306.0895), with a = 1/N, and b = 1/M or given:
 
     P = argmin <P, C> + epsilon KL(P | a b^T)      subject to   P 1 = a,   P^T 1 = b
 
@@ -116,8 +116,10 @@ def sinkhorn(
     row_mask: Tensor | None = None,
     column_mask: Tensor | None = None,
     cost_bound: float | None = None,
+    column_weights: Tensor | None = None,
 ) -> TransportPlan:
-    """Solves one or many entropic transport problems with uniform marginals of total mass 1.
+    """Solves one or many entropic transport problems with marginals of total mass 1: uniform, but for
+    `column_weights`.
 
     Each iteration normalises the rows, then the columns (the published order), so that the columns of the
     plan are exact and `row_error` says how far it is from converged.
@@ -152,6 +154,9 @@ def sinkhorn(
             What no entry of the cost is above in absolute value, but for rounding: 2 for the costs of distributions.
             It decides how the iterations are computed; a cost far above it may give NaN. By default the cost is looked
             at, for which the CPU waits for a GPU.
+        column_weights (`Tensor`, *optional*):
+            `[..., M]`, finite and at least 0: the columns' masses, up to a factor. A column of weight 0 takes no part.
+            Default: equal.
 
     Returns:
         [`TransportPlan`]
@@ -166,15 +171,23 @@ def sinkhorn(
     if cost_bound is not None and not cost_bound >= 0:
         raise ValueError(f"cost_bound must be None or at least 0, got {cost_bound}.")
     cost = full_precision(cost_NM)
-    if row_mask is None and column_mask is None and cost.numel():
+    if row_mask is None and column_mask is None and column_weights is None and cost.numel():
         a, b = cost.new_full((), 1 / cost.shape[-2]), cost.new_full((), 1 / cost.shape[-1])
     else:
         rows = _mask("row_mask", row_mask, cost, cost.shape[:-1])
         columns = _mask("column_mask", column_mask, cost, (*cost.shape[:-2], cost.shape[-1]))
+        if column_weights is not None:
+            if column_weights.shape != columns.shape:
+                raise ValueError(
+                    f"column_weights must be of shape {tuple(columns.shape)} for a cost of shape "
+                    f"{tuple(cost.shape)}, got {tuple(column_weights.shape)}."
+                )
+            columns = columns & (column_weights > 0)
         # Rows that have no column to go to, or the reverse, are an empty problem.
         rows, columns = rows & columns.any(dim=-1, keepdim=True), columns & rows.any(dim=-1, keepdim=True)
         cost = cost.masked_fill(~(rows[..., :, None] & columns[..., None, :]), 0)
-        a, b = _uniform(rows, cost.dtype), _uniform(columns, cost.dtype)
+        masses = columns if column_weights is None else column_weights * columns
+        a, b = _shares(rows, cost.dtype), _shares(masses, cost.dtype)
     whole_path = gradient == "unrolled" and cost.requires_grad and torch.is_grad_enabled()
     with torch.no_grad(), no_autocast(cost):
         path, ran = _solve(cost.detach(), epsilon, iterations, threshold, gradient, a, b, cost_bound, whole_path)
@@ -238,9 +251,11 @@ def _largest(cost: Tensor) -> float:
     return float(max(high, 0) - min(low, 0))
 
 
-def _uniform(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uniform weights over the True entries, `[..., 1, N]`; 0 elsewhere."""
-    return (mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)).to(dtype).unsqueeze(-2)
+def _shares(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights, or a mask's True entries, that sum to 1, `[..., 1, N]`; all 0 where there is none."""
+    weights = weights.to(dtype)
+    total = weights.sum(dim=-1, keepdim=True)
+    return (weights / total.where(total > 0, 1)).unsqueeze(-2)
 
 
 def _mask(name: str, mask: Tensor | None, cost: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -231,7 +231,7 @@ def test_a_derivative_by_autograd_is_the_closed_form(name: str, absent: bool) ->
 def test_a_new_divergence_is_a_function_and_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     s, t, labels = logits(4, 9), logits(4, 9, seed=1), torch.tensor([0, 8, 3, 3])
     monkeypatch.setitem(DIVERGENCES, "hellinger", Divergence(by_autograd(hellinger), 2, merging_lowers=True))
-    monkeypatch.setattr("sinkd_llm.objectives.mixture.DIVERGENCE_CHOICES", (*DIVERGENCES, "none"))
+    monkeypatch.setattr("sinkd_llm.objectives.objective_settings.DIVERGENCE_CHOICES", (*DIVERGENCES, "none"))
     objective = DistillationObjective(alpha=1.0, divergence="hellinger", temperature=3.0, sinkhorn_weight=0.0)
     where = {"example_N": torch.arange(4), "position_N": torch.zeros(4).long()}
 

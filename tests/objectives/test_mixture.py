@@ -14,13 +14,16 @@ from sinkd_llm.objectives import (
     TERMS,
     DistillationObjective,
     TopKSignal,
+    TransportedSettings,
     TransportSettings,
     cross_entropy,
     mixture,
     sinkd_term,
     temperature_factor,
 )
-from sinkd_llm.objectives.sinkd import BatchProblem
+from sinkd_llm.objectives.comparison import Costs
+from sinkd_llm.objectives.problems import Problems
+from sinkd_llm.objectives.sinkd import SinKDTerm, solved_term
 from sinkd_llm.optimal_transport import GRADIENTS
 from tests.support import naive
 
@@ -169,12 +172,11 @@ def test_diagnostics() -> None:
 def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    class Spy(BatchProblem):
-        def __init__(self, signal: Any, settings: TransportSettings, *args: Any) -> None:
-            seen.update(settings=settings, ids=args[2], group_seed=args[3])
-            super().__init__(signal, settings, *args)
+    def spy(costs: Costs, problems: Problems, settings: TransportSettings) -> SinKDTerm:
+        seen.update(settings=settings, problems=problems)
+        return solved_term(costs, problems, settings)
 
-    monkeypatch.setattr(mixture, "BatchProblem", Spy)
+    monkeypatch.setattr(mixture, "solved_term", spy)
     settings = {
         "sinkhorn_temperature": 1.5,
         "sinkhorn_epsilon": 0.2,
@@ -186,10 +188,11 @@ def test_every_setting_reaches_the_sinkd_term(monkeypatch: pytest.MonkeyPatch) -
         "vocabulary": "verbalizers",
         "transport_group_size": 4,
     }
-    DistillationObjective(**settings)(logits(0), logits(1), LABELS, **WHERE, verbalizer_ids=[1, 2], group_seed=5)
+    objective = DistillationObjective(**settings)
+    objective(logits(0), logits(1), LABELS, **WHERE, verbalizer_ids=[1, 2], group_seed=5)
     assert {name: value for name, value in asdict(seen["settings"]).items() if name[0] != "_"} == settings
-    assert seen["ids"].tolist() == [1, 2]
-    assert seen["group_seed"] == 5
+    expected = seen["settings"].problems(WHERE["example_N"], WHERE["position_N"], seed=5)
+    assert torch.equal(seen["problems"].key_N, expected.key_N)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +268,11 @@ def test_factors() -> None:
 
 
 def test_what_is_given_has_the_names_that_are_announced() -> None:
-    top_k = TopKSignal.from_logits(logits(1), logits(1).topk(4, dim=-1).indices, [2.0])
+    top_k = TopKSignal.from_logits(logits(1), logits(1).topk(4, dim=-1).indices, [1.0, 2.0])
     outputs = [
-        DistillationObjective(divergence=name)(logits(0), teacher, LABELS, **WHERE, with_diagnostics=True)
+        DistillationObjective(divergence=name, transported=TransportedSettings(transported_weight=1.0))(
+            logits(0), teacher, LABELS, **WHERE, with_diagnostics=True
+        )
         for name in DIVERGENCES
         for teacher in (None, logits(1), top_k)
     ]

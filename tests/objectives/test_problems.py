@@ -38,7 +38,7 @@ def test_the_defaults_are_the_published_ones_wherever_there_are_any() -> None:
         ({"sinkhorn_epsilon": -0.1}, "sinkhorn_epsilon must be a positive number, got -0.1"),
         ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be at least 1, got 0"),
         ({"sinkhorn_threshold": -1e-3}, "sinkhorn_threshold must be None or at least 0"),
-        ({"transport_scope": "token"}, "transport_scope must be one of batch, position, sequence, got 'token'"),
+        ({"transport_scope": "token"}, "transport_scope must be one of batch, position, sequence, group, got 'token'"),
         ({"cost_norm": "l2"}, "cost_norm must be one of l1, sql2"),
         ({"sinkhorn_gradient": "exact"}, "sinkhorn_gradient must be one of unrolled, implicit, envelope"),
         ({"vocabulary": "some"}, "vocabulary must be one of full, verbalizers"),

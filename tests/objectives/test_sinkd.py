@@ -122,13 +122,13 @@ def test_scopes_only_pay_for_the_pairs_inside_a_problem(monkeypatch: pytest.Monk
     s, t = logits(24, 5), logits(24, 5, seed=1)
     term = sinkd_term(s, t, TransportSettings(transport_scope="sequence"), **where)
     assert shapes == [(3, 1, 1), (2, 3, 3), (1, 7, 7), (1, 8, 8)]
-    assert [plan.plan.shape for plan in term.solution.plans] == [(3, 1, 1), (2, 3, 3), (2, 8, 8)]
+    assert [plan.plan.shape for plan in term.plans] == [(3, 1, 1), (2, 3, 3), (2, 8, 8)]
 
 
 def test_padding_inside_a_solver_call_changes_nothing() -> None:
     s, t = logits(12, 5), logits(12, 5, seed=1)
     together = sinkd_term(s, t, TransportSettings(transport_scope="sequence"), **places([5, 7]))
-    assert together.solution.plans[0].plan.shape == (2, 7, 7)
+    assert together.plans[0].plan.shape == (2, 7, 7)
     first = sinkd_term(s[:5], t[:5], **places([5]))
     second = sinkd_term(s[5:], t[5:], **places([7]))
     torch.testing.assert_close(together.value, first.value + second.value)
@@ -192,7 +192,7 @@ def test_threshold_is_passed_on() -> None:
     s = logits(6, 8)
     settings = TransportSettings(sinkhorn_iterations=5000, sinkhorn_threshold=1e-4)
     term = sinkd_term(s, logits(6, 8, 1), settings, **places([6]))
-    assert term.solution.plans[0].iterations < 5000
+    assert term.plans[0].iterations < 5000
     assert term.row_error.item() <= 1e-4
 
 

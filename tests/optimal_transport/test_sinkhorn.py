@@ -478,3 +478,22 @@ def test_the_plan_is_not_computed_before_it_is_wanted() -> None:
     assert plan.value is plan.value
     assert "plan" not in vars(plan)
     assert plan.plan is plan.plan
+
+
+@pytest.mark.parametrize("scale", [0.1, 40.0])  # by scalings, and by logarithms
+def test_columns_of_given_weights_are_columns_that_come_so_often(scale: float) -> None:
+    cost, counts = scale * costs(2, 5, 3), torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 2.0]])
+    weighted = sinkhorn(cost, 0.5, 300, column_weights=7 * counts)
+    torch.testing.assert_close(weighted.plan.sum(dim=1), (counts / counts.sum(dim=1, keepdim=True)).to(cost.dtype))
+    for problem, times in enumerate(counts.long()):
+        repeated = sinkhorn(cost[problem].repeat_interleave(times, dim=1), 0.5, 300)
+        torch.testing.assert_close(weighted.value[problem], repeated.value)
+    assert weighted.column_error.max() < 1e-6
+    with pytest.raises(ValueError, match="column_weights must be of shape"):
+        sinkhorn(cost, column_weights=counts[0])
+
+
+def test_a_problem_without_any_weight_is_empty() -> None:
+    solved = sinkhorn(costs(2, 3, 3), column_weights=torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
+    assert solved.value[0] == 0
+    torch.testing.assert_close(solved.value[1], sinkhorn(costs(2, 3, 3)[1]).value)

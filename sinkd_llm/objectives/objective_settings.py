@@ -1,0 +1,160 @@
+"""The settings of the loss, what it is made of, and what it needs of the data."""
+
+from dataclasses import InitVar, dataclass, fields
+from functools import cached_property
+
+from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
+from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, LARGEST_TEMPERATURE, NO_DIVERGENCE
+from sinkd_llm.objectives.joint import SPANNING_SCOPES
+from sinkd_llm.objectives.problems import TransportSettings
+from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, SinKDTerm
+from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS
+from sinkd_llm.objectives.transported import TransportedTerm
+
+# Names of what the objective gives, as they are logged. The report has a label for each.
+CE, MSE, TEACHER_MSE, SINKHORN, TRANSPORTED = "ce", "mse", "teacher_mse", SinKDTerm.name, TransportedTerm.name
+TEACHER_ENTROPY, STUDENT_ENTROPY = "teacher_entropy", "student_entropy"
+TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN, TRANSPORTED)
+DIAGNOSTICS = (
+    *(f"{SINKHORN}/{name}" for name in SINKD_DIAGNOSTICS),
+    *(f"{TRANSPORTED}/{name}" for name in PLAN_DIAGNOSTICS),
+    *(TEACHER_ENTROPY, STUDENT_ENTROPY),
+)
+# Whether hidden states and heads are taken as they are, or logits are made of them first.
+FUSED = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """The settings of [`~sinkd_llm.objectives.DistillationObjective`], and what follows from them.
+
+    Args:
+        alpha (`float`, *optional*, defaults to `0.9`):
+            Weight of the divergence, in [0, 1]; CE has the rest.
+        divergence (`str`, *optional*, defaults to `"kl"`):
+            `"kl"`, `"rkl"`, `"js"`, `"tvd"` or `"none"`. Multiplied by
+            [`~sinkd_llm.objectives.temperature_factor`]: its weight means the same at every temperature.
+        temperature (`float`, *optional*, defaults to `2.0`):
+            Temperature of the divergence.
+        sinkhorn_weight (`float`, *optional*, defaults to `0.8`):
+            Weight of the mean transport cost of a supervised token; the paper's beta, on the scale that
+            docs/method.md converts.
+        sinkhorn_temperature, sinkhorn_epsilon, sinkhorn_iterations, sinkhorn_threshold, sinkhorn_gradient, cost_norm,
+        transport_scope, vocabulary, transport_group_size:
+            The SinKD term's settings, see [`TransportSettings`].
+        fused (`str`, *optional*, defaults to `"auto"`):
+            What becomes of hidden states with a head ([`HeadOf`]): `"auto"` and `"always"` walk over the vocabulary
+            without making logits `[N, V]` ([`~sinkd_llm.objectives.sweep`]), `"never"` makes them first. `"always"`
+            refuses a student that comes as logits. The results are the same.
+        transported ([`TransportedSettings`], *optional*):
+            The transported cross-entropy, see [`transported_term`], over the rows of `transport_scope` and the ids of
+            `vocabulary`. Default, and with `transported_weight` 0: there is none.
+
+    Raises:
+        `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
+    """
+
+    alpha: float = 0.9
+    divergence: str = "kl"
+    temperature: float = 2.0
+    sinkhorn_weight: float = 0.8
+    sinkhorn_temperature: float = TransportSettings.sinkhorn_temperature
+    sinkhorn_epsilon: float = TransportSettings.sinkhorn_epsilon
+    sinkhorn_iterations: int = TransportSettings.sinkhorn_iterations
+    sinkhorn_threshold: float | None = TransportSettings.sinkhorn_threshold
+    sinkhorn_gradient: str = TransportSettings.sinkhorn_gradient
+    cost_norm: str = TransportSettings.cost_norm
+    transport_scope: str = TransportSettings.transport_scope
+    vocabulary: str = TransportSettings.vocabulary
+    transport_group_size: int | None = TransportSettings.transport_group_size
+    fused: str = "auto"
+    transported: InitVar[TransportedSettings | None] = None
+
+    def __post_init__(self, transported: TransportedSettings | None) -> None:
+        object.__setattr__(self, "transported", transported)  # where `dataclasses.replace` looks
+        if self.fused not in FUSED:
+            raise ValueError(f"fused must be one of {', '.join(FUSED)}, got {self.fused!r}.")
+        if self.divergence not in DIVERGENCE_CHOICES:
+            raise ValueError(f"divergence must be one of {', '.join(DIVERGENCE_CHOICES)}, got {self.divergence!r}.")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a positive number, got {self.temperature}.")
+        if self.temperature > LARGEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature:g}, whose square is no number in fp32; give at most "
+                f"{LARGEST_TEMPERATURE:g}."
+            )
+        if not 0 <= self.sinkhorn_weight < float("inf"):
+            raise ValueError(f"sinkhorn_weight must be at least 0, got {self.sinkhorn_weight}.")
+        _ = self.transport_settings  # which checks them
+        if self.alpha == 1 and not self.has_divergence:
+            if self.sinkhorn_weight == 0 and self.transported_settings is None:
+                raise ValueError(
+                    "alpha=1, divergence='none' and sinkhorn_weight=0 leave nothing to minimise; lower alpha to "
+                    "train on the labels, or choose a divergence."
+                )
+            if self.transported_settings is not None and (lacks := self.lacks(labels=True)) is not None:
+                raise ValueError(lacks)
+
+    @cached_property
+    def transport_settings(self) -> TransportSettings:
+        """The settings of the SinKD term."""
+        return TransportSettings(
+            **{setting.name: getattr(self, setting.name) for setting in fields(TransportSettings) if setting.init}
+        )
+
+    @cached_property
+    def transported_settings(self) -> TransportedSettings | None:
+        """The settings of the transported cross-entropy, or `None` where it is not computed."""
+        given: TransportedSettings | None = self.__dict__["transported"]
+        return given if given is not None and given.transported_weight > 0 else None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the loss depends on the teacher; if not, its forward can be spared."""
+        return self.alpha > 0 or self.sinkhorn_weight > 0 or self.transported_settings is not None
+
+    @property
+    def spans(self) -> bool:
+        """Whether there are transport problems that could reach beyond a micro-batch of one device."""
+        return self.transports and self.transport_scope in SPANNING_SCOPES
+
+    @property
+    def terms_of_pairs(self) -> tuple[str, ...]:
+        """The terms in use that take teacher row i for the teacher's word on row i of the student: with the teacher's
+        rows of a group in any order they would teach wrong pairs."""
+        moved = self.transported_settings
+        divergence = (self.divergence,) if self.has_divergence else ()
+        return (*divergence, TRANSPORTED) if moved is not None and moved.uses_pairs else divergence
+
+    def lacks(self, *, labels: bool) -> str | None:
+        """
+        Why the student could not learn which class is which, or `None` where it can.
+
+        Args:
+            labels (`bool`): whether any row has a label.
+        """
+        if (labels and self.alpha < 1) or self.terms_of_pairs:
+            return None
+        free, moved = [SINKHORN] if self.sinkhorn_weight > 0 else [], self.transported_settings
+        if moved is not None and moved.transported_coupling != PROPORTION:
+            free.append(TRANSPORTED)  # the mean of a group says how much it has of each class
+        if not free:
+            return None
+        return (
+            f"Nothing beside {' and '.join(free)} says which class is which: it matches sets of rows, and a plan that "
+            "begins with a student who knows no class may give each class another one's rows. Learn from some labels "
+            "too (alpha below 1), from a divergence between pairs, or from pairs that mostly hold (transported_anchor "
+            "below 1)."
+        )
+
+    @property
+    def transports(self) -> bool:
+        """Whether there is a transport term."""
+        return self.sinkhorn_weight > 0 or self.transported_settings is not None
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether there is a divergence between pairs."""
+        return self.alpha > 0 and self.divergence != NO_DIVERGENCE
