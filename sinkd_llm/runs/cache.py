@@ -1,10 +1,14 @@
 """`cache`: run a teacher once over the training rows of a recipe and keep what the losses need."""
 
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
@@ -17,7 +21,7 @@ from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, run_inputs, 
 from sinkd_llm.runs.scorer import Scorer
 from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.runs.training import apply_model_arguments
-from sinkd_llm.terminal import progress, say
+from sinkd_llm.terminal import is_main_process, progress, say
 from sinkd_llm.training.processes import launched_processes
 
 if TYPE_CHECKING:
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     from sinkd_llm.teachers.cache.manifest import Manifest, TeacherIdentity
     from sinkd_llm.teachers.cache.writer import CacheWriter
     from sinkd_llm.training.config import SinKDConfig
+
+# Rows without a label that a teacher is examined on: its answers to so many say how sharp it is.
+_EXAMINED_WITHOUT_LABEL = 10_000
 
 
 @dataclass
@@ -72,12 +79,12 @@ def run_cache(
             "--teacher_model_name_or_path is missing: the model to cache; or give a --teacher_url, a --teacher_file, "
             "or caches to --merge."
         )
-    if launched_processes() > 1:
-        raise InputError("'sinkd cache' runs in one process; start it without torchrun, accelerate or deepspeed.")
     from sinkd_llm.models.quantisation import is_quantised
     from sinkd_llm.training.pair import default_tokenizer, load_teacher
 
-    _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
+    _check_processes(training_args)
+    if is_main_process():  # the others would find what it has begun
+        _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
     data = load_run_data(task_args, training_args.sample_seed)
     if training_args.teacher_model_name_or_path is None:
         return _cache_answers(folder, data, training_args, cache_args)
@@ -87,7 +94,7 @@ def run_cache(
     if not is_quantised(model):
         model.to(training_args.device)
     tokenizer = default_tokenizer(model_args.model_name_or_path, model, training_args)
-    with no_empty_folder(folder):
+    with no_empty_folder(folder) if is_main_process() else nullcontext():
         return write_cache(folder, model, tokenizer, data, training_args, cache_args)
 
 
@@ -97,11 +104,22 @@ def _cache_answers(
     """Of a server or a file."""
     from sinkd_llm.runs.asking import cache_answers
 
-    started = time.perf_counter()
-    with no_empty_folder(folder):
-        manifest = cache_answers(
+    return _by_one_process(
+        folder,
+        lambda: cache_answers(
             folder, data, training_args, score=cache_args.score_teacher, overwrite=cache_args.overwrite
-        )
+        ),
+    )
+
+
+def _by_one_process(folder: Path, write: "Callable[[], Manifest]") -> CacheResult:
+    """A cache that the first process of a launch writes alone, while the others wait."""
+    from sinkd_llm.teachers.cache.together import first_alone, patient_ranks
+
+    started = time.perf_counter()
+    ranks = patient_ranks()
+    with no_empty_folder(folder) if is_main_process() else nullcontext():
+        manifest = first_alone(ranks, write)
     return CacheResult(folder, manifest, 0, time.perf_counter() - started, None)
 
 
@@ -117,17 +135,30 @@ def _merge(folder: Path, data: RunData, training_args: "SinKDConfig", cache_args
             f"--merge and --output {folder} name one folder twice; give each cache once, and another folder for what "
             "is made of them."
         )
-    started = time.perf_counter()
-    with no_empty_folder(folder):
-        manifest = merge_caches(
+    return _by_one_process(
+        folder,
+        lambda: merge_caches(
             folder,
             data,
             caches,
             weights=cache_args.merge_weights,
             by=cache_args.merge_by,
             overwrite=cache_args.overwrite,
+        ),
+    )
+
+
+def _check_processes(training_args: "SinKDConfig") -> None:
+    """Each process of a launch runs the whole teacher over rows of its own."""
+    sharded = [name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if training_args.deepspeed is not None and not sharded:
+        sharded = ["DEEPSPEED"]
+    if sharded and launched_processes() > 1:
+        raise InputError(
+            f"'sinkd cache' was launched with {sharded[0]}, and here each process holds the whole teacher and caches "
+            "rows of its own; launch it with --accelerate_config ddp (or cpu). A teacher that is too large for one "
+            "device runs in one process, with --teacher_load_in_4bit, or on a server that --teacher_url names."
         )
-    return CacheResult(folder, manifest, 0, time.perf_counter() - started, None)
 
 
 def _check_folder(folder: Path, inputs: Iterable[Input]) -> None:
@@ -144,7 +175,7 @@ def write_cache(
     folder: Path, model: Any, tokenizer: Any, data: RunData, training_args: "SinKDConfig", cache_args: CacheArguments
 ) -> CacheResult:
     """
-    As [`run_cache`], for a teacher and rows that are loaded already.
+    As [`run_cache`], for a teacher and rows that are loaded already. Of a launch, all processes call it.
 
     Args:
         folder (`Path`): of the cache.
@@ -153,12 +184,14 @@ def write_cache(
         data ([`RunData`]): the rows; those for evaluation score the teacher.
         training_args, cache_args: as for [`run_cache`].
     """
+    from sinkd_llm.distributed import Ranks
     from sinkd_llm.inputs.dataset import tokenize_dataset
     from sinkd_llm.inputs.reading import Reading
     from sinkd_llm.runs.examining import examine_cache
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.teachers.cache.identity import tokenizer_hash
     from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity
+    from sinkd_llm.teachers.cache.together import in_step
     from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
     from sinkd_llm.training.prepare import read_rows
     from sinkd_llm.training.signal import own_tokenizer, signal_to_cache
@@ -172,7 +205,8 @@ def write_cache(
         tokenizer = theirs
     teacher = LocalTeacher(model, choices=training_args.choice_normalisation if signal.over_choices else None)
     read = read_rows(model, None, tokenizer, training_args, over_choices=signal.over_choices)
-    features = tokenize_dataset(data.train, read.tokenize, num_proc=training_args.dataset_num_proc)
+    with training_args.main_process_first(desc="tokenising"):
+        features = tokenize_dataset(data.train, read.tokenize, num_proc=training_args.dataset_num_proc)
     ordered = RowOrder(features)
     layout = _layout(teacher, data, read.tokenize, training_args, cache_args)
     width = layout.vocabulary_size if layout.temperatures else 0
@@ -191,13 +225,15 @@ def write_cache(
     manifest = Manifest(
         _identity(teacher, layout, data, training_args), rows, layout, tail_at=tail_at, versions=versions()
     )
-    with CacheWriter(folder, manifest, ordered, overwrite=cache_args.overwrite) as writer:
+    ranks = Ranks.of()
+    with CacheWriter(folder, manifest, ordered, overwrite=cache_args.overwrite, ranks=ranks) as writer:
         before, started = writer.done, time.perf_counter()
         if not writer.manifest.complete:
             if before:
                 say(f"Going on after {before} examples that are cached already")
             with progress(f"Caching {len(features)} examples of {data.name}") as on_progress:
-                write_rows(writer, teacher, features, read.collate, training_args, on_progress)
+                work = write_rows(writer, teacher, features, read.collate, training_args)
+                in_step(work, ranks, training_args.device, lambda done: on_progress(before + done, len(features)))
         seconds = time.perf_counter() - started
         scorer = None
         if not writer.manifest.complete:
@@ -205,8 +241,8 @@ def write_cache(
             scorer = Scorer(data, tokenizer, training_args, by_name=signal.over_choices)
             writer.finish(scorer.record(teacher.model, size) if cache_args.score_teacher else None)
         manifest = writer.manifest
-    if signal.over_choices and scorer is not None:
-        examine_cache(data, folder, scorer, training_args)
+    if signal.over_choices and scorer is not None and is_main_process():
+        examine_cache(_examined(data), folder, scorer, training_args)
     objective = training_args.objective()
     coarse = objective.sinkhorn_weight > 0 and objective.vocabulary == "full" and not layout.names_all_ids
     warning = manifest.width_warning(objective.sinkhorn_temperature, training_args.cache_tolerance) if coarse else None
@@ -214,16 +250,34 @@ def write_cache(
 
 
 def write_rows(
-    writer: "CacheWriter", teacher: "LocalTeacher", features: "Dataset", collator: Any, args: "SinKDConfig", seen: Any
-) -> None:
-    """Run the teacher over the rows that the writer still wants, `per_device_eval_batch_size` at a time."""
+    writer: "CacheWriter", teacher: "LocalTeacher", features: "Dataset", collator: Any, args: "SinKDConfig"
+) -> Iterator[int]:
+    """
+    Runs the teacher over the rows that the writer still wants of this process, `per_device_eval_batch_size` at a time.
+
+    Yields:
+        `int`: after each batch, how many rows are added.
+    """
+    before = writer.added
     for rows in writer.batches(args.per_device_eval_batch_size):
         columns = features[rows]
         batch = collator([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
         batch = {name: x.to(args.device) if hasattr(x, "to") else x for name, x in batch.items()}
         supervised = teacher.supervised_rows(batch)
         writer.add(rows, supervised.logits_NV, supervised.example_N)
-        seen(writer.added, len(features))
+        yield writer.added - before
+
+
+def _examined(data: RunData) -> RunData:
+    """The rows that a teacher is examined on: all labelled ones, and of the others a sample that fits into memory."""
+    from sinkd_llm.tasks.unlabelled import without_label
+
+    unlabelled = without_label(data.train)
+    others = np.flatnonzero(unlabelled)
+    if len(others) <= _EXAMINED_WITHOUT_LABEL:
+        return data
+    drawn = np.random.default_rng(0).choice(others, _EXAMINED_WITHOUT_LABEL, replace=False)
+    return replace(data, train=data.train.select(np.sort(np.concatenate([np.flatnonzero(~unlabelled), drawn]))))
 
 
 def _folder(training_args: "SinKDConfig", cache_args: CacheArguments) -> Path:

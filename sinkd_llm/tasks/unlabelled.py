@@ -6,6 +6,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from sinkd_llm.errors import InputError
 from sinkd_llm.row_files import BY_SUFFIX, Rows, not_empty, read_csv, read_text, read_tsv
 from sinkd_llm.tasks.loading import SPLIT_KEYS, csv_options, with_columns, with_types
@@ -19,6 +21,8 @@ _SUFFIXES = (".txt", *BY_SUFFIX)
 # Of the rows that are compared at a time.
 _AT_ONCE = 10_000
 _NAMED = 5
+# Stands for the label in a column of labels.
+NO_LABEL = -1
 
 
 def find_file(path: str | Path, task_file: Path) -> Path:
@@ -167,6 +171,19 @@ def own_ids(rows: Rows, task: str) -> list[str | None]:
                 "another, or call the column otherwise."
             )
     return ids
+
+
+def without_label(rows: "datasets.Dataset") -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """
+    Which rows have no label.
+
+    Args:
+        rows (`datasets.Dataset`): of a task; of one without choices no row has a label to lack.
+    """
+    if "label" not in rows.column_names:
+        return np.zeros(len(rows), bool)
+    mask: np.ndarray[Any, np.dtype[np.bool_]] = np.asarray(rows.with_format("numpy")["label"][:]) == NO_LABEL
+    return mask
 
 
 class Repeated(NamedTuple):

@@ -38,7 +38,8 @@ class MixedRows(Sampler[int]):
     on from a checkpoint.
 
     Args:
-        is_labelled (sequence of `bool`): of each row. Where all or none have a label, an epoch shows each row once.
+        is_labelled (sequence or array of `bool`): of each row. Where all or none have a label, an epoch shows each row
+            once.
         lengths (sequence of `int`, *optional*): tokens of each row. By default lengths are not looked at.
         batch (`int`): rows of a batch, 1 or more: consecutive ones of the order.
         unlabelled_ratio (`float`): the share of rows without a label in a batch, from 0 (none is shown) to 1 (only
@@ -51,7 +52,7 @@ class MixedRows(Sampler[int]):
 
     def __init__(
         self,
-        is_labelled: Sequence[bool],
+        is_labelled: "Sequence[bool] | np.ndarray[Any, np.dtype[np.bool_]]",
         lengths: Sequence[int] | None,
         batch: int,
         unlabelled_ratio: float,
@@ -170,10 +171,11 @@ def mixed_rows(rows: Any, args: "SinKDConfig", with_answers: bool) -> MixedRows:
     Raises:
         InputError: for rows that all have labels because nothing else could be compared.
     """
-    if LABELS not in rows.column_names or IGNORE_INDEX not in rows[LABELS][:]:
+    labels = np.asarray(rows.with_format("numpy")[LABELS][:]) if LABELS in rows.column_names else np.zeros(0)
+    labelled = labels != IGNORE_INDEX
+    if labelled.all():
         raise InputError("unlabelled_ratio is set, but all rows have labels; give rows without, or leave it out.")
     grouped = args.train_sampling_strategy == "group_by_length"
-    labelled = [label != IGNORE_INDEX for label in rows[LABELS]]
     batch = args.train_batch_size * args.world_size
     lengths = row_lengths(rows, with_answers) if grouped else None
     return MixedRows(labelled, lengths, batch, float(args.unlabelled_ratio or 0), args.sample_seed)

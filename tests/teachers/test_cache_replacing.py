@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sinkd_llm import files
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers import CachedTeacher
-from sinkd_llm.teachers.cache import writer as writing
+from sinkd_llm.teachers.cache import folder as replacing
 from sinkd_llm.teachers.cache.arrays import file_checksum
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
 from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
@@ -52,7 +52,7 @@ def test_a_kill_at_every_rename_of_the_replacement_loses_nothing(
     write(tmp_path / "new", features(9))
     whole, rename = contents(tmp_path / "new"), CrashingRename()
     monkeypatch.setattr(files.os, "replace", rename)
-    assert writing.os is files.os
+    assert replacing.os is files.os
     for at in range(1, 40):
         folder, rename.count, rename.at = tmp_path / str(at), 0, at
         shutil.copytree(tmp_path / "old", folder)

@@ -15,9 +15,10 @@ from datasets import Dataset
 from sinkd_llm import files
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers.cache.arrays import map_arrays
+from sinkd_llm.teachers.cache.folder import remove_cache
 from sinkd_llm.teachers.cache.layout import CacheLayout
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
-from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder, remove_cache
+from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
 from tests.support import naive
 from tests.support.caches import (
     TOP_K,
@@ -92,6 +93,12 @@ def run(pipe):
             writer.finish()
     os._exit(0)
 
+def recorded():
+    try:
+        return (folder / "manifest.json").read_text().count("shard-")
+    except FileNotFoundError:
+        return 0
+
 ends = []
 while not ends or ends[-1] != 0:
     reader, pipe = os.pipe()
@@ -101,9 +108,10 @@ while not ends or ends[-1] != 0:
     os.close(pipe)
     started = int(os.fdopen(reader).readline())
     if len(ends) < 10:
-        # It is killed behind its first write, however slow the machine is.
-        before, late = os.listdir(folder), time.time() + 20
-        while os.listdir(folder) == before and time.time() < late and len(before) < 33:
+        # It is killed after its first write, or after its first record, however slow the machine is.
+        look = (lambda: os.listdir(folder)) if len(ends) % 2 else recorded
+        before, late = look(), time.time() + 20
+        while look() == before and time.time() < late and len(os.listdir(folder)) < 33:
             time.sleep(0.0005)
         time.sleep(chance.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ class Manifest:
     Args:
         teacher, rows, layout: what it is the cache of; a difference makes it another cache.
         shards (`list[dict]`): of each file of rows its name, length, checksum, the examples `[start, stop)` in
-            caching order, its tokens, and its sums of tail masses.
+            caching order, its tokens, and its sums of tail masses. In the order of their examples; while the cache is
+            being written, examples may be missing anywhere.
         index (`dict`, *optional*): the file that says where an example's rows are. Written last.
         tail_at (`list[int]`): the K at which tail masses are sampled.
         teacher_score (`dict`, *optional*): the teacher's row of the results table, and what it predicted.
@@ -74,6 +75,23 @@ class Manifest:
     @property
     def complete(self) -> bool:
         return self.index is not None
+
+    @property
+    def done(self) -> int:
+        """Examples that are in its shards."""
+        return sum(shard["stop"] - shard["start"] for shard in self.shards)
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """The examples `[start, stop)` in caching order that are in none of its shards."""
+        edges = [0, *(edge for shard in self.shards for edge in (shard["start"], shard["stop"])), self.rows.examples]
+        return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+    def add_shards(self, records: Iterable[dict[str, Any]]) -> None:
+        """Adds records of shards at their places; a record of examples that it has already is left out."""
+        for record in sorted(records, key=lambda record: int(record["start"])):
+            if any(start <= record["start"] and record["stop"] <= stop for start, stop in self.gaps()):
+                self.shards.append(record)
+                self.shards.sort(key=lambda shard: int(shard["start"]))
 
     @property
     def tokens(self) -> int:
@@ -138,23 +156,23 @@ class Manifest:
             found += [f"{part}.{key}: {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
         return found
 
-    def save(self, folder: Path) -> None:
-        """Replaces the manifest of `folder` as a whole."""
+    def save(self, folder: Path, name: str = MANIFEST) -> None:
+        """Replaces the manifest of `folder`, or a part of it under another name, as a whole."""
         content = {"format": FORMAT, "complete": self.complete, **asdict(self)}
-        write_whole(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_whole(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
         """
-        The manifest of `folder`.
+        The manifest of `folder`, or a part of it under another name.
 
         Raises:
             InputError: if there is none, or it is not one that this version writes.
         """
-        path = folder / MANIFEST
+        path = folder / name
         if not path.is_file():
             raise InputError(
-                f"{folder} is no teacher cache: it has no {MANIFEST}. 'sinkd cache --config recipe.yaml --output "
+                f"{folder} is no teacher cache: it has no {name}. 'sinkd cache --config recipe.yaml --output "
                 f"{folder}' writes one."
             )
         try:
@@ -222,20 +240,20 @@ def _check(content: Mapping[str, Any]) -> None:
             raise ValueError(f"layout.{name} is {layout[name]!r}")
     _check_list("tail_at", content["tail_at"], int)
     _check_list("shards", content["shards"], dict)
-    stop = 0
+    stop = held = 0
     for number, shard in enumerate(content["shards"]):
         _check_fields("shard", shard)
-        if shard["start"] != stop or not stop <= shard["stop"] <= content["rows"]["examples"]:
+        if not stop <= shard["start"] < shard["stop"] <= content["rows"]["examples"]:
             raise ValueError(f"shard {number} holds the examples {shard['start']} to {shard['stop']}")
-        stop = shard["stop"]
+        stop, held = shard["stop"], held + shard["stop"] - shard["start"]
         _check_list("tail_sums", shard["tail_sums"], _NUMBER, len(temperatures))
         _check_list("sampled_tail_sums", shard["sampled_tail_sums"], list, len(temperatures))
         for sums in shard["sampled_tail_sums"]:
             _check_list("sampled_tail_sums", sums, _NUMBER, len(content["tail_at"]))
     if content["index"] is not None:
         _check_fields("index", content["index"])
-        if stop != content["rows"]["examples"]:
-            raise ValueError(f"its shards end at example {stop} of {content['rows']['examples']}")
+        if held != content["rows"]["examples"]:
+            raise ValueError(f"its shards hold {held} of {content['rows']['examples']} examples")
     if not isinstance(content["versions"], dict):
         raise ValueError("versions is no mapping")
     score = content["teacher_score"]

@@ -1,14 +1,17 @@
-"""Writing a cache: shard by shard, so that a killed run goes on where its last whole shard ends.
+"""Writing a cache: shard by shard, so that a killed run goes on where its last whole shards end.
+
+On several processes each writes shards of its own spans of the rows, and keeps their records in a part of the manifest
+of its own; the first process takes the parts over into the manifest.
 
 Shape suffixes: N supervised tokens of a batch, V vocabulary.
 """
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,21 +20,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
-from sinkd_llm.locks import LOCK_FILES, folder_lock
+from sinkd_llm.locks import folder_lock
 from sinkd_llm.teachers.cache.arrays import problem_of_file, write_arrays
+from sinkd_llm.teachers.cache.folder import (
+    INDEX,
+    NEW,
+    PARTS,
+    drop_leftovers,
+    finish_replacing,
+    refuse_other_files,
+    replace_cache,
+)
 from sinkd_llm.teachers.cache.identity import row_prints
 from sinkd_llm.teachers.cache.layout import Arrays
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest
+from sinkd_llm.teachers.cache.together import first_alone
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-INDEX = "index.safetensors"
-# Where the successor of a cache is written, inside its folder, until it is whole.
-NEW = ".new"
 SHARD_BYTES = 32 * 2**20
 SHARD_EXAMPLES = 8192
+# Of each process, where several write: rows are sorted by length, and the processes should get as many tokens each.
+_SPANS = 8
 # Rows of a batch whose whole distribution is sorted, to say what another K would keep.
 _SAMPLED_ROWS = 4
 
@@ -49,17 +62,16 @@ class RowOrder:
     """
 
     def __init__(self, features: "Dataset", present: "np.ndarray[Any, Any] | None" = None) -> None:
-        parts = list(row_prints(features))
         digest = hashlib.blake2b(digest_size=16)
-        for part in parts:
+        parts = []
+        for part in row_prints(features):
             digest.update(part.keys.tobytes() + part.prints.tobytes())
+            parts.append((part.keys, part.prints, part.counts, part.lengths))  # without names, which are long
         self.hash = digest.hexdigest()
-        self.keys, self.prints, self.counts = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "prints", "counts")
-        )
+        self.keys, self.prints, self.counts, lengths = map(np.concatenate, zip(*parts, strict=True))
         if present is not None:
             self.counts = present.astype(np.int64)
-        self.order = np.argsort(-np.concatenate([part.lengths for part in parts]), kind="stable")
+        self.order = np.argsort(-lengths, kind="stable")
         self._refuse_repeated(features)
 
     def index(self) -> Arrays:
@@ -90,6 +102,9 @@ class CacheWriter:
     """
     Writes one cache; a context that holds its folder's lock.
 
+    With `ranks`, all of them enter it, add their batches, and call `finish`, in the same order. What they wrote is the
+    same as one process would have written, but for where shards end: the batches are the same.
+
     Args:
         folder (`Path`): new, empty, or with an unfinished cache of the same identity, which is continued.
         manifest ([`Manifest`]): the identity; its shards are the shards of the folder, if there are any.
@@ -97,9 +112,11 @@ class CacheWriter:
         shard_bytes (`int`): a shard is closed at this size.
         overwrite (`bool`, *optional*, defaults to `False`): whether to replace the cache that is in `folder`. It
             stays until the new one is whole.
+        ranks ([`Ranks`], *optional*): the processes that write it together, to one file system. Default: this one
+            alone.
 
     Raises:
-        InputError: if the folder holds another cache or other files, or another process writes to it.
+        InputError: if the folder holds another cache or other files, or another process writes to it; on all ranks.
     """
 
     def __init__(
@@ -109,38 +126,47 @@ class CacheWriter:
         ordered: RowOrder,
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.folder, self.manifest, self.ordered, self.shard_bytes = folder, manifest, ordered, shard_bytes
-        self.overwrite = overwrite
+        self.overwrite, self.ranks = overwrite, ranks
+        self._rank, self._processes = (ranks.index, ranks.count) if ranks else (0, 1)
         self._final = folder
+        self._part = manifest  # where this process records its shards
         self._began = False
         self._buffer: list[Arrays] = []
-        self._examples = self._bytes = 0
+        self._start = self._examples = self._bytes = 0
         self._sums = self._new_sums()
 
     def __enter__(self) -> "CacheWriter":
-        refuse_other_files(self._final)
         with ExitStack() as held:
-            held.enter_context(folder_lock(self._final, "wait, or give another folder"))
-            _finish_replacing(self._final, self.manifest)
-            if self.overwrite and (self._final / MANIFEST).exists():
-                self.folder = self._final / NEW
-                self._drop_another_successor()
-                self.folder.mkdir(exist_ok=True)
-            self._continue()
+            self.folder, self.manifest = first_alone(self.ranks, lambda: self._open(held))
             self._held = held.pop_all()
+        self._part = self.manifest if self._rank == 0 else replace(self.manifest, shards=[], index=None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and self._began and not self.done:
+        if isinstance(error, Exception) and self._began and not self.done and not any(self.folder.glob(PARTS)):
             # Nothing was cached, so that nothing is left, neither.
             with suppress(OSError):
                 (self.folder / MANIFEST).unlink(missing_ok=True)
                 if self.folder != self._final:
                     self.folder.rmdir()
         self._held.close()
+
+    def _open(self, held: ExitStack) -> tuple[Path, Manifest]:
+        """Takes the folder, and finds what of the cache is there."""
+        refuse_other_files(self._final)
+        held.enter_context(folder_lock(self._final, "wait, or give another folder"))
+        finish_replacing(self._final, self.manifest)
+        if self.overwrite and (self._final / MANIFEST).exists():
+            self.folder = self._final / NEW
+            self._drop_another_successor()
+            self.folder.mkdir(exist_ok=True)
+        self._continue()
+        return self.folder, self.manifest
 
     def _drop_another_successor(self) -> None:
         """Of what was begun to replace the cache, go on with the same; another is of no use."""
@@ -153,18 +179,35 @@ class CacheWriter:
 
     @property
     def done(self) -> int:
-        """Examples that are in whole shards, in caching order."""
-        return int(self.manifest.shards[-1]["stop"]) if self.manifest.shards else 0
+        """Examples that are in whole shards, as far as this process knows."""
+        return self.manifest.done + (self._part.done if self._part is not self.manifest else 0)
 
     @property
     def added(self) -> int:
-        """Examples that are in shards or on their way there."""
+        """Examples that are in shards or on their way there, as far as this process knows."""
         return self.done + self._examples
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """The data set's row numbers of each batch that is still to be added."""
-        for start in range(self.done, len(self.ordered.order), size):
-            yield self.ordered.order[start : start + size].tolist()
+        """The data set's row numbers of each batch that this process has still to add, `size` rows or fewer."""
+        for start, stop in self._spans(size):
+            for first in range(start, stop, size):
+                if not self._buffer:
+                    self._start = first
+                yield self.ordered.order[first : min(first + size, stop)].tolist()
+            self._close_shard()
+
+    def _spans(self, size: int) -> list[tuple[int, int]]:
+        """The examples `[start, stop)` in caching order that this process adds."""
+        gaps = self.manifest.gaps()
+        if self.ranks is None:
+            return gaps
+        left = sum(stop - start for start, stop in gaps)
+        # In whole batches: each then has the rows, and the padding, that it has on one process.
+        length = min(-(-left // (self._processes * _SPANS * size)), max(SHARD_EXAMPLES // size, 1)) * size
+        spans = [(at, min(at + length, stop)) for start, stop in gaps for at in range(start, stop, max(length, 1))]
+        # Forth and back, for a span has no shorter rows than the next one.
+        turns = (self._rank, 2 * self._processes - 1 - self._rank)
+        return [span for i, span in enumerate(spans) if i % (2 * self._processes) in turns]
 
     def add(self, rows: list[int], logits_NV: Tensor, example_N: Tensor) -> None:
         """The teacher's logits of the next batch, in the order of `rows` and of each row's answer."""
@@ -183,16 +226,35 @@ class CacheWriter:
     def finish(self, teacher_score: dict[str, Any] | None = None) -> Manifest:
         """The last shard and the index; from here on the cache can be read."""
         self._close_shard()
-        if self.done != len(self.ordered.order):
-            raise RuntimeError(f"{self.done} of {len(self.ordered.order)} examples were added")
+        if self.ranks is not None:
+            self.ranks.merged({})  # all shards of all processes are whole
+        self.folder, self.manifest = first_alone(self.ranks, lambda: self._complete(teacher_score))
+        self._part = self.manifest
+        return self.manifest
+
+    def _complete(self, teacher_score: dict[str, Any] | None) -> tuple[Path, Manifest]:
+        self.manifest.add_shards(self._records_of_parts())
+        if self.manifest.done != len(self.ordered.order):
+            raise RuntimeError(f"{self.manifest.done} of {len(self.ordered.order)} examples were added")
         index = write_arrays(self.folder / INDEX, self.ordered.index())
         self.manifest.teacher_score = teacher_score
         self.manifest.index = index
         self.manifest.save(self.folder)
         if self.folder != self._final:
-            _replace(self._final, self.manifest)
+            replace_cache(self._final, self.manifest)
             self.folder = self._final
-        return self.manifest
+        drop_leftovers(self.folder, [record["file"] for record in self.manifest.shards])
+        return self.folder, self.manifest
+
+    def _records_of_parts(self) -> list[dict[str, Any]]:
+        """Of the shards that other processes wrote; a part of another cache, or a damaged one, is of no use."""
+        records = []
+        for file in sorted(self.folder.glob(PARTS)):
+            with suppress(InputError):
+                part = Manifest.load(self.folder, file.name)
+                if not self.manifest.differences(part):
+                    records += part.shards
+        return records
 
     def _continue(self) -> None:
         if not (self.folder / MANIFEST).exists():
@@ -208,29 +270,33 @@ class CacheWriter:
         recorded = found.teacher
         if recorded.classes is None:
             found.teacher = self.manifest.teacher  # the same teacher; an earlier version did not record its classes
-        whole = 0
-        while whole < len(found.shards) and problem_of_file(self.folder, found.shards[whole]) is None:
-            whole += 1
-        if found.index and whole == len(found.shards) and problem_of_file(self.folder, found.index) is None:
+        self.manifest = found
+        whole = [record for record in found.shards if problem_of_file(self.folder, record) is None]
+        if found.index and len(whole) == len(found.shards) and problem_of_file(self.folder, found.index) is None:
             if found.teacher != recorded:
                 found.save(self.folder)
-            self.manifest = found
             return
-        found.shards, found.index = found.shards[:whole], None
-        self.manifest = found
-        self.manifest.save(self.folder)
+        found.shards, found.index = whole, None
+        parts = self._records_of_parts()
+        found.add_shards(record for record in parts if problem_of_file(self.folder, record) is None)
+        found.save(self.folder)
+        if any(self.folder.glob(PARTS)):
+            drop_leftovers(self.folder, [record["file"] for record in found.shards])
 
     def _close_shard(self) -> None:
         if not self._buffer:
             return
         arrays = {name: np.concatenate([part[name] for part in self._buffer]) for name in self._buffer[0]}
-        name = f"shard-{len(self.manifest.shards):05d}.safetensors"
+        taken = {record["file"] for part in (self.manifest, self._part) for record in part.shards}
+        # Each process has numbers of its own.
+        names = (f"shard-{number:05d}.safetensors" for number in count(self._rank, self._processes))
+        name = next(name for name in names if name not in taken)
         # First the file, then its record: a file without a record is written again, over the old one.
         record = write_arrays(self.folder / name, arrays)
-        stop = self.done + self._examples
+        stop = self._start + self._examples
         tokens = len(arrays["logits"])
-        self.manifest.shards.append({**record, "start": self.done, "stop": stop, "tokens": tokens, **self._sums})
-        self.manifest.save(self.folder)
+        self._part.add_shards([{**record, "start": self._start, "stop": stop, "tokens": tokens, **self._sums}])
+        self._part.save(self.folder, PARTS.replace("*", f"{self._rank:05d}") if self._rank else MANIFEST)
         self._buffer, self._examples, self._bytes, self._sums = [], 0, 0, self._new_sums()
 
     def _new_sums(self) -> dict[str, Any]:
@@ -258,69 +324,3 @@ class CacheWriter:
             tails = (1 - heads).clamp(min=0).double().sum(dim=0).tolist()
             old = self._sums["sampled_tail_sums"][i]
             self._sums["sampled_tail_sums"][i] = [a + b for a, b in zip(old, tails, strict=True)]
-
-
-def refuse_other_files(folder: Path) -> None:
-    """
-    Refuse a folder that holds something, but no cache. Nothing is written.
-
-    Raises:
-        InputError: naming what it holds.
-    """
-    if not folder.is_dir() or _is_cache(folder):
-        return
-    ours = (*LOCK_FILES, NEW)
-    strange = [f.name for f in folder.iterdir() if f.name not in ours and not f.name.endswith(".part")]
-    if strange:
-        raise InputError(f"{folder} holds {sorted(strange)[0]} but no teacher cache; give a new or empty folder.")
-
-
-def _is_cache(folder: Path) -> bool:
-    """Whether a folder has a manifest of a cache; one that is damaged counts where shards are beside it."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        # A process may have been killed while it put a new cache in the place of an old one.
-        return folder.name != NEW and _is_cache(folder / NEW)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if isinstance(content, dict) and content:
-        return {"layout", "shards"} & content.keys() != set()
-    return (folder / "shard-00000.safetensors").is_file()
-
-
-def remove_cache(folder: Path) -> None:
-    """Delete the cache in `folder`, its manifest first, and what was begun to replace it; other files stay."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("shard-*.safetensors", INDEX, "*.part"):
-        for file in folder.glob(pattern):
-            file.unlink()
-    shutil.rmtree(folder / NEW, ignore_errors=True)
-
-
-def _replace(folder: Path, new: Manifest) -> None:
-    """Put the whole cache in `NEW` in the place of the one beside it; called again, it goes on after a kill."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    assert new.index is not None
-    names = [record["file"] for record in (*new.shards, new.index)]
-    for name in names:
-        if (folder / NEW / name).exists():
-            os.replace(folder / NEW / name, folder / name)
-    for file in [*folder.glob("shard-*.safetensors"), *folder.glob("*.part")]:
-        if file.name not in names:
-            file.unlink()
-    os.replace(folder / NEW / MANIFEST, folder / MANIFEST)
-    shutil.rmtree(folder / NEW, ignore_errors=True)
-
-
-def _finish_replacing(folder: Path, wanted: Manifest) -> None:
-    """A process that was killed while it put a whole new cache in the place of the old one has left both in parts."""
-    if not (folder / NEW / MANIFEST).exists():
-        return
-    try:
-        new = Manifest.load(folder / NEW)
-    except InputError:
-        return
-    if new.complete and (not (folder / MANIFEST).exists() or not wanted.differences(new)):
-        _replace(folder, new)
