@@ -167,6 +167,11 @@ def _check_rows(args: SinKDConfig, rows: Any, to_train: bool = True) -> None:
         return
     if args.packing:
         raise InputError("packing is on, and it lays single answers end to end, not choices; leave it out.")
+    if args.sinkhorn_weight > 0 and args.transport_scope == "sequence":
+        logger.warning(
+            "transport_scope is sequence, and over the answer choices a sequence is one row: the SinKD term is the "
+            "distance row by row, the control without transport. Set transport_scope to batch for transport."
+        )
     if args.vocabulary == "verbalizers":
         raise InputError(
             "vocabulary is verbalizers, and over the answer choices there are no other words to leave out; drop it."

@@ -217,6 +217,28 @@ def test_choices_that_differ_from_row_to_row_are_padded_and_sinkd_is_refused(
     trainer.train()
 
 
+def test_a_sequence_of_one_row_is_said_to_be_no_transport(
+    tmp_path: Path, models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (teacher, theirs), (student, ours) = models("decoder", 2), models("encoder", 1)
+    rows = three_choices()
+    settings = {"signal": "choices", "alpha": 1.0, "divergence": "none", "sinkhorn_weight": 1.0}
+    trainer = SinKDTrainer(
+        model=student,
+        teacher_model=teacher,
+        processing_class=ours,
+        teacher_processing_class=theirs,
+        train_dataset=rows,
+        args=short_config(tmp_path, transport_scope="sequence", sinkhorn_temperature=1.5, **settings),
+    )
+    assert "the control without transport" in caplog.text
+    with torch.no_grad():
+        scores = [naive_scores(student, ours, "encoder", row) for row in rows]
+        targets = [naive_scores(teacher, theirs, "decoder", row) for row in rows]
+        sides = [naive.softmax(torch.stack(x), 1.5) for x in (scores, targets)]
+    assert update(trainer, [6])[0] == pytest.approx(float((sides[0] - sides[1]).abs().sum(-1).mean()), rel=1e-9)
+
+
 def test_the_window_is_one_transport_problem(tmp_path: Path, models: Any) -> None:
     (teacher, theirs), (student, ours) = models("decoder", 2), models("encoder", 1)
     arguments = {"model": student, "teacher_model": teacher, "processing_class": ours}

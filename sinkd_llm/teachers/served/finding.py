@@ -120,8 +120,14 @@ async def _model(client: Client) -> tuple[str, list[str]]:
         return server.model, [] if known else [remark]
     if len(names) == 1:
         return names[0], []
-    there = f"has several models: {listed(names)}" if names else "lists no models"
-    raise InputError(f"The server {server.shown_url} {there}; give the name of one as teacher_model.")
+    if names:
+        raise InputError(
+            f"The server {server.shown_url} has several models: {listed(names)}; give the name of one as teacher_model."
+        )
+    raise InputError(
+        f"The server {server.shown_url} lists no models: either this is not the address of its API (mostly "
+        "http://HOST:PORT/v1), or it needs the name of a model as teacher_model."
+    )
 
 
 async def _scores(client: Client, way: Way, question: Question) -> Way:
