@@ -81,12 +81,16 @@ class Divergence:
         halves (`tuple[Callable, Callable]`, *optional*): the kernel as two functions, `(log_q, log_p, p) -> value_N`
             and `(q, p) -> slope_Nw`, for a divergence whose slopes need no logarithm and sum to 0 over all ids. The
             sweep then computes each where it is needed, and keeps no logarithm. The first may overwrite `log_p`.
+        equation (`str`, *optional*), purpose (`str`, *optional*): what users are told of it, with p the teacher's and
+            q the student's distribution of a row.
     """
 
     kernel: Kernel
     temperature_order: int
     merging_lowers: bool
     halves: Halves | None = None
+    equation: str = ""
+    purpose: str = ""
 
     def __call__(self, student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
         """The divergence of each row.
@@ -205,10 +209,35 @@ def _total_variation(log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor) -> tupl
 
 
 DIVERGENCES: dict[str, Divergence] = {
-    "kl": Divergence(_forward_kl, temperature_order=2, merging_lowers=True, halves=(_kl_value, _kl_slope)),
-    "rkl": Divergence(_reverse_kl, temperature_order=2, merging_lowers=True),
-    "js": Divergence(_jensen_shannon, temperature_order=2, merging_lowers=True),
-    "tvd": Divergence(_total_variation, temperature_order=1, merging_lowers=True),
+    "kl": Divergence(
+        _forward_kl,
+        temperature_order=2,
+        merging_lowers=True,
+        halves=(_kl_value, _kl_slope),
+        equation="KL(p || q) = sum p log(p / q)",
+        purpose="the first choice where each row has its own teacher row; the student covers all that p gives mass to",
+    ),
+    "rkl": Divergence(
+        _reverse_kl,
+        temperature_order=2,
+        merging_lowers=True,
+        equation="KL(q || p) = sum q log(q / p)",
+        purpose="a student too small to cover p keeps to its largest modes",
+    ),
+    "js": Divergence(
+        _jensen_shannon,
+        temperature_order=2,
+        merging_lowers=True,
+        equation="(KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2",
+        purpose="between the two; bounded by log 2 a row",
+    ),
+    "tvd": Divergence(
+        _total_variation,
+        temperature_order=1,
+        merging_lowers=True,
+        equation="sum |p - q| / 2",
+        purpose="bounded by 1 a row: a wrong teacher row pulls no harder than a right one",
+    ),
 }
 # A divergence is multiplied by the square of its temperature, in fp32.
 LARGEST_TEMPERATURE = 1e15
