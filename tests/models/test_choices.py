@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from sinkd_llm.inputs.by_kind import row_collator
 from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator
@@ -13,10 +12,8 @@ from sinkd_llm.models.kinds import choices, kind_of, shared_prompt, tree_attenti
 from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.kinds.shared_prompt import can_share_prompts
 from sinkd_llm.models.kinds.tree_attention import takes_trees
+from tests.support.ranking import CACHES, DECODERS, MANY, TREES, assert_same, decoder, note_ways, one_by_one, spread
 
-# Random weights of the usual size give nearly uniform predictions, which would hide a wrong position or mask.
-SPREAD = 8.0
-MANY = [[7, 8, 9], [10], [7, 23, 12], [7, 8], [7, 8, 9, 4, 5], [13, 14], [13, 17, 18, 19, 20], [13, 17, 6]]
 # Prompts of unlike length, so that there is padding; choices of which one begins another, of one token, and only one.
 ROWS = [
     {"example_id": "a", "label": 0, "prompt_ids": list(range(5, 30)), "answers_ids": MANY},
@@ -24,70 +21,20 @@ ROWS = [
     {"example_id": "c", "label": 0, "prompt_ids": list(range(5, 17)), "answers_ids": [[21], [22]]},
     {"example_id": "d", "label": 0, "prompt_ids": [9, 8, 7], "answers_ids": [[4, 5, 6]]},
 ]
-TREES = {
-    "llama": {},
-    "gpt2": {},
-    "opt": {},
-    # Windows shorter than the prompts, in every other layer.
-    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-}
-# Their attention counts places, or makes positions of the mask.
-CACHES = {"gpt_neo": {"window_size": 8}, "bloom": {"n_head": 4, "n_layer": 2}}
-STATES = {"mamba": {"state_size": 4, "expand": 2}}
-DECODERS = {**TREES, **CACHES, **STATES}
-
-
-def spread(model: Any) -> Any:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(SPREAD)
-    return model
-
-
-def decoder(family: str, tiny_causal_lm: Any) -> Any:
-    return spread(tiny_causal_lm(family, seed=5, **DECODERS[family]))
-
-
-def one_by_one(model: Any, rows: Any = ROWS) -> list[list[Tensor]]:
-    """Each choice in a forward of its own, without padding."""
-    scores = []
-    for row in rows:
-        scores.append([])
-        for answer in row["answers_ids"]:
-            prompt = row["prompt_ids"]
-            if model.config.is_encoder_decoder:
-                logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([answer])).logits[0]
-            else:
-                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-            log_probs = logits.log_softmax(dim=-1)
-            scores[-1].append(sum(log_probs[t, token] for t, token in enumerate(answer)))
-    return scores
-
-
-def assert_same(found_BC: Tensor, expected: list[list[Tensor]]) -> None:
-    for row, values in zip(found_BC, expected, strict=True):
-        torch.testing.assert_close(row[: len(values)], torch.stack(values), atol=1e-5, rtol=1e-5)
-        assert (row[len(values) :] == -torch.inf).all()
 
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the ways in which choices were scored."""
-    used: list[str] = []
-    for name in ("tree_logits", "shared_prompt_logits", "path_logits"):
-        way = getattr(choices, name)
-        monkeypatch.setattr(choices, name, lambda *args, way=way, name=name: (used.append(name), way(*args))[1])
-    return used
+    return note_ways(monkeypatch)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("multiple", [None, 16])
 @torch.no_grad()
 def test_a_decoder(family: str, multiple: int | None, tiny_causal_lm: Any, forwards: list[str]) -> None:
-    model = decoder(family, tiny_causal_lm)
+    model = decoder(family)
     scores = score_choices(kind_of(model), model, DecoderOnlyCollator(0, multiple)(ROWS))
-    assert_same(scores.log_likelihood_BC, one_by_one(model))
+    assert_same(scores.log_likelihood_BC, one_by_one(model, ROWS))
     assert scores.length_BC[2].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert (scores.log_likelihood_BC[0] - scores.log_likelihood_BC[1]).abs().max() > 0.1
     way = "tree_logits" if family in TREES else "shared_prompt_logits" if family in CACHES else "path_logits"
@@ -98,7 +45,7 @@ def test_a_decoder(family: str, multiple: int | None, tiny_causal_lm: Any, forwa
 def test_attention_that_adds_its_mask(tiny_causal_lm: Any, forwards: list[str]) -> None:
     model = spread(tiny_causal_lm("llama", seed=5, attn_implementation="eager"))
     scores = score_choices(kind_of(model), model, DecoderOnlyCollator(0)(ROWS))
-    assert_same(scores.log_likelihood_BC, one_by_one(model))
+    assert_same(scores.log_likelihood_BC, one_by_one(model, ROWS))
     assert forwards == ["tree_logits"]
 
 
@@ -134,7 +81,7 @@ def test_a_mask(tiny_model: Any, marked_tokenizer: Any) -> None:
 def test_parts_and_pieces_change_nothing(
     family: str, tiny_causal_lm: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = spread(tiny_model(family, seed=5)) if family == "t5" else decoder(family, tiny_causal_lm)
+    model = spread(tiny_model(family, seed=5)) if family == "t5" else decoder(family)
     kind = kind_of(model)
     batch = (EncoderDecoderCollator if family == "t5" else DecoderOnlyCollator)(0)(ROWS)
     whole = score_choices(kind, model, batch).log_likelihood_BC
@@ -151,7 +98,7 @@ def test_parts_and_pieces_change_nothing(
 
 @torch.no_grad()
 def test_each_beginning_is_asked_once(tiny_causal_lm: Any) -> None:
-    model = decoder("llama", tiny_causal_lm)
+    model = decoder("llama")
     assert takes_trees(model, 60)
     asked: list[int] = []
     model.lm_head.register_forward_hook(lambda _, __, output: asked.append(output.shape[:-1].numel()))
@@ -161,7 +108,7 @@ def test_each_beginning_is_asked_once(tiny_causal_lm: Any) -> None:
 
 
 def test_the_gradient_goes_through_one_reading_of_the_prompt(tiny_causal_lm: Any) -> None:
-    model = decoder("llama", tiny_causal_lm).double()
+    model = decoder("llama").double()
     weights = torch.arange(1.0, len(MANY) + 1).double()
     batch = DecoderOnlyCollator(0)(ROWS[:2])
     gradients = []
@@ -185,7 +132,7 @@ def test_the_mask_of_a_tree_is_refused_where_a_window_counts_places(tiny_causal_
 
 @torch.no_grad()
 def test_a_model_that_does_not_heed_the_mask_is_found_out(tiny_causal_lm: Any, monkeypatch: Any) -> None:
-    model = decoder("llama", tiny_causal_lm)
+    model = decoder("llama")
     kind, batch = kind_of(model), DecoderOnlyCollator(0)(ROWS)
     forward = type(model).forward
 
@@ -199,7 +146,7 @@ def test_a_model_that_does_not_heed_the_mask_is_found_out(tiny_causal_lm: Any, m
         assert not takes_trees(model, 60)
     monkeypatch.setattr(choices, "tree_logits", None)
     assert can_share_prompts(model)
-    assert_same(score_choices(kind, model, batch).log_likelihood_BC, one_by_one(model))
+    assert_same(score_choices(kind, model, batch).log_likelihood_BC, one_by_one(model, ROWS))
 
 
 def test_the_check_leaves_the_modes_of_modules_alone(tiny_causal_lm: Any) -> None:
@@ -226,16 +173,16 @@ def test_ranks_make_the_same_number_of_forwards(
     family: str, tiny_causal_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One rank has a large batch in many parts, another one a row of single tokens."""
-    model = decoder(family, tiny_causal_lm)
+    model = decoder(family)
     kind = kind_of(model)
     monkeypatch.setattr(choices, "LOGITS_ON_A_PROCESSOR", model.get_output_embeddings().weight.shape[0])
     counts: list[int] = []
     wants: list[int] = []
 
     class Two:
-        def numbers(self, own: int, device: Any) -> list[list[int]]:
+        def numbers(self, own: int, shared: int, device: Any) -> list[list[int]]:
             wants.append(own)
-            return [[own], [4]]
+            return [[own, shared], [4, 0]]
 
     model.register_forward_pre_hook(lambda *_: counts.append(1))
     made = []

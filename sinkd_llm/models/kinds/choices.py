@@ -17,8 +17,11 @@ from sinkd_llm.models.kinds.choice_tree import ChoiceTree
 from sinkd_llm.models.kinds.choose import output_size
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, LOGITS_AT_A_TIME, Kind
 from sinkd_llm.models.kinds.encoder_decoder import decoder_input_ids
+from sinkd_llm.models.kinds.prefix import Prefix, read_prefix
+from sinkd_llm.models.kinds.prefix_sharing import continues_prefixes, worth_sharing
 from sinkd_llm.models.kinds.shared_prompt import can_share_prompts, path_logits, shared_prompt_logits
 from sinkd_llm.models.kinds.tree_attention import takes_trees, tree_logits
+from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.wrappers import accepted, unwrap
 
 # A larger tree is cut: attention over it grows with the square of its nodes.
@@ -60,7 +63,9 @@ def score_choices(
     Runs a model on a ranking batch, in parts with at most [`LOGITS_AT_A_TIME`] logits, or those of one tree.
 
     Each beginning of a choice is read once: by a decoder that takes the mask of a tree in one forward with the prompt,
-    by others text by text, without a gradient from the cache of the prompt where there is one. Differentiable.
+    by others text by text, without a gradient from the cache of the prompt where there is one. Without a gradient a
+    decoder also reads once what all prompts of the batch begin with, such as the examples before each question.
+    Differentiable.
 
     Args:
         kind ([`Kind`]): of the model.
@@ -81,11 +86,16 @@ def score_choices(
         return ChoiceScores(nothing_BC.where(length_BC == 0, -distance_BC), length_BC, number_B)
 
     parts = _parts(kind, model, trees, device)
-    forwards = len(parts) if ranks is None else max(n for (n,) in ranks.numbers(len(parts), device=device))
+    forwards, shared = len(parts), _shared_beginning(kind, model, batch, alone=ranks is None)
+    if ranks is not None:
+        counts = ranks.numbers(forwards, len(shared), device=device)
+        forwards = max(count for count, _ in counts)
+        shared = shared if all(tokens for _, tokens in counts) else ()
+    prefix = read_prefix(model, shared, device) if shared and continues_prefixes(model) else None
     sums, rows, columns = [], [], []
     for index in range(forwards):
         part = parts[min(index, len(parts) - 1)]
-        sum_K = _log_likelihoods(_logits(kind, model, batch, part, alone=ranks is None), part)
+        sum_K = _log_likelihoods(_logits(kind, model, batch, part, prefix, alone=ranks is None), part)
         if index < len(parts):
             sums.append(sum_K)
             rows += [entry.row for entry in part for _ in entry.choices]
@@ -112,7 +122,17 @@ def _parts(kind: Kind, model: nn.Module, trees: Sequence[ChoiceTree], device: to
     return parts
 
 
-def _logits(kind: Kind, model: nn.Module, batch: Mapping[str, Any], part: Sequence[_Entry], alone: bool) -> Tensor:
+def _shared_beginning(kind: Kind, model: nn.Module, batch: Mapping[str, Any], alone: bool) -> tuple[int, ...]:
+    if not (kind.writes_text and kind.continues_prompt):
+        return ()
+    ids = worth_sharing(model, batch["input_ids"], batch["attention_mask"])
+    # The processes that hold a model together make the same number of forwards.
+    return () if alone and ids and is_partitioned(model) else ids
+
+
+def _logits(
+    kind: Kind, model: nn.Module, batch: Mapping[str, Any], part: Sequence[_Entry], prefix: Prefix | None, alone: bool
+) -> Tensor:
     """The rows of the part's trees, `[N, V]`, tree by tree; `alone`: the number of forwards is free."""
     trees = [entry.tree for entry in part]
     if not kind.writes_text:
@@ -126,10 +146,10 @@ def _logits(kind: Kind, model: nn.Module, batch: Mapping[str, Any], part: Sequen
     branches = max(len(tree.paths) for tree in trees) > 1
     # Where ranks count forwards, the check is made by all of them at once, in their first batch.
     if (branches or not alone) and takes_trees(model, longest + max(len(tree.tokens) for tree in trees)) and branches:
-        return tree_logits(model, ids_EP, mask_EP, trees)
+        return tree_logits(model, ids_EP, mask_EP, trees, prefix)
     if branches and alone and not torch.is_grad_enabled() and can_share_prompts(model):
-        return shared_prompt_logits(model, ids_EP, mask_EP, trees)
-    return path_logits(model, ids_EP, mask_EP, trees)
+        return shared_prompt_logits(model, ids_EP, mask_EP, trees, prefix)
+    return path_logits(model, ids_EP, mask_EP, trees, prefix)
 
 
 def _decoder_logits(

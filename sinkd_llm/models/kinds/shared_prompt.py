@@ -1,7 +1,7 @@
 """A decoder on trees of choices whose branches are texts of their own, for models that take no mask of a tree.
 
-Shapes: E trees, each after a prompt, P tokens of the longest prompt, C paths of all trees, T nodes of the longest
-path, N rows of logits, V vocabulary.
+Shapes: E trees, each after a prompt, P tokens of the longest prompt, Q of them that are still to be read, C paths of
+all trees, T nodes of the longest path, L = P + T, N rows of logits, V vocabulary.
 """
 
 import copy
@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sinkd_llm.models.heads import logits_at
 from sinkd_llm.models.kinds.choice_tree import ChoiceTree, stacked
+from sinkd_llm.models.kinds.prefix import Prefix
 from sinkd_llm.models.wrappers import accepted, forward_parameters, keeps_state, unwrap
 
 # The copy of the cache is no larger than the cache of the prompts, or than the cache of a few prompts.
@@ -21,8 +23,6 @@ LEAST_PATHS_AT_A_TIME = 16
 
 def can_share_prompts(model: nn.Module) -> bool:
     """Whether a decoder keeps what it has read as keys and values, one a token, that can be copied and continued."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
     inner = unwrap(model)
     if not {"past_key_values", "use_cache", "attention_mask"} <= forward_parameters(model):
         return False
@@ -36,16 +36,23 @@ def can_share_prompts(model: nn.Module) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def path_logits(model: nn.Module, ids_EP: Tensor, mask_EP: Tensor, trees: Sequence[ChoiceTree]) -> Tensor:
+def path_logits(
+    model: nn.Module,
+    ids_EP: Tensor,
+    mask_EP: Tensor,
+    trees: Sequence[ChoiceTree],
+    prefix: Prefix | None = None,
+) -> Tensor:
     """
     The logits of each tree's rows, tree by tree, in one forward: each path is a text with the prompt.
 
-    Any decoder can do that, for tokens to the right change nothing. Differentiable.
+    Any decoder can do that, for tokens to the right change nothing. Differentiable without a prefix.
 
     Args:
         model (`nn.Module`): a decoder-only model, possibly wrapped.
         ids_EP, mask_EP (`Tensor` `[E, P]`): the prompts, padded on the left.
         trees (sequence of [`ChoiceTree`]): one a prompt.
+        prefix ([`Prefix`], *optional*): what all prompts begin with, if it has been read.
 
     Returns:
         `Tensor` `[N, V]`: see [`ChoiceTree`].
@@ -59,27 +66,41 @@ def path_logits(model: nn.Module, ids_EP: Tensor, mask_EP: Tensor, trees: Sequen
     asked_CL[:, ids_EP.shape[1] :] = new_CT
     # Models with absolute positions count padding unless told otherwise.
     places_CL = (mask_CL.long().cumsum(dim=1) - 1).clamp_min(0)
-    more = accepted(model, {"position_ids": places_CL, "use_cache": False})
-    return logits_at(model, asked_CL, input_ids=ids_CL, attention_mask=mask_CL, **more)
+    if prefix is None:
+        more = accepted(model, {"position_ids": places_CL, "use_cache": False})
+        return logits_at(model, asked_CL, input_ids=ids_CL, attention_mask=mask_CL, **more)
+    read = prefix.columns(ids_EP.shape[1])
+    cache = prefix.begun(mask_EP[tree_C])
+    return logits_at(
+        model, asked_CL[:, read:], **_continued(model, ids_CL[:, read:], mask_CL, places_CL[:, read:], cache)
+    )
 
 
 @torch.no_grad()
-def shared_prompt_logits(model: nn.Module, ids_EP: Tensor, mask_EP: Tensor, trees: Sequence[ChoiceTree]) -> Tensor:
+def shared_prompt_logits(
+    model: nn.Module,
+    ids_EP: Tensor,
+    mask_EP: Tensor,
+    trees: Sequence[ChoiceTree],
+    prefix: Prefix | None = None,
+) -> Tensor:
     """
     The same as [`path_logits`], without gradient: each prompt is read once, and its paths continue from the cache.
 
     Args:
         model (`nn.Module`): one that [`can_share_prompts`], possibly wrapped.
-        ids_EP, mask_EP, trees: see [`path_logits`].
+        ids_EP, mask_EP, trees, prefix: see [`path_logits`].
     """
-    from transformers import DynamicCache
-
     path_CT, present_CT, new_CT, first_C, tree_C = _paths(trees, ids_EP.device)
     cache = DynamicCache(config=unwrap(model).config)
-    ends_EP = torch.zeros_like(mask_EP, dtype=torch.bool)
-    ends_EP[:, -1] = True
-    places_EP = (mask_EP.long().cumsum(dim=1) - 1).clamp_min(0)
-    end_EV = logits_at(model, ends_EP, **_continued(model, ids_EP, mask_EP, places_EP, cache))
+    read = 0
+    if prefix is not None:
+        read = prefix.columns(ids_EP.shape[1])
+        prefix.copy_into(cache, mask_EP)
+    ends_EQ = torch.zeros_like(mask_EP[:, read:], dtype=torch.bool)
+    ends_EQ[:, -1] = True
+    places_EQ = (mask_EP.long().cumsum(dim=1) - 1).clamp_min(0)[:, read:]
+    end_EV = logits_at(model, ends_EQ, **_continued(model, ids_EP[:, read:], mask_EP, places_EQ, cache))
 
     asked_CS = torch.cat([first_C[:, None], new_CT], dim=1)
     logits_NV = end_EV.new_empty(int(asked_CS.sum()), end_EV.shape[-1])
