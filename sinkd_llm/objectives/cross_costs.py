@@ -110,8 +110,8 @@ class _Walk(torch.autograd.Function):
         for k in range(len(walk.slices)):
             log_s_Nw, log_t_Mw = (log.clamp_(min=_LOG_OF_NOTHING) for log in walk.log_distributions(k))
             t_Mw = log_t_Mw.exp()
-            entropy_M -= torch.linalg.vecdot(t_Mw, log_t_Mw)
             with no_autocast(t_Mw):
+                entropy_M -= torch.linalg.vecdot(t_Mw, log_t_Mw)
                 for C, log_s, t in zip(blocks, pairing.students(log_s_Nw), pairing.teachers(t_Mw), strict=True):
                     C.baddbmm_(log_s, t.mT, alpha=-1)
         if any(ctx.needs_input_grad):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, HeadOf, TopKSignal
+from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, HeadOf, TopKSignal, TransportedSettings
 from sinkd_llm.objectives.problems import Problems
 from sinkd_llm.objectives.sweep import sweep
 from sinkd_llm.objectives.tile_pair import Wanted
@@ -248,11 +248,13 @@ def test_no_tensor_has_a_row_for_every_token_and_a_column_for_every_id(
     monkeypatch: pytest.MonkeyPatch, kept: float
 ) -> None:
     cut_into_tiles(monkeypatch, 6, kept)
-    ids = 500
+    ids = 150
     student, tensors = trained(head(1, ids=ids), weights=False)
     with _LargestTensor() as largest:
-        output = DistillationObjective()(student, head(2, ids=ids), LABELS, **WHERE)
+        objective = DistillationObjective(transported=TransportedSettings(transported_weight=1.0))
+        output = objective(student, head(2, ids=ids), LABELS, **WHERE)
         torch.autograd.grad(output.loss, tensors)
+    assert {"ce", "kl", "sinkhorn", "transported"} == set(output.terms)
     assert largest.numel <= ids * H < N * ids  # the head itself is the largest
 
 

@@ -105,13 +105,13 @@ def test_value_and_gradient_are_the_formulas(
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_the_gradient_is_the_finite_difference_with_the_plan_held(coupling: str) -> None:
-    of = TransportedSettings(transported_coupling=coupling, transported_anchor=0.4)
-    s, t = logits(0).requires_grad_(), logits(1)
-    transported_term(s, t, of, group_N=torch.tensor(GROUPS)).value.backward()
+    of, groups = TransportedSettings(transported_coupling=coupling, transported_anchor=0.4), [0, 1, 0, 0]
+    s, t = logits(0, 4).requires_grad_(), logits(1, 4)
+    transported_term(s, t, of, group_N=torch.tensor(groups)).value.backward()
     at = s.detach()
 
     def shifted(every: Tensor) -> Tensor:
-        return torch.stack([twin(one, t, of, GROUPS, at=at) for one in every])
+        return torch.stack([twin(one, t, of, groups, at=at) for one in every])
 
     torch.testing.assert_close(s.grad, naive.central_differences(shifted, at), rtol=1e-6, atol=1e-8)
 
@@ -327,6 +327,11 @@ def test_half_precision_is_computed_in_fp32() -> None:
     exact = transported_term(s.detach().double(), t.double()).value
     assert (value.dtype, s.grad.dtype) == (torch.float32, torch.bfloat16)
     assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    top_k = TopKSignal.from_logits(t, t.topk(3, dim=-1).indices, [1.0])
+    outside = [transported_term(s, signal).value for signal in (t, top_k)]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = [transported_term(s, signal).value for signal in (t, top_k)]
+    assert inside == outside
 
 
 def objective(**more: Any) -> DistillationObjective:
