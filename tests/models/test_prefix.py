@@ -10,7 +10,7 @@ from sinkd_llm.inputs.decoder_only import DecoderOnlyCollator
 from sinkd_llm.models.kinds import choices, kind_of, prefix_sharing, tree_attention
 from sinkd_llm.models.kinds.choices import score_choices
 from sinkd_llm.models.kinds.prefix import common_prefix
-from sinkd_llm.models.kinds.prefix_sharing import LEAST_SHARED, continues_prefixes
+from sinkd_llm.models.kinds.prefix_sharing import LEAST_SHARED, KeptPrefix, continues_prefixes
 from tests.support.ranking import CACHES, DECODERS, MANY, STATES, assert_same, decoder, note_ways, one_by_one
 
 BEGIN = [5 + (7 * n) % 19 for n in range(LEAST_SHARED + 8)]
@@ -132,6 +132,33 @@ def test_weights_that_change_between_batches() -> None:
         assert_same(found, one_by_one(model, ROWS), tolerance)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "bloom"])
+def test_a_beginning_that_is_kept(family: str) -> None:
+    """Also where a batch has less of it, or some tokens more."""
+    model, tolerance = exact(family)
+    continues_prefixes(model)
+    read, kept = columns_read(model), KeptPrefix()
+    less = [row | {"prompt_ids": BEGIN[:-3] + [20] + row["prompt_ids"]} for row in ROWS]
+    more = [row | {"prompt_ids": [*BEGIN, 8, 9, *row["prompt_ids"][-3:]]} for row in ROWS]
+    for rows in (ROWS, less, more, ROWS):
+        found = scored(model, rows, kept=kept)
+        with torch.no_grad():
+            assert_same(found, one_by_one(model, rows), tolerance)
+    assert sum(shape == (1, len(BEGIN)) for shape in read) == 1
+
+
+def test_a_beginning_is_kept_for_one_model_and_what_is_like_it() -> None:
+    (model, _), (other, tolerance) = exact("llama"), exact("qwen2")
+    kept = KeptPrefix()
+    scored(model, kept=kept)
+    with torch.no_grad():
+        assert_same(scored(other, kept=kept), one_by_one(other, ROWS), tolerance)
+    assert kept.part(other, BEGIN) is not None
+    assert kept.part(model, BEGIN) is None
+    assert kept.part(other, BEGIN[1:]) is None
+    assert kept.part(other, BEGIN * 2) is None, "so much more pays to be read"
+
+
 def test_gradients_read_every_prompt_as_a_whole() -> None:
     model, _ = exact("llama")
     read = columns_read(model)
@@ -181,7 +208,7 @@ def test_a_model_that_does_not_continue_is_found_out(monkeypatch: pytest.MonkeyP
 
 def test_a_model_that_lies_in_parts_is_not_run_once_more_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = exact("llama")
-    monkeypatch.setattr(choices, "is_partitioned", lambda _: True)
+    monkeypatch.setattr(prefix_sharing, "is_partitioned", lambda _: True)
     scored(model)
     assert model not in prefix_sharing._tried
 
@@ -195,9 +222,11 @@ def test_ranks_share_together(family: str, other: int) -> None:
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     told: list[int] = []
 
-    def numbers(parts: int, shared: int, device: Any) -> list[list[int]]:
-        told.append(shared)
-        return [[parts, shared], [2, other]]
+    def numbers(own: int, *more: int, device: Any) -> list[list[int]]:
+        if not more:  # parts of the batch
+            return [[own], [2]]
+        told.append(own)
+        return [[own, *more], [other, True]]
 
     made = []
     for rows in (ROWS, [{**row, "prompt_ids": [7, *row["prompt_ids"]]} for row in SHORT]):

@@ -17,11 +17,10 @@ from sinkd_llm.models.kinds.choice_tree import ChoiceTree
 from sinkd_llm.models.kinds.choose import output_size
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, LOGITS_AT_A_TIME, Kind
 from sinkd_llm.models.kinds.encoder_decoder import decoder_input_ids
-from sinkd_llm.models.kinds.prefix import Prefix, read_prefix
-from sinkd_llm.models.kinds.prefix_sharing import continues_prefixes, worth_sharing
+from sinkd_llm.models.kinds.prefix import Prefix
+from sinkd_llm.models.kinds.prefix_sharing import KeptPrefix, shared_prefix
 from sinkd_llm.models.kinds.shared_prompt import can_share_prompts, path_logits, shared_prompt_logits
 from sinkd_llm.models.kinds.tree_attention import takes_trees, tree_logits
-from sinkd_llm.models.partitioning import is_partitioned
 from sinkd_llm.models.wrappers import accepted, unwrap
 
 # A larger tree is cut: attention over it grows with the square of its nodes.
@@ -57,7 +56,12 @@ class _Entry:
 
 
 def score_choices(
-    kind: Kind, model: nn.Module, batch: Mapping[str, Any], *, ranks: Ranks | None = None
+    kind: Kind,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    ranks: Ranks | None = None,
+    kept: KeptPrefix | None = None,
 ) -> ChoiceScores:
     """
     Runs a model on a ranking batch, in parts with at most [`LOGITS_AT_A_TIME`] logits, or those of one tree.
@@ -86,12 +90,10 @@ def score_choices(
         return ChoiceScores(nothing_BC.where(length_BC == 0, -distance_BC), length_BC, number_B)
 
     parts = _parts(kind, model, trees, device)
-    forwards, shared = len(parts), _shared_beginning(kind, model, batch, alone=ranks is None)
-    if ranks is not None:
-        counts = ranks.numbers(forwards, len(shared), device=device)
-        forwards = max(count for count, _ in counts)
-        shared = shared if all(tokens for _, tokens in counts) else ()
-    prefix = read_prefix(model, shared, device) if shared and continues_prefixes(model) else None
+    forwards = len(parts) if ranks is None else max(n for (n,) in ranks.numbers(len(parts), device=device))
+    prefix = None
+    if kind.writes_text and kind.continues_prompt:
+        prefix = shared_prefix(model, batch["input_ids"], batch["attention_mask"], ranks, kept)
     sums, rows, columns = [], [], []
     for index in range(forwards):
         part = parts[min(index, len(parts) - 1)]
@@ -120,14 +122,6 @@ def _parts(kind: Kind, model: nn.Module, trees: Sequence[ChoiceTree], device: to
         parts[-1].append(entry)
         taken += entry.tree.rows
     return parts
-
-
-def _shared_beginning(kind: Kind, model: nn.Module, batch: Mapping[str, Any], alone: bool) -> tuple[int, ...]:
-    if not (kind.writes_text and kind.continues_prompt):
-        return ()
-    ids = worth_sharing(model, batch["input_ids"], batch["attention_mask"])
-    # The processes that hold a model together make the same number of forwards.
-    return () if alone and ids and is_partitioned(model) else ids
 
 
 def _logits(
