@@ -82,6 +82,13 @@ class TransportedSettings:
             return self.transported_anchor < 1
         return self.transported_coupling == IDENTITY
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether student row i learns from other rows of the teacher than row i."""
+        if self.transported_coupling == TRANSPORT:
+            return self.transported_anchor > 0
+        return self.transported_coupling != IDENTITY
+
     @torch.no_grad()
     def couple(self, cost_Pnm: Tensor, mass_Pm: Tensor | None = None) -> "Coupling":
         """

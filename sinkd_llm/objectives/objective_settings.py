@@ -6,7 +6,7 @@ from functools import cached_property
 from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
 from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, LARGEST_TEMPERATURE, NO_DIVERGENCE
 from sinkd_llm.objectives.joint import SPANNING_SCOPES
-from sinkd_llm.objectives.problems import TransportSettings
+from sinkd_llm.objectives.problems import VERBALIZERS, TransportSettings
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, SinKDTerm
 from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS
 from sinkd_llm.objectives.transported import TransportedTerm
@@ -127,6 +127,25 @@ class ObjectiveSettings:
         moved = self.transported_settings
         divergence = (self.divergence,) if self.has_divergence else ()
         return (*divergence, TRANSPORTED) if moved is not None and moved.uses_pairs else divergence
+
+    @property
+    def terms_across_rows(self) -> tuple[str, ...]:
+        """The terms in use that compare column v of a row with column v of other rows: all rows of a problem must have
+        the same answer choices."""
+        sinkd = (SINKHORN,) if self.sinkhorn_weight > 0 else ()
+        moved = self.transported_settings
+        return (*sinkd, TRANSPORTED) if moved is not None and moved.mixes_rows else sinkd
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """The temperatures at which the mass of all ids of the teacher's is asked for, by their settings: a top-k
+        signal must know its tail at each."""
+        asked = {"temperature": self.temperature} if self.has_divergence else {}
+        if self.vocabulary != VERBALIZERS:
+            asked |= {"sinkhorn_temperature": self.sinkhorn_temperature} if self.sinkhorn_weight > 0 else {}
+            if self.transported_settings is not None:
+                asked["transported_temperature"] = self.transported_settings.transported_temperature
+        return asked
 
     def lacks(self, *, labels: bool) -> str | None:
         """

@@ -17,7 +17,8 @@ from sinkd_llm.optimal_transport import COST_NORMS, TransportPlan, check_solver,
 TRANSPORT_SCOPES = ("batch", "position", "sequence")
 # The scope that the data give: rows of one number in their column `group`.
 GROUP = "group"
-VOCABULARIES = ("full", "verbalizers")
+FULL, VERBALIZERS = "full", "verbalizers"
+VOCABULARIES = (FULL, VERBALIZERS)
 # What two distributions are at most apart, in either norm. Known without a look at the costs.
 COST_BOUND = 2.0
 
@@ -61,7 +62,7 @@ class TransportSettings:
     sinkhorn_gradient: str = "unrolled"
     cost_norm: str = "l1"
     transport_scope: str = "batch"
-    vocabulary: str = "full"
+    vocabulary: str = FULL
     transport_group_size: int | None = 256
     # The last ids that were looked at, and what became of them: to look at them makes a GPU wait.
     _known: dict[tuple[int, int], tuple[object, Tensor]] = field(
@@ -97,7 +98,7 @@ class TransportSettings:
             `ValueError`: if verbalizers are wanted and not given, or are fewer than two, repeated or outside of
             [0, V).
         """
-        if self.vocabulary == "full" or regression:  # one output has nothing to leave out
+        if self.vocabulary == FULL or regression:  # one output has nothing to leave out
             return None
         if verbalizer_ids is None:
             raise ValueError(

@@ -517,3 +517,18 @@ def test_what_names_the_classes_is_asked_for() -> None:
     ):
         assert named.lacks(labels=False) is None
         assert named.terms_of_pairs == pairs
+
+
+def test_what_the_terms_ask_of_rows_and_of_a_signal_is_told() -> None:
+    free = objective(sinkhorn_weight=0.5, alpha=0.5, divergence="kl", transported_temperature=3.0)
+    assert free.terms_across_rows == ("sinkhorn", "transported")
+    assert free.temperatures == {
+        "temperature": 2.0,
+        "sinkhorn_temperature": free.sinkhorn_temperature,
+        "transported_temperature": 3.0,
+    }
+    assert objective(vocabulary="verbalizers").temperatures == {}
+    assert objective(transported_coupling="proportion").terms_across_rows == ("transported",)
+    for pairs in ({"transported_coupling": "identity"}, {"transported_anchor": 0.0}, {"transported_weight": 0.0}):
+        assert objective(**pairs).terms_across_rows == ()
+    assert DistillationObjective(alpha=0.0).temperatures == {"sinkhorn_temperature": 2.0}
