@@ -22,7 +22,9 @@ LEAVES: dict[str, set[str]] = {
     "locks": {"errors"},
     "terminal": {"secrets"},
     "values": {"errors"},
-    "row_files": {"errors", "values"},
+    "text_lines": {"errors"},
+    "row_streams": {"errors", "text_lines", "values"},
+    "row_files": {"errors", "row_streams", "text_lines"},
     "yaml_files": {"errors", "values"},
     "distributed": {"errors"},
 }

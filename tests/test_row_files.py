@@ -49,7 +49,7 @@ def test_missing_empty_and_not_utf8(kind: str, write_file, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"is empty|has no rows"):
         READERS[kind](write_file(""))
     with pytest.raises(InputError, match=r"Line 3 of .* is not UTF-8 \(byte 0xe9\)"):
-        READERS[kind](write_file("a\nb\ncaf\xe9\n".encode("latin1")))
+        READERS[kind](write_file('{"a": 1}\n{"a": 2}\ncaf\xe9\n'.encode("latin1")))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_carriage_returns(write_file) -> None:
         (b"PAR1rest", r"is a Parquet file, not text; write it as JSON lines, .*pandas.read_parquet"),
         ("text,label\na,1\n".encode("utf-16"), "is UTF-16, not text; convert it with iconv -f utf-16"),
         ("text,label\na,1\n".encode("utf-16-le"), "Line 1 of .* holds NUL bytes"),
-        (b"text,label\na,1\nb\0,1\n", "Line 3 of .* holds NUL bytes"),
+        (b'{"a": 1}\n{"a": 2}\nb\0,1\n', "Line 3 of .* holds NUL bytes"),
         (b"<!DOCTYPE html><html></html>", "is a web page, not text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
     ],

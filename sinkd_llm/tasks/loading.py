@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -241,14 +241,27 @@ def csv_options(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def with_types(rows: Rows) -> Rows:
     """Columns of whole numbers as integers and of true and false as booleans, as `datasets` reads a CSV file."""
-    types: dict[str, Callable[[str], Any]] = {}
-    for column in rows.rows[0]:
-        if all(_WHOLE.fullmatch(row[column]) for row in rows.rows):
-            types[column] = int
-        elif all(row[column] in _TRUTH for row in rows.rows):
-            types[column] = _TRUTH.__getitem__
-    converted = [{**row, **{column: kind(row[column]) for column, kind in types.items()}} for row in rows.rows]
-    return Rows(converted, rows.source, rows.places)
+    types = column_types(rows.rows)
+    return Rows([with_types_of(row, types) for row in rows.rows], rows.source, rows.places)
+
+
+def column_types(rows: Iterable[Mapping[str, str]]) -> dict[str, Callable[[str], Any]]:
+    """What makes numbers and truth values of the columns of a CSV file that hold nothing else, in one pass."""
+    whole: set[str] | None = None
+    truth: set[str] = set()
+    for row in rows:
+        if whole is None:
+            whole, truth = {*row}, {*row}
+        if whole:
+            whole -= {column for column in whole if not _WHOLE.fullmatch(row[column])}
+        if truth:
+            truth -= {column for column in truth if row[column] not in _TRUTH}
+    return {**dict.fromkeys(whole or (), int), **dict.fromkeys(truth, _TRUTH.__getitem__)}
+
+
+def with_types_of(row: Mapping[str, str], types: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """A row with the columns that [`column_types`] names as what they are."""
+    return {**row, **{column: kind(row[column]) for column, kind in types.items()}}
 
 
 # Without leading zeros, which belong to names such as 007, and no longer than a number of 64 bits.

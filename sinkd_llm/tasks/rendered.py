@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import package_version
@@ -14,6 +15,7 @@ from sinkd_llm.files import cache_dir
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 CACHED_FROM = 5_000
 # Of all that is kept; the files that were used longest ago go first.
 MOST_BYTES = 2 << 30
+_TEMPORARY: list[TemporaryDirectory[str]] = []  # until the process ends
 _CODE = (Path(__file__).parent, Path(__file__).parents[1])
 
 
@@ -43,29 +46,98 @@ def rendered_rows(
     Raises:
         InputError: of `render`.
     """
-    from filelock import FileLock
-
     path = _path(key, files)
     if (found := _read(path)) is not None:
         return found
-    lock = FileLock(f"{path}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()  # the first process of a launch renders, the others wait for its file
-    except OSError as error:
-        logger.info("The rendered rows are not kept in %s: %s", path.parent, error)
-        return render()
-    try:
+    with _alone(path) as may_keep:
         if (found := _read(path)) is not None:
             return found
         rows = render()
-        if len(rows) < CACHED_FROM:
+        if len(rows) < CACHED_FROM or not may_keep:
             return rows
         try:
-            _keep(rows, path)
+            with _whole(path) as temporary:
+                _write(rows, temporary)
         except OSError as error:
             logger.info("The rendered rows are not kept in %s: %s", path, error)
         return _read(path) or rows
+
+
+def streamed_rows(
+    key: Mapping[str, Any],
+    files: Iterable[Path],
+    render: "Callable[[], tuple[Iterator[dict[str, list[Any]]], np.ndarray[Any, Any] | None]]",
+    features: "datasets.Features",
+) -> "datasets.Dataset":
+    """
+    As [`rendered_rows`], for rows that memory need not have room for: they are written as they come.
+
+    Where the user's cache cannot be written to, they are in a temporary folder until this process ends.
+
+    Args:
+        key, files: as in [`rendered_rows`].
+        render (`Callable`): gives columns of some rows at a time, and which of all these rows is the first, second, …
+            of the data set; `None` for their own order.
+        features ([`~datasets.Features`]): of the rows.
+
+    Raises:
+        InputError: of `render`.
+        OSError: if the disk is full.
+    """
+    path = _path(key, files)
+    if (found := _read(path)) is not None:
+        return found
+    with _alone(path) as may_keep:
+        if not may_keep:
+            _TEMPORARY.append(TemporaryDirectory(prefix="sinkd-rows-"))
+            path = Path(_TEMPORARY[-1].name) / path.name
+        elif (found := _read(path)) is not None:
+            return found
+        with _whole(path) as temporary:
+            _stream(*render(), features, temporary)
+        rows = _read(path)
+    if rows is None:
+        raise OSError(f"The rows in {path} cannot be read again; check the disk.")
+    return rows
+
+
+def _stream(
+    parts: "Iterator[dict[str, list[Any]]]",
+    order: "np.ndarray[Any, Any] | None",
+    features: "datasets.Features",
+    to: Path,
+) -> None:
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    in_order = to if order is None else to.with_name(f"{to.name}-unordered")
+    try:
+        with ArrowWriter(path=str(in_order), features=features) as writer:
+            for columns in parts:
+                writer.write_batch(columns)
+            writer.finalize()
+        if order is not None:
+            _write(datasets.Dataset.from_file(str(in_order)).select(order), to)
+    finally:
+        if order is not None:
+            in_order.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """The first process of a launch renders, the others wait for its file; whether there may be one."""
+    from filelock import FileLock
+
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        logger.info("The rendered rows are not kept in %s: %s", path.parent, error)
+        yield False
+        return
+    try:
+        yield True
     finally:
         lock.release()
         with suppress(OSError):
@@ -100,14 +172,23 @@ def _path(key: Mapping[str, Any], files: Iterable[Path]) -> Path:
     return cache_dir() / "rows" / f"{digest.hexdigest()[:32]}.arrow"
 
 
-def _keep(rows: "datasets.Dataset", path: Path) -> None:
+def _write(rows: "datasets.Dataset", file: Path) -> None:
     import pyarrow as pa
 
+    schema = rows.features.arrow_schema
+    with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+        for table in rows.with_format("arrow").iter(batch_size=CACHED_FROM):
+            writer.write_table(table.cast(schema))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """What is written inside gets its name and its checksum when it is whole."""
+    for left in path.parent.glob(f"{path.name}.[0-9]*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        table = rows.data.table
-        with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_stream(stream, table.schema) as writer:
-            writer.write_table(table)
+        yield temporary
         checksum = _checksum(temporary)
         temporary.replace(path)
         _sum_of(path).write_text(checksum, encoding="ascii")
@@ -120,9 +201,9 @@ def _bound(folder: Path) -> None:
     """Remove the files that were used longest ago, beyond what may be kept."""
     states = sorted(((file.stat(), file) for file in folder.glob("*.arrow")), key=lambda one: -one[0].st_mtime_ns)
     kept = 0
-    for state, file in states:
+    for number, (state, file) in enumerate(states):
         kept += state.st_size
-        if kept > MOST_BYTES:
+        if kept > MOST_BYTES and number:  # not what is being used now
             file.unlink(missing_ok=True)
             _sum_of(file).unlink(missing_ok=True)
 

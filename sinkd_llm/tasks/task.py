@@ -1,10 +1,14 @@
 """A task: its rows, rendered, and its metrics."""
 
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.metrics import (
@@ -17,10 +21,10 @@ from sinkd_llm.metrics import (
 from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files
-from sinkd_llm.tasks.rendered import rendered_rows
+from sinkd_llm.tasks.rendered import rendered_rows, streamed_rows
 from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
 from sinkd_llm.tasks.schema import read_task_file
-from sinkd_llm.tasks.unlabelled import check_texts, find_file, own_ids, read_unlabelled
+from sinkd_llm.tasks.unlabelled import counted_rows, find_file, unlabelled_examples, unlabelled_rows
 from sinkd_llm.values import shown
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 _RANKINGS = ("acc_norm", "acc_bytes")
 # These compare choice indices as classes, so an index must mean the same in every row.
 _CLASS_METRICS = ("mcc", "f1", "f1_macro")
+# Examples that are written to disk together.
+_AT_ONCE = 1_000
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 # In smaller files there are too few rows to keep them.
 _CACHED_FROM_BYTES = 100_000
 
@@ -153,6 +160,10 @@ class Task:
         """
         The rendered rows of a file without labels, with the columns of [`load`].
 
+        The file is read as a stream and the rows of a large one are written to disk as they are rendered, where the
+        data set reads them: a million rows need as much memory as a thousand. (A `.json` file that is one array is
+        held as a whole; JSON lines are not.)
+
         Args:
             path (`str` or `Path`): `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` with the columns of the task's
                 rows, or, for a task that reads one column, `.txt` with one text a line. A relative path may also start
@@ -177,24 +188,40 @@ class Task:
             )
         file = find_file(path, self.path)
         if file.stat().st_size < _CACHED_FROM_BYTES:
-            return self._unlabelled(file, limit, seed)
+            examples, order = self._unlabelled(file, limit, seed)
+            rows = self._dataset(list(examples))
+            return rows if order is None else rows.select(order).flatten_indices()
         asked = {"config": self.config, "origins": self.origins, "split": UNLABELLED, "limit": limit, "seed": seed}
-        return rendered_rows(asked, [file], lambda: self._unlabelled(file, limit, seed))
+        return streamed_rows(asked, [file], lambda: self._unlabelled_columns(file, limit, seed), self._features())
 
-    def _unlabelled(self, file: Path, limit: int | None, seed: int | None) -> "datasets.Dataset":
-        """As [`load_unlabelled`], without the cache."""
-        columns = self._renderer.columns_read()
-        rows = read_unlabelled(file, self.config, self.path, columns)
-        ids = own_ids(rows, self.name)
-        indices = _drawn(len(rows), limit, seed)
-        examples = self._examples(rows, indices, UNLABELLED)
-        check_texts(rows, indices, columns, (example.text for example in examples))
-        self._check_lengths(examples, [rows.where(i) for i in indices])
-        named = [
-            example if (own := ids[i]) is None else replace(example, id=own)
-            for i, example in zip(indices, examples, strict=True)
-        ]
-        return self._dataset(named)
+    def _unlabelled_columns(
+        self, file: Path, limit: int | None, seed: int | None
+    ) -> "tuple[Iterator[dict[str, list[Any]]], Indices | None]":
+        """As [`_unlabelled`], some rows at a time as columns."""
+        examples, order = self._unlabelled(file, limit, seed)
+        parts = iter(lambda: list(islice(examples, _AT_ONCE)), [])
+        return (self._columns(part) for part in parts), order
+
+    def _unlabelled(
+        self, file: Path, limit: int | None, seed: int | None
+    ) -> "tuple[Iterator[Example], Indices | None]":
+        """The examples of a file in its order, and which of them is the first, second, … of a sample."""
+        rows = unlabelled_rows(file, self.config, self.path, self._renderer.columns_read())
+        total = counted_rows(rows, self.name)
+        drawn = in_file = None
+        if limit is not None:
+            drawn = np.asarray(_drawn(total, limit, seed))
+            in_file = np.argsort(drawn)
+        examples = unlabelled_examples(rows, self._renderer, self.name, None if drawn is None else drawn[in_file])
+        return self._of_like_lengths(examples), None if in_file is None or seed is None else np.argsort(in_file)
+
+    def _of_like_lengths(self, examples: Iterable[tuple[Example, str]]) -> Iterator[Example]:
+        """The examples without their places, after [`_check_length`]."""
+        first = None
+        for example, place in examples:
+            first = first or (example, place)
+            self._check_length(example, place, *first)
+            yield example
 
     def _rendered(
         self, split: str, data_dir: Path | None, limit: int | None, seed: int | None, labelled: bool | None
@@ -206,11 +233,15 @@ class Task:
         indices = _drawn(len(rows), limit, seed)
         examples = self._examples(rows, indices, split)
         self._check_labelled(examples, [rows.where(i) for i in indices], split, labelled)
-        self._check_lengths(examples, [rows.where(i) for i in indices])
-        return self._dataset(examples)
+        return self._dataset(list(self._of_like_lengths(zip(examples, map(rows.where, indices), strict=True))))
 
     def _dataset(self, examples: Sequence[Example]) -> "datasets.Dataset":
         """The columns of [`load`]."""
+        import datasets
+
+        return datasets.Dataset.from_dict(self._columns(examples), features=self._features())
+
+    def _features(self) -> "datasets.Features":
         import datasets
 
         text, texts = datasets.Value("string"), datasets.List(datasets.Value("string"))
@@ -219,10 +250,15 @@ class Task:
             kinds |= {"choices": texts, "label": datasets.Value("int64")}
         scoring = {"group": text, "answers": texts, "target": datasets.Value("float64")}
         kinds |= {name: scoring[name] for name in self.scoring_columns} | dict.fromkeys(self.text_columns, text)
-        columns: dict[str, list[Any]] = {name: [getattr(example, name) for example in examples] for name in kinds}
+        return datasets.Features(kinds)
+
+    def _columns(self, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {
+            name: [getattr(example, name) for example in examples] for name in self._features()
+        }
         if "label" in columns:
             columns["label"] = [-1 if label is None else label for label in columns["label"]]
-        return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        return columns
 
     def compute_metrics(
         self,
@@ -296,20 +332,18 @@ class Task:
                     "as in the test splits of GLUE and SuperGLUE; correct or drop the row, or use a labelled split."
                 )
 
-    def _check_lengths(self, examples: Sequence[Example], places: Sequence[str]) -> None:
+    def _check_length(self, example: Example, place: str, first: Example, first_place: str) -> None:
         """Refuses choice lists under which an index is no class, where metrics compare classes."""
         by_class = [name for name in self.metric_names if name in _CLASS_METRICS]
         if self.choices is not None or not by_class:
             return
-        for example, place in zip(examples, places, strict=True):
-            if len(example.choices) != len(examples[0].choices):
-                raise InputError(
-                    f"{place[0].upper()}{place[1:]} has {len(example.choices)} choices and {places[0]} has "
-                    f"{len(examples[0].choices)}, but {by_class[0]} compares classes, which must be the same in every "
-                    "row; use acc or em."
-                )
-        if examples:
-            self._check_two_classes(len(examples[0].choices))
+        if len(example.choices) != len(first.choices):
+            raise InputError(
+                f"{place[0].upper()}{place[1:]} has {len(example.choices)} choices and {first_place} has "
+                f"{len(first.choices)}, but {by_class[0]} compares classes, which must be the same in every row; use "
+                "acc or em."
+            )
+        self._check_two_classes(len(example.choices))
 
     def _check_two_classes(self, count: int) -> None:
         if "f1" in self.metric_names and count > 2:
@@ -336,9 +370,9 @@ class Task:
         return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))
 
 
-def _drawn(count: int, limit: int | None, seed: int | None) -> list[int]:
+def _drawn(count: int, limit: int | None, seed: int | None) -> "array[int]":
     """The indices of the rows to keep; see [`Task.load`]."""
-    indices = list(range(count))
+    indices = array("q", range(count))
     if limit is not None and seed is not None:
         random.Random(seed).shuffle(indices)
     return indices[:limit]

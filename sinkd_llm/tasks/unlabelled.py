@@ -1,23 +1,33 @@
-"""Rows without labels: a raw file as rows of a task, and which of the scored rows stand among them."""
+"""Rows without labels: a raw file as rows of a task, and which of the scored rows stand among them.
 
+A raw file may have millions of rows: it is read as a stream, pass by pass.
+"""
+
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.row_files import BY_SUFFIX, Rows, not_empty, read_csv, read_text, read_tsv
-from sinkd_llm.tasks.loading import SPLIT_KEYS, csv_options, with_columns, with_types
+from sinkd_llm.row_streams import STREAMS, RowStream, csv_rows, tsv_rows
+from sinkd_llm.tasks.loading import SPLIT_KEYS, column_types, csv_options, with_columns, with_types_of
+from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
+from sinkd_llm.text_lines import text_lines
 from sinkd_llm.values import listed, plain, shown, without_text
 
 if TYPE_CHECKING:
     import datasets
 
 _TABLES = (".csv", ".tsv")
-_SUFFIXES = (".txt", *BY_SUFFIX)
+_SUFFIXES = (".txt", *STREAMS)
 # Of the rows that are compared at a time.
 _AT_ONCE = 10_000
 _NAMED = 5
@@ -56,7 +66,7 @@ def find_file(path: str | Path, task_file: Path) -> Path:
     )
 
 
-def read_unlabelled(file: Path, config: Mapping[str, Any], task_file: Path, columns: AbstractSet[str]) -> Rows:
+def unlabelled_rows(file: Path, config: Mapping[str, Any], task_file: Path, columns: AbstractSet[str]) -> RowStream:
     """
     The rows of a raw file, with the columns of the task's rows as far as they can be told.
 
@@ -69,23 +79,24 @@ def read_unlabelled(file: Path, config: Mapping[str, Any], task_file: Path, colu
         columns (`set[str]`): what the task reads of a row. A `.txt` file needs a task that reads one.
 
     Raises:
-        InputError: see [`~sinkd_llm.row_files`]; for a `.txt` file with an empty line, or of a task that reads other
-            than one column.
+        InputError: see [`~sinkd_llm.row_streams`]; for a `.txt` file of a task that reads other than one column, and
+            in a pass for an empty line.
     """
     suffix = file.suffix.lower()
     local = config.get("metadata", {}).get("local", {})
     if suffix == ".txt":
-        return _read_texts(file, config["task"], columns)
+        return _texts_of(file, config["task"], columns)
     if suffix == ".tsv" and local.get("format") == "tsv":
-        rows = read_tsv(file)
+        rows = tsv_rows(file)
     elif suffix == ".csv":
-        rows = read_csv(file, **csv_options(config, task_file))
+        rows = csv_rows(file, **csv_options(config, task_file))
     else:
-        rows = BY_SUFFIX[suffix](file)
+        rows = STREAMS[suffix](file)
     if suffix in _TABLES and config["dataset_path"] == "csv":
-        rows = with_types(rows)
+        types = column_types(row for _, row in rows)
+        rows = rows.changed(lambda row, _: with_types_of(row, types))
     made = {name: source for name, source in local.get("columns", {}).items() if name in columns}
-    return Rows([_completed(row, made, rows.where(i)) for i, row in enumerate(rows.rows)], rows.source, rows.places)
+    return rows.changed(lambda row, where: _completed(row, made, where))
 
 
 def _completed(row: Mapping[str, Any], made: Mapping[str, str | list[str]], where: str) -> Mapping[str, Any]:
@@ -99,78 +110,117 @@ def _completed(row: Mapping[str, Any], made: Mapping[str, str | list[str]], wher
     return with_columns(row, possible, where) if possible else row
 
 
-def _read_texts(file: Path, task: str, columns: AbstractSet[str]) -> Rows:
+def _texts_of(file: Path, task: str, columns: AbstractSet[str]) -> RowStream:
     if len(columns) != 1:
         what = f"the columns {', '.join(sorted(columns))}" if columns else "no column"
         raise InputError(
             f"The file {file} holds one text a line, but the task {task!r} reads {what} of a row; give rows with "
-            f"these columns, in a file that ends in {', '.join(BY_SUFFIX)}."
+            f"these columns, in a file that ends in {', '.join(STREAMS)}."
         )
     (column,) = columns
-    lines = [line.removesuffix("\r") for line in read_text(file).split("\n")]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    places = [f"line {n} of {file}" for n in range(1, len(lines) + 1)]
-    for line, place in zip(lines, places, strict=True):
+    return RowStream(str(file), partial(_lines, file, column))
+
+
+def _lines(file: Path, column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    empty = 0  # the first line without a text after those that have one: at the end there may be some
+    for number, line in enumerate(text_lines(file), 1):
         if not line.strip():
-            raise InputError(f"There is no text on {place}; drop the line, for every line is a row.")
-    return not_empty(Rows([{column: line} for line in lines], str(file), places))
+            empty = empty or number
+            continue
+        if empty:
+            raise InputError(f"There is no text on line {empty} of {file}; drop the line, for every line is a row.")
+        yield f"line {number} of {file}", {column: line.removesuffix("\n").removesuffix("\r")}
 
 
-def check_texts(rows: Rows, indices: Sequence[int], columns: AbstractSet[str], texts: Iterable[str | None]) -> None:
+def unlabelled_examples(
+    rows: RowStream, renderer: RowRenderer, task: str, kept: "np.ndarray[Any, np.dtype[np.int64]] | None"
+) -> Iterator[tuple[Example, str]]:
     """
-    Refuses a row that says nothing.
+    The examples of rows without labels, in the order of the file, each with its place.
 
     Args:
-        rows ([`~sinkd_llm.row_files.Rows`]): the file's.
-        indices (sequence of `int`): of the rows that are kept.
-        columns (`set[str]`): what the task reads of a row.
-        texts (iterable): the text that an encoder reads of each of them, `None` where the task does not name it.
+        rows ([`~sinkd_llm.row_streams.RowStream`]): the file's.
+        renderer ([`RowRenderer`]): of the task.
+        task (`str`): the task's name.
+        kept (`np.ndarray`, *optional*): the numbers of the rows that are wanted, in increasing order. Default: all.
 
     Raises:
-        InputError: by its place.
+        InputError: as [`RowRenderer`], and for a row without text, by its place.
     """
-    for index, text in zip(indices, texts, strict=True):
-        row = rows.rows[index]
-        read = [text] if text is not None else [row[name] for name in columns if name in row]
-        if read and all(isinstance(value, str) and not value.strip() for value in read):
-            raise InputError(
-                f"There is no text on {rows.where(index)}: {listed(sorted(columns))} is empty; correct the row, or "
-                "drop it."
-            )
+    columns = renderer.columns_read()
+    numbers = count() if kept is None else iter(kept.tolist())
+    wanted = next(numbers)
+    for index, (where, row) in enumerate(rows):
+        if index != wanted:
+            continue
+        example = renderer.example(renderer.draft(row, index, UNLABELLED, where), task, UNLABELLED, None)
+        _refuse_empty(row, where, columns, example.text)
+        own = own_id(row)
+        yield example if own is None else replace(example, id=own), where
+        wanted = next(numbers, None)
+        if wanted is None:
+            return
 
 
-def own_ids(rows: Rows, task: str) -> list[str | None]:
+def _refuse_empty(row: Mapping[str, Any], where: str, columns: AbstractSet[str], text: str | None) -> None:
+    """Refuses a row that says nothing, neither in these columns nor in the text that an encoder reads."""
+    read = [text] if text is not None else [row[name] for name in columns if name in row]
+    if read and all(isinstance(value, str) and not value.strip() for value in read):
+        raise InputError(
+            f"There is no text on {where}: {listed(sorted(columns))} is empty; correct the row, or drop it."
+        )
+
+
+def own_id(row: Mapping[str, Any]) -> str | None:
+    """The id that a row has in a column `id`; `None` for a row without."""
+    value = plain(row.get("id"))
+    return None if without_text(value) else str(value).strip() or None
+
+
+def counted_rows(rows: RowStream, task: str) -> int:
     """
-    The ids that rows have in a column `id`; `None` for a row without.
+    How many rows there are, after a pass over all of them that looks at their ids.
 
     Args:
-        rows ([`~sinkd_llm.row_files.Rows`]): the file's.
+        rows ([`~sinkd_llm.row_streams.RowStream`]): the file's.
         task (`str`): the task's name, with which the ids of its other rows begin.
 
     Raises:
         InputError: for an id that two rows have, or that is a name of the rows of the task's splits.
     """
-    ids: list[str | None] = []
-    first: dict[str, int] = {}
+    total, hashes = 0, array("Q")  # 8 bytes a row, where the ids themselves would not fit into memory
     reserved = tuple(f"{task}-{split}-" for split in SPLIT_KEYS)
-    for index, row in enumerate(rows.rows):
-        value = plain(row.get("id"))
-        name = None if without_text(value) else str(value).strip()
-        ids.append(name or None)
-        if not name:
+    for where, row in rows:
+        total += 1
+        name = own_id(row)
+        if name is None:
             continue
-        if first.setdefault(name, index) != index:
-            raise InputError(
-                f"The id {shown(name)} of {rows.where(index)} is also the id of {rows.where(first[name])}; give each "
-                "row its own, or call the column otherwise."
-            )
         if name.startswith(reserved):
             raise InputError(
-                f"The id {shown(name)} of {rows.where(index)} is that of a row of the task's splits; give the row "
-                "another, or call the column otherwise."
+                f"The id {shown(name)} of {where} is that of a row of the task's splits; give the row another, or "
+                "call the column otherwise."
             )
-    return ids
+        hashes.append(_hash(name))
+    distinct, times = np.unique(np.asarray(hashes), return_counts=True)
+    if len(distinct) < len(hashes):
+        _refuse_repeated(rows, {*distinct[times > 1].tolist()})
+    return total
+
+
+def _refuse_repeated(rows: RowStream, hashes: AbstractSet[int]) -> None:
+    """Names two rows with one id, among those whose ids have these hashes; different ids may share one."""
+    first: dict[str, str] = {}
+    for where, row in rows:
+        name = own_id(row)
+        if name is not None and _hash(name) in hashes and first.setdefault(name, where) != where:
+            raise InputError(
+                f"The id {shown(name)} of {where} is also the id of {first[name]}; give each row its own, or call the "
+                "column otherwise."
+            )
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def without_label(rows: "datasets.Dataset") -> "np.ndarray[Any, np.dtype[np.bool_]]":

@@ -1,7 +1,9 @@
 """Rows without labels: raw files become the rows of a task, and rows that are also scored are found."""
 
 import json
+import random
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.tasks import Task, load_task
+from sinkd_llm.tasks import task as tasks_task
 from sinkd_llm.tasks.unlabelled import repeated_rows
 
 ROWS = [{"text": "Is 'it' cold?", "label": 7}, {"text": ' "So" said\tnobody, ever.', "label": None}]
@@ -118,7 +121,7 @@ def test_large_files_are_rendered_once(mine: Task, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
     file = write(tmp_path / "raw.jsonl", [{"text": f"Question {i}?"} for i in range(6000)])
     first = mine.load_unlabelled(file)
-    monkeypatch.setattr(Task, "_unlabelled", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(Task, "_unlabelled_columns", lambda *_: pytest.fail("rendered again"))
     assert mine.load_unlabelled(file).to_dict() == first.to_dict()
 
 
@@ -244,3 +247,61 @@ def test_repeated_rows_by_text_whatever_the_white_space_and_case() -> None:
     assert repeated_rows(pairs, rows_of(["Q"], text=["ac"], text_pair=[""])) == (0, ())
     talk = [[{"role": "user", "content": "Hi"}], [{"role": "user", "content": "Ho"}]]
     assert repeated_rows(rows_of(talk), rows_of(talk[1:])) == (1, ("r1",))
+
+
+@pytest.mark.parametrize("sample", [{}, {"limit": 7}, {"limit": 7, "seed": 3}, {"limit": 90, "seed": 3}])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
+def test_rows_that_were_written_as_they_came_are_the_rows_of_a_small_file(
+    mine: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, sample: dict[str, int]
+) -> None:
+    rows = [{"text": f"Question {i}?"} for i in range(40)]
+    file = tmp_path / f"raw{suffix}"
+    if suffix == ".txt":
+        file.write_text("".join(row["text"] + "\n" for row in rows))
+    else:
+        write(file, rows)
+    small = mine.load_unlabelled(file, **sample)
+    drawn = list(range(40))
+    if "seed" in sample:
+        random.Random(sample["seed"]).shuffle(drawn)
+    assert small["prompt"] == [f"Q: Question {i}?\nA:" for i in drawn[: sample.get("limit")]]
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tasks_task, "_CACHED_FROM_BYTES", 1)
+    monkeypatch.setattr(tasks_task, "_AT_ONCE", 6)
+    large = mine.load_unlabelled(file, **sample)
+    assert large.to_list() == small.to_list()
+    assert large.features == small.features
+    assert [file.suffix for file in (tmp_path / "cache" / "rows").iterdir()].count(".arrow") == 1
+    assert len(list((tmp_path / "cache" / "rows").iterdir())) == 2  # and its checksum
+    # Where nothing may be kept, a temporary folder takes them.
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(file / "no" / "folder"))
+    assert mine.load_unlabelled(file, **sample).to_list() == small.to_list()
+
+
+def test_memory_does_not_grow_with_the_rows(mine: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tasks_task, "_AT_ONCE", 50)
+    file = tmp_path / "raw.jsonl"
+    file.write_text("".join(json.dumps({"id": i, "text": f"{i}" + "x" * 5_000}) + "\n" for i in range(2_000)))
+    mine.load_unlabelled(write(tmp_path / "few.jsonl", [{"text": "a"}]))
+    tracemalloc.start()
+    try:
+        assert len(mine.load_unlabelled(file, limit=1_500, seed=0)) == 1_500
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert file.stat().st_size > 10e6
+    assert peak < 3e6
+
+
+def test_a_mistake_in_a_large_file_leaves_nothing(mine: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tasks_task, "_CACHED_FROM_BYTES", 1)
+    monkeypatch.setattr(tasks_task, "_AT_ONCE", 2)
+    file = write(tmp_path / "raw.jsonl", [*({"text": f"{i}?"} for i in range(5)), {"text": " "}])
+    with pytest.raises(InputError, match=r"no text on line 6 of .*raw\.jsonl"):
+        mine.load_unlabelled(file)
+    assert list((tmp_path / "cache" / "rows").iterdir()) == []
+    (tmp_path / "raw.txt").write_text("a\n\nb\n")
+    with pytest.raises(InputError, match="no text on line 2"):
+        mine.load_unlabelled(tmp_path / "raw.txt")
