@@ -1,0 +1,137 @@
+"""A teacher's answers are balanced to a prior over all of its rows."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.balance import Array, balance, prior_of, remarks
+
+CHOICES = (" red", " green", " blue", " card's 3")
+
+
+def scores(rows: int = 3000, classes: int = 4, seed: int = 0) -> tuple[Array, Array]:
+    """Log-scores of a teacher that prefers the first classes, and the right answers, of shares 0.1, 0.2, …"""
+    draw = np.random.default_rng(seed)
+    prior = np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+    gold = draw.choice(classes, size=rows, p=prior)
+    logits = draw.normal(size=(rows, classes)) + 2.0 * np.eye(classes)[gold]
+    return logits - 1.2 * np.arange(classes), gold
+
+
+def parts(given: Array, size: int = 700) -> Callable[[], Iterable[Array]]:
+    return lambda: (given[start : start + size] for start in range(0, len(given), size))
+
+
+def softmax(logs: Array) -> Array:
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def test_the_plan_is_the_one_of_scaling_rows_and_columns_in_turn() -> None:
+    logits, gold = scores()
+    prior = prior_of("labels", CHOICES, gold)
+    found = balance(parts(logits), prior)
+    plan = softmax(logits) / len(logits)
+    for _ in range(5000):
+        plan = plan * (prior / plan.sum(axis=0))
+        plan = plan / plan.sum(axis=1, keepdims=True) / len(logits)
+    balanced = softmax(found.applied(logits))
+    np.testing.assert_allclose(balanced, plan * len(logits), atol=1e-5)
+    np.testing.assert_allclose(balanced.mean(axis=0), prior, atol=1e-6)
+    np.testing.assert_allclose(found.after_C, prior, atol=1e-6)
+    np.testing.assert_allclose(found.before_C, softmax(logits).mean(axis=0), rtol=1e-12)
+    assert found.error <= 1e-6
+
+
+def test_a_biased_teacher_gets_better_by_the_right_prior_and_less_by_one_step() -> None:
+    logits, gold = scores()
+    prior = prior_of("labels", CHOICES, gold)
+    right = {
+        method: float((balance(parts(logits), prior, method=method).applied(logits).argmax(axis=1) == gold).mean())
+        for method in ("sinkhorn", "calibration")
+    }
+    before = float((logits.argmax(axis=1) == gold).mean())
+    assert before + 0.05 < right["calibration"] < right["sinkhorn"]
+
+
+def test_what_is_balanced_already_stays() -> None:
+    logits, _ = scores()
+    once = balance(parts(logits), prior_of("uniform", CHOICES, ())).applied(logits)
+    again = balance(parts(once), prior_of("uniform", CHOICES, ()))
+    assert again.steps == 0
+    np.testing.assert_array_equal(again.applied(once), once)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_strength_scales_the_logarithm_of_the_weights(strength: float) -> None:
+    logits, gold = scores()
+    prior = prior_of("labels", CHOICES, gold)
+    whole, part = balance(parts(logits), prior), balance(parts(logits), prior, strength=strength)
+    np.testing.assert_allclose(part.log_weight_C, strength * whole.log_weight_C, atol=1e-12)
+    np.testing.assert_allclose(part.after_C, softmax(part.applied(logits)).mean(axis=0), rtol=1e-12)
+
+
+def test_rows_that_lie_far_apart_and_constants_of_rows_do_not_matter() -> None:
+    logits, gold = scores()
+    moved = logits + np.random.default_rng(1).normal(scale=300, size=(len(logits), 1))
+    prior = prior_of("labels", CHOICES, gold)
+    found, again = balance(parts(logits), prior), balance(parts(moved, 1000), prior)
+    np.testing.assert_allclose(again.log_weight_C, found.log_weight_C, atol=1e-9)
+
+
+def test_a_prior_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prior.yaml"
+    file.write_text('blue: 2\nred: 1\n"card\'s 3": 4\ngreen: 1\n')
+    np.testing.assert_allclose(prior_of(str(file), CHOICES, ()), np.array([1, 1, 2, 4]) / 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("red: 1\n", "no share of 'green', 'blue', \"card's 3\""),
+        ("reed: 1\n", r"the share of 'reed', which is no choice\. Did you mean 'red'"),
+        ('red: 0\ngreen: 1\nblue: 1\n"card\'s 3": 1\n', "the share 0 of 'red'; give a number above 0"),
+        ('red: .nan\ngreen: 1\nblue: 1\n"card\'s 3": 1\n', "the share nan of 'red'"),
+        ('red: yes\ngreen: 1\nblue: 1\n"card\'s 3": 1\n', "the share True of 'red'"),
+        ("- red\n", "prior.yaml"),
+        ("", "prior.yaml"),
+    ],
+)
+def test_a_wrong_prior(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "prior.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        prior_of(str(file), CHOICES, ())
+
+
+def test_what_cannot_be_balanced() -> None:
+    logits, _ = scores()
+    prior = prior_of("uniform", CHOICES, ())
+    with pytest.raises(InputError, match="neither uniform nor labels nor a file"):
+        prior_of("uniformly", CHOICES, ())
+    with pytest.raises(InputError, match='no training row has the label "card\'s 3"'):
+        prior_of("labels", CHOICES, [0, 1, 2])
+    with pytest.raises(InputError, match=r"balance_strength is 1\.5"):
+        balance(parts(logits), prior, strength=1.5)
+    with pytest.raises(InputError, match="balance_method is 'otter'"):
+        balance(parts(logits), prior, method="otter")
+    with pytest.raises(InputError, match="nothing to balance"):
+        balance(parts(logits[:0]), prior)
+    broken = logits.copy()
+    broken[1234, 1] = np.nan
+    with pytest.raises(InputError, match="scores of row 1234"):
+        balance(parts(broken), prior)
+    never = logits.copy()
+    never[:, 2] = -np.inf
+    with pytest.raises(InputError, match="no probability at all to class 2"):
+        balance(parts(never), prior)
+
+
+def test_few_rows_are_said() -> None:
+    uniform = prior_of("uniform", CHOICES, ())
+    assert remarks(2000, uniform, CHOICES) == []
+    assert "over 1,999 rows" in remarks(1999, uniform, CHOICES)[0]
+    assert "of which 4 should be 'red'" in remarks(4000, np.array([0.001, 0.399, 0.3, 0.3]), CHOICES)[0]
