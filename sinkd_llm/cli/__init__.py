@@ -32,6 +32,7 @@ COMMANDS = {
     "finetune": "train a model on a task with cross-entropy, for example a teacher",
     "cache": "run a teacher once over a recipe's rows, to train without it",
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
+    "compare": "distil with many settings and seeds; which differences are real?",
     "evaluate": "score a model on a task by ranking the answers",
     "tasks": "list the tasks, show rendered rows, or check a task of your own",
     "env": "show versions, devices and what is missing",

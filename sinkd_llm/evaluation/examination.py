@@ -5,7 +5,7 @@ Shape suffixes: R rows, C choices of a row.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +198,25 @@ def tfidf_baseline(
         `float`, *optional*: accuracy, in [0, 1]; `None` where there are fewer than two classes, or no words, to fit,
         or no label to score.
     """
+    scored_texts, scored_labels = _sample(texts, labels)
+    predict = fit_tfidf(train_texts, train_labels) if scored_labels else None
+    if predict is None:
+        return None
+    return float(np.mean(np.array(predict(scored_texts)) == scored_labels))
+
+
+def fit_tfidf(
+    train_texts: Sequence[str], train_labels: Sequence[int | None]
+) -> Callable[[Sequence[str]], list[int]] | None:
+    """
+    A logistic regression over the TF-IDF of words and pairs of words.
+
+    Args:
+        train_texts, train_labels: as of [`tfidf_baseline`].
+
+    Returns:
+        `Callable`, *optional*: texts to labels; `None` where there are fewer than two classes, or no words, to fit.
+    """
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -205,8 +224,7 @@ def tfidf_baseline(
     from sklearn.linear_model import LogisticRegression
 
     fitted_texts, fitted_labels = _sample(train_texts, train_labels)
-    scored_texts, scored_labels = _sample(texts, labels)
-    if len(set(fitted_labels)) < 2 or not scored_labels:
+    if len(set(fitted_labels)) < 2:
         return None
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     try:
@@ -218,7 +236,7 @@ def tfidf_baseline(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(train, fitted_labels)
-    return float(model.score(vectors.transform(scored_texts), scored_labels))
+    return lambda texts: [int(label) for label in model.predict(vectors.transform(texts))]
 
 
 def _sample(texts: Sequence[str], labels: Sequence[int | None]) -> tuple[list[str], list[int]]:

@@ -51,14 +51,14 @@ def draw_curves(rows: Sequence[ResultRow], records: Sequence[Mapping[str, Any]])
     compared = [row for row in rows if row.name in (TEACHER, BEFORE)]
     references = {row.name: row.metrics[metric] for row in compared if metric is not None and metric in row.metrics}
     drawn = [
-        _draw(LOSS, records),
-        _draw(score_plot(metric), records, references),
-        *(_draw(plot, records) for plot in (PLAN, COST, ENTROPY, LEARNING_RATE)),
+        draw(LOSS, records),
+        draw(score_plot(metric), records, references),
+        *(draw(plot, records) for plot in (PLAN, COST, ENTROPY, LEARNING_RATE)),
     ]
     return [curve for curve in drawn if curve is not None]
 
 
-def _draw(
+def draw(
     plot: Plot, records: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None
 ) -> Curve | None:
     """One plot; `None` without data."""

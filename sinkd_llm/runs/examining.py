@@ -110,7 +110,7 @@ def say_examination(
     examination = examine(*examined[0], *(examined[1] if len(examined) > 1 and examined[1][0] else ()))
     judged_labels, baseline = [label for label in examined[-1][1] if label is not None], None
     if data.evaluation is not None and len(examined) > 1:
-        texts = _texts(data.train), _texts(data.evaluation)
+        texts = texts_of(data.train), texts_of(data.evaluation)
         train_labels = [None if label == NO_LABEL else label for label in data.train["label"]]
         if any(label is not None for label in train_labels):
             baseline = tfidf_baseline(texts[0], train_labels, texts[1], list(data.evaluation["label"]))
@@ -127,7 +127,8 @@ def _known(
     return [scores[question.name] for question in kept], [None if label == NO_LABEL else label for label in gold]
 
 
-def _texts(rows: Any) -> list[str]:
+def texts_of(rows: Any) -> list[str]:
+    """What the words' baseline reads of rows: what the data say, or else the prompts."""
     if "text" not in rows.column_names:
         return list(rows["prompt"])
     if "text_pair" not in rows.column_names:

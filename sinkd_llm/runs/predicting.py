@@ -24,7 +24,8 @@ def predictions_of(scorer: "Scorer", name: str, model: Any) -> dict[str, Predict
     Returns:
         `dict[str, Predictions]`: by `EVALUATION`, `HELD_OUT` and `TEACHER`; nothing for rows without a task.
     """
-    data, found = scorer.data, {}
+    data = scorer.data
+    found: dict[str, Predictions] = {}
     if data.task is None:
         return found
     if name in scorer.scores:

@@ -32,9 +32,9 @@ def write_results(
 ) -> None:
     """Write `results.json`: scores, time, memory, settings, versions, and the command line."""
     training_args = arguments[1]
-    everything = _settings(arguments)
+    everything = every_setting(arguments)
     # Against constructed defaults, not the defaults of the fields: TrainingArguments fills many in by itself.
-    defaults = _settings((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
+    defaults = every_setting((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
     defaults |= {one.name: one.default for one in fields(type(arguments[0]))}
     objective = asdict(training_args.objective()) if command == "distill" else {}
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
@@ -57,7 +57,8 @@ def write_results(
     ).write(output_dir)
 
 
-def _settings(arguments: "tuple[TaskArguments | None, SinKDConfig, ModelConfig]") -> dict[str, Any]:
+def every_setting(arguments: "tuple[TaskArguments | None, SinKDConfig, ModelConfig]") -> dict[str, Any]:
+    """All settings of a run, by name."""
     task_args, training_args, model_args = arguments
     task_settings = asdict(task_args) if task_args is not None else {}
     return {**task_settings, **training_args.to_dict(), **asdict(model_args)}

@@ -1,0 +1,141 @@
+"""What a run of a comparison is made from: a finished one counts only while all of it is the same."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from sinkd_llm._version import __version__
+from sinkd_llm.runs.inputs import task_inputs
+from sinkd_llm.runs.record import every_setting
+from sinkd_llm.secrets import masked
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from sinkd_llm.runs.arguments import TaskArguments
+    from sinkd_llm.training.config import SinKDConfig
+
+
+Arguments: TypeAlias = "tuple[TaskArguments, SinKDConfig, ModelConfig]"
+# Where things are written, and what follows from that; how often a run is watched.
+_ELSEWHERE = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "logging_dir", "disable_tqdm"),
+    *("report_to", "trackio_space_id", "project", "do_train", "do_eval", "do_predict", "dataloader_pin_memory"),
+}
+# Settings beside those of the teacher on which its answers to the training rows depend, and which rows these are.
+_OF_ANSWERS = {
+    *("task", "data_dir", "unlabelled_file", "max_unlabelled_samples", "allow_unlabelled", "labels_per_class"),
+    *("heldout_share", "max_train_samples", "max_eval_samples", "signal", "choice_normalisation", "vocabulary"),
+    *("max_length", "apply_chat_template", "add_eos", "model_name_or_path", "model_revision", "trust_remote_code"),
+    *("dtype", "attn_implementation", "model_kind"),
+}
+_NOT_OF_ANSWERS = {"teacher_examined_rows", "teacher_deepspeed", "teacher_concurrency", "teacher_max_requests"}
+# With one of these the rows are drawn with the seed.
+_DRAWN_BY_SEED = ("max_train_samples", "max_unlabelled_samples", "labels_per_class", "teacher_num_fewshot")
+
+
+def made_of(arguments: "Arguments", seed: int) -> dict[str, str]:
+    """
+    Everything that the result of a run follows from, by name: its settings, the content of the files that it reads,
+    and the version of this package.
+
+    Args:
+        arguments (`tuple`): of the run.
+        seed (`int`): its seed.
+    """
+    task_args, training_args, model_args = arguments
+    settings = masked({**every_setting(arguments), "seed": seed})
+    found = {
+        name: json.dumps(value, sort_keys=True, default=str)
+        for name, value in settings.items()
+        if name not in _ELSEWHERE
+    }
+    for file in _files(task_args, training_args):
+        found[str(file)] = _checksum(file)
+    for name, revision in (
+        (model_args.model_name_or_path, model_args.model_revision),
+        (training_args.teacher_model_name_or_path, training_args.teacher_model_revision),
+    ):
+        # A cache may have outlived its teacher.
+        if name is not None and (weights := _weights(name, revision, training_args.teacher_cache is not None)):
+            found[f"the weights of {name}"] = weights
+    return {**found, "the version of sinkd-llm": __version__}
+
+
+def answers_of(made_of_run: Mapping[str, str], arguments: "Arguments", seed: int) -> str:
+    """
+    A name for the teacher's answers that a run needs; runs with the same name can share them.
+
+    Args:
+        made_of_run (`Mapping[str, str]`): of [`made_of`].
+        arguments, seed: of the run.
+    """
+    settings = every_setting(arguments)
+    about = {
+        name: value
+        for name, value in made_of_run.items()
+        if name not in settings or ((name in _OF_ANSWERS or name.startswith("teacher_")) and name != "teacher_cache")
+    }
+    about = {name: value for name, value in about.items() if name not in _NOT_OF_ANSWERS}
+    if draws_by_seed(arguments):
+        about["drawn with"] = str(seed if arguments[1].data_seed is None else arguments[1].data_seed)
+    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def draws_by_seed(arguments: "Arguments") -> bool:
+    """Whether the rows of a run, or what its teacher reads, follow from its seed."""
+    return any(getattr(arguments[0], name) for name in _DRAWN_BY_SEED)
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names of what is not the same in two results of [`made_of`]."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def _files(task_args: "TaskArguments", training_args: "SinKDConfig") -> list[Path]:
+    from sinkd_llm.tasks import load_task
+    from sinkd_llm.tasks.loading import local_files
+    from sinkd_llm.tasks.unlabelled import find_file
+
+    folder = None if task_args.data_dir is None else Path(task_args.data_dir).expanduser()
+    found: set[Path] = set()
+    for name in filter(None, (task_args.task, task_args.teacher_task)):
+        task = load_task(name)
+        found |= {given.path for given in task_inputs(task, None) if given.path.is_file()}
+        for split in ("train", "validation"):
+            found |= {*local_files(task.config, task.path, split, folder)}
+        if task_args.unlabelled_file is not None:
+            found.add(find_file(task_args.unlabelled_file, task.path))
+    if training_args.teacher_file is not None:
+        found.add(Path(training_args.teacher_file).expanduser())
+    if training_args.teacher_cache is not None:
+        found.add(Path(training_args.teacher_cache).expanduser() / "manifest.json")
+    return sorted(file for file in found if file.is_file())
+
+
+def _checksum(file: Path) -> str:
+    state = file.stat()
+    return _checksum_of(file, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _checksum_of(file: Path, size: int, modified: int) -> str:
+    from sinkd_llm.teachers.cache.arrays import file_checksum
+
+    return file_checksum(file)
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(name: str, revision: str, may_be_gone: bool) -> str | None:
+    from sinkd_llm.errors import InputError
+    from sinkd_llm.teachers.cache.identity import weights_hash
+
+    try:
+        return weights_hash(name, revision)
+    except InputError:
+        if may_be_gone:
+            return None
+        raise

@@ -1,0 +1,231 @@
+"""The runs of a comparison: which are finished, which go on, and the teacher's answers that they share."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.files import write_whole
+from sinkd_llm.report.predictions import EVALUATION, read_predictions
+from sinkd_llm.report.results import AFTER, RunRecord, find_row, is_finished
+from sinkd_llm.runs.compare_grid import Cell
+from sinkd_llm.runs.compare_identity import Arguments, answers_of, changed, made_of
+from sinkd_llm.runs.compare_processes import Command, Ended, Start, run_commands
+from sinkd_llm.runs.folder import RECORDS
+from sinkd_llm.terminal import say
+from sinkd_llm.training.checkpoints import last_whole
+from sinkd_llm.units import format_duration, format_score
+
+# Of what has changed, so many things are named.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What all runs have in common.
+
+    Args:
+        folder (`Path`): of the comparison.
+        recipe (`Mapping[str, Any]`): its settings.
+        flags (`list[str]`): of `sinkd distill`, which win.
+        shares_answers (`bool`): the teacher runs once, and its answers are kept.
+        keep_models (`bool`): the students stay after they are scored.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    flags: list[str]
+    shares_answers: bool
+    keep_models: bool
+
+    def run_of(self, cell: Cell, arguments: Arguments, seed: int) -> "Run":
+        """A cell with a seed, in the folder of all that the run is made from: what has changed has another one."""
+        made = made_of(arguments, seed)
+        digest = hashlib.blake2b(json.dumps(made, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return Run(cell, seed, self.folder / "runs" / cell.folder / f"seed-{seed}-{digest}", made)
+
+    def answers_in(self, name: str) -> Path:
+        """The folder of a teacher's answers."""
+        return self.folder / "teacher" / name
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """
+    A cell with a seed. Beside its folder lie its recipe, its log, and what it is made from.
+
+    Attributes:
+        cell ([`Cell`]), seed (`int`): what is run.
+        folder (`Path`): its own.
+        made (`Mapping[str, str]`): see [`~sinkd_llm.runs.compare_identity.made_of`].
+    """
+
+    cell: Cell
+    seed: int
+    folder: Path
+    made: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}, seed {self.seed}"
+
+    def beside(self, ending: str) -> Path:
+        """A file of this run outside its folder, which the run itself makes."""
+        return self.folder.with_name(f"{self.folder.name}.{ending}")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has all that is compared."""
+        try:
+            return is_finished(self.folder) and EVALUATION in read_predictions(self.folder)
+        except InputError:
+            return False
+
+
+def run_all(
+    plan: Plan, runs: Sequence[Run], arguments: Mapping[str, Arguments], jobs: int, start: Start
+) -> dict[tuple[str, int], str]:
+    """
+    Run what is not finished.
+
+    Args:
+        plan ([`Plan`]): of all.
+        runs (`Sequence[Run]`): all of them.
+        arguments (`Mapping[str, Arguments]`): of each cell, by its name.
+        jobs (`int`): how many run at the same time.
+        start (`Callable`): starts a process.
+
+    Returns:
+        `dict[tuple[str, int], str]`: by cell and seed, the last lines of those that failed.
+    """
+    left = [run for run in runs if not run.finished]
+    for run in left:
+        _say_changed(run)
+    if len(left) < len(runs):
+        say(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
+    names = {
+        run: answers_of(run.made, arguments[run.cell.name], run.seed)
+        for run in left
+        if plan.shares_answers and arguments[run.cell.name][1].teacher_cache is None
+    }
+    problems = _ask_teachers(plan, names, arguments, jobs, start)
+    failed = {(run.cell.name, run.seed): problems[names[run]] for run in left if names.get(run) in problems}
+    left = [run for run in left if (run.cell.name, run.seed) not in failed]
+    commands = [_command(plan, run, names.get(run)) for run in left]
+    for count, ended in enumerate(run_commands(commands, jobs, start), 1):
+        run = left[ended.index]
+        problem = _problem(run, ended)
+        say(f"[{count}/{len(left)}] {run.name}: {problem or _success(run)} ({format_duration(ended.seconds)})")
+        if problem is not None:
+            failed[run.cell.name, run.seed] = "\n".join(ended.said) or problem
+            continue
+        if not plan.keep_models:
+            _remove_model(run.folder)
+    return failed
+
+
+def _say_changed(run: Run) -> None:
+    """Why a run that is finished is run again: what it is made from was other then."""
+    earlier = sorted(run.folder.parent.glob(f"seed-{run.seed}-*.json"), key=lambda file: file.stat().st_mtime)
+    finished = [file for file in earlier if replace(run, folder=file.with_suffix("")).finished]
+    if not finished:
+        return
+    try:
+        before = json.loads(finished[-1].read_text(encoding="utf-8"))
+        differs = changed(before, run.made)
+    except (ValueError, AttributeError, TypeError):
+        return  # it is run, whatever was before
+    more = f" and {len(differs) - _NAMED} more" if len(differs) > _NAMED else ""
+    verb = "has" if len(differs) == 1 else "have"
+    say(f"{run.name} is run again: {', '.join(differs[:_NAMED])}{more} {verb} changed")
+
+
+def _command(plan: Plan, run: Run, answers: str | None) -> Command:
+    """How a run is started: from its last checkpoint, if it has one."""
+    goes_on = last_whole(run.folder) is not None
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(run.beside("json"), json.dumps(run.made, indent=1) + "\n")
+    settings = {**plan.recipe, **run.cell.settings, "seed": run.seed}
+    if answers is not None:
+        settings["teacher_cache"] = str(plan.answers_in(answers))
+    how = ["--resume_from_checkpoint", "true"] if goes_on else ["--overwrite_output_dir", "true"]
+    words = ["distill", "--config", str(_written(run.beside("yaml"), settings)), *plan.flags]
+    return Command([*words, "--output_dir", str(run.folder), *how], run.beside("log"))
+
+
+def _written(path: Path, settings: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _ask_teachers(
+    plan: Plan, names: Mapping[Run, str], arguments: Mapping[str, Arguments], jobs: int, start: Start
+) -> dict[str, str]:
+    """Let each teacher answer once what its runs need; by the name of the answers, why there are none."""
+    from sinkd_llm.teachers.cache.manifest import Manifest
+
+    needed = []
+    for name in dict.fromkeys(names.values()):
+        folder = plan.answers_in(name)
+        if not ((folder / "manifest.json").is_file() and Manifest.load(folder).complete):
+            needed.append(name)
+    if not needed:
+        return {}
+    what = f" in {len(needed)} ways, as the cells ask" if len(needed) > 1 else ""
+    say(f"The teacher answers once for all runs{what} …")
+    commands = []
+    for name in needed:
+        users = [run for run in names if names[run] == name]
+        temperatures = {
+            float(value)
+            for run in users
+            for setting, value in vars(arguments[run.cell.name][1]).items()
+            if setting.endswith("temperature") and isinstance(value, int | float)
+        }
+        settings = {**plan.recipe, **users[0].cell.settings, "seed": users[0].seed}
+        recipe = _written(plan.answers_in(f"{name}.yaml"), settings)
+        words = ["cache", "--config", str(recipe), *plan.flags, "--output", str(plan.answers_in(name))]
+        words += ["--temperatures", *map(str, sorted(temperatures))]
+        commands.append(Command(words, plan.answers_in(f"{name}.log")))
+    problems = {}
+    for ended in run_commands(commands, jobs, start):
+        if ended.code != 0:
+            said = "\n".join(ended.said) or f"exit code {ended.code}"
+            problems[needed[ended.index]] = f"the teacher's answers could not be kept:\n{said}"
+            say(f"The teacher's answers could not be kept: {ended.said[-1] if ended.said else ended.code}")
+    return problems
+
+
+def _problem(run: Run, ended: Ended) -> str | None:
+    """Why a run has no result, on one line."""
+    if ended.code == 0 and run.finished:
+        return None
+    last = ended.said[-1] if ended.said else "it said nothing"
+    how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
+    return f"failed ({how}): {last}"
+
+
+def _success(run: Run) -> str:
+    row = find_row(RunRecord.read(run.folder).rows, AFTER)
+    if row is None or row.primary_metric is None:
+        return "done"
+    return f"{row.primary_metric} {format_score(row.metrics[row.primary_metric])}"
+
+
+def _remove_model(folder: Path) -> None:
+    """What is compared stays; the student and its checkpoints go."""
+    for entry in folder.iterdir():
+        if entry.name in RECORDS:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)

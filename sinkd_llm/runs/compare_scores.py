@@ -1,0 +1,154 @@
+"""The scores of a comparison: on held-out training rows, by which settings are chosen, and on the rows for evaluation.
+
+The two are two types: what chooses takes the first, so that nothing can be chosen by the second.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.metrics.significance import (
+    OF_CLASSES,
+    OF_NUMBERS,
+    Difference,
+    Resampled,
+    difference,
+    holm,
+    mean_and_sd,
+    resample,
+)
+from sinkd_llm.report.predictions import Predictions
+from sinkd_llm.report.results import LOSSES
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """What the runs of a cell score on training rows that were held out, a score for each seed."""
+
+    by_seed: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """
+    What the runs of a cell score on the rows for evaluation.
+
+    Attributes:
+        by_seed (`Mapping[int, float]`): a score for each seed.
+        answers (`Mapping[int, Predictions]`): and what was answered.
+    """
+
+    by_seed: Mapping[int, float]
+    answers: Mapping[int, Predictions]
+
+
+def scores_of(metric: str, answers: Mapping[int, Predictions]) -> dict[int, float]:
+    """
+    The scores of some answers, by seed.
+
+    Raises:
+        InputError: if the task has no such metric.
+    """
+    found = {}
+    for seed, one in answers.items():
+        if metric not in one.metrics:
+            raise InputError(
+                f"There is no metric {metric!r} among the scores.{nearest(metric, list(one.metrics))} There are "
+                f"{', '.join(one.metrics)}."
+            )
+        found[seed] = one.metrics[metric]
+    return found
+
+
+def choose(cells: Mapping[str, HeldOutScores], metric: str) -> str:
+    """
+    The cell with the best mean over its seeds; of several, the first.
+
+    Args:
+        cells (`Mapping[str, HeldOutScores]`): by name, at least one.
+        metric (`str`): whose scores they are: of a loss, the lowest is best.
+
+    Raises:
+        TypeError: for scores on other rows than held-out ones.
+    """
+    for name, scores in cells.items():
+        if not isinstance(scores, HeldOutScores):
+            raise TypeError(f"{name} comes with {type(scores).__name__}; settings are chosen by HeldOutScores alone.")
+    sign = -1 if metric in LOSSES else 1
+    return max(cells, key=lambda name: sign * mean_and_sd(list(cells[name].by_seed.values()))[0])
+
+
+def resampled(metric: str, answers: Mapping[int, Predictions], seeds: Sequence[int]) -> Resampled:
+    """The scores of some seeds, over draws of the examples where the metric can be computed on these."""
+    import numpy as np
+
+    kept = [answers[seed] for seed in seeds]
+    score_S = np.array([one.metrics[metric] for one in kept])
+    if metric in OF_CLASSES and all(isinstance(label, int) for label in kept[0].references):
+        return resample(metric, [one.predictions for one in kept], kept[0].references)
+    if metric in OF_NUMBERS and all(one.numbers is not None and one.targets is not None for one in kept):
+        return resample(metric, [one.numbers or [] for one in kept], kept[0].targets or [])
+    return Resampled(score_S)
+
+
+class Compared:
+    """
+    Differences between cells, each of which is resampled once.
+
+    Args:
+        metric (`str`): what is compared.
+        cells (`Mapping[str, EvaluationScores]`): by name.
+
+    Raises:
+        InputError: if two cells were scored on different rows.
+    """
+
+    def __init__(self, metric: str, cells: Mapping[str, EvaluationScores]) -> None:
+        self.metric, self.cells = metric, cells
+        self._resampled: dict[tuple[str, tuple[int, ...]], Resampled] = {}
+        known = [(name, one) for name, scores in cells.items() for one in scores.answers.values()]
+        for name, one in known[1:]:
+            if one.references != known[0][1].references:
+                raise InputError(
+                    f"{name!r} and {known[0][0]!r} were scored on different rows ({len(one.references):,} and "
+                    f"{len(known[0][1].references):,}, or with other labels), so they cannot be compared; leave out "
+                    "what changes the rows for evaluation."
+                )
+
+    def difference(self, first: str, second: str) -> Difference | None:
+        """How much higher `first` scores than `second`, over the seeds that both have; `None` if they share none."""
+        seeds = tuple(seed for seed in self.cells[first].by_seed if seed in self.cells[second].by_seed)
+        if not seeds:
+            return None
+        return difference(self._of(first, seeds), self._of(second, seeds))
+
+    def _of(self, name: str, seeds: tuple[int, ...]) -> Resampled:
+        if (name, seeds) not in self._resampled:
+            self._resampled[name, seeds] = resampled(self.metric, self.cells[name].answers, seeds)
+        return self._resampled[name, seeds]
+
+
+def adjusted(differences: Sequence[Difference | None]) -> list[float | None]:
+    """The p values of a family after Holm's correction; `None` where there is none."""
+    known = [one.p for one in differences if one is not None and one.p is not None]
+    left = iter(holm(known))
+    return [next(left) if one is not None and one.p is not None else None for one in differences]
+
+
+def check_metric(metric: str | None, task_metrics: Sequence[str], path: Path) -> str:
+    """
+    The metric that is compared, before anything is run.
+
+    Raises:
+        InputError: for one that the task does not have.
+    """
+    known = [*task_metrics, *([] if "acc_norm" in task_metrics else ["acc_norm"])]
+    if metric is None:
+        return task_metrics[0]
+    if metric not in known:
+        raise InputError(
+            f"{path}: metric is {metric!r}, which the task does not have.{nearest(metric, known)} It has "
+            f"{', '.join(known)}."
+        )
+    return metric

@@ -1,0 +1,409 @@
+"""A comparison: what is run, what is not run again, what is chosen by which rows, and what is said.
+
+The runs are stand-ins that write what runs write, but for the last test.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sinkd_llm.cli import main
+from sinkd_llm.cli.compare import _parse
+from sinkd_llm.errors import InputError
+from sinkd_llm.report.comparison import GOLD, MAJORITY, TEACHER, TFIDF, comparison_table, sentences
+from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, write_predictions
+from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
+from sinkd_llm.report.results import AFTER, ResultRow, RunRecord
+from sinkd_llm.runs import TaskArguments
+from sinkd_llm.runs.compare import Request, run_compare
+from sinkd_llm.runs.compare_processes import Command, run_commands
+from sinkd_llm.runs.compare_scores import EvaluationScores, HeldOutScores, choose
+from sinkd_llm.runs.data import load_run_data
+from tests.support.models import decoder, save, word_tokenizer
+from tests.support.task_files import write_task
+
+ROWS = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2} for i in range(120)]
+# How good a student is, by what it learns from: on held-out rows, and on the rows for evaluation.
+SKILL = {
+    "kl": (0.70, 0.70),
+    "strong": (0.95, 0.95),
+    "lucky": (0.60, 0.97),
+    "gold": (0.60, 0.60),
+}
+
+
+class Ended:
+    """A process that has ended at once."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    def terminate(self) -> None:
+        pass
+
+
+class Runs:
+    """Stands in for the processes of a comparison, and remembers them."""
+
+    def __init__(self) -> None:
+        self.started: list[list[str]] = []
+        self.fails: dict[str, str] = {}  # a part of the recipe's text -> what is printed
+        self.stops_after: int | None = None
+
+    def __call__(self, command: Command, environment: dict[str, str]) -> Ended:
+        argv = command.argv
+        recipe = Path(argv[argv.index("--config") + 1])
+        settings = yaml.safe_load(recipe.read_text())
+        if argv[0] == "cache":
+            self.started.append(["cache"])
+            return Ended(0)
+        if self.stops_after is not None and len(self.trained) >= self.stops_after:
+            raise KeyboardInterrupt
+        self.started.append(["distill", recipe.read_text()])
+        for part, said in self.fails.items():
+            if part in recipe.read_text():
+                command.log.write_text(said)
+                return Ended(2)
+        self.write(Path(argv[argv.index("--output_dir") + 1]), settings)
+        return Ended(0)
+
+    @property
+    def trained(self) -> list[str]:
+        return [entry[1] for entry in self.started if entry[0] == "distill"]
+
+    def write(self, folder: Path, settings: dict) -> None:
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text("weights")
+        rate = settings.get("learning_rate", 1e-4)
+        name = "gold" if settings.get("alpha") == 0 else {1e-4: "kl", 1e-3: "strong", 1e-2: "lucky"}[float(rate)]
+        data = load_run_data(
+            TaskArguments(task=settings["task"], heldout_share=settings["heldout_share"]), settings["seed"]
+        )
+        answers = {}
+        for rows, place, skill in ((data.held_out, HELD_OUT, 0), (data.evaluation, EVALUATION, 1)):
+            answers[place] = self.answers(rows, SKILL[name][skill], settings["seed"])
+        answers[OF_TEACHER] = self.answers(data.evaluation, 0.9, 0)
+        write_predictions(folder, answers)
+        training = {"steps": 3, "resumed_at": 0, "seconds": 2.5, "loss": 1.0, "loss_from_step": 0}
+        row = ResultRow(AFTER, answers[EVALUATION].metrics)
+        RunRecord(*("distill", "", "mine", settings["seed"], "", "cpu", 10**8, "", training, [row], {}, {}, {})).write(
+            folder
+        )
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+
+    def answers(self, rows, skill: float, seed: int) -> Predictions:
+        labels = np.array(rows["label"])
+        # The same rows are easy for all.
+        right = np.random.default_rng(99).permutation(len(labels)) < round(skill * len(labels)) + seed % 2
+        said = np.where(right, labels, 1 - labels)
+        return Predictions(rows["id"][:], labels.tolist(), said.tolist(), {"acc": float((said == labels).mean())})
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("teacher"), decoder(layers=3), word_tokenizer())
+
+
+@pytest.fixture
+def recipe(tmp_path, teacher):
+    task = write_task(tmp_path / "task" / "mine.yaml", ROWS)
+    return {
+        **{"teacher_model_name_or_path": str(teacher), "student_layers": 2, "task": str(task), "use_cpu": True},
+        **{"report_to": "none", "max_length": 64, "max_steps": 3, "save_strategy": "no", "sinkhorn_weight": 0.0},
+    }
+
+
+@pytest.fixture
+def compare(tmp_path, recipe):
+    def run(grid, start, changes=None, **more):
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+        parse = _parse("recipe.yaml", "grid.yaml", [])
+        output = str(tmp_path / "out")
+        request = Request({**recipe, **(changes or {})}, tmp_path / "grid.yaml", output, parse, **more)
+        return run_compare(request, start).comparison
+
+    return run
+
+
+VARIANTS = {"kl": {"learning_rate": 1e-4}, "strong": {"learning_rate": 1e-3}}
+TWO = {"variants": VARIANTS, "seeds": [0, 1, 2]}
+
+
+def test_every_cell_is_run_with_every_seed_and_compared(compare, tmp_path):
+    runs = Runs()
+    found = compare(TWO, runs)
+    assert [entry[0] for entry in runs.started] == ["cache", *["distill"] * 6]
+    assert all("teacher_cache:" in text for text in runs.trained)
+    row = found.row("strong")
+    assert row.against.supported
+    assert row.against.low > 0.1
+    assert row.mean == pytest.approx(np.mean(list(row.scores.values())))
+    assert found.row("kl").against is None
+    assert found.best == "strong"
+    said = "\n".join(sentences(found))
+    assert "strong is better than kl by 0.2" in said
+    out = tmp_path / "out"
+    with (out / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 6
+    assert table[0]["cell"] == "kl"
+    assert float(table[3]["acc"]) == found.row("strong").scores[0]
+    assert float(table[0]["held_out_acc"]) == found.runs[0].held_out["acc"]
+    assert json.loads((out / "results.json").read_text())["rows"][1]["against"]["p_holm"] < 0.05
+    page = (out / "comparison.html").read_text()
+    assert "strong is better than kl" in page
+    assert "<svg" in page
+    assert not re.findall(r"<script|<link|<img|src=|@import", page)  # nothing from elsewhere
+    assert not list(out.rglob("model.safetensors"))
+
+
+def test_models_stay_where_that_is_asked(compare, tmp_path):
+    compare(TWO, Runs(), keep_models=True, seeds=[0])
+    assert len(list((tmp_path / "out").rglob("model.safetensors"))) == 2
+
+
+def test_a_finished_comparison_runs_nothing_again(compare):
+    compare(TWO, Runs())
+    again = Runs()
+    found = compare(TWO, again)
+    assert again.started == []
+    assert found.row("strong").against.supported
+
+
+def test_a_stopped_comparison_goes_on(compare):
+    runs = Runs()
+    runs.stops_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        compare(TWO, runs)
+    runs.stops_after = None
+    compare(TWO, runs)
+    assert len(runs.trained) == 6
+    assert len({*runs.trained}) == 6
+
+
+def test_more_seeds_add_their_runs_alone(compare):
+    runs = Runs()
+    compare(TWO, runs)
+    compare({**TWO, "seeds": [0, 1, 2, 3]}, runs)
+    assert len(runs.trained) == 8
+
+
+@pytest.mark.parametrize("what", ["recipe", "data", "teacher"])
+def test_what_has_changed_is_run_again_and_said(what, compare, capsys, recipe, tmp_path, teacher):
+    compare(TWO, Runs(), seeds=[0])
+    capsys.readouterr()
+    changes = {}
+    if what == "recipe":
+        changes, named = {"weight_decay": 0.1}, "weight_decay"
+    elif what == "data":
+        file, named = tmp_path / "task" / "train.jsonl", "train.jsonl"
+        file.write_text(file.read_text() + json.dumps({"text": "another good film", "label": 1}) + "\n")
+    else:
+        save(tmp_path / "other", decoder(layers=3, seed=1), word_tokenizer())
+        changes, named = {"teacher_model_name_or_path": str(tmp_path / "other")}, "the weights of"
+    runs = Runs()
+    compare(TWO, runs, changes, seeds=[0])
+    assert len(runs.trained) == 2
+    assert named in capsys.readouterr().err
+    if what != "data":  # what was found before is still there
+        back = Runs()
+        compare(TWO, back, seeds=[0])
+        assert back.trained == []
+
+
+def test_a_run_that_fails_is_said_and_tried_again(compare, capsys):
+    runs = Runs()
+    runs.fails = {"learning_rate: 0.001\nheldout_share: 0.1\nseed: 1": "line one\nsinkd: error: the disk is full\n"}
+    found = compare(TWO, runs)
+    assert [entry.problem for entry in found.failed] == ["line one\nsinkd: error: the disk is full"]
+    assert "failed (exit code 2): sinkd: error: the disk is full" in capsys.readouterr().err
+    assert found.row("strong").against.seeds == 2  # pairs of the seeds that both have
+    assert any("1 run of 6 failed, of strong" in sentence for sentence in sentences(found))
+    runs.fails = {}
+    runs.started.clear()
+    assert not compare(TWO, runs).failed
+    assert len(runs.trained) == 1
+
+
+def test_without_a_run_of_the_baseline_there_is_nothing_to_compare(compare):
+    runs = Runs()
+    runs.fails = {"learning_rate: 0.0001": "sinkd: error: no\n"}
+    with pytest.raises(InputError, match=r"no run of the baseline 'kl' has a result.*sinkd: error: no"):
+        compare(TWO, runs)
+
+
+def test_settings_are_chosen_on_held_out_rows_and_not_on_the_rows_for_evaluation(compare):
+    grid = {"variants": {"x": {}}, "grid": {"learning_rate": [1e-4, 1e-2]}, "seeds": [0, 1, 2], "heldout_share": 0.3}
+    found = compare(grid, Runs())
+    # `lucky` has 0.97 on the rows for evaluation, and 0.60 on held-out rows.
+    assert found.row("x").cell == "x, learning_rate=0.0001"
+    assert found.row("x").chosen_from == 2
+    assert any("learning_rate=0.0001 is the best of 2" in sentence for sentence in sentences(found))
+
+
+def test_what_chooses_takes_no_scores_of_the_rows_for_evaluation():
+    assert choose({"a": HeldOutScores({0: 0.1}), "b": HeldOutScores({0: 0.2})}, "acc") == "b"
+    assert choose({"a": HeldOutScores({0: 0.1}), "b": HeldOutScores({0: 0.2})}, "perplexity") == "a"
+    with pytest.raises(TypeError, match="EvaluationScores"):
+        choose({"a": EvaluationScores({0: 0.1}, {})}, "acc")
+
+
+def test_baselines_and_whether_to_distil(compare):
+    found = compare(TWO, Runs(), baselines=True)
+    assert {row.kind for row in found.rows} == {"student", GOLD, MAJORITY, TFIDF, TEACHER}
+    assert found.row(TFIDF).mean == 1.0  # the words good and bad say all
+    assert found.row(MAJORITY).mean == 0.5
+    assert found.row(GOLD).mean == pytest.approx(0.6, abs=0.02)
+    assert found.row(TEACHER).mean == 0.9
+    assert found.row(TEACHER).sd is None
+    said = sentences(found)
+    assert any(f"Do not distil here: {TFIDF}, which needs no teacher" in sentence for sentence in said)
+    assert not any(GOLD in sentence and "Do not distil" in sentence for sentence in said)
+    assert any("no identity control" in sentence for sentence in said)
+
+
+def test_gold_labels_only_have_as_many_updates_where_labels_are_few(compare):
+    runs = Runs()
+    changes = {"labels_per_class": 3, "max_steps": -1, "num_train_epochs": 2}
+    compare({**TWO, "seeds": [0]}, runs, changes, baselines=True)
+    gold = yaml.safe_load(next(text for text in runs.trained if "labelled_rows_only" in text))
+    assert gold["labelled_rows_only"] is True
+    rows = len(load_run_data(TaskArguments(task=gold["task"], heldout_share=0.1), 0).train)
+    assert gold["max_steps"] == -(-rows // 8) * 2
+
+
+def test_sinkd_has_an_identity_control(compare):
+    runs = Runs()
+    changes = {"sinkhorn_weight": 0.8, "signal": "choices"}
+    found = compare({**TWO, "seeds": [0, 1]}, runs, changes, baselines=True)
+    assert {row.name for row in found.rows if row.kind == "identity control"} == {
+        *("identity control of kl", "identity control of strong"),
+    }
+    assert sum("transport_scope: sequence" in text for text in runs.trained) == 4
+
+
+def test_a_control_whose_plan_is_not_the_identity_is_none(compare):
+    class Moving(Runs):
+        def write(self, folder, settings):
+            super().write(folder, settings)
+            (folder / "metrics.jsonl").write_text('{"step": 1, "sinkhorn/diagonal_mass": 0.4}\n')
+
+    found = compare({**TWO, "seeds": [0, 1]}, Moving(), {"sinkhorn_weight": 0.8}, baselines=True)
+    assert not [row for row in found.rows if row.kind == "identity control"]
+    assert any("There is no identity control of kl" in sentence for sentence in sentences(found))
+
+
+def test_cells_share_the_teachers_answers_where_they_can(compare):
+    runs = Runs()
+    grid = {"variants": {**VARIANTS, "short": {"learning_rate": 1e-3, "max_length": 32}}, "seeds": [0]}
+    compare(grid, runs)
+    caches = {yaml.safe_load(text)["teacher_cache"] for text in runs.trained}
+    assert [entry[0] for entry in runs.started].count("cache") == len(caches) == 2
+    drawn = Runs()
+    compare({"variants": VARIANTS, "seeds": [0, 1]}, drawn, {"max_train_samples": 100})
+    assert len({yaml.safe_load(text)["teacher_cache"] for text in drawn.trained}) == 2  # of other rows each
+    alone = Runs()
+    compare({**TWO, "seeds": [5], "teacher_cache": "none"}, alone)
+    assert not any("teacher_cache" in text for text in alone.trained)
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "message"),
+    [
+        ({"grid": {"alphas": [1]}}, {}, "unknown key 'alphas'. Did you mean 'alpha'"),
+        ({"grid": {"alpha": [3]}}, {}, "alpha is 3"),
+        ({"grid": {"divergence": ["kl", "k"]}}, {}, "divergence"),
+        ({"grid": {"alpha": [0.5]}, "metric": "f1"}, {}, "metric is 'f1', which the task does not have"),
+        ({"grid": {"alpha": [0.5]}}, {"task": None, "dataset_name": "rows.jsonl"}, "recipe has a dataset_name"),
+        (
+            {"grid": {"alpha": [0.5]}},
+            {"load_best_model_at_end": True, "eval_strategy": "no", "save_strategy": "no"},
+            "last step",
+        ),
+        ({"grid": {"alpha": [0.5]}}, {"teacher_model_name_or_path": None}, "teacher_model_name_or_path is missing"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(compare, tmp_path, grid, changes, message):
+    runs = Runs()
+    with pytest.raises(InputError, match=message) as raised:
+        compare(grid, runs, changes)
+    assert "/recipe.yaml" not in str(raised.value)  # no file that the user does not know
+    assert runs.started == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_not_taken(compare, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match=r"holds thesis\.txt"):
+        compare(TWO, Runs())
+    with pytest.raises(InputError, match="give 1 or more"):
+        compare(TWO, Runs(), jobs=0)
+
+
+def test_the_table_fits_a_terminal(compare):
+    from rich.console import Console
+
+    names = {
+        f"a variant with quite a long name, number {i}": {"learning_rate": rate} for i, rate in ((0, 1e-4), (1, 1e-3))
+    }
+    found = compare({"variants": names, "seeds": [0, 1]}, Runs(), baselines=True)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(comparison_table(found))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "baseline" in captured.get()
+    assert "…" not in captured.get()
+
+
+def test_what_is_interrupted_is_ended_and_waited_for(tmp_path):
+    class Process:
+        asked = False
+
+        def poll(self):
+            return 130 if self.asked else None
+
+        def terminate(self):
+            self.asked = True
+
+    processes = [Process(), Process(), Ended(0)]
+    left = iter(processes[::-1])
+    commands = [Command(["distill"], tmp_path / f"{i}.log") for i in range(3)]
+    ends = run_commands(commands, 3, lambda command, environment: next(left))
+    assert next(ends).index == 0
+    ends.close()
+    assert [process.asked for process in processes[:2]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config", "{recipe}"], "--grid is missing"),
+        (["--config", "{recipe}", "--grid", "absent.yaml"], "absent.yaml"),
+        (["--config", "absent.yaml", "--grid", "{grid}"], "absent.yaml"),
+        (["--config", "{recipe}", "--grid", "{grid}", "--seed", "1"], "it is --seeds here"),
+        (["--config", "{recipe}", "--grid", "{grid}", "--jobs", "x"], "--jobs"),
+        (["--config", "{recipe}", "--grid", "{grid}", "--baseline"], "Did you mean '--baselines'"),
+        (["--config", "{recipe}", "--grid", "{grid}", "--alfa", "1"], "unknown flag --alfa"),
+        (["--config", "{recipe}", "--grid", "{grid}", "--seeds"], "--seeds"),
+    ],
+)
+def test_mistakes_on_the_command_line(argv, message, recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(TWO))
+    assert main(["compare", *(word.format(recipe="mine.yaml", grid="grid.yaml") for word in argv)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
