@@ -145,7 +145,7 @@ def test_a_model_that_does_not_heed_the_mask_is_found_out(tiny_causal_lm: Any, m
         patch.setattr(type(model), "forward", heedless)
         assert not takes_trees(model, 60)
     monkeypatch.setattr(choices, "tree_logits", None)
-    assert can_share_prompts(model)
+    assert can_share_prompts(model, 60)
     assert_same(score_choices(kind, model, batch).log_likelihood_BC, one_by_one(model, ROWS))
 
 

@@ -93,7 +93,9 @@ def score_choices(
     forwards = len(parts) if ranks is None else max(n for (n,) in ranks.numbers(len(parts), device=device))
     prefix = None
     if kind.writes_text and kind.continues_prompt:
-        prefix = shared_prefix(model, batch["input_ids"], batch["attention_mask"], ranks, kept)
+        ids_BP, mask_BP = batch["input_ids"], batch["attention_mask"]
+        longest = ids_BP.shape[1] + max(len(tree.tokens) for tree in trees)
+        prefix = shared_prefix(model, ids_BP, mask_BP, longest, ranks, kept)
     sums, rows, columns = [], [], []
     for index in range(forwards):
         part = parts[min(index, len(parts) - 1)]
@@ -137,11 +139,11 @@ def _logits(
     if not kind.continues_prompt:
         return _decoder_logits(model, ids_EP[:, :longest], mask_EP[:, :longest], trees, *batch["around_answers"])
     ids_EP, mask_EP = ids_EP[:, -longest:], mask_EP[:, -longest:]
-    branches = max(len(tree.paths) for tree in trees) > 1
+    branches, length = max(len(tree.paths) for tree in trees) > 1, longest + max(len(tree.tokens) for tree in trees)
     # Where ranks count forwards, the check is made by all of them at once, in their first batch.
-    if (branches or not alone) and takes_trees(model, longest + max(len(tree.tokens) for tree in trees)) and branches:
+    if (branches or not alone) and takes_trees(model, length) and branches:
         return tree_logits(model, ids_EP, mask_EP, trees, prefix)
-    if branches and alone and not torch.is_grad_enabled() and can_share_prompts(model):
+    if branches and alone and not torch.is_grad_enabled() and can_share_prompts(model, length):
         return shared_prompt_logits(model, ids_EP, mask_EP, trees, prefix)
     return path_logits(model, ids_EP, mask_EP, trees, prefix)
 

@@ -23,7 +23,7 @@ from sinkd_llm.models.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
 
-# A further forward costs about what reading so many tokens costs (benchmarks: from 32 on it never took longer).
+# A further forward costs what some 30 tokens cost (SmolLM2-135M on one core of a CPU), so that two rows already gain.
 LEAST_SHARED = 32
 
 _tried: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
@@ -63,7 +63,12 @@ class KeptPrefix:
 
 
 def shared_prefix(
-    model: nn.Module, ids_BP: Tensor, mask_BP: Tensor, ranks: Ranks | None = None, kept: KeptPrefix | None = None
+    model: nn.Module,
+    ids_BP: Tensor,
+    mask_BP: Tensor,
+    length: int,
+    ranks: Ranks | None = None,
+    kept: KeptPrefix | None = None,
 ) -> Prefix | None:
     """
     What all prompts of a batch begin with, read, if that saves time.
@@ -71,6 +76,7 @@ def shared_prefix(
     Args:
         model (`nn.Module`): a decoder-only model, possibly wrapped.
         ids_BP, mask_BP (`Tensor` `[B, P]`): the prompts, padded on the left.
+        length (`int`): of the longest prompt with what follows it, in tokens.
         ranks ([`Ranks`], *optional*): those that call the model together, each with prompts of its own: all read the
             beginning of theirs, or none does.
         kept ([`KeptPrefix`], *optional*): of the batches before.
@@ -79,7 +85,7 @@ def shared_prefix(
     if torch.is_grad_enabled() or any(module.training for module in unwrap(model).modules()):
         return None
     kept = kept or KeptPrefix()
-    ids = _worth_sharing(ids_BP, mask_BP)
+    ids = _worth_sharing(ids_BP, mask_BP) if can_share_prompts(model, length) else ()
     prefix = kept.part(model, ids)
     unread = prefix is None
     if ranks is not None:
@@ -107,10 +113,9 @@ def continues_prefixes(model: nn.Module) -> bool:
     The model is asked once, with a few forwards on some made-up tokens, always as many.
 
     Args:
-        model (`nn.Module`): a decoder-only model, possibly wrapped.
+        model (`nn.Module`): one that [`can_share_prompts`][sinkd_llm.models.kinds.shared_prompt.can_share_prompts],
+            possibly wrapped.
     """
-    if not can_share_prompts(model):
-        return False
     inner = unwrap(model)
     if inner not in _tried:
         _tried[inner] = _continues(model)

@@ -5,6 +5,7 @@ all trees, T nodes of the longest path, L = P + T, N rows of logits, V vocabular
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,18 @@ from sinkd_llm.models.wrappers import accepted, forward_parameters, keeps_state,
 LEAST_PATHS_AT_A_TIME = 16
 
 
-def can_share_prompts(model: nn.Module) -> bool:
-    """Whether a decoder keeps what it has read as keys and values, one a token, that can be copied and continued."""
+def can_share_prompts(model: nn.Module, length: int) -> bool:
+    """
+    Whether a decoder keeps what it has read as keys and values, one a token, that can be copied and continued.
+
+    Args:
+        model (`nn.Module`): a decoder-only model, possibly wrapped.
+        length (`int`): of the longest text, in tokens.
+    """
     inner = unwrap(model)
     if not {"past_key_values", "use_cache", "attention_mask"} <= forward_parameters(model):
         return False
-    if keeps_state(inner):
+    if keeps_state(inner) or length > _even_positions(inner.config):
         return False
     try:
         layers = DynamicCache(config=inner.config).layers
@@ -34,6 +41,20 @@ def can_share_prompts(model: nn.Module) -> bool:
         return False  # a configuration that describes its layers in its own way, as remote code may
     # Other kinds of layers hold states that belong to a place, not to a token.
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def _even_positions(config: Any) -> float:
+    """The longest text whose keys do not depend on where it ends: some models turn all less in a longer one."""
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    bounds = [
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        for rope in each
+        if rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(bounds, default=math.inf)
 
 
 def path_logits(
