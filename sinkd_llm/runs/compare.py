@@ -18,7 +18,7 @@ from sinkd_llm.runs.compare_grid import DEFAULT_HELDOUT_SHARE, Cell, Grid, read_
 from sinkd_llm.runs.compare_identity import Arguments, draws_by_seed
 from sinkd_llm.runs.compare_processes import Start, start_process
 from sinkd_llm.runs.compare_results import compared, curves_of, entry_of
-from sinkd_llm.runs.compare_runs import Plan, run_all
+from sinkd_llm.runs.compare_runs import Plan, notes_on_answers, run_all
 from sinkd_llm.runs.compare_scores import check_metric
 from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder
@@ -110,7 +110,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
         found = replace(
             found,
             command_line=masked_command(["sinkd", "compare", *request.argv]),
-            notes=[*found.notes, *notes],
+            notes=[*found.notes, *notes, *notes_on_answers(folder)],
             finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             versions=versions(),
         )
@@ -131,8 +131,8 @@ def _arguments(request: Request, cell: Cell) -> Arguments:
     settings = {**request.recipe, **cell.settings}
     if settings.get("dataset_name") is not None:
         raise InputError(
-            "A comparison scores the answers to a task, row by row, and the recipe has a dataset_name; give a task (for "
-            "rows of your own, a task file: docs/tasks.md)."
+            "A comparison scores the answers to a task, row by row, and the recipe has a dataset_name; give a task "
+            "(for rows of your own, a task file: docs/tasks.md)."
         )
     arguments = request.parse(settings)
     _, training_args, model_args = arguments

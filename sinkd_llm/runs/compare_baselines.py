@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sinkd_llm.evaluation.examination import fit_tfidf
 from sinkd_llm.inputs.over_choices import NO_LABEL
-from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.objectives import DistillationObjective, TransportedSettings
 from sinkd_llm.report.comparison import CONTROL, GOLD, MAJORITY, TFIDF
 from sinkd_llm.report.predictions import Predictions
 from sinkd_llm.report.results import METRICS_FILE, read_records
@@ -17,6 +17,7 @@ from sinkd_llm.runs.compare_grid import Cell
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import texts_of
 from sinkd_llm.runs.predicting import as_predictions
+from sinkd_llm.training.config import SinKDConfig
 
 if TYPE_CHECKING:
     from sinkd_llm.runs.compare_identity import Arguments
@@ -34,8 +35,9 @@ def gold_cells(cells: Iterable[tuple[Cell, "Arguments"]], data: RunData) -> list
         cells (iterable of `tuple[Cell, Arguments]`): of one variant.
         data ([`RunData`]): its rows.
     """
-    objective = {one.name for one in fields(DistillationObjective)}
-    weights = {name: 0.0 for name in objective if name.endswith("_weight")}
+    objective = {one.name for kind in (DistillationObjective, TransportedSettings) for one in fields(kind)}
+    settings_of_run = {one.name for one in fields(SinKDConfig)}
+    weights = {name: 0.0 for name in objective & settings_of_run if name.endswith("_weight")}
     found: dict[str, Cell] = {}
     for cell, (_, training_args, _) in cells:
         settings = {name: value for name, value in cell.settings.items() if name not in objective}
@@ -68,7 +70,7 @@ def control_cells(cells: Iterable[tuple[Cell, "Arguments"]]) -> tuple[list[Cell]
         changes: dict[str, object] = {}
         if training_args.sinkhorn_weight > 0 and training_args.transport_scope != "sequence":
             changes["transport_scope"] = "sequence"
-        if getattr(training_args, "transported_weight", 0.0) > 0:
+        if training_args.transported_weight > 0 and training_args.transported_coupling == "transport":
             changes["transported_coupling"] = "identity"
         if not changes:
             without.append(cell.variant)

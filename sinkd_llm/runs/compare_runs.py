@@ -20,7 +20,7 @@ from sinkd_llm.runs.compare_processes import Command, Ended, Start, run_commands
 from sinkd_llm.runs.folder import RECORDS
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoints import last_whole
-from sinkd_llm.units import format_duration, format_score
+from sinkd_llm.units import format_duration, format_score, format_share
 
 # Of what has changed, so many things are named.
 _NAMED = 3
@@ -202,6 +202,22 @@ def _ask_teachers(
             problems[needed[ended.index]] = f"the teacher's answers could not be kept:\n{said}"
             say(f"The teacher's answers could not be kept: {ended.said[-1] if ended.said else ended.code}")
     return problems
+
+
+def notes_on_answers(folder: Path) -> list[str]:
+    """What is to be said of the teacher's answers that the runs of a comparison share, where a part was not kept."""
+    from sinkd_llm.teachers.cache.manifest import Manifest
+
+    for file in sorted((folder / "teacher").glob("*/manifest.json")):
+        manifest = Manifest.load(file.parent)
+        layout = manifest.layout
+        if layout.content == "topk" and not layout.names_all_ids:
+            tail = max(manifest.mean_tail(temperature) for temperature in layout.temperatures)
+            return [
+                f"Of the teacher's rows the {layout.k} largest logits are kept, and up to {format_share(tail)} of the "
+                "mass is in the others; with 'teacher_cache: none' in the grid the teacher runs in every run."
+            ]
+    return []
 
 
 def _problem(run: Run, ended: Ended) -> str | None:

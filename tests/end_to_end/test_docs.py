@@ -30,6 +30,7 @@ TODAY = [page for page in PAGES if page.name != "log.md"]
 # Languages of blocks that are shown to be read, or that other tests use (tests/tasks/test_docs.py: files of a task).
 SHOWN = {"", "json", "yaml"}
 NOT_RUN = {
+    "docs/compare.md": ["starts a process for every run; tests/runs/test_compare.py"],
     "docs/extending.md": ["lines for divergences.py, which tests/end_to_end/test_docs.py puts there"],
     "docs/large_models.md": ["needs several devices"],
     "docs/many_devices.md": ["needs several devices"],
@@ -278,8 +279,9 @@ def test_every_flag_that_is_named_exists(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit):
             main([command, "--help_all" if shows_all else "--help"])
         known[command] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    # `sinkd env --estimate` takes the flags of the run that it estimates; `show` and `check` have help of their own.
+    # `sinkd env --estimate` and `sinkd compare` take the flags of their runs; `show` and `check` have help of their own.
     known["env"] |= known["distill"]
+    known["compare"] |= known["distill"]
     for action in ("show", "check"):
         with pytest.raises(SystemExit):
             main(["tasks", action, "--help"])
