@@ -279,7 +279,7 @@ def test_every_flag_that_is_named_exists(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit):
             main([command, "--help_all" if shows_all else "--help"])
         known[command] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    # `sinkd env --estimate` and `sinkd compare` take the flags of their runs; `show` and `check` have help of their own.
+    # `env --estimate` and `compare` take the flags of their runs; `show` and `check` have help of their own.
     known["env"] |= known["distill"]
     known["compare"] |= known["distill"]
     for action in ("show", "check"):
