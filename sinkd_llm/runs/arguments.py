@@ -24,6 +24,9 @@ class TaskArguments:
             A task's name (see `sinkd tasks list`) or the path of a task's YAML file.
         data_dir (`str`, *optional*):
             Folder with the data in the original GLUE/SuperGLUE file formats, instead of the hub.
+        id_column (`str`, *optional*):
+            The column of the task's data that holds a row's own id, by which a `teacher_file` knows it. Default: an id
+            is made of task, split, place and text.
         dataset_name (`str`, *optional*):
             Instead of `task`: prompt-completion rows, from the hub or a local `.json`, `.jsonl`, `.csv`, `.tsv` or
             `.parquet` file.
@@ -71,6 +74,7 @@ class TaskArguments:
 
     task: str | None = None
     data_dir: str | None = None
+    id_column: str | None = None
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"
@@ -98,6 +102,7 @@ class TaskArguments:
             raise InputError("--data_dir belongs to --task; a --dataset_name names its own place.")
         if self.dataset_name is not None:
             for name in (
+                "id_column",
                 "unlabelled_file",
                 "allow_unlabelled",
                 "labels_per_class",
@@ -140,8 +145,8 @@ class CacheArguments:
             The weight of each of them. Default: the same for all.
         merge_by (`str`, *optional*, defaults to `"probabilities"`):
             How: weighted means of `"probabilities"` or of `"logits"` (log-probabilities), over the caches that have an
-            answer to a row; or the name of a column of the rendered rows (such as `group`) that
-            holds the folder's name or place (from 0) of the cache that speaks of the row.
+            answer to a row; or the name of a column of the data that holds the folder's name or place (from 0) of the
+            cache that speaks of the row.
         score_teacher (`bool`, *optional*, defaults to `True`):
             Score the teacher, for the results tables of its students.
         overwrite (`bool`, *optional*, defaults to `False`):

@@ -98,7 +98,7 @@ def cache_answers(
         )
     questions = questions_of(data.train)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
-    answers, theirs = _asked(args, questions, held_out)
+    answers, theirs = _asked(args, questions, held_out, data.places_known)
     record = _score(data, held_out, theirs) if theirs else None
     say_examination(data, questions, answers, held_out, theirs)
     classes = class_names(data.train)
@@ -128,7 +128,7 @@ def check_asked(data: RunData, folder: str) -> None:
 
 
 def _asked(
-    args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question]
+    args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question], places_known: bool
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The answers about the training rows, and those about the rows for evaluation."""
     if args.teacher_file is not None:
@@ -136,6 +136,11 @@ def _asked(
         if file.is_dir():
             raise InputError(f"teacher_file {file} is a folder; give the file of answers in it.")
         found = read_answer_file(file, questions, _TRAIN)
+        if found.found_by in KEY_COLUMNS["position"] and not places_known:
+            raise InputError(
+                f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this "
+                "run have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
+            )
         # Positions without a split are those of the training rows.
         alone = found.found_by in KEY_COLUMNS["position"] and not found.of_split
         for sentence in found.sentences():

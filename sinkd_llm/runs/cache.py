@@ -73,7 +73,11 @@ def run_cache(
     if cache_args.merge is None and cache_args.merge_weights is not None:
         raise InputError("--merge_weights is about caches to --merge; give them, or leave it out.")
     if cache_args.merge is not None:
-        return _merge(folder, load_run_data(task_args, training_args.sample_seed), training_args, cache_args)
+        from sinkd_llm.runs.merging import MEANS
+
+        keep = [] if cache_args.merge_by in MEANS else [cache_args.merge_by]
+        data = load_run_data(task_args, training_args.sample_seed, keep)
+        return _merge(folder, data, training_args, cache_args)
     if not training_args.named_teachers:
         raise InputError(
             "--teacher_model_name_or_path is missing: the model to cache; or give a --teacher_url, a --teacher_file, "

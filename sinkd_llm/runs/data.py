@@ -1,5 +1,6 @@
 """The rows of a run: a task's, or a data set of prompt-completion rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ class RunData:
     A task, if there is one, and the rows to train and to evaluate on.
 
     `asked`: the settings by which a teacher reads something else than the student, where they are set. `held_out`:
-    training rows that are not trained on, to choose settings by.
+    training rows that are not trained on, to choose settings by. `places_known`: whether a row's place in its split
+    can be told, from its id or because all rows are here.
     """
 
     name: str
@@ -35,15 +37,17 @@ class RunData:
     evaluation: "Dataset | None"
     asked: dict[str, str] = field(default_factory=dict)
     held_out: "Dataset | None" = None
+    places_known: bool = True
 
 
-def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
+def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = ()) -> RunData:
     """
     The rows that the arguments name.
 
     Args:
         arguments ([`TaskArguments`]): which rows.
         seed (`int`): draws the training sample, if `max_train_samples` asks for one.
+        keep (sequence of `str`, *optional*): columns of a task's data that its rows keep.
 
     Raises:
         InputError: if the task or a file is unknown, missing or malformed, or rows lack `prompt` and
@@ -52,7 +56,7 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
     if arguments.task is not None:
         from sinkd_llm.tasks import load_task
 
-        task = load_task(arguments.task)
+        task = load_task(arguments.task, keep=keep, id_column=arguments.id_column)
         train = training_rows(task, arguments, seed)
         evaluation = task_split(task, "validation", arguments.data_dir, arguments.max_eval_samples)
         _say_leak(train, evaluation)
@@ -60,7 +64,8 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
             train, evaluation = rows_for_teacher(task, train, evaluation, arguments, seed)
         asked = {name: getattr(arguments, name) for name in ("teacher_task", "teacher_num_fewshot")}
         asked_with = {name: str(value) for name, value in asked.items() if value}
-        return RunData(task.name, task, train, evaluation, asked_with, held_out_rows(task, arguments, seed))
+        held_out = held_out_rows(task, arguments, seed)
+        return RunData(task.name, task, train, evaluation, asked_with, held_out, arguments.id_column is None)
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments)
     train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split
@@ -83,7 +88,7 @@ def load_run_data(arguments: "TaskArguments", seed: int) -> RunData:
                 f"{', '.join(dataset.column_names)}; prompt-completion rows have 'prompt' and "
                 "'completion'. For a classification data set write a task file and give --task."
             )
-    return RunData(Path(name).name, None, train, evaluation)
+    return RunData(Path(name).name, None, train, evaluation, places_known=arguments.max_train_samples is None)
 
 
 def _say_leak(train: "Dataset", evaluation: "Dataset") -> None:

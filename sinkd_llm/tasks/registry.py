@@ -1,5 +1,6 @@
 """The tasks that come with the package, found by name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,13 @@ class TaskInfo:
     output_type: str
 
 
-def load_task(name_or_path: str | Path) -> Task:
+def load_task(name_or_path: str | Path, *, keep: Sequence[str] = (), id_column: str | None = None) -> Task:
     """
     A task by name, or from the user's own file.
 
     Args:
         name_or_path (`str` or `Path`): a built-in name as in [`list_tasks`], or the path of a `.yaml` file.
+        keep, id_column: see [`Task`].
 
     Raises:
         InputError: for an unknown name, or anything wrong in the file.
@@ -48,14 +50,14 @@ def load_task(name_or_path: str | Path) -> Task:
     if "\0" in text:
         raise InputError(f"The task {shown(text)} holds a NUL character, which no file name has; check the name.")
     if text.endswith((".yaml", ".yml")):
-        return Task(text)
+        return Task(text, keep=keep, id_column=id_column)
     files = _files()
     if text not in files:
         raise InputError(
             f"Unknown task {shown(text)}.{nearest(text[:100], list(files))} 'sinkd tasks' lists the {len(files)} that "
             "are built in; for your own task give the path of its .yaml file."
         )
-    return Task(files[text])
+    return Task(files[text], keep=keep, id_column=id_column)
 
 
 def list_tasks() -> list[TaskInfo]:

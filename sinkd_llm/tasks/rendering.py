@@ -3,8 +3,8 @@
 import ast
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Example:
         answers (`tuple[str, ...]`, *optional*): all right answers, where the task has several.
         target (`float`, *optional*): the gold number, where the choices stand for numbers.
         text, text_pair (`str`, *optional*): what an encoder with a classification head reads instead of the prompt.
+        kept (`Mapping[str, str | None]`): columns of the data that the task keeps, as text; `None` for a null.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Example:
     target: float | None = None
     text: str | None = None
     text_pair: str | None = None
+    kept: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class RowRenderer:
     Args:
         config (`Mapping[str, Any]`): the keys, checked.
         origins (`Mapping[str, Path]`): the file of each key, for messages.
+        keep (sequence of `str`, *optional*): columns of the data that examples keep.
+        id_column (`str`, *optional*): the column that holds a row's own id.
 
     Attributes:
         scoring_columns, text_columns: see [`Task`].
@@ -76,8 +80,15 @@ class RowRenderer:
         InputError: for a template that is wrong whatever the row, and for wrong choices.
     """
 
-    def __init__(self, config: Mapping[str, Any], origins: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        origins: Mapping[str, Path],
+        keep: Sequence[str] = (),
+        id_column: str | None = None,
+    ) -> None:
         self.config, self.origins = config, origins
+        self.keep, self.id_column = tuple(keep), id_column
         metadata = config.get("metadata", {})
         self.delimiter: str = config.get("target_delimiter", " ")
         # Choices that are a column or a template may differ between the rows.
@@ -127,7 +138,7 @@ class RowRenderer:
         scored = self.scoring_columns if split != UNLABELLED else ()
         digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=4).hexdigest()
         return Example(
-            id=f"{task}-{split}-{draft.index}-{digest}",
+            id=self._own_id(row, where) or f"{task}-{split}-{draft.index}-{digest}",
             prompt=draft.prompt,
             choices=choices,
             label=label,
@@ -136,7 +147,16 @@ class RowRenderer:
             answers=self._answers(row, label, where) if "answers" in scored else None,
             target=self._target(row, label, where) if "target" in scored else None,
             **{name: self._text(name, row, where).strip() for name in self.text_columns},
+            kept={name: _as_text(row.get(name)) for name in self.keep},
         )
+
+    def _own_id(self, row: Mapping[str, Any], where: str) -> str | None:
+        if self.id_column is None or self.id_column not in row:
+            return None
+        own = _as_text(row[self.id_column])
+        if own is None:
+            raise InputError(f"There is no id in the column {self.id_column!r} on {where}; give each row its own.")
+        return check_text(own, f"the column {self.id_column!r}", where)
 
     def columns_read(self) -> set[str]:
         """The columns that a row's prompt, choices and texts are made of."""
@@ -299,3 +319,9 @@ class RowRenderer:
                 raise InputError(f"doc_to_choice has {shown(word)} more than once ({where}); choices must differ.")
             seen.add(word)
         return tuple(f"{self.delimiter}{word}" for word in words)
+
+
+def _as_text(value: Any) -> str | None:
+    """A value as text without white space around it; `None` for a null and for no text."""
+    value = plain(value)
+    return None if without_text(value) else str(value).strip() or None

@@ -1,7 +1,5 @@
 """A task: its rows, rendered, and its metrics."""
 
-import random
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -21,8 +19,10 @@ from sinkd_llm.metrics import (
 from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files
+from sinkd_llm.tasks.own_columns import check_columns, check_ids
 from sinkd_llm.tasks.rendered import rendered_rows, streamed_rows
 from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
+from sinkd_llm.tasks.sample import check_sample, drawn_rows
 from sinkd_llm.tasks.schema import read_task_file
 from sinkd_llm.tasks.unlabelled import counted_rows, find_file, unlabelled_examples, unlabelled_rows
 from sinkd_llm.values import shown
@@ -47,6 +47,8 @@ class Task:
 
     Args:
         path (`str` or `Path`): the YAML file.
+        keep (sequence of `str`, *optional*): columns of the data that its rows keep as text, beside what is rendered.
+        id_column (`str`, *optional*): the column of the data that holds a row's own id. Default: ids are made.
 
     Attributes:
         name (`str`): its `task` key.
@@ -62,16 +64,18 @@ class Task:
 
     Raises:
         InputError: for anything wrong in the file: see `read_task_file`, template errors, choices that
-            are empty, equal or no text, and unknown metrics.
+            are empty, equal or no text, and unknown metrics; for a column to keep that rows have already.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keep: Sequence[str] = (), id_column: str | None = None) -> None:
         self.path = Path(path)
         self.config, self.origins = read_task_file(self.path)
         self.name: str = self.config["task"]
         self.output_type: str = self.config["output_type"]
         self.description: str = self.config.get("metadata", {}).get("description", "")
-        self._renderer = RowRenderer(self.config, self.origins)
+        scored = self.config.get("metadata", {}).get("scoring", {})
+        self._kept = tuple(name for name in dict.fromkeys(keep) if name not in scored)
+        self._renderer = RowRenderer(self.config, self.origins, self._kept, id_column)
         self.choices: tuple[str, ...] | None = self._renderer.choices
         self.scoring_columns: tuple[str, ...] = self._renderer.scoring_columns
         self.text_columns: tuple[str, ...] = self._renderer.text_columns
@@ -141,7 +145,7 @@ class Task:
                 one; for choice lists that a metric cannot compare: of different lengths under `mcc`, `f1` or
                 `f1_macro`, of more than two choices under `f1`.
         """
-        _check_sample(limit, seed)
+        check_sample(limit, seed)
         if data_dir is not None and not isinstance(data_dir, str | Path):
             raise InputError(f"data_dir is {shown(data_dir)}, which is no path; give the folder that holds the data.")
         folder = None if data_dir is None else Path(data_dir)
@@ -151,7 +155,7 @@ class Task:
             return self._rendered(split, folder, limit, seed, labelled)
         # The keys of included files are merged into these.
         asked: dict[str, Any] = {"config": self.config, "origins": self.origins, "split": split, "folder": folder}
-        asked |= {"limit": limit, "seed": seed, "labelled": labelled}
+        asked |= {"limit": limit, "seed": seed, "labelled": labelled, **self._also_asked}
         return rendered_rows(asked, files, lambda: self._rendered(split, folder, limit, seed, labelled))
 
     def load_unlabelled(
@@ -180,7 +184,7 @@ class Task:
                 text, with a column missing, or with the id of another row, by its place; for a task whose answers are
                 generated.
         """
-        _check_sample(limit, seed)
+        check_sample(limit, seed)
         if self.output_type != "multiple_choice":
             raise InputError(
                 f"The task {self.name!r} generates its answers, so a row without an answer has no token on which "
@@ -191,7 +195,8 @@ class Task:
             examples, order = self._unlabelled(file, limit, seed)
             rows = self._dataset(list(examples))
             return rows if order is None else rows.select(order).flatten_indices()
-        asked = {"config": self.config, "origins": self.origins, "split": UNLABELLED, "limit": limit, "seed": seed}
+        asked = {"config": self.config, "origins": self.origins, "split": UNLABELLED}
+        asked |= {"limit": limit, "seed": seed, **self._also_asked}
         return streamed_rows(asked, [file], lambda: self._unlabelled_columns(file, limit, seed), self._features())
 
     def _unlabelled_columns(
@@ -210,7 +215,7 @@ class Task:
         total = counted_rows(rows, self.name)
         drawn = in_file = None
         if limit is not None:
-            drawn = np.asarray(_drawn(total, limit, seed))
+            drawn = np.asarray(drawn_rows(total, limit, seed))
             in_file = np.argsort(drawn)
         examples = unlabelled_examples(rows, self._renderer, self.name, None if drawn is None else drawn[in_file])
         return self._of_like_lengths(examples), None if in_file is None or seed is None else np.argsort(in_file)
@@ -230,8 +235,12 @@ class Task:
         rows = load_rows(self.config, self.path, split, data_dir)
         if labelled is False:
             rows = _without_gaps(rows, self._renderer.target_column())
-        indices = _drawn(len(rows), limit, seed)
+        indices = drawn_rows(len(rows), limit, seed)
+        own = self._renderer.id_column
+        check_columns(rows, [*(self._kept if split == "train" else ()), *([own] if own is not None else [])])
         examples = self._examples(rows, indices, split)
+        if own is not None:
+            check_ids(examples, [rows.where(i) for i in indices], own)
         self._check_labelled(examples, [rows.where(i) for i in indices], split, labelled)
         return self._dataset(list(self._of_like_lengths(zip(examples, map(rows.where, indices), strict=True))))
 
@@ -250,11 +259,18 @@ class Task:
             kinds |= {"choices": texts, "label": datasets.Value("int64")}
         scoring = {"group": text, "answers": texts, "target": datasets.Value("float64")}
         kinds |= {name: scoring[name] for name in self.scoring_columns} | dict.fromkeys(self.text_columns, text)
-        return datasets.Features(kinds)
+        for name in self._kept:
+            if name in kinds:
+                raise InputError(
+                    f"The column {name!r} of the data of the task {self.name!r} is to be kept, but its rows have a "
+                    "column of this name already, with other content; rename it in the data."
+                )
+        return datasets.Features({**kinds, **dict.fromkeys(self._kept, text)})
 
     def _columns(self, examples: Sequence[Example]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {
-            name: [getattr(example, name) for example in examples] for name in self._features()
+            name: [example.kept[name] if name in self._kept else getattr(example, name) for example in examples]
+            for name in self._features()
         }
         if "label" in columns:
             columns["label"] = [-1 if label is None else label for label in columns["label"]]
@@ -304,6 +320,12 @@ class Task:
         return [
             self._renderer.example(draft, self.name, split, label) for draft, label in zip(drafts, labels, strict=True)
         ]
+
+    @property
+    def _also_asked(self) -> dict[str, Any]:
+        """What rows depend on beside the task's file, where it is set."""
+        found = {"kept": self._kept, "id_column": self._renderer.id_column}
+        return {name: value for name, value in found.items() if value}
 
     def _label_reader(self, rows: Rows) -> LabelReader:
         source = self.config["doc_to_target"]
@@ -370,24 +392,8 @@ class Task:
         return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))
 
 
-def _drawn(count: int, limit: int | None, seed: int | None) -> "array[int]":
-    """The indices of the rows to keep; see [`Task.load`]."""
-    indices = array("q", range(count))
-    if limit is not None and seed is not None:
-        random.Random(seed).shuffle(indices)
-    return indices[:limit]
-
-
 def _without_gaps(rows: Rows, column: str | None) -> Rows:
     """The rows with null where some lack a column that others have."""
     if column is None or not any(column in row for row in rows.rows):
         return rows
     return replace(rows, rows=[row if column in row else {**row, column: None} for row in rows.rows])
-
-
-def _check_sample(limit: object, seed: object) -> None:
-    for name, value in (("limit", limit), ("seed", seed)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise InputError(f"{name} is {shown(value)}, but it should be a whole number.")
-    if isinstance(limit, int) and limit < 1:
-        raise InputError(f"limit is {limit}, but at least one row is needed.")

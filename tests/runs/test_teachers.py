@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sinkd_llm import load_task
 from sinkd_llm.cli.parsing import parse_recipe, parse_training
 from sinkd_llm.errors import InputError
 from sinkd_llm.runs import run_distill, run_finetune
@@ -104,6 +105,41 @@ def test_a_file_that_answers_a_part_of_the_held_out_rows(task: Path, student: st
     assert [row.name for row in result.rows] == ["teacher", "student before", "student after"]
     assert (result.rows[0].metrics["acc"], result.rows[0].num_examples) == (1.0, 3)
     assert "agreement" not in result.rows[-1].metrics
+
+
+def test_a_file_knows_rows_by_ids_of_their_own(task: Path, student: str, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        given = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        lines = [json.dumps({**row, "ticket": f"{split}/{i}"}) for i, row in enumerate(given)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    answers = [f"train/{i},{('negative', 'positive')[i % 4 < 2]}" for i in range(12)]
+    (tmp_path / "answers.csv").write_text("\n".join(["id,answer", *reversed(answers)]) + "\n")
+    more: dict[str, Any] = {"id_column": "ticket", "max_train_samples": 8}
+    distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", **more)
+    cached = next((tmp_path / "kept" / "answers").glob("*/manifest.json"))
+    kept = load_task(task, id_column="ticket").load("train", limit=8, seed=42)["id"][:]
+    assert len(CachedTeacher(cached.parent).answers(kept)) == 8
+    (tmp_path / "answers.csv").write_text("row,answer\n0,positive\n1,negative\n")
+    with pytest.raises(InputError, match="ids that do not say it; give the file a column 'id'"):
+        distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", overwrite_output_dir="true", **more)
+
+
+def test_a_column_of_the_data_says_which_cache_speaks(task: Path, student: str, tmp_path: Path) -> None:
+    given = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "source": "ab"[i % 2]}) for i, row in enumerate(given)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    for name, answer in (("a", "positive"), ("b", "negative")):
+        said = "\n".join(["row,answer", *(f"{i},{answer}" for i in range(12))])
+        (tmp_path / f"{name}.csv").write_text(said + "\n")
+        asked = flags(task, student, tmp_path, teacher_file=tmp_path / f"{name}.csv")
+        run_cache(*parse_recipe("cache", [*asked, "--output", str(tmp_path / name)])[:4], argv=asked)
+    asked = flags(task, student, tmp_path)
+    merge = ["--merge", str(tmp_path / "a"), str(tmp_path / "b"), "--merge_by", "source"]
+    run_cache(*parse_recipe("cache", [*asked, *merge, "--output", str(tmp_path / "both")])[:4], argv=asked)
+    merged = CachedTeacher(tmp_path / "both")
+    names = load_task(task).load("train")["id"][:]
+    scores = merged.answers(names)
+    assert [int(scores[name].argmax()) for name in names] == [1, 0] * 6
 
 
 def test_a_cached_decoder_teaches_from_raw_texts(task: Path, student: str, teacher: str, tmp_path: Path) -> None:

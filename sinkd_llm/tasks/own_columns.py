@@ -1,0 +1,49 @@
+"""Columns of the data that rows keep as they are: their own ids, and what says of which group or source they are."""
+
+from collections.abc import Sequence
+
+from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.row_files import Rows
+from sinkd_llm.tasks.rendering import Example
+from sinkd_llm.values import listed, shown
+
+
+def check_columns(rows: Rows, names: Sequence[str]) -> None:
+    """
+    Refuses a column that no row has.
+
+    Args:
+        rows ([`~sinkd_llm.row_files.Rows`]): of a split.
+        names (sequence of `str`): of the columns.
+
+    Raises:
+        InputError: with the columns that there are.
+    """
+    for name in names:
+        if not any(name in row for row in rows.rows):
+            columns = list(dict.fromkeys(column for row in rows.rows for column in row))
+            raise InputError(
+                f"The rows of {rows.source} have no column {shown(name)}, only {listed(columns)}."
+                f"{nearest(name, columns)}"
+            )
+
+
+def check_ids(examples: Sequence[Example], places: Sequence[str], column: str) -> None:
+    """
+    Refuses an id that two rows have.
+
+    Args:
+        examples (sequence of [`Example`]): of a split, with ids of their own.
+        places (sequence of `str`): where each stands, for messages.
+        column (`str`): that holds the ids.
+
+    Raises:
+        InputError: by the places of the two.
+    """
+    first: dict[str, str] = {}
+    for example, place in zip(examples, places, strict=True):
+        if first.setdefault(example.id, place) != place:
+            raise InputError(
+                f"The id {shown(example.id)} of {place} is also the id of {first[example.id]}; give each row its own "
+                f"in the column {shown(column)}."
+            )
