@@ -23,7 +23,7 @@ from sinkd_llm.models.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
 
-# A further forward costs what some 30 tokens cost (SmolLM2-135M on one core of a CPU), so that two rows already gain.
+# A further forward costs what some 30 tokens cost (SmolLM2-135M on one core of a CPU): two rows then lose nothing.
 LEAST_SHARED = 32
 
 _tried: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
