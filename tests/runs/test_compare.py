@@ -4,6 +4,7 @@ The runs are stand-ins that write what runs write, but for the last test.
 """
 
 import csv
+import dataclasses
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from trl import ModelConfig
 
 from sinkd_llm.cli import main
 from sinkd_llm.cli.compare import _parse
@@ -25,6 +27,7 @@ from sinkd_llm.runs.compare import Request, run_compare
 from sinkd_llm.runs.compare_processes import Command, run_commands
 from sinkd_llm.runs.compare_scores import EvaluationScores, HeldOutScores, choose
 from sinkd_llm.runs.data import load_run_data
+from sinkd_llm.training.config import SinKDConfig
 from tests.support.models import decoder, save, word_tokenizer
 from tests.support.task_files import write_task
 
@@ -126,13 +129,26 @@ def recipe(tmp_path, teacher):
     }
 
 
+def parsed(settings):
+    """As the command line does, without making its parsers."""
+    kinds = (TaskArguments, SinKDConfig, ModelConfig)
+    names = [{one.name for one in dataclasses.fields(kind)} for kind in kinds]
+    folder = {"output_dir": "runs/never-made"}
+    given = [{name: value for name, value in settings.items() if name in own} for own in names]
+    return kinds[0](**given[0]), kinds[1](**folder, **given[1]), kinds[2](**given[2])
+
+
 @pytest.fixture
 def compare(tmp_path, recipe):
     def run(grid, start, changes=None, **more):
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
-        parse = _parse("recipe.yaml", "grid.yaml", [])
-        output = str(tmp_path / "out")
-        request = Request({**recipe, **(changes or {})}, tmp_path / "grid.yaml", output, parse, **more)
+        request = Request(
+            {**recipe, **(changes or {})},
+            tmp_path / "grid.yaml",
+            str(tmp_path / "out"),
+            more.pop("parse", parsed),
+            **more,
+        )
         return run_compare(request, start).comparison
 
     return run
@@ -336,7 +352,7 @@ def test_cells_share_the_teachers_answers_where_they_can(compare):
 def test_what_is_refused_before_anything_is_written(compare, tmp_path, grid, changes, message):
     runs = Runs()
     with pytest.raises(InputError, match=message) as raised:
-        compare(grid, runs, changes)
+        compare(grid, runs, changes, parse=_parse("recipe.yaml", "grid.yaml", []))
     assert "/recipe.yaml" not in str(raised.value)  # no file that the user does not know
     assert runs.started == []
     assert not (tmp_path / "out").exists()
