@@ -17,6 +17,7 @@ from sinkd_llm.evaluation.batches import batches_by_length, from_all, on_device
 from sinkd_llm.inputs.batch import AnswerCollator
 from sinkd_llm.models.kinds import Kind
 from sinkd_llm.models.kinds.choices import score_choices
+from sinkd_llm.models.kinds.prefix_sharing import KeptPrefix
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,11 +64,12 @@ def rank_choices(
     """
     ranks = Ranks.of() if share else None
     found: dict[int, tuple[list[float], float | None]] = {}
+    kept = KeptPrefix()  # nothing of the model changes while its rows are ranked
     for chosen in batches_by_length(
         [len(ids) for ids in features["prompt_ids"]], batch_size, on_progress, share=share
     ):
         batch = on_device(collator([features[i] for i in chosen]), device or model.device)
-        scores = score_choices(kind, model, batch, ranks=ranks)
+        scores = score_choices(kind, model, batch, ranks=ranks, kept=kept)
         numbers = scores.number_B.tolist() if scores.number_B is not None else [None] * len(chosen)
         rows = zip(scores.log_likelihood_BC.tolist(), scores.length_BC.tolist(), numbers, strict=True)
         for i, (sums, lengths, number) in zip(chosen, rows, strict=True):

@@ -7,6 +7,7 @@ from trl import ModelConfig
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import KINDS
 from sinkd_llm.tasks.loading import SPLIT_KEYS
+from sinkd_llm.teachers.balance import METHODS
 from sinkd_llm.teachers.cache.layout import CONTENTS, ENCODINGS
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.settings.checks import check_settings
@@ -56,6 +57,14 @@ class TaskArguments:
         teacher_num_fewshot (`int`, *optional*, defaults to `0`):
             So many labelled training rows before each prompt of the teacher, drawn with the seed of the data, never
             the row itself.
+        balance (`str`, *optional*):
+            Balance the answers of a teacher that is a file, a server or a cache to merge to a prior over the choices,
+            over all training rows: `uniform`, `labels` (the shares of the training rows' labels), or a YAML file that
+            maps each choice to its share.
+        balance_strength (`float`, *optional*, defaults to `1.0`):
+            The part of the correction that is made, on the scale of logarithms: 0 none, 1 all.
+        balance_method (`str`, *optional*, defaults to `"sinkhorn"`):
+            How: `"sinkhorn"` until the mean probability of each choice is its share, or `"calibration"`, one step.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split of `dataset_name` to evaluate on; left out if the data set has no such split.
         max_train_samples (`int`, *optional*):
@@ -86,6 +95,9 @@ class TaskArguments:
     heldout_share: float = 0.0
     teacher_task: str | None = None
     teacher_num_fewshot: int = 0
+    balance: str | None = None
+    balance_strength: float = 1.0
+    balance_method: str = field(default="sinkhorn", metadata={"choices": METHODS})
     teacher_examined_rows: int = 128
     dataset_test_split: str = "test"
     max_train_samples: int | None = None
@@ -110,9 +122,12 @@ class TaskArguments:
                 "heldout_share",
                 "teacher_task",
                 "teacher_num_fewshot",
+                "balance",
             ):
                 if getattr(self, name):
                     raise InputError(f"--{name} belongs to --task, which has answer choices; write a task file.")
+        if self.balance is None and (self.balance_strength != 1 or self.balance_method != METHODS[0]):
+            raise InputError("--balance_strength and --balance_method are about a --balance; give one.")
         if self.max_unlabelled_samples is not None and self.unlabelled_file is None:
             raise InputError("--max_unlabelled_samples is about an --unlabelled_file; give one, or leave it out.")
         check_settings(self)

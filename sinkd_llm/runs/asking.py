@@ -12,6 +12,7 @@ from sinkd_llm.files import cache_dir
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.report.results import TEACHER
+from sinkd_llm.runs.balancing import balance_asked, balanced_answers
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import say_examination
 from sinkd_llm.runs.scorer import rows_hash
@@ -53,7 +54,15 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
     Raises:
         InputError: for rows without choices, and as [`cache_answers`].
     """
-    if args.teacher_cache is not None or (args.teacher_url is None and args.teacher_file is None):
+    if args.teacher_cache is not None:
+        return
+    if args.teacher_url is None and args.teacher_file is None:
+        if balance_asked(data):
+            raise InputError(
+                "--balance is over the answers to all rows, and a teacher that is a model here answers in every step; "
+                "write its cache ('sinkd cache'), balance that ('sinkd cache --merge CACHE --balance …'), and train "
+                "with --teacher_cache."
+            )
         return
     with args.main_process_first(local=False, desc="asking the teacher"):
         folder = cache_dir() / "answers" / _name(data, args)
@@ -99,6 +108,7 @@ def cache_answers(
     questions = questions_of(data.train)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
     answers, theirs = _asked(args, questions, held_out, data.places_known)
+    answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
     record = _score(data, held_out, theirs) if theirs else None
     say_examination(data, questions, answers, held_out, theirs)
     classes = class_names(data.train)
@@ -109,7 +119,7 @@ def cache_answers(
         answers,
         task=data.name,
         teacher=teacher,
-        asked={**how, **data.asked},
+        asked={**how, **data.asked, **balance_asked(data)},
         classes=classes if classes is not None and len(classes) > 1 else None,
         score=record,
         overwrite=overwrite,
@@ -119,7 +129,7 @@ def cache_answers(
 def check_asked(data: RunData, folder: str) -> None:
     """Refuses a cache whose teacher read something else than this run says."""
     loading = Manifest.load(Path(folder).expanduser()).teacher.loading
-    for name, value in data.asked.items():
+    for name, value in {**data.asked, **balance_asked(data)}.items():
         if loading.get(name) != value:
             raise InputError(
                 f"{name} is {value}, and the teacher of the cache {folder} was asked with "
@@ -216,7 +226,7 @@ def _name(data: RunData, args: "SinKDConfig") -> str:
     """Of a folder for these answers to these rows."""
     digest = hashlib.blake2b(digest_size=12)
     about: list[Any] = [data.name, args.teacher_url, args.teacher_model, args.teacher_samples, args.teacher_way]
-    about += [args.choice_normalisation]
+    about += [args.choice_normalisation, balance_asked(data)]
     if args.teacher_file is not None:
         file = Path(args.teacher_file).expanduser()
         about += [str(file.resolve()), file.stat().st_mtime_ns if file.is_file() else None]

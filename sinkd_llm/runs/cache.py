@@ -83,6 +83,12 @@ def run_cache(
             "--teacher_model_name_or_path is missing: the model to cache; or give a --teacher_url, a --teacher_file, "
             "or caches to --merge."
         )
+    if task_args.balance is not None and training_args.teacher_model_name_or_path is not None:
+        raise InputError(
+            f"--balance is over the answers to all rows, and those of {training_args.teacher_model_name_or_path} are "
+            f"still to be given: write its cache without --balance, then give 'sinkd cache --merge {folder} --balance "
+            f"{task_args.balance} --output FOLDER' with the same recipe."
+        )
     from sinkd_llm.models.quantisation import is_quantised
     from sinkd_llm.training.pair import default_tokenizer, load_teacher
 
@@ -130,10 +136,16 @@ def _by_one_process(folder: Path, write: "Callable[[], Manifest]") -> CacheResul
 def _merge(folder: Path, data: RunData, training_args: "SinKDConfig", cache_args: CacheArguments) -> CacheResult:
     """Of several caches one."""
     from sinkd_llm.runs.merging import merge_caches
+    from sinkd_llm.teachers.cache.manifest import Manifest
 
-    if training_args.named_teachers:
-        raise InputError(f"{training_args.named_teachers[0]} and --merge are both given; give one of them.")
     caches = [Path(name).expanduser() for name in cache_args.merge or ()]
+    # The recipe of the caches may be given again, with its teacher.
+    model = training_args.teacher_model_name_or_path
+    if training_args.named_teachers and model not in {Manifest.load(path).teacher.name for path in caches}:
+        raise InputError(
+            f"{training_args.named_teachers[0]} and --merge are both given, and none of the caches is of this "
+            "teacher; leave it out."
+        )
     if len({path.resolve() for path in (*caches, folder)}) <= len(caches):
         raise InputError(
             f"--merge and --output {folder} name one folder twice; give each cache once, and another folder for what "

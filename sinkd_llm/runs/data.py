@@ -28,7 +28,7 @@ class RunData:
 
     `asked`: the settings by which a teacher reads something else than the student, where they are set. `held_out`:
     training rows that are not trained on, to choose settings by. `places_known`: whether a row's place in its split
-    can be told, from its id or because all rows are here.
+    can be told, from its id or because all rows are here. `arguments`: what they were loaded by.
     """
 
     name: str
@@ -38,6 +38,7 @@ class RunData:
     asked: dict[str, str] = field(default_factory=dict)
     held_out: "Dataset | None" = None
     places_known: bool = True
+    arguments: "TaskArguments | None" = None
 
 
 def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = ()) -> RunData:
@@ -65,7 +66,9 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
         asked = {name: getattr(arguments, name) for name in ("teacher_task", "teacher_num_fewshot")}
         asked_with = {name: str(value) for name, value in asked.items() if value}
         held_out = held_out_rows(task, arguments, seed)
-        return RunData(task.name, task, train, evaluation, asked_with, held_out, arguments.id_column is None)
+        return RunData(
+            task.name, task, train, evaluation, asked_with, held_out, arguments.id_column is None, arguments
+        )
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments)
     train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split

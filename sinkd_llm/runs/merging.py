@@ -12,6 +12,7 @@ import numpy as np
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.runs.asking import prints_of
+from sinkd_llm.runs.balancing import balance_asked, balanced_answers
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.cache.answers import write_answers
@@ -34,7 +35,7 @@ def merge_caches(
     overwrite: bool = False,
 ) -> "Manifest":
     """
-    Writes one cache of several.
+    Writes one cache of several, balanced if the run asks for it.
 
     A row has an answer if one of the caches has: a mean is over those that have.
 
@@ -49,11 +50,15 @@ def merge_caches(
         overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
 
     Raises:
-        InputError: for fewer than two caches, as many weights as there are no caches, a cache of tokens or of other
-            rows, a column that is not there, and a value of it that is no cache.
+        InputError: for fewer than two caches (than one, if the run asks for a balance), as many weights as there are
+            no caches, a cache of tokens or of other rows, one that is balanced already, a column that is not there,
+            and a value of it that is no cache.
     """
-    if len(caches) < 2:
-        raise InputError(f"--merge names {len(caches)} cache; give the folders of two or more.")
+    balanced = balance_asked(data)
+    if len(caches) < (1 if balanced else 2):
+        raise InputError(
+            f"--merge names {len(caches)} cache; give the folders of two or more, or of one with --balance."
+        )
     if weights is not None and len(weights) != len(caches):
         raise InputError(f"--merge names {len(caches)} caches and --merge_weights {len(weights)}; give one for each.")
     opened = [CachedTeacher(path) for path in caches]
@@ -63,6 +68,8 @@ def merge_caches(
                 f"The cache {path} holds tokens, and answer choices are what is merged; write it with "
                 "--signal choices."
             )
+    if any("balance" in teacher.asked for teacher in opened) and balanced:
+        raise InputError("A cache to merge is balanced already, and --balance asks for it again; leave it out.")
     ways = {teacher.asked.get("choice_normalisation") for teacher in opened} - {None}
     if len(ways) > 1:
         raise InputError(
@@ -85,16 +92,17 @@ def merge_caches(
             if known:
                 scores = [said[k][question.name] for k in known]
                 answers.add(question, _mean(scores, shares[known], by, question))
+    said_balanced, _ = balanced_answers(data, questions, answers)
     classes = class_names(data.train)
     return write_answers(
         folder,
         rows,
         questions,
-        answers,
+        said_balanced,
         task=data.name,
         teacher=" + ".join(str(path) for path in caches),
         classes=classes if classes is not None and len(classes) > 1 else None,
-        asked={"choice_normalisation": str(next(iter(ways)))} if ways else {},
+        asked={**({"choice_normalisation": str(next(iter(ways)))} if ways else {}), **balanced},
         overwrite=overwrite,
     )
 

@@ -124,6 +124,47 @@ def test_a_file_knows_rows_by_ids_of_their_own(task: Path, student: str, tmp_pat
         distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", overwrite_output_dir="true", **more)
 
 
+def test_answers_are_balanced_before_they_are_learned_from(
+    task: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # All are held for positive, the negative ones (2, 3, 6, 7, …) a little less so.
+    said = [{"row": i, "negative": 0.3 + 0.1 * (i % 4 > 1), "positive": 0.7 - 0.1 * (i % 4 > 1)} for i in range(12)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    more: dict[str, Any] = {"teacher_file": tmp_path / "answers.jsonl", "balance": "uniform"}
+    distilled(task, student, tmp_path, **more)
+    output = " ".join(capsys.readouterr().err.split())
+    assert "score 0.500 → 1.000" in output
+    assert "negative: 35.0% → 50.0%" in output
+    assert "over 12 rows" in output
+    cached = CachedTeacher(next((tmp_path / "kept" / "answers").glob("*/manifest.json")).parent)
+    names = load_task(task).load("train")["id"][:]
+    scores = np.stack([cached.answers(names)[name] for name in names])
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(shares.mean(axis=0), 0.5, atol=1e-6)
+    # The same of a cache that was written before.
+    asked = flags(task, student, tmp_path, teacher_file=tmp_path / "answers.jsonl")
+    run_cache(*parse_recipe("cache", [*asked, "--output", str(tmp_path / "raw")])[:4], argv=asked)
+    asked = flags(task, student, tmp_path, balance="uniform")
+    merge = ["--merge", str(tmp_path / "raw"), "--output", str(tmp_path / "even")]
+    run_cache(*parse_recipe("cache", [*asked, *merge])[:4], argv=asked)
+    again = CachedTeacher(tmp_path / "even").answers(names)
+    logs = np.stack([again[name] for name in names])
+    np.testing.assert_allclose(logs[:, 0] - logs[:, 1], scores[:, 0] - scores[:, 1], atol=1e-5)
+    # A run that asks for another prior is told so.
+    (tmp_path / "prior.yaml").write_text("negative: 2\npositive: 1\n")
+    more = {"teacher_cache": tmp_path / "even", "balance": tmp_path / "prior.yaml", "overwrite_output_dir": "true"}
+    with pytest.raises(InputError, match=r"balance is sinkhorn .*prior\.yaml .* was asked with sinkhorn uniform"):
+        distilled(task, student, tmp_path, **more)
+
+
+def test_a_model_here_is_balanced_by_its_cache(task: Path, student: str, teacher: str, tmp_path: Path) -> None:
+    given = flags(task, student, tmp_path, teacher_model_name_or_path=teacher, balance="labels", signal="choices")
+    with pytest.raises(InputError, match=r"write its cache without --balance, then give 'sinkd cache --merge"):
+        run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "cache")])[:4], argv=given)
+    with pytest.raises(InputError, match="a teacher that is a model here answers in every step"):
+        distilled(task, student, tmp_path, teacher_model_name_or_path=teacher, balance="labels", signal="choices")
+
+
 def test_a_column_of_the_data_says_which_cache_speaks(task: Path, student: str, tmp_path: Path) -> None:
     given = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     lines = [json.dumps({**row, "source": "ab"[i % 2]}) for i, row in enumerate(given)]
