@@ -1,7 +1,8 @@
 """The settings of the loss, what it is made of, and what it needs of the data."""
 
-from dataclasses import InitVar, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
 from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, LARGEST_TEMPERATURE, NO_DIVERGENCE
@@ -48,7 +49,7 @@ class ObjectiveSettings:
             refuses a student that comes as logits. The results are the same.
         transported ([`TransportedSettings`], *optional*):
             The transported cross-entropy, see [`transported_term`], over the rows of `transport_scope` and the ids of
-            `vocabulary`. Default, and with `transported_weight` 0: there is none.
+            `vocabulary`. By default its weight is 0, and it is not computed.
 
     Raises:
         `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
@@ -68,10 +69,9 @@ class ObjectiveSettings:
     vocabulary: str = TransportSettings.vocabulary
     transport_group_size: int | None = TransportSettings.transport_group_size
     fused: str = "auto"
-    transported: InitVar[TransportedSettings | None] = None
+    transported: TransportedSettings = field(default_factory=TransportedSettings)
 
-    def __post_init__(self, transported: TransportedSettings | None) -> None:
-        object.__setattr__(self, "transported", transported)  # where `dataclasses.replace` looks
+    def __post_init__(self) -> None:
         if self.fused not in FUSED:
             raise ValueError(f"fused must be one of {', '.join(FUSED)}, got {self.fused!r}.")
         if self.divergence not in DIVERGENCE_CHOICES:
@@ -107,8 +107,12 @@ class ObjectiveSettings:
     @cached_property
     def transported_settings(self) -> TransportedSettings | None:
         """The settings of the transported cross-entropy, or `None` where it is not computed."""
-        given: TransportedSettings | None = self.__dict__["transported"]
-        return given if given is not None and given.transported_weight > 0 else None
+        return self.transported if self.transported.transported_weight > 0 else None
+
+    def by_name(self) -> dict[str, Any]:
+        """All settings by the names that a run has for them."""
+        settings = asdict(self)
+        return settings | settings.pop("transported")
 
     @property
     def uses_teacher(self) -> bool:

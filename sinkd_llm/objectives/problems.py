@@ -14,9 +14,9 @@ from torch.nn.functional import pad
 
 from sinkd_llm.optimal_transport import COST_NORMS, TransportPlan, check_solver, sinkhorn
 
-TRANSPORT_SCOPES = ("batch", "position", "sequence")
-# The scope that the data give: rows of one number in their column `group`.
+# The scope that the data give: rows of one number are a problem.
 GROUP = "group"
+TRANSPORT_SCOPES = ("batch", "position", "sequence", GROUP)
 FULL, VERBALIZERS = "full", "verbalizers"
 VOCABULARIES = (FULL, VERBALIZERS)
 # What two distributions are at most apart, in either norm. Known without a look at the costs.
@@ -70,8 +70,7 @@ class TransportSettings:
     )
 
     def __post_init__(self) -> None:
-        scopes = (*TRANSPORT_SCOPES, GROUP)
-        choices = {"cost_norm": COST_NORMS, "transport_scope": scopes, "vocabulary": VOCABULARIES}
+        choices = {"cost_norm": COST_NORMS, "transport_scope": TRANSPORT_SCOPES, "vocabulary": VOCABULARIES}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")

@@ -34,15 +34,20 @@ LOSS = Plot(
         "mse": "squared error",
         "teacher_mse": "squared error to the teacher",
         "sinkhorn": "SinKD",
+        "transported": "transported cross-entropy",
     },
 )
 PLAN = Plot(
     "The transport plan",
     "share",
     {
-        "sinkhorn/diagonal_mass": "diagonal mass of the plan",
-        "sinkhorn/plan_entropy": "entropy of the plan",
-        "sinkhorn/row_error": "row-marginal error",
+        f"{term}/{name}": what + of
+        for term, of in (("sinkhorn", ""), ("transported", ", transported cross-entropy"))
+        for name, what in (
+            ("diagonal_mass", "diagonal mass of the plan"),
+            ("plan_entropy", "entropy of the plan"),
+            ("row_error", "row-marginal error"),
+        )
     },
 )
 COST = Plot(

@@ -36,7 +36,7 @@ def write_results(
     # Against constructed defaults, not the defaults of the fields: TrainingArguments fills many in by itself.
     defaults = every_setting((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
     defaults |= {one.name: one.default for one in fields(type(arguments[0]))}
-    objective = asdict(training_args.objective()) if command == "distill" else {}
+    objective = training_args.objective().by_name() if command == "distill" else {}
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
     count = len(data.evaluation) if data.evaluation is not None else 0
     ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per character"

@@ -40,11 +40,10 @@ class RowsAndBlanks(Dataset[dict[str, Any]]):
         return row
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        if max(indices) >= len(self.rows):
-            return [self[index] for index in indices]
+        real = [index for index in indices if index < len(self.rows)]
         many = getattr(self.rows, "__getitems__", None)  # one look-up for a whole batch
-        found: list[dict[str, Any]] = many(indices) if many else [self.rows[index] for index in indices]
-        return found
+        found = iter(many(real) if many and real else [self.rows[index] for index in real])
+        return [next(found) if index < len(self.rows) else self[index] for index in indices]
 
 
 class PaddedSampler(Sampler[int]):

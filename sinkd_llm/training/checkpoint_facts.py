@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ _OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam
 # What decides which rows a step gets.
 _ORDER = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
-    *("train_sampling_strategy",),
+    *("train_sampling_strategy", "group_column"),
 )
 # What may change between two parts of a run. The objective's own settings are added.
 _FREE = ("max_steps", "num_train_epochs", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16")
@@ -44,7 +43,7 @@ def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
     given = trainer.optimizer
     # Alone they are what the code calls them, but a scheduler's type is an enumeration.
     free = {name: _plain(getattr(args, name, None)) for name in _FREE}
-    free |= asdict(trainer.forward.objective)
+    free |= trainer.forward.objective.by_name()
     if isinstance(trainer.forward.kind, OverChoices):
         free["choice_normalisation"] = trainer.forward.kind.normalisation
     return {

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from sinkd_llm.errors import InputError, plain
+from sinkd_llm.errors import plain
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.models.kinds import KINDS
 from sinkd_llm.models.kinds.over_choices import CHOICE_NORMALISATIONS
 from sinkd_llm.objectives import (
+    COUPLINGS,
     DIVERGENCE_CHOICES,
     FUSED,
     TRANSPORT_SCOPES,
     VOCABULARIES,
     DistillationObjective,
+    TransportedSettings,
     TransportSettings,
 )
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS
@@ -28,6 +30,7 @@ from sinkd_llm.teachers.served.server import WAYS
 from sinkd_llm.training.processes import check_launch, start_cpu_group, use_cpus_if_alone
 from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_optimizer, check_revision, check_together
+from sinkd_llm.training.settings.distillation import check_distillation
 from sinkd_llm.training.settings.texts import described
 
 # Over what student and teacher are compared.
@@ -43,8 +46,8 @@ class SinKDConfig(TrainingArguments):
     This class includes only the parameters that are specific to SinKD, and at the end those of
     [`~transformers.TrainingArguments`] whose default differs here. For the others see its documentation.
 
-    The loss is `(1 - alpha) * CE + alpha * divergence + sinkhorn_weight * SinKD`, every term a mean
-    over supervised tokens.
+    The loss is `(1 - alpha) * CE + alpha * divergence + sinkhorn_weight * SinKD + transported_weight * transported
+    cross-entropy`, every term a mean over supervised tokens.
 
     Parameters:
         > Parameters that control the models
@@ -117,6 +120,9 @@ class SinKDConfig(TrainingArguments):
 
         > Parameters that control the data
 
+        group_column (`str`, *optional*):
+            The column of the training rows that says of which group a row is, with `transport_scope` over groups. The
+            rows of a group are always in one batch. A row without a value is a group by itself.
         unlabelled_ratio (`float`, *optional*):
             The share of rows without a label in a batch, from 0 to 1; an epoch shows each of them once, and the
             labelled rows as often as that takes. Default: rows are mixed as they come.
@@ -157,6 +163,26 @@ class SinKDConfig(TrainingArguments):
             Temperature of the divergence. It carries the usual temperature-squared factor, so that `alpha` means the
             same at every temperature.
 
+        > Parameters that control the transport terms
+
+        transport_scope (`str`, *optional*, defaults to `"batch"`):
+            Which supervised tokens form one transport problem: all of the batch (`"batch"`), the t-th answer tokens
+            of all examples (`"position"`), the tokens of one example (`"sequence"`), or the tokens of the rows that
+            have one value in their column `group_column` (`"group"`).
+        transport_group_size (`int`, *optional*, defaults to `256`):
+            The most tokens of a transport problem. A problem with more is cut into random groups of nearly equal size,
+            other ones in each update, so that the time of an update grows with the number of answer tokens and not
+            with its square. `0`: no problem is cut. The groups of `group_column` are never cut.
+        transport_across_devices (`bool`, *optional*, defaults to `True`):
+            A transport problem is over the batch of all devices, so that two devices with 8 examples each do what
+            one with 16 does. Otherwise every device has its own problem.
+        transport_accumulation (`bool`, *optional*, defaults to `False`):
+            A transport problem is over the whole accumulation window, and the student runs twice over each
+            micro-batch. Otherwise every micro-batch has its own problem.
+        vocabulary (`str`, *optional*, defaults to `"full"`):
+            What the transport terms see: the `"full"` vocabulary, or with `"verbalizers"` only the tokens of the
+            answer choices.
+
         > Parameters that control the Sinkhorn term
 
         sinkhorn_weight (`float`, *optional*, defaults to `0.8`):
@@ -175,22 +201,25 @@ class SinKDConfig(TrainingArguments):
             value, not of the transport cost).
         cost_norm (`str`, *optional*, defaults to `"l1"`):
             Cost between a student and a teacher distribution.
-        transport_scope (`str`, *optional*, defaults to `"batch"`):
-            Which supervised tokens form one transport problem: all of the batch (`"batch"`), the t-th answer tokens
-            of all examples (`"position"`), or the tokens of one example (`"sequence"`).
-        transport_group_size (`int`, *optional*, defaults to `256`):
-            The most tokens of a transport problem. A problem with more is cut into random groups of nearly equal size,
-            other ones in each update, so that the time of an update grows with the number of answer tokens and not
-            with its square. `0`: no problem is cut.
-        transport_across_devices (`bool`, *optional*, defaults to `True`):
-            A transport problem is over the batch of all devices, so that two devices with 8 examples each do what
-            one with 16 does. Otherwise every device has its own problem.
-        transport_accumulation (`bool`, *optional*, defaults to `False`):
-            A transport problem is over the whole accumulation window, and the student runs twice over each
-            micro-batch. Otherwise every micro-batch has its own problem.
-        vocabulary (`str`, *optional*, defaults to `"full"`):
-            What the SinKD term sees: the `"full"` vocabulary, or with `"verbalizers"` only the tokens of the answer
-            choices.
+
+        > Parameters that control the transported cross-entropy
+
+        transported_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the transported cross-entropy: the student learns from the teacher's rows of its transport
+            problem, re-mixed by a plan, for teacher rows that are known per group or whose order is not to be
+            trusted. `0` switches it off; about 10 where it is the teacher's only term.
+        transported_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of both softmaxes. The term carries the usual temperature-squared factor.
+        transported_epsilon (`float`, *optional*, defaults to `0.5`):
+            Strength of the entropic regularisation of the plan, in nats.
+        transported_iterations (`int`, *optional*, defaults to `20`):
+            Iterations of the solver.
+        transported_anchor (`float`, *optional*, defaults to `1.0`):
+            How free the plan is of the pairs of row i with the teacher's row i: `1` does not know them, for teacher
+            rows in any order; about `0.3` where most pairs hold; `0` is the KL divergence of the pairs.
+        transported_coupling (`str`, *optional*, defaults to `"transport"`):
+            The plan (`"transport"`), or a control in its place: each row with its own teacher row (`"identity"`), the
+            nearest teacher rows (`"row_softmax"`), or the means of the rows of a problem (`"proportion"`).
 
         > Parameters with other defaults than in `transformers.TrainingArguments`
 
@@ -246,6 +275,7 @@ class SinKDConfig(TrainingArguments):
     disable_dropout: bool = False
 
     # Data
+    group_column: str | None = None
     unlabelled_ratio: float | None = None
     max_length: int | None = 1024
     apply_chat_template: bool = Reading.apply_chat_template
@@ -262,6 +292,13 @@ class SinKDConfig(TrainingArguments):
     divergence: str = field(default=DistillationObjective.divergence, metadata={"choices": DIVERGENCE_CHOICES})
     temperature: float = DistillationObjective.temperature
 
+    # The transport terms
+    transport_scope: str = field(default=TransportSettings.transport_scope, metadata={"choices": TRANSPORT_SCOPES})
+    transport_group_size: int | None = TransportSettings.transport_group_size
+    transport_across_devices: bool = True
+    transport_accumulation: bool = False
+    vocabulary: str = field(default=TransportSettings.vocabulary, metadata={"choices": VOCABULARIES})
+
     # The Sinkhorn term
     sinkhorn_weight: float = DistillationObjective.sinkhorn_weight
     sinkhorn_temperature: float = TransportSettings.sinkhorn_temperature
@@ -270,11 +307,16 @@ class SinKDConfig(TrainingArguments):
     sinkhorn_threshold: float | None = TransportSettings.sinkhorn_threshold
     sinkhorn_gradient: str = field(default=TransportSettings.sinkhorn_gradient, metadata={"choices": GRADIENTS})
     cost_norm: str = field(default=TransportSettings.cost_norm, metadata={"choices": COST_NORMS})
-    transport_scope: str = field(default=TransportSettings.transport_scope, metadata={"choices": TRANSPORT_SCOPES})
-    transport_group_size: int | None = TransportSettings.transport_group_size
-    transport_across_devices: bool = True
-    transport_accumulation: bool = False
-    vocabulary: str = field(default=TransportSettings.vocabulary, metadata={"choices": VOCABULARIES})
+
+    # The transported cross-entropy
+    transported_weight: float = TransportedSettings.transported_weight
+    transported_temperature: float = TransportedSettings.transported_temperature
+    transported_epsilon: float = TransportedSettings.transported_epsilon
+    transported_iterations: int = TransportedSettings.transported_iterations
+    transported_anchor: float = TransportedSettings.transported_anchor
+    transported_coupling: str = field(
+        default=TransportedSettings.transported_coupling, metadata={"choices": COUPLINGS}
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -295,30 +337,8 @@ class SinKDConfig(TrainingArguments):
 
     def _check_completed(self) -> None:
         check_revision("teacher_model_revision", self.teacher_model_revision, self.teacher_model_name_or_path)
-        if len(self.named_teachers) > 1:
-            raise InputError(
-                f"{' and '.join(self.named_teachers)} are set; a run has one teacher, so give one of them."
-            )
-        if self.teacher_url is None and (self.teacher_model or self.teacher_samples or self.teacher_max_requests):
-            raise InputError(
-                "teacher_model, teacher_samples and teacher_max_requests are about a server; give its teacher_url, or "
-                "leave them out. A model here is teacher_model_name_or_path."
-            )
-        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
-            raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
-        if self.student_decoder_layers is not None and self.student_layers is None:
-            raise InputError("student_decoder_layers is set without student_layers; give both.")
-        if self.packing and self.pad_to_multiple_of is not None:
-            raise InputError(
-                "packing and pad_to_multiple_of are both set, and a packed batch is not padded; drop one."
-            )
+        check_distillation(self)
         check_optimizer(self)
-        try:
-            self.objective()
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
     def __getstate__(self) -> dict[str, Any]:
         # `training_args.bin` and copies for other processes are pickled: a secret does not go along.
@@ -359,8 +379,11 @@ class SinKDConfig(TrainingArguments):
 
     def objective(self) -> DistillationObjective:
         """The loss that these settings describe."""
-        settings = {one.name: getattr(self, one.name) for one in fields(DistillationObjective)}
-        return DistillationObjective(**{**settings, "transport_group_size": self.transport_group_size or None})
+        names = {one.name for one in fields(TransportedSettings)}
+        transported = TransportedSettings(**{name: getattr(self, name) for name in names})
+        others = {name: getattr(self, name) for name in DistillationObjective().by_name() if name not in names}
+        others["transport_group_size"] = self.transport_group_size or None
+        return DistillationObjective(**others, transported=transported)
 
     def group_seed(self, update: int) -> int:
         """What draws the groups of a transport problem in an update: equal on all ranks, and after a resume."""

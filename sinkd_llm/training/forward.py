@@ -15,9 +15,10 @@ from sinkd_llm.models.head_forms import stays_dense
 from sinkd_llm.models.heads import HeadForm, why_dense
 from sinkd_llm.models.kinds import Kind, SupervisedRows
 from sinkd_llm.models.kinds.over_choices import OverChoices
-from sinkd_llm.objectives import DistillationObjective, ObjectiveOutput, SpanningProblem
+from sinkd_llm.objectives import GROUP, DistillationObjective, ObjectiveOutput, SpanningProblem
 from sinkd_llm.teachers import Teacher, TeacherRows
 from sinkd_llm.teachers.contract import signal_of
+from sinkd_llm.training.grouped_rows import GROUP_NUMBER
 
 if TYPE_CHECKING:
     from sinkd_llm.training.window import Window
@@ -101,8 +102,16 @@ class Forward:
             num_taught=num_taught,
             transport=transport,
             group_seed=self.group_seed,
+            group_N=self._groups(rows, batch),
             with_diagnostics=with_diagnostics,
         )
+
+    def _groups(self, rows: SupervisedRows, batch: Mapping[str, Any]) -> Tensor | None:
+        """The number of each row's group, where groups are the transport problems: they lie whole in a batch."""
+        if self.objective.transport_scope != GROUP or GROUP_NUMBER not in batch:
+            return None
+        group_B: Tensor = batch[GROUP_NUMBER]
+        return group_B[rows.example_N]
 
     def _taught(self, rows: SupervisedRows, theirs: TeacherRows | None) -> Tensor | None:
         """The rows that the teacher speaks of, where there may be others, or rows without a label."""

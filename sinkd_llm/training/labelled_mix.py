@@ -1,5 +1,6 @@
 """The order in which training takes rows with and without labels: in every batch a given share of each."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from sinkd_llm.training.row_order import row_lengths
 
 if TYPE_CHECKING:
     from sinkd_llm.training.config import SinKDConfig
+
+logger = logging.getLogger(__name__)
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 # Batches within which rows are sorted by length, as in `transformers.trainer_pt_utils.get_length_grouped_indices`:
@@ -175,6 +178,9 @@ def mixed_rows(rows: Any, args: "SinKDConfig", with_answers: bool) -> MixedRows:
     labelled = labels != IGNORE_INDEX
     if labelled.all():
         raise InputError("unlabelled_ratio is set, but all rows have labels; give rows without, or leave it out.")
+    if args.unlabelled_ratio in (0, 1):
+        shown = "with" if args.unlabelled_ratio == 0 else "without"
+        logger.warning("unlabelled_ratio is %g: only rows %s a label are trained on.", args.unlabelled_ratio, shown)
     grouped = args.train_sampling_strategy == "group_by_length"
     batch = args.train_batch_size * args.world_size
     lengths = row_lengths(rows, with_answers) if grouped else None

@@ -23,6 +23,7 @@ from sinkd_llm.models.probes import check_reading, float_dtypes
 from sinkd_llm.models.quantisation import build_quantization_config
 from sinkd_llm.models.tokenizers import load_tokenizer
 from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.objectives.transported import NEEDS_DISTRIBUTIONS
 from sinkd_llm.teachers import CachedTeacher, LocalTeacher, Teacher, resolve_placement
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.signal import FoundSignal, signal_for, signal_of_cache
@@ -102,7 +103,7 @@ def load_pair(
     else:
         signal = FoundSignal(False)
     if teacher is not None:
-        warn_of_regression(student, args)
+        check_regression(student, args)
         teacher.check_fits(student, tokenizer, asdict(Reading.of(args)), classes)
     return Pair(student, teacher, tokenizer, signal.over_choices, signal.teacher_tokenizer)
 
@@ -112,13 +113,19 @@ def _precision(args: SinKDConfig) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
-def warn_of_regression(student: Any, args: SinKDConfig) -> None:
+def check_regression(student: Any, args: SinKDConfig) -> None:
     """
-    Warns where the transport term would drown the squared errors of a regression. On STS-B the default weight was
-    harmful, an eighth of it hardly (docs/log.md, 2026-11-24).
+    Warns where SinKD would drown the squared errors of a regression. On STS-B the default weight was harmful, an
+    eighth of it hardly (docs/log.md, 2026-11-24).
+
+    Raises:
+        InputError: for a term that numbers do not have.
     """
-    regression = kind_of(student).scores_classes and output_size(student) == 1
-    if regression and args.sinkhorn_weight > 0.1 and args.cost_norm == "l1":
+    if not (kind_of(student).scores_classes and output_size(student) == 1):
+        return
+    if args.transported_weight > 0:
+        raise InputError(NEEDS_DISTRIBUTIONS)
+    if args.sinkhorn_weight > 0.1 and args.cost_norm == "l1":
         logger.warning(
             "The student predicts numbers, where sinkhorn_weight %g with an L1 cost outweighs the squared errors, "
             "which alone know which row is which; try sinkhorn_weight 0.1 or 0, or cost_norm sql2 (docs/method.md).",

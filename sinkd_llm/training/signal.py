@@ -10,7 +10,6 @@ from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.models.kinds import TEACHER, kind_of
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.tokenizers import check_same_tokenizer
-from sinkd_llm.objectives.divergences import NO_DIVERGENCE
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.fit import tokenizer_of
 from sinkd_llm.training.config import SinKDConfig
@@ -167,23 +166,30 @@ def _check_rows(args: SinKDConfig, rows: Any, to_train: bool = True) -> None:
         return
     if args.packing:
         raise InputError("packing is on, and it lays single answers end to end, not choices; leave it out.")
-    if args.sinkhorn_weight > 0 and args.transport_scope == "sequence":
+    objective = args.objective()
+    if objective.terms_across_rows and args.transport_scope == "sequence":
         logger.warning(
-            "transport_scope is sequence, and over the answer choices a sequence is one row: the SinKD term is the "
-            "distance row by row, the control without transport. Set transport_scope to batch for transport."
+            "transport_scope is sequence, and over the answer choices a sequence is one row: %s compares row by row, "
+            "the control without transport. Set transport_scope to batch for transport.",
+            " and ".join(objective.terms_across_rows),
         )
     if args.vocabulary == "verbalizers":
         raise InputError(
             "vocabulary is verbalizers, and over the answer choices there are no other words to leave out; drop it."
         )
-    learns = args.sinkhorn_weight > 0 or (args.alpha > 0 and args.divergence != NO_DIVERGENCE)
-    if not learns and NO_LABEL in rows["label"][:]:
+    labels = {*rows["label"][:]}
+    if not (objective.transports or objective.has_divergence) and labels & {None, NO_LABEL}:
         raise InputError(
-            "Some rows have no label, and without a divergence and without SinKD nothing is learned from them; raise "
-            "alpha, choose a divergence, or leave these rows out."
+            "Some rows have no label, and without a divergence and without a transport term nothing is learned from "
+            "them; raise alpha, choose a divergence, or leave these rows out."
         )
-    if args.sinkhorn_weight > 0 and (count := len(choice_sets(rows))) > 1:
+    if objective.transported_settings is not None:
+        lacks = objective.lacks(labels=bool(labels - {None, NO_LABEL}))
+        if lacks is not None:
+            raise InputError(lacks)
+    if (across := objective.terms_across_rows) and (count := len(choice_sets(rows))) > 1:
         raise InputError(
-            f"The rows have {count} different lists of choices, and the SinKD term would compare the first choice of "
-            "one row with the first choice of another, which mean different things; set sinkhorn_weight to 0."
+            f"The rows have {count} different lists of choices, and {' and '.join(across)} would compare the first "
+            "choice of one row with the first choice of another, which mean different things; set "
+            f"{' and '.join(f'{term}_weight' for term in across)} to 0."
         )

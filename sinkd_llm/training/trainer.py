@@ -13,21 +13,17 @@ from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy
 from sinkd_llm.inputs.answer_choices import class_names
-from sinkd_llm.inputs.dataset import tokenize_dataset
-from sinkd_llm.inputs.decoder_only import PackingCollator
 from sinkd_llm.inputs.pair import PairTokenizer
 from sinkd_llm.models.adapter_facts import base_by_name
 from sinkd_llm.models.kinds import IGNORE_INDEX
 from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.origin import name_of
-from sinkd_llm.models.pair_checks import check_not_read, check_scale, check_trains, folders_read
+from sinkd_llm.models.pair_checks import check_not_read, check_scale, folders_read
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
 from sinkd_llm.models.probes import check_packing
 from sinkd_llm.models.saving import check_saveable, save_student
-from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.config import SinKDConfig
-from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
 from sinkd_llm.training.evaluation import EvaluationMetrics
 from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
 from sinkd_llm.training.forward import Forward
@@ -38,11 +34,11 @@ from sinkd_llm.training.given import (
     check_tokenizer,
     named_or_loaded,
 )
-from sinkd_llm.training.labelled_mix import mixed_rows
+from sinkd_llm.training.grouped_rows import GroupCollator
+from sinkd_llm.training.ordering_trainer import OrderingTrainer
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
-from sinkd_llm.training.row_order import LikeLengths, row_lengths
 from sinkd_llm.training.term_log import TermLog
 from sinkd_llm.training.transport_cost import SayTransportCost
 from sinkd_llm.training.window import Window
@@ -50,7 +46,6 @@ from sinkd_llm.training.window import Window
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
-    from torch.utils.data import DataLoader, Sampler
     from transformers import (
         BitsAndBytesConfig,
         DataCollator,
@@ -59,7 +54,7 @@ if TYPE_CHECKING:
     )
 
 
-class SinKDTrainer(EvaluatingTrainer):
+class SinKDTrainer(OrderingTrainer):
     """
     Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
 
@@ -169,11 +164,12 @@ class SinKDTrainer(EvaluatingTrainer):
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
         self._term_log = TermLog()
         self._last_batch: Mapping[str, Any] | None = None
+        collator: Any = data_collator or prepared.rows.collate
         super().__init__(
             model=student,
             args=args,
-            data_collator=data_collator or prepared.rows.collate,
-            train_dataset=self._tokenized(train_dataset, ranking=False),
+            data_collator=GroupCollator(collator) if args.group_column is not None else collator,
+            train_dataset=self._training_features(train_dataset),
             eval_dataset=self._tokenized(eval_dataset, ranking=True),
             processing_class=prepared.tokenizer,
             compute_metrics=EvaluationMetrics(compute_metrics or accuracy),
@@ -200,16 +196,6 @@ class SinKDTrainer(EvaluatingTrainer):
             self._check_packing()
         self._check_teacher_scale()
         self.add_callback(SayTransportCost(self))
-
-    def _tokenized(self, dataset: Any, ranking: bool) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: self._tokenized(part, ranking) for name, part in dataset.items()}
-        with self.args.main_process_first(desc="tokenising"):
-            return tokenize_dataset(
-                dataset, self._answer_tokenizer, ranking=ranking, num_proc=self.args.dataset_num_proc
-            )
 
     def _ranks(self) -> Ranks | None:
         """The ranks that share a transport problem."""
@@ -247,39 +233,6 @@ class SinKDTrainer(EvaluatingTrainer):
                 check_packing(self.teacher.model, "the teacher", precision)
 
     # ---- training
-
-    def get_train_dataloader(self) -> "DataLoader[Any]":
-        """As Transformers', but no row comes twice in an epoch where several processes train: see `blank_rows.py`."""
-        if self.train_dataset is None:
-            raise InputError("There is nothing to train on: give train_dataset to the trainer.")
-        check_trains(self.model)
-        rows: Any = self.train_dataset
-        collator: Any = self.data_collator
-        reads = PackingCollator(collator) if self.args.packing else collator
-        processes = self.args.world_size
-        # Transformers makes the loader of these two attributes.
-        self.train_dataset, self.data_collator = rows, reads
-        if processes > 1:
-            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(reads)
-        try:
-            loader = super().get_train_dataloader()
-        finally:
-            self.train_dataset, self.data_collator = rows, collator
-        if processes > 1:
-            loader = spread_without_repeats(loader, rows)
-        check_not_empty(loader, len(rows), self.args.per_device_train_batch_size, processes)
-        return loader
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> "Sampler[int] | None":
-        """As Transformers', but rows of like length in an order that depends on seed and epoch alone."""
-        if self.args.unlabelled_ratio is not None:
-            rows = train_dataset.rows if isinstance(train_dataset, RowsAndBlanks) else train_dataset
-            return mixed_rows(rows, self.args, self.kind.continues_prompt)
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        rows = train_dataset.rows if isinstance(train_dataset, RowsAndBlanks) else train_dataset
-        return LikeLengths(row_lengths(rows, self.kind.continues_prompt), update, self.args.sample_seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

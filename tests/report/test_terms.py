@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, TopKSignal
+from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, TopKSignal, TransportedSettings
 from sinkd_llm.report.terms import COST, ENTROPY, LEARNING_RATE, LOSS, PLAN
 from sinkd_llm.training.callbacks import describe_logs
 
@@ -17,16 +17,18 @@ def emitted():
     """The terms and the diagnostics: of every divergence, with a teacher, a cached one or none; of a regression."""
     torch.manual_seed(0)
     student, teacher, labels = torch.randn(N, V), torch.randn(N, V), torch.randint(V, (N,))
-    cached = TopKSignal.from_logits(teacher, teacher.topk(4).indices, [2.0])
+    cached = TopKSignal.from_logits(teacher, teacher.topk(4).indices, [1.0, 2.0])
     cases = [
         (name, student, signal, labels) for name, signal in itertools.product(DIVERGENCES, (None, teacher, cached))
     ]
     cases.append(("kl", torch.rand(N, 1), torch.rand(N, 1), torch.rand(N)))
     places = {"example_N": torch.arange(N), "position_N": torch.zeros(N, dtype=torch.long)}
     outputs = [
-        DistillationObjective(alpha=0.5, divergence=name)(
-            student_NV, signal, labels_N, **places, with_diagnostics=True
-        )
+        DistillationObjective(
+            alpha=0.5,
+            divergence=name,
+            transported=TransportedSettings(transported_weight=float(student_NV.shape[1] > 1)),
+        )(student_NV, signal, labels_N, **places, with_diagnostics=True)
         for name, student_NV, signal, labels_N in cases
     ]
     return {name for o in outputs for name in o.terms}, {name for o in outputs for name in o.diagnostics}

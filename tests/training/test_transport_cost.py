@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,22 +11,17 @@ from torch import nn
 
 from sinkd_llm import SinKDTrainer
 from sinkd_llm.models import count_parameters
-from sinkd_llm.objectives import TransportSettings
+from sinkd_llm.objectives import TransportedSettings, TransportSettings
 from sinkd_llm.training import transport_cost
-from sinkd_llm.training.transport_cost import (
-    Speeds,
-    count_transport,
-    measured_speeds,
-    predict,
-    product_flops,
-)
+from sinkd_llm.training.speeds import Speeds, measured_speeds
+from sinkd_llm.training.transport_cost import count_transport, predict, product_flops
 from tests.support.rows import opinions
 
 ANSWERS = [torch.tensor([3, 1, 2])]
 
 
 @pytest.mark.parametrize(
-    ("scope", "size", "groups"),
+    ("scope", "size", "sizes"),
     [
         ("batch", None, [6]),
         ("batch", 6, [6]),
@@ -35,12 +31,14 @@ ANSWERS = [torch.tensor([3, 1, 2])]
         ("sequence", 2, [2, 1, 1, 2]),
         ("position", None, [3, 2, 1]),
         ("position", 2, [2, 1, 2, 1]),
+        ("group", 2, [5, 1]),
     ],
 )
-def test_groups_of_a_batch(scope: str, size: int | None, groups: list[int]) -> None:
-    counts = count_transport(ANSWERS, TransportSettings(transport_scope=scope, transport_group_size=size))
-    squares = sum(n**2 for n in groups)
-    assert (counts.rows, counts.entries, counts.largest) == (6, squares, max(groups))
+def test_problems_of_a_batch(scope: str, size: int | None, sizes: list[int]) -> None:
+    settings = TransportSettings(transport_scope=scope, transport_group_size=size)
+    counts = count_transport(ANSWERS, settings, groups=[torch.tensor([7, 2, 7])] if scope == "group" else None)
+    squares = sum(n**2 for n in sizes)
+    assert (counts.rows, counts.entries, counts.largest) == (6, squares, max(sizes))
     assert counts.matrices == 4 * 4 * squares
 
 
@@ -80,8 +78,10 @@ def test_products_of_a_model(tied: bool, tiny_causal_lm: Callable[..., Any]) -> 
 
 def test_speeds_are_measured_without_drawing_a_number() -> None:
     state = torch.get_rng_state()
-    speeds = measured_speeds(torch.device("cpu"), torch.float32, TransportSettings(), 5, 100, 16)
-    assert all(0 < speed < 1 for speed in (speeds.cost, speeds.solver, speeds.product))
+    speeds = measured_speeds(
+        torch.device("cpu"), torch.float32, TransportSettings(), 5, 100, 16, TransportedSettings(1.0)
+    )
+    assert all(0 < speed < 1 for speed in (speeds.cost, speeds.solver, speeds.product, speeds.coupling))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -89,7 +89,9 @@ def test_speeds_are_measured_without_drawing_a_number() -> None:
 def test_a_prediction_is_counts_times_speeds(
     strategy: str, train: Callable[..., SinKDTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport_cost, "measured_speeds", lambda *_: Speeds(cost=2.0, solver=5.0, product=7.0))
+    monkeypatch.setattr(
+        transport_cost, "measured_speeds", lambda *_: Speeds(cost=2.0, solver=5.0, product=7.0, coupling=3.0)
+    )
     trainer = train(gradient_accumulation_steps=3, train_dataset=opinions(8), train_sampling_strategy=strategy)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     N, V = int((batch["labels"] != -100).sum()), trainer.teacher.outputs
@@ -101,6 +103,13 @@ def test_a_prediction_is_counts_times_speeds(
     flops += product_flops(trainer.teacher.model, read, 3 * N, trains=False)
     assert prediction.others == pytest.approx(7 * flops)
     assert prediction.share == pytest.approx(prediction.transport / (prediction.transport + prediction.others))
+    changed = replace(trainer.forward.objective, transported=TransportedSettings(1.0))
+    trainer.forward.objective = changed
+    both = predict(trainer)
+    assert both.transport == prediction.transport + 3 * N**2 * (4 * V * 7 + 3)
+    assert both.memory == 2 * prediction.memory
+    trainer.forward.objective = replace(changed, sinkhorn_weight=0.0)
+    assert predict(trainer).transport == 3 * N**2 * (4 * V * 7 + 3)
 
 
 @pytest.mark.parametrize(("cost", "warned"), [(1e-12, False), (1.0, True)])

@@ -1,0 +1,83 @@
+"""The part of the trainer that decides which rows a step gets, and in which order."""
+
+from typing import TYPE_CHECKING, Any
+
+from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.decoder_only import PackingCollator
+from sinkd_llm.models.pair_checks import check_trains
+from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
+from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
+from sinkd_llm.training.grouped_rows import GROUP_NUMBER, whole_groups, with_group_numbers
+from sinkd_llm.training.labelled_mix import mixed_rows
+from sinkd_llm.training.row_order import LikeLengths, row_lengths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch.utils.data import DataLoader, Sampler
+
+
+class OrderingTrainer(EvaluatingTrainer):
+    """
+    `transformers.Trainer` whose rows come in an order of seed and epoch alone; [`SinKDTrainer`] is the one to use.
+
+    The order is the same on all processes and in a run that goes on from a checkpoint, and no row comes twice in an
+    epoch but where `unlabelled_ratio` asks for that.
+    """
+
+    def _training_features(self, dataset: "Dataset | None") -> "Dataset | None":
+        """The tokenised training rows, with the numbers of their groups where these are kept together."""
+        if dataset is None:
+            return None
+        features: Dataset = self._tokenized(dataset, ranking=False)
+        column = self.args.group_column
+        if column is None or self.teacher is None:  # groups are the teacher's
+            return features
+        return with_group_numbers(features, dataset, column, self.args.per_device_train_batch_size)
+
+    def _tokenized(self, dataset: Any, ranking: bool) -> Any:
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {name: self._tokenized(part, ranking) for name, part in dataset.items()}
+        with self.args.main_process_first(desc="tokenising"):
+            return tokenize_dataset(
+                dataset, self._answer_tokenizer, ranking=ranking, num_proc=self.args.dataset_num_proc
+            )
+
+    def get_train_dataloader(self) -> "DataLoader[Any]":
+        """
+        As Transformers', but no row comes twice in an epoch where several processes train, and groups stay whole: what
+        is missing in a batch is blank, see `blank_rows.py`.
+        """
+        if self.train_dataset is None:
+            raise InputError("There is nothing to train on: give train_dataset to the trainer.")
+        check_trains(self.model)
+        rows: Any = self.train_dataset
+        collator: Any = self.data_collator
+        reads = PackingCollator(collator) if self.args.packing else collator
+        processes = self.args.world_size
+        # Transformers makes the loader of these two attributes.
+        self.train_dataset, self.data_collator = rows, reads
+        if processes > 1 or GROUP_NUMBER in rows.column_names:
+            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(reads)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = rows, collator
+        if processes > 1:
+            loader = spread_without_repeats(loader, rows)
+        check_not_empty(loader, len(rows), self.args.per_device_train_batch_size, processes)
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> "Sampler[int] | None":
+        """As Transformers', but whole groups, a share of rows without a label a batch, or rows of like length."""
+        rows = train_dataset.rows if isinstance(train_dataset, RowsAndBlanks) else train_dataset
+        if GROUP_NUMBER in rows.column_names:
+            return whole_groups(rows, self.args.per_device_train_batch_size, self.args.sample_seed)
+        if self.args.unlabelled_ratio is not None:
+            return mixed_rows(rows, self.args, self.kind.continues_prompt)
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LikeLengths(row_lengths(rows, self.kind.continues_prompt), update, self.args.sample_seed)

@@ -1,0 +1,78 @@
+"""Settings of a distillation that do not go together, or would do nothing beside each other."""
+
+from typing import TYPE_CHECKING
+
+from sinkd_llm.errors import InputError, SettingError, plain
+from sinkd_llm.objectives import GROUP
+
+if TYPE_CHECKING:
+    from sinkd_llm.training.config import SinKDConfig
+
+
+def check_distillation(args: "SinKDConfig") -> None:
+    """
+    Check what only [`SinKDConfig`] has.
+
+    Args:
+        args ([`SinKDConfig`]): each setting checked by itself.
+
+    Raises:
+        InputError: for the first that does not fit the others.
+    """
+    _check_teacher(args)
+    if args.student_decoder_layers is not None and args.student_layers is None:
+        raise InputError("student_decoder_layers is set without student_layers; give both.")
+    if args.packing and args.pad_to_multiple_of is not None:
+        raise InputError("packing and pad_to_multiple_of are both set, and a packed batch is not padded; drop one.")
+    _check_groups(args)
+    try:
+        args.objective()
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _check_teacher(args: "SinKDConfig") -> None:
+    if len(args.named_teachers) > 1:
+        raise InputError(f"{' and '.join(args.named_teachers)} are set; a run has one teacher, so give one of them.")
+    if args.teacher_url is None and (args.teacher_model or args.teacher_samples or args.teacher_max_requests):
+        raise InputError(
+            "teacher_model, teacher_samples and teacher_max_requests are about a server; give its teacher_url, or "
+            "leave them out. A model here is teacher_model_name_or_path."
+        )
+    if args.teacher_load_in_4bit and args.teacher_load_in_8bit:
+        raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
+
+
+def _check_groups(args: "SinKDConfig") -> None:
+    if args.transport_scope != GROUP:
+        if args.group_column is not None:
+            raise SettingError(
+                "group_column",
+                f"would have no effect with transport_scope {args.transport_scope}; set transport_scope to group, or "
+                "leave group_column out.",
+            )
+        return
+    if args.group_column is None:
+        raise SettingError(
+            "transport_scope",
+            "is group, and nothing says of which group a row is; set group_column to a column of the training rows.",
+        )
+    if args.unlabelled_ratio is not None:
+        raise SettingError(
+            "unlabelled_ratio",
+            "asks for a share of rows in every batch, and with transport_scope group a batch holds whole groups, "
+            "whatever labels their rows have; leave it out.",
+        )
+    if str(plain(args.train_sampling_strategy)) == "sequential":
+        raise SettingError(
+            "train_sampling_strategy",
+            "is sequential, and with transport_scope group whole groups are put together to fill batches, which is "
+            "another order of the rows; leave it out.",
+        )
+    if args.transport_accumulation:
+        raise SettingError(
+            "transport_accumulation",
+            "would have no effect with transport_scope group: a group lies whole in one micro-batch; leave it out.",
+        )
