@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.runs.held_out import hold_out, smallest, without_texts_of
+from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,6 +70,14 @@ def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":
     if "label" not in rows.column_names:
         raise InputError("labels_per_class is set, but the answers of this task are generated; leave it out.")
     labels = list(rows["label"])
+    fewer = {label: n for label, n in Counter(labels).items() if n < count and label != NO_LABEL}
+    if fewer:
+        least = min(fewer, key=fewer.__getitem__)
+        choices = rows["choices"][labels.index(least)]
+        say(
+            f"labels_per_class is {count}, and {len(fewer)} of the classes have fewer labels, the fewest "
+            f"{choices[least].strip()!r} with {fewer[least]}: all of theirs are kept."
+        )
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
     left = Counter(dict.fromkeys(labels, count))

@@ -236,6 +236,13 @@ def test_the_teacher_reads_its_own_prompt_with_examples(
     assert result.rows[0].name == "teacher"
 
 
+def test_classes_with_fewer_labels_are_named(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = load_run_data(TaskArguments(task=str(task), labels_per_class=7), seed=3).train["label"][:]
+    assert sorted(labels) == [0] * 6 + [1] * 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of the classes have fewer labels, the fewest 'positive' with 6: all of theirs are kept" in said
+
+
 def test_labels_are_forgotten_but_for_a_few_of_each_answer(task: Path) -> None:
     data = load_run_data(TaskArguments(task=str(task), labels_per_class=2), seed=3)
     labels = data.train["label"][:]
