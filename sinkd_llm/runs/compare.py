@@ -101,7 +101,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     plan = Plan(folder, request.recipe, list(request.flags), grid.teacher_cache == "auto", request.keep_models)
     with no_empty_folder(folder), folder_lock(folder, "wait for it, or give another --output"):
         _write_plan(folder, request, grid, cells)
-        runs = [plan.run_of(cell, arguments[cell.name], seed) for cell in cells for seed in grid.seeds]
+        runs = [run for cell in cells for run in plan.runs_of(cell, arguments[cell.name], grid.seeds)]
         for run in runs:
             refuse_if_locked(run.folder, "wait for it, or end it")
         problems = run_all(plan, runs, arguments, request.jobs, start)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,33 +26,34 @@ _ELSEWHERE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "logging_dir", "disable_tqdm"),
     *("report_to", "trackio_space_id", "project", "do_train", "do_eval", "do_predict", "dataloader_pin_memory"),
 }
-# Settings beside those of the teacher on which its answers to the training rows depend, and which rows these are.
+# What the teacher's answers depend on, beside its own settings and all that says which rows there are.
 _OF_ANSWERS = {
-    *("task", "data_dir", "unlabelled_file", "max_unlabelled_samples", "allow_unlabelled", "labels_per_class"),
-    *("heldout_share", "max_train_samples", "max_eval_samples", "signal", "choice_normalisation", "vocabulary"),
-    *("max_length", "apply_chat_template", "add_eos", "model_name_or_path", "model_revision", "trust_remote_code"),
-    *("dtype", "attn_implementation", "model_kind"),
+    *("signal", "choice_normalisation", "vocabulary", "max_length", "apply_chat_template", "add_eos"),
+    *("model_name_or_path", "model_revision", "trust_remote_code", "dtype", "attn_implementation", "model_kind"),
 }
-_NOT_OF_ANSWERS = {"teacher_examined_rows", "teacher_deepspeed", "teacher_concurrency", "teacher_max_requests"}
+# Rows with a label are among the rows, and how a teacher is asked does not change what it says.
+_NOT_OF_ANSWERS = {
+    *("labelled_rows_only", "overwrite_output_dir", "teacher_examined_rows", "teacher_cache"),
+    *("teacher_deepspeed", "teacher_concurrency", "teacher_max_requests"),
+}
 # With one of these the rows are drawn with the seed.
 _DRAWN_BY_SEED = ("max_train_samples", "max_unlabelled_samples", "labels_per_class", "teacher_num_fewshot")
 
 
-def made_of(arguments: "Arguments", seed: int) -> dict[str, str]:
+def made_of(arguments: "Arguments") -> dict[str, str]:
     """
-    Everything that the result of a run follows from, by name: its settings, the content of the files that it reads,
-    and the version of this package.
+    Everything that the results of a cell follow from but the seed, by name: its settings, the content of the files
+    that are read, and the version of this package.
 
     Args:
-        arguments (`tuple`): of the run.
-        seed (`int`): its seed.
+        arguments (`tuple`): of the cell.
     """
     task_args, training_args, model_args = arguments
-    settings = masked({**every_setting(arguments), "seed": seed})
+    settings = masked(every_setting(arguments))
     found = {
         name: json.dumps(value, sort_keys=True, default=str)
         for name, value in settings.items()
-        if name not in _ELSEWHERE
+        if name not in _ELSEWHERE and name != "seed"
     }
     for file in _files(task_args, training_args):
         found[str(file)] = _checksum(file)
@@ -74,10 +76,11 @@ def answers_of(made_of_run: Mapping[str, str], arguments: "Arguments", seed: int
         arguments, seed: of the run.
     """
     settings = every_setting(arguments)
+    of_rows = {one.name for one in fields(arguments[0])}
     about = {
         name: value
         for name, value in made_of_run.items()
-        if name not in settings or ((name in _OF_ANSWERS or name.startswith("teacher_")) and name != "teacher_cache")
+        if name not in settings or name in of_rows | _OF_ANSWERS or name.startswith("teacher_")
     }
     about = {name: value for name, value in about.items() if name not in _NOT_OF_ANSWERS}
     if draws_by_seed(arguments):

@@ -45,11 +45,12 @@ class Plan:
     shares_answers: bool
     keep_models: bool
 
-    def run_of(self, cell: Cell, arguments: Arguments, seed: int) -> "Run":
-        """A cell with a seed, in the folder of all that the run is made from: what has changed has another one."""
-        made = made_of(arguments, seed)
+    def runs_of(self, cell: Cell, arguments: Arguments, seeds: Sequence[int]) -> "list[Run]":
+        """A cell with its seeds, in folders that are named by what they are made from: a change makes another one."""
+        made = made_of(arguments)
         digest = hashlib.blake2b(json.dumps(made, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return Run(cell, seed, self.folder / "runs" / cell.folder / f"seed-{seed}-{digest}", made)
+        folder = self.folder / "runs" / cell.folder
+        return [Run(cell, seed, folder / f"seed-{seed}-{digest}", made) for seed in seeds]
 
     def answers_in(self, name: str) -> Path:
         """The folder of a teacher's answers."""

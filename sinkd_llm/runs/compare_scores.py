@@ -4,7 +4,7 @@ The two are two types: what chooses takes the first, so that nothing can be chos
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sinkd_llm.errors import InputError, nearest
@@ -20,6 +20,9 @@ from sinkd_llm.metrics.significance import (
 )
 from sinkd_llm.report.predictions import Predictions
 from sinkd_llm.report.results import LOSSES
+
+# From -1 to 1; other scores are from 0 to 1, and losses have no bound.
+SIGNED = ("mcc", *OF_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,12 @@ class Compared:
         seeds = tuple(seed for seed in self.cells[first].by_seed if seed in self.cells[second].by_seed)
         if not seeds:
             return None
-        return difference(self._of(first, seeds), self._of(second, seeds))
+        found = difference(self._of(first, seeds), self._of(second, seeds))
+        if found.low is None or found.high is None or self.metric in LOSSES:
+            return found
+        # The t distribution of two seeds reaches beyond what scores can differ by.
+        most = 2.0 if self.metric in SIGNED else 1.0
+        return replace(found, low=max(found.low, -most), high=min(found.high, most))
 
     def _of(self, name: str, seeds: tuple[int, ...]) -> Resampled:
         if (name, seeds) not in self._resampled:

@@ -25,7 +25,7 @@ from sinkd_llm.report.results import AFTER, ResultRow, RunRecord
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.compare import Request, run_compare
 from sinkd_llm.runs.compare_processes import Command, run_commands
-from sinkd_llm.runs.compare_scores import EvaluationScores, HeldOutScores, choose
+from sinkd_llm.runs.compare_scores import Compared, EvaluationScores, HeldOutScores, choose
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.training.config import SinKDConfig
 from tests.support.models import decoder, save, word_tokenizer
@@ -269,6 +269,22 @@ def test_settings_are_chosen_on_held_out_rows_and_not_on_the_rows_for_evaluation
     assert found.row("x").cell == "x, learning_rate=0.0001"
     assert found.row("x").chosen_from == 2
     assert any("learning_rate=0.0001 is the best of 2" in sentence for sentence in sentences(found))
+
+
+def test_an_interval_stays_within_what_scores_can_differ_by():
+    def scores(*values):
+        answers = {seed: Predictions(["a"], ["x"], ["x"], {"em": value}) for seed, value in enumerate(values)}
+        return EvaluationScores({seed: one.metrics["em"] for seed, one in answers.items()}, answers)
+
+    found = Compared("em", {"a": scores(0.9, 0.1), "b": scores(0.1, 0.8)}).difference("a", "b")
+    assert (found.low, found.high, found.examples) == (-1, 1, 0)
+    assert found.p > 0.05
+
+
+def test_cells_that_were_scored_on_other_rows_are_not_compared():
+    answers = [Predictions(["a"], [label], [0], {"acc": 1.0}) for label in (0, 1)]
+    with pytest.raises(InputError, match="scored on different rows"):
+        Compared("acc", {str(one): EvaluationScores({0: 1.0}, {0: one}) for one in answers})
 
 
 def test_what_chooses_takes_no_scores_of_the_rows_for_evaluation():
