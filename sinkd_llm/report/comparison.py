@@ -216,12 +216,12 @@ def _differences(found: Comparison) -> list[str]:
             better = (one.estimate > 0) != (found.metric in LOSSES)
             said.append(
                 f"{row.name} is {'better' if better else 'worse'} than {found.baseline} by {score(abs(one.estimate))} "
-                f"{_interval(one)}, p = {_p(one.p_holm)} after Holm's correction over {_count(family, 'comparison')}."
+                f"{_interval(one)}, {_p_of(one)} after Holm's correction over {_count(family, 'comparison')}."
             )
         else:
             said.append(
-                f"{row.name} and {found.baseline}: no difference is supported ({_interval(one)}, p = "
-                f"{_p(one.p_holm)}), and none larger than {score(one.bound)}."
+                f"{row.name} and {found.baseline}: no difference is supported ({_interval(one)}, {_p_of(one)}), and "
+                f"none larger than {score(one.bound)}."
             )
     return said
 
@@ -350,6 +350,12 @@ def _interval(one: Contrast) -> str:
 
 def _p(value: float | None) -> str:
     return NOT_KNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _p_of(one: Contrast) -> str:
+    """`p = 0.031`, `p < 0.001`."""
+    text = _p(one.p_holm)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _count(number: int, what: str) -> str:
