@@ -1,7 +1,6 @@
 """The transported cross-entropy against its formula: values, gradients, groups, counts, controls, what it refuses."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,50 +34,6 @@ def logits(seed: int, rows: int = N) -> Tensor:
     return 2 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def plan(cost: Tensor, masses: Tensor, of: TransportedSettings) -> Tensor:
-    """The linear domain, as the formulas say: scale the rows of `R exp(-C / epsilon)`, then its columns, T times."""
-    n, m = cost.shape
-    kernel = torch.exp(-cost / of.transported_epsilon) * masses
-    if of.transported_coupling == "row_softmax":
-        return kernel / kernel.sum(dim=1, keepdim=True) / n
-    rho = 0.0 if of.transported_coupling == "identity" else of.transported_anchor
-    if n == m and bool((masses == masses[0]).all()):
-        kernel = kernel * (rho / (n * n) + (1 - rho) * torch.eye(n, dtype=cost.dtype) / n)
-    for _ in range(of.transported_iterations):
-        kernel = kernel / kernel.sum(dim=1, keepdim=True) / n
-        kernel = kernel * torch.where(masses > 0, masses / kernel.sum(dim=0), 0)
-    return kernel
-
-
-def twin(
-    student: Tensor,
-    teacher: Tensor,
-    of: TransportedSettings,
-    groups: Sequence[int],
-    teacher_groups: Sequence[int] | None = None,
-    counts: Sequence[float] | None = None,
-    at: Tensor | None = None,
-) -> Tensor:
-    """The term, with the plan of the student at `at` (which is `student` by default)."""
-    T, total = of.transported_temperature, student.double().sum() * 0
-    theirs = groups if teacher_groups is None else teacher_groups
-    for group in sorted(set(groups)):
-        rows, columns = ([i for i, g in enumerate(gs) if g == group] for gs in (groups, theirs))
-        weights = torch.tensor([1.0 if counts is None else counts[j] for j in columns], dtype=torch.float64)
-        masses = weights / weights.sum()
-        t = naive.softmax(teacher[columns], T)
-        s = naive.softmax(student[rows], T)
-        if of.transported_coupling == "proportion":
-            mean_t, mean_s = masses @ t, s.mean(dim=0)
-            total = total + len(rows) * (mean_t * (mean_t / mean_s).log()).sum()
-            continue
-        entropies = -(t * t.log()).sum(dim=1)
-        fixed = naive.softmax((student if at is None else at)[rows], T)
-        P = plan(-(fixed.log() @ t.T), masses, of).detach()
-        total = total + len(rows) * (P * (-(s.log() @ t.T) - entropies)).sum()
-    return total
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     coupling=st.sampled_from(COUPLINGS),
@@ -96,8 +51,8 @@ def test_value_and_gradient_are_the_formulas(
     term = transported_term(s, t, of, group_N=torch.tensor(groups))
     term.value.backward()
     at = s.detach()
-    torch.testing.assert_close(term.value.detach(), twin(at, t, of, groups), rtol=1e-9, atol=1e-10)
-    expected = naive.gradient(lambda x: twin(x, t, of, groups, at=at), at)
+    torch.testing.assert_close(term.value.detach(), naive.transported(at, t, of, groups), rtol=1e-9, atol=1e-10)
+    expected = naive.gradient(lambda x: naive.transported(x, t, of, groups, at=at), at)
     torch.testing.assert_close(s.grad, expected, rtol=1e-8, atol=1e-10)
     assert term.value >= -1e-12
     assert (term.num_tokens, term.num_problems) == (N, len(set(groups)))
@@ -111,7 +66,7 @@ def test_the_gradient_is_the_finite_difference_with_the_plan_held(coupling: str)
     at = s.detach()
 
     def shifted(every: Tensor) -> Tensor:
-        return torch.stack([twin(one, t, of, groups, at=at) for one in every])
+        return torch.stack([naive.transported(one, t, of, groups, at=at) for one in every])
 
     torch.testing.assert_close(s.grad, naive.central_differences(shifted, at), rtol=1e-6, atol=1e-8)
 
@@ -182,9 +137,9 @@ def test_sets_of_other_sizes_and_counts(coupling: str, theirs: list[int], counts
     term = transported_term(s, t, of, group_N=torch.tensor(GROUPS), sets=sets)
     term.value.backward()
     at = s.detach()
-    expected = twin(at, t, of, GROUPS, teacher_groups, weights)
+    expected = naive.transported(at, t, of, GROUPS, teacher_groups, weights)
     torch.testing.assert_close(term.value.detach(), expected, rtol=1e-9, atol=1e-10)
-    by_hand = naive.gradient(lambda x: twin(x, t, of, GROUPS, teacher_groups, weights, at), at)
+    by_hand = naive.gradient(lambda x: naive.transported(x, t, of, GROUPS, teacher_groups, weights, at), at)
     torch.testing.assert_close(s.grad, by_hand, rtol=1e-8, atol=1e-10)
 
 
@@ -347,9 +302,9 @@ def test_the_objective_adds_it_with_its_weight_and_factor() -> None:
     of = TransportedSettings(transported_temperature=2.0)
     loss = objective(transport_scope="group", transported_temperature=2.0)
     output = loss(s, t, LABELS, **WHERE, group_N=torch.tensor(GROUPS), with_diagnostics=True)
-    expected = naive.cross_entropy(s, LABELS).mean() + 10 * 4 * twin(s, t, of, GROUPS) / N
+    expected = naive.cross_entropy(s, LABELS).mean() + 10 * 4 * naive.transported(s, t, of, GROUPS) / N
     torch.testing.assert_close(output.loss, expected)
-    torch.testing.assert_close(output.terms["transported"], 4 * twin(s, t, of, GROUPS).detach() / N)
+    torch.testing.assert_close(output.terms["transported"], 4 * naive.transported(s, t, of, GROUPS).detach() / N)
     assert {"transported/row_error", "transported/diagonal_mass", "transported/plan_entropy"} <= {*output.diagnostics}
     # Beside all others, of rows that the teacher speaks of, over some ids.
     taught = torch.tensor([0, 2, 3, 5])
@@ -359,7 +314,7 @@ def test_the_objective_adds_it_with_its_weight_and_factor() -> None:
     )
     groups = torch.tensor(GROUPS)
     output = loss(s, t[taught], LABELS, **WHERE, group_N=groups, taught_M=taught, verbalizer_ids=ids)
-    few = twin(s[taught][:, ids], t[taught][:, ids], TransportedSettings(), groups[taught].tolist())
+    few = naive.transported(s[taught][:, ids], t[taught][:, ids], TransportedSettings(), groups[taught].tolist())
     torch.testing.assert_close(output.terms["transported"], few.detach() / 4)
     assert set(output.terms) == {"ce", "kl", "sinkhorn", "transported"}
     # A weight of 0 is no term.
@@ -372,7 +327,7 @@ def test_the_objective_takes_teacher_rows_that_are_sets() -> None:
     sets = TeacherSets(torch.tensor([0, 1, 2, 2]), torch.tensor([3, 1, 1, 2]))
     loss = objective(transport_scope="group")
     output = loss(s, t, LABELS, **WHERE, group_N=torch.tensor(GROUPS), sets=sets)
-    expected = twin(s, t, TransportedSettings(), GROUPS, [0, 1, 2, 2], [3, 1, 1, 2]) / N
+    expected = naive.transported(s, t, TransportedSettings(), GROUPS, [0, 1, 2, 2], [3, 1, 1, 2]) / N
     torch.testing.assert_close(output.terms["transported"], expected)
     taught = torch.tensor([3])
     output = loss(

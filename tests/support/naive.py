@@ -5,6 +5,7 @@ sums, or from central differences.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,6 +108,50 @@ def sinkd(
             s, t = s[:, ids], t[:, ids]
         C = cost(softmax(s, temperature), softmax(t, temperature), norm)
         total = total + len(rows) * transport_value(C, epsilon, iterations)
+    return total
+
+
+def transported_plan(cost: Tensor, masses: Tensor, of: Any) -> Tensor:
+    """The linear domain, as the formulas say: scale the rows of `R exp(-C / epsilon)`, then its columns, T times."""
+    n, m = cost.shape
+    kernel = torch.exp(-cost / of.transported_epsilon) * masses
+    if of.transported_coupling == "row_softmax":
+        return kernel / kernel.sum(dim=1, keepdim=True) / n
+    rho = 0.0 if of.transported_coupling == "identity" else of.transported_anchor
+    if n == m and bool((masses == masses[0]).all()):
+        kernel = kernel * (rho / (n * n) + (1 - rho) * torch.eye(n, dtype=cost.dtype) / n)
+    for _ in range(of.transported_iterations):
+        kernel = kernel / kernel.sum(dim=1, keepdim=True) / n
+        kernel = kernel * torch.where(masses > 0, masses / kernel.sum(dim=0), 0)
+    return kernel
+
+
+def transported(
+    student: Tensor,
+    teacher: Tensor,
+    of: Any,
+    groups: Sequence[int],
+    teacher_groups: Sequence[int] | None = None,
+    counts: Sequence[float] | None = None,
+    at: Tensor | None = None,
+) -> Tensor:
+    """The transported cross-entropy of groups, with the plan of the student at `at` (by default `student`)."""
+    T, total = of.transported_temperature, student.double().sum() * 0
+    theirs = groups if teacher_groups is None else teacher_groups
+    for group in sorted(set(groups)):
+        rows, columns = ([i for i, g in enumerate(gs) if g == group] for gs in (groups, theirs))
+        weights = torch.tensor([1.0 if counts is None else counts[j] for j in columns], dtype=torch.float64)
+        masses = weights / weights.sum()
+        t = softmax(teacher[columns], T)
+        s = softmax(student[rows], T)
+        if of.transported_coupling == "proportion":
+            mean_t, mean_s = masses @ t, s.mean(dim=0)
+            total = total + len(rows) * (mean_t * (mean_t / mean_s).log()).sum()
+            continue
+        entropies = -(t * t.log()).sum(dim=1)
+        fixed = softmax((student if at is None else at)[rows], T)
+        P = transported_plan(-(fixed.log() @ t.T), masses, of).detach()
+        total = total + len(rows) * (P * (-(s.log() @ t.T) - entropies)).sum()
     return total
 
 
