@@ -48,7 +48,7 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
     Args:
         arguments ([`TaskArguments`]): which rows.
         seed (`int`): draws the training sample, if `max_train_samples` asks for one.
-        keep (sequence of `str`, *optional*): columns of a task's data that its rows keep.
+        keep (sequence of `str`, *optional*): columns of the data that rows keep as text.
 
     Raises:
         InputError: if the task or a file is unknown, missing or malformed, or rows lack `prompt` and
@@ -70,7 +70,7 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
             task.name, task, train, evaluation, asked_with, held_out, arguments.id_column is None, arguments
         )
     name = str(arguments.dataset_name)
-    loaded = _load_splits(name, arguments)
+    loaded = _load_splits(name, arguments, keep)
     train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split
     if train_split not in loaded:
         raise InputError(
@@ -113,13 +113,13 @@ def _say_leak(train: "Dataset", evaluation: "Dataset") -> None:
         )
 
 
-def _load_splits(name: str, arguments: "TaskArguments") -> dict[str, Any]:
+def _load_splits(name: str, arguments: "TaskArguments", keep: Sequence[str]) -> dict[str, Any]:
     import datasets
 
     path = Path(name).expanduser()
     if path.suffix.lower() in BY_SUFFIX:
         # A file is one split, whatever it is called.
-        return {arguments.dataset_train_split: _rows_of_file(BY_SUFFIX[path.suffix.lower()](path))}
+        return {arguments.dataset_train_split: _rows_of_file(BY_SUFFIX[path.suffix.lower()](path), keep)}
     if path.is_file():
         read_text(path)  # says what a packed or binary file is, and what to do
         raise InputError(
@@ -135,7 +135,7 @@ def _load_splits(name: str, arguments: "TaskArguments") -> dict[str, Any]:
     return dict(loaded)
 
 
-def _rows_of_file(rows: Rows) -> "Dataset":
+def _rows_of_file(rows: Rows, keep: Sequence[str] = ()) -> "Dataset":
     """The rows of a file as a data set of the columns that are read, each row checked by its place."""
     import datasets
     import pyarrow as pa
@@ -155,6 +155,7 @@ def _rows_of_file(rows: Rows) -> "Dataset":
         read = checked_row({name: row[name] for name in kept if name in row}, place)
         if row.get("id") is not None:
             read["id"] = str(row["id"])
+        read |= {name: None if row.get(name) is None else str(row[name]) for name in keep if name in names}
         checked.append(read)
     try:
         return datasets.Dataset.from_list(checked)

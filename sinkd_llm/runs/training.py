@@ -197,7 +197,8 @@ def prepare_run(
         elsewhere = None if is_in(checkpoint, output_dir) else checkpoint
         inputs = run_inputs(task_args, training_args, model_args, checkpoint=elsewhere, argv=argv)
         check_output_dir(output_dir, overwrite=task_args.overwrite_output_dir, checkpoint=checkpoint, inputs=inputs)
-    data = load_run_data(task_args, training_args.sample_seed)
+    keep = [] if training_args.group_column is None else [training_args.group_column]
+    data = load_run_data(task_args, training_args.sample_seed, keep)
     if data.evaluation is None and training_args.eval_strategy != "no":
         raise InputError(
             f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
