@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Parse `argv`, write the cache, print what it holds."""
     from sinkd_llm.cli.flag_table import check_names
+    from sinkd_llm.cli.launching import launch
 
     check_names("cache", argv)
+    if (code := launch("cache", argv)) is not None:
+        return code
     from sinkd_llm.cli.parsing import parse_recipe
     from sinkd_llm.runs.cache import run_cache
 

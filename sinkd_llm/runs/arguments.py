@@ -135,6 +135,31 @@ class TaskArguments:
 
 @described
 @dataclass
+class LaunchArguments:
+    """
+    How many processes a command runs in.
+
+    Args:
+        accelerate_config (`str`, *optional*):
+            Run in several processes: the name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the
+            path of an accelerate configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not
+            looked at.
+        num_processes (`int`, *optional*):
+            Processes that `accelerate_config` starts. Default: what it says, else one per GPU.
+
+    Raises:
+        InputError: for a value that its setting does not take.
+    """
+
+    accelerate_config: str | None = None
+    num_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@described
+@dataclass
 class CacheArguments:
     """
     What is kept of the teacher, and where.
@@ -182,6 +207,8 @@ class CacheArguments:
     merge_by: str = "probabilities"
     score_teacher: bool = True
     overwrite: bool = False
+    accelerate_config: str | None = as_in(LaunchArguments, "accelerate_config")
+    num_processes: int | None = as_in(LaunchArguments, "num_processes")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -238,29 +265,4 @@ class EvaluateArguments:
             raise InputError("--model_name_or_path is missing: the model to score.")
         if self.task is None:
             raise InputError("--task is missing; 'sinkd tasks list' shows the tasks.")
-        check_settings(self)
-
-
-@described
-@dataclass
-class LaunchArguments:
-    """
-    How many processes a training command runs in.
-
-    Args:
-        accelerate_config (`str`, *optional*):
-            Run in several processes: the name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the
-            path of an accelerate configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not
-            looked at.
-        num_processes (`int`, *optional*):
-            Processes that `accelerate_config` starts. Default: what it says, else one per GPU.
-
-    Raises:
-        InputError: for a value that its setting does not take.
-    """
-
-    accelerate_config: str | None = None
-    num_processes: int | None = None
-
-    def __post_init__(self) -> None:
         check_settings(self)

@@ -60,8 +60,8 @@ def balanced_answers(
 
     found = balance(parts, prior_C, method=arguments.balance_method, strength=arguments.balance_strength)
     balanced = _applied(found, kept, answers), _applied(found, held_out, theirs)
-    for sentence in (*_sentences(found, arguments, choices), *remarks(len(kept), prior_C, choices)):
-        say(sentence)
+    for line in (*_sentences(found, arguments, choices), *remarks(len(kept), prior_C, choices)):
+        say(line)
     sides = [(kept, data.train, answers, balanced[0]), (held_out, data.evaluation, theirs, balanced[1])]
     for what, (asked, rows, before, after) in zip(("training", "evaluation"), sides, strict=True):
         if rows is not None and (sentence := _compared(what, asked, rows, before, after)):

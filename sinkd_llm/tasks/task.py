@@ -195,7 +195,7 @@ class Task:
             examples, order = self._unlabelled(file, limit, seed)
             rows = self._dataset(list(examples))
             return rows if order is None else rows.select(order).flatten_indices()
-        asked = {"config": self.config, "origins": self.origins, "split": UNLABELLED}
+        asked: dict[str, Any] = {"config": self.config, "origins": self.origins, "split": UNLABELLED}
         asked |= {"limit": limit, "seed": seed, **self._also_asked}
         return streamed_rows(asked, [file], lambda: self._unlabelled_columns(file, limit, seed), self._features())
 

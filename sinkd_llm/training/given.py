@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -42,8 +43,8 @@ def check_arguments(
             f"data_collator is a {type(data_collator).__name__}; give a function that takes a list of rows and "
             "returns a batch, or leave it out."
         )
-    check_dataset(train_dataset, "train_dataset", named=False)
-    check_dataset(eval_dataset, "eval_dataset")
+    check_dataset(train_dataset, "train_dataset", named=False, streamed=True)
+    check_dataset(eval_dataset, "eval_dataset", streamed=True)
     if eval_dataset is None and str(args.eval_strategy).rsplit(".", 1)[-1].lower() != "no":
         raise InputError(
             f"eval_strategy is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but there is no "
@@ -133,7 +134,9 @@ def check_collator(collator: Any, rows: Any) -> None:
         raise InputError(f"data_collator returns a batch without labels ({names}); {wanted}.")
 
 
-def check_dataset(dataset: Any, argument: str, *, needed: bool = False, named: bool = True) -> None:
+def check_dataset(
+    dataset: Any, argument: str, *, needed: bool = False, named: bool = True, streamed: bool = False
+) -> None:
     """
     Refuses what is no `datasets.Dataset`, with the way to one.
 
@@ -142,6 +145,7 @@ def check_dataset(dataset: Any, argument: str, *, needed: bool = False, named: b
         argument (`str`): its name.
         needed (`bool`, *optional*, defaults to `False`): whether there has to be one.
         named (`bool`, *optional*, defaults to `True`): whether several are taken, as a dictionary by name.
+        streamed (`bool`, *optional*, defaults to `False`): whether a `datasets.IterableDataset` is taken.
 
     Raises:
         InputError: naming the argument and the type.
@@ -160,12 +164,13 @@ def check_dataset(dataset: Any, argument: str, *, needed: bool = False, named: b
         if not dataset:
             raise InputError(f"{argument} is an empty {type(dataset).__name__}; give at least one data set, or None.")
         for name, part in dataset.items():
-            check_dataset(part, f"{argument}[{name!r}]", needed=True, named=False)
+            check_dataset(part, f"{argument}[{name!r}]", needed=True, named=False, streamed=streamed)
+        return
+    if streamed and isinstance(dataset, IterableDataset):
         return
     if not isinstance(getattr(dataset, "column_names", None), list) or not hasattr(dataset, "__len__"):
-        streamed = " A stream has no length: collect its rows first." if hasattr(dataset, "__iter__") else ""
+        advice = " A stream has no length: collect its rows first." if "Iterable" in type(dataset).__name__ else ""
         raise InputError(
             f"{argument} is a {type(dataset).__name__}, and a data set is a datasets.Dataset; build one with "
-            f"`datasets.Dataset.from_list(rows)` or `load_task(name).load(split)`."
-            + (streamed if "Iterable" in type(dataset).__name__ else "")
+            f"`datasets.Dataset.from_list(rows)` or `load_task(name).load(split)`.{advice}"
         )

@@ -39,12 +39,13 @@ from sinkd_llm.training.ordering_trainer import OrderingTrainer
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
+from sinkd_llm.training.streams import stored_streams
 from sinkd_llm.training.term_log import TermLog
 from sinkd_llm.training.transport_cost import SayTransportCost
 from sinkd_llm.training.window import Window
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from peft import PeftConfig, PeftModel
     from transformers import (
         BitsAndBytesConfig,
@@ -86,10 +87,10 @@ class SinKDTrainer(OrderingTrainer):
             The settings. Default: `SinKDConfig` with the output folder `<model>-SinKD`.
         data_collator ([`~transformers.DataCollator`], *optional*):
             Default: the collator of the student's kind, see [`row_collator`].
-        train_dataset ([`~datasets.Dataset`], *optional*):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Rows of a task (`load_task(name).load("train")`) or TRL's prompt-completion rows, plain or
-            conversational.
-        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            conversational. A stream's rows are written to `<output_dir>/streams` first, see [`stored_streams`].
+        eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` of these, *optional*):
             Likewise. Rows with choices are scored by rank classification; others by the training loss.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer of both models. Default: the one that belongs to `model`, else to the teacher.
@@ -124,8 +125,8 @@ class SinKDTrainer(OrderingTrainer):
         teacher_model: str | Path | PreTrainedModel | None = None,
         args: SinKDConfig | None = None,
         data_collator: "DataCollator | None" = None,
-        train_dataset: "Dataset | None" = None,
-        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        train_dataset: "Dataset | IterableDataset | None" = None,
+        eval_dataset: "Dataset | IterableDataset | dict[str, Any] | None" = None,
         processing_class: "PreTrainedTokenizerBase | None" = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: "list[TrainerCallback] | None" = None,
@@ -142,6 +143,7 @@ class SinKDTrainer(OrderingTrainer):
             name = source if isinstance(source, str) else name_of(source) or "model"
             args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
         check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator)
+        train_dataset, eval_dataset = stored_streams(args, train_dataset, eval_dataset)
         classes = class_names(train_dataset)
         tokenizers = processing_class, teacher_processing_class
         pair = load_pair(model, teacher_model, args, tokenizers, quantization_config, classes, train_dataset)

@@ -14,7 +14,14 @@ from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.training.given import check_optimizers
 from tests.support.rows import opinions
 
-STREAM = IterableDataset.from_generator(lambda: iter(opinions(4)))
+STREAM = IterableDataset.from_generator(lambda: iter(opinions(16)))
+
+
+class IterableRows(torch.utils.data.IterableDataset[Any]):
+    """A stream of PyTorch's own."""
+
+    def __iter__(self) -> Any:
+        return iter(opinions(4))
 
 
 @pytest.mark.parametrize(
@@ -53,13 +60,13 @@ def test_a_path_names_a_model(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path
         ),
         ({"train_dataset": {"a": opinions()}}, r"splits a; .*data\['a'\]"),
         ({"train_dataset": DatasetDict()}, r"splits \(none\)"),
-        ({"train_dataset": STREAM}, "train_dataset is a IterableDataset, .* collect its rows"),
+        ({"train_dataset": IterableRows()}, "train_dataset is a IterableRows, .* collect its rows"),
         ({"train_dataset": list(opinions())}, "train_dataset is a list, .*from_list"),
         ({"train_dataset": "rows.jsonl"}, "train_dataset is a str"),
         ({"train_dataset": opinions().to_pandas()}, "train_dataset is a DataFrame"),
         ({"eval_dataset": list(opinions())}, "eval_dataset is a list"),
         ({"eval_dataset": {}}, "empty dict"),
-        ({"eval_dataset": {"a": opinions(), "b": STREAM}}, r"eval_dataset\['b'\] is a IterableDataset"),
+        ({"eval_dataset": {"a": opinions(), "b": IterableRows()}}, r"eval_dataset\['b'\] is a IterableRows"),
         ({"eval_dataset": {"a": None}}, "There are no rows"),
         ({"compute_metrics": "accuracy"}, "compute_metrics is a str"),
     ],
@@ -76,6 +83,19 @@ def test_arguments_of_another_kind_are_refused_before_a_model_is_loaded(
 def test_a_dictionary_of_evaluation_sets_is_one_of_datasets_own(train: Any) -> None:
     found = train(eval_dataset=DatasetDict({"near": opinions(4, 100), "far": opinions(4, 200)})).evaluate()
     assert {"eval_near_loss", "eval_far_acc"} <= set(found)
+
+
+def test_streams_train_and_evaluate_as_their_rows_do(train: Any, tmp_path: Any) -> None:
+    rows = train(output_dir=str(tmp_path / "rows"), max_steps=2)
+    rows.train()
+    stream = train(output_dir=str(tmp_path / "stream"), max_steps=2, train_dataset=STREAM, eval_dataset={"a": STREAM})
+    stream.train()
+    assert len(stream.train_dataset) == min(2 * stream.args.train_batch_size, 16)
+    assert stream.evaluate()["eval_a_loss"] == pytest.approx(stream.evaluate(opinions(16))["eval_loss"])
+    again = train(output_dir=str(tmp_path / "all"), max_steps=-1, num_train_epochs=1, train_dataset=STREAM)
+    assert again.train_dataset.to_dict() == rows.train_dataset.to_dict()
+    with pytest.raises(InputError, match="collect its rows"):
+        stream.predict(STREAM)
 
 
 def test_there_is_nothing_to_train_or_to_evaluate(train: Any) -> None:

@@ -59,7 +59,7 @@ class CachedTeacher:
         self.manifest = Manifest.load(self.folder)
         if self.manifest.index is None:
             raise InputError(
-                f"{self.folder} is not complete: {self._cached_examples()} of {self.manifest.rows.examples} examples "
+                f"{self.folder} is not complete: {self.manifest.done} of {self.manifest.rows.examples} examples "
                 "are cached. Start the same 'sinkd cache' again; it goes on from there."
             )
         checks = self.manifest.bytes <= CHECKED_AT_ONCE_BYTES
@@ -293,9 +293,6 @@ class CachedTeacher:
 
     def place(self, accelerator: "Accelerator", placement: str) -> None:
         """Files stay where they are."""
-
-    def _cached_examples(self) -> int:
-        return self.manifest.shards[-1]["stop"] if self.manifest.shards else 0
 
     def _entries(self, keys: Any, names: Sequence[str]) -> "np.ndarray[Any, Any]":
         """Places in the index."""

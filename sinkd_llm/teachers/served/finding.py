@@ -122,7 +122,8 @@ async def _model(client: Client) -> tuple[str, list[str]]:
         return names[0], []
     if names:
         raise InputError(
-            f"The server {server.shown_url} has several models: {listed(names)}; give the name of one as teacher_model."
+            f"The server {server.shown_url} has several models: {listed(names)}; give the name of one as "
+            "teacher_model."
         )
     raise InputError(
         f"The server {server.shown_url} lists no models: either this is not the address of its API (mostly "
