@@ -34,6 +34,7 @@ COMMANDS = {
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "compare": "distil with many settings and seeds; which differences are real?",
     "evaluate": "score a model on a task by ranking the answers",
+    "objectives": "which loss for which data, and what a loss can be made of",
     "tasks": "list the tasks, show rendered rows, or check a task of your own",
     "env": "show versions, devices and what is missing",
 }

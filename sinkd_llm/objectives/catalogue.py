@@ -19,6 +19,9 @@ NEEDS = {
     "numbers": "a task whose answers are numbers, and a student with one output",
 }
 
+# The transported cross-entropy as the only term of the teacher.
+_ALONE = "alpha: 0, divergence: none, sinkhorn_weight: 0, transported_weight: 10"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -127,19 +130,19 @@ def advice() -> tuple[Advice, ...]:
         Advice(
             "teacher rows known per group only (shuffled, anonymised, a list for one request), and some labels",
             (TRANSPORTED, CE),
-            "divergence: none, sinkhorn_weight: 0, transport_scope: group, transported_weight: 10, alpha: 0",
-            "Keep a group in one batch. The labels name the classes; without any of them the term is refused.",
+            f"{_ALONE}, transport_scope: group, group_column: NAME",
+            "A group stays in one batch. The labels name the classes; without any of them the term is refused.",
         ),
         Advice(
             "for each group how often each answer came, and some labels",
             (TRANSPORTED, CE),
-            "divergence: none, sinkhorn_weight: 0, transport_scope: group, transported_weight: 10, alpha: 0",
+            f"{_ALONE}, transport_scope: group, group_column: NAME",
             "Counts are teacher rows of one answer each. The shares alone are what the control `proportion` uses.",
         ),
         Advice(
             "a teacher row for each row, of which some are swapped within the batch or the group",
             (TRANSPORTED, CE),
-            "divergence: none, sinkhorn_weight: 0, transported_weight: 10, transported_anchor: 0.3, alpha: 0",
+            f"{_ALONE}, transported_anchor: 0.3",
             "The right row must be in the problem: rows swapped over the whole set are not repaired.",
         ),
         Advice(
