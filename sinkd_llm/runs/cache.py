@@ -330,9 +330,8 @@ def _layout(
     if cache_args.content == "full":
         return CacheLayout("full", size, size, (), cache_args.encoding or "float32")
     objective = args.objective()
-    temperatures = choose_temperatures(
-        objective.temperature, objective.sinkhorn_temperature, more=cache_args.temperatures or ()
-    )
+    asked = (objective.temperature, objective.sinkhorn_temperature, objective.transported.transported_temperature)
+    temperatures = choose_temperatures(*asked, more=cache_args.temperatures or ())
     always: tuple[int, ...] = ()
     if cache_args.content == "verbalizers" or objective.vocabulary == "verbalizers":
         always = tuple(verbalizer_ids(data.train, answer_tokenizer).tolist())

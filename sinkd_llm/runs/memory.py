@@ -1,7 +1,7 @@
 """`sinkd env --estimate`: what a run would need, from its settings and its longest rows, without its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
@@ -105,6 +105,7 @@ def estimate_memory(
     from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.models.kinds import kind_of
     from sinkd_llm.models.probes import check_packing
+    from sinkd_llm.objectives import GROUP
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.training.pair import Pair, load_student
     from sinkd_llm.training.prepare import prepare
@@ -154,12 +155,15 @@ def estimate_memory(
     ids = prepared.verbalizer_ids
     if ids is None and pair.teacher is not None and training_args.vocabulary == "verbalizers":
         ids = torch.arange(2)
+    objective = training_args.objective()
+    if objective.transport_scope == GROUP:  # whose rows are at most a batch
+        objective = replace(objective, transport_scope="batch", transport_group_size=None)
     autocast = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     steps = {
         checkpointing: trace_step(
             student,
             pair.teacher,
-            training_args.objective(),
+            objective,
             batch,
             verbalizer_ids=ids,
             head=prepared.head,

@@ -74,6 +74,8 @@ def test_flags_override_the_recipe_and_the_count_follows_them(recipe, teacher, c
     assert estimated("--dtype", "bfloat16").student.weights < base.student.weights
     assert estimated("--bf16").steps[False].activations < base.steps[False].activations
     assert estimated("--optim", "sgd").optimizer == 0
+    groups = estimated("--transport_scope", "group", "--group_column", "batch", "--transported_weight", "1")
+    assert groups.steps[False].loss > base.steps[False].loss
 
 
 def test_the_plan_has_the_models_that_the_run_has(recipe, teacher, tmp_path):

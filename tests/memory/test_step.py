@@ -1,6 +1,7 @@
 """The bytes of a step on the meta device are those of the same step on real tensors, and of the published formula."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.kinds.packing import packed
-from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.objectives import COUPLINGS, DistillationObjective, TransportedSettings
 from sinkd_llm.teachers import LocalTeacher
 
 ROW = {"example_id": "row", "prompt_ids": [5] * 40, "answer_ids": [7, 8]}
@@ -174,6 +175,16 @@ def test_every_transport_is_counted(tiny_causal_lm, tiny_tokenizer, scope, gradi
     objective = DistillationObjective(transport_scope=scope, sinkhorn_gradient=gradient)
     traced = trace_step(student, teacher, objective, batch_for(student, tiny_tokenizer))
     assert traced.loss > 0
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_the_transported_cross_entropy_is_counted(tiny_causal_lm, tiny_tokenizer, coupling):
+    student, teacher = both_on_meta(tiny_causal_lm(), tiny_causal_lm())
+    batch = batch_for(student, tiny_tokenizer)
+    without = DistillationObjective(sinkhorn_weight=0.0)
+    settings = TransportedSettings(transported_weight=1.0, transported_coupling=coupling)
+    traced = [trace_step(student, teacher, one, batch) for one in (without, replace(without, transported=settings))]
+    assert traced[1].loss > traced[0].loss
 
 
 def test_no_logits_are_held_before_the_loss(tiny_causal_lm, tiny_tokenizer):

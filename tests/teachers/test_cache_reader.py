@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.objectives import DistillationObjective, TopKSignal
+from sinkd_llm.objectives import DistillationObjective, TopKSignal, TransportedSettings
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.cache import reader as cached
 from sinkd_llm.teachers.cache.identity import row_prints, weights_hash
@@ -246,6 +246,8 @@ def test_a_run_that_reads_its_rows_otherwise_is_refused(
         ({"temperature": 3.0}, "temperature is 3, but the cache .* at 1, 2 only; .*--temperatures 3"),
         ({"sinkhorn_temperature": 1.5}, "sinkhorn_temperature is 1.5, but .*--temperatures 1.5"),
         ({"cost_norm": "sql2"}, "cost_norm is 'sql2', which needs the teacher's whole rows; .*--content full"),
+        ({"transported": TransportedSettings(1.0, 1.5)}, "transported_temperature is 1.5, but .*--temperatures 1.5"),
+        ({"transported": TransportedSettings(1.0, transported_coupling="proportion")}, "'proportion', which needs"),
         ({"vocabulary": "verbalizers"}, r"does not keep the ids \[3, 4\] of every row"),
     ],
 )

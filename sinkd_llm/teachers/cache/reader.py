@@ -16,6 +16,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import kind_of, output_size
 from sinkd_llm.models.kinds.class_heads import class_words
 from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.objectives.couplings import PROPORTION
 from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
 from sinkd_llm.teachers.cache.layout import OVER_CHOICES
@@ -264,31 +265,34 @@ class CachedTeacher:
         if layout.names_all_ids:
             return
         verbalizers = objective.vocabulary == "verbalizers"
-        used = {"temperature": objective.temperature} if objective.alpha > 0 and objective.divergence != "none" else {}
-        if objective.sinkhorn_weight > 0 and not verbalizers:
-            used["sinkhorn_temperature"] = objective.sinkhorn_temperature
-        for name, temperature in used.items():
+        for name, temperature in objective.temperatures.items():
             if temperature not in layout.temperatures:
                 known = ", ".join(f"{t:g}" for t in layout.temperatures)
                 raise InputError(
                     f"{name} is {temperature:g}, but the cache {self.folder} knows the mass outside of its ids at "
                     f"{known} only; train at one of these, or cache with --temperatures {temperature:g}."
                 )
-        if objective.sinkhorn_weight == 0:
-            return
-        if verbalizers:
+        moved = objective.transported_settings
+        if moved is not None and moved.transported_coupling == PROPORTION and not verbalizers:
+            raise InputError(
+                "transported_coupling is 'proportion', which needs the teacher's whole rows to take their mean; use "
+                "another coupling, or cache with --content full."
+            )
+        if verbalizers and objective.transports:
             lost = sorted(set([] if verbalizer_ids is None else verbalizer_ids.tolist()) - set(layout.always))
             if lost:
                 raise InputError(
                     f"vocabulary is 'verbalizers', but the cache {self.folder} does not keep the ids {lost} of every "
                     "row; cache with this recipe, which keeps them."
                 )
-        elif objective.cost_norm != "l1":
+        if verbalizers or objective.sinkhorn_weight == 0:
+            return
+        if objective.cost_norm != "l1":
             raise InputError(
                 f"cost_norm is {objective.cost_norm!r}, which needs the teacher's whole rows; use l1, or cache with "
                 "--content full."
             )
-        elif warning := self.manifest.width_warning(objective.sinkhorn_temperature, tolerance):
+        if warning := self.manifest.width_warning(objective.sinkhorn_temperature, tolerance):
             logger.warning("The teacher cache %s is coarse: %s", self.folder, warning)
 
     def place(self, accelerator: "Accelerator", placement: str) -> None:
