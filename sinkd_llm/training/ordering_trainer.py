@@ -1,5 +1,6 @@
 """The part of the trainer that decides which rows a step gets, and in which order."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
@@ -15,6 +16,8 @@ from sinkd_llm.training.row_order import LikeLengths, row_lengths
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch.utils.data import DataLoader, Sampler
+
+logger = logging.getLogger(__name__)
 
 
 class OrderingTrainer(EvaluatingTrainer):
@@ -33,6 +36,14 @@ class OrderingTrainer(EvaluatingTrainer):
         column = self.args.group_column
         if column is None or self.teacher is None:  # groups are the teacher's
             return features
+        if paired := self.forward.objective.terms_of_pairs:
+            logger.warning(
+                "%s takes the teacher's row of each row for its own, also within a group of group_column %r. Where "
+                "the teacher's rows of a group are in any order, that teaches wrong pairs: set divergence to none and "
+                "transported_anchor to 1.",
+                " and ".join(paired),
+                column,
+            )
         return with_group_numbers(features, dataset, column, self.args.per_device_train_batch_size)
 
     def _tokenized(self, dataset: Any, ranking: bool) -> Any:

@@ -39,6 +39,7 @@ from sinkd_llm.training.ordering_trainer import OrderingTrainer
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
+from sinkd_llm.training.settings.distillation import check_proportions
 from sinkd_llm.training.streams import stored_streams
 from sinkd_llm.training.term_log import TermLog
 from sinkd_llm.training.transport_cost import SayTransportCost
@@ -202,6 +203,8 @@ class SinKDTrainer(OrderingTrainer):
     def _ranks(self) -> Ranks | None:
         """The ranks that share a transport problem."""
         ranks = Ranks.of() if self.args.transport_across_devices else None
+        if ranks and self.forward.objective.spans:
+            check_proportions(self.args, "transport_across_devices")
         if ranks and self.forward.objective.spans and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
             raise InputError(
                 "Some ranks share one batch (tensor, context or sequence parallelism), and a transport problem over "

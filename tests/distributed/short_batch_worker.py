@@ -25,6 +25,14 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "49-dropped": ("causal", 49, "batch", {"dataloader_drop_last": True}),
     "49-cached": ("causal", 49, "accumulation", {}),
     "49-packed": ("causal", 49, "accumulation", {"packing": True}),
+    "49-transported": ("causal", 49, "window", {"transported_weight": 0.5, "transported_epsilon": 0.2}),
+    # Batches of eight hold whole groups of three rows, and a row without a group.
+    "49-groups": (
+        "causal",
+        49,
+        "batch",
+        {"transported_weight": 0.5, "transport_scope": "group", "group_column": "of"},
+    ),
     # A decoder teaches a classifier over the answer choices; every fifth row has no label.
     "49-choices": ("choices", 49, "accumulation", {"signal": "choices"}),
     "3-choices": ("choices", 3, "window", {"signal": "choices"}),
@@ -62,9 +70,14 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
     family, count, window, settings = RUNS[name]
     per_device, accumulation = WINDOWS[window]
     cached = name.endswith("cached")
+    share, in_groups = 2 // world_size, "group_column" in settings
+    if in_groups:  # a group lies in one micro-batch, so that one process has more of these, and not larger ones
+        accumulation *= share
+    else:
+        per_device *= share
     args = short_config(
         folder,
-        per_device_train_batch_size=per_device * 2 // world_size,
+        per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         transport_accumulation=window == "window",
         per_device_eval_batch_size=3,
@@ -78,6 +91,8 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
         **{"sinkhorn_temperature": 0.3, "learning_rate": 0.3, **settings},
     )
     rows = rows_of(family, count)
+    if in_groups:
+        rows = rows.add_column("of", [str(i % 16) if i < 48 else None for i in range(count)])
     eval_rows = rows_of(family, 7, 100) if family == "causal" else rows.select(range(min(7, count)))
     teaching, more = family, {}
     if family == "choices":

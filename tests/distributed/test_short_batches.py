@@ -79,7 +79,8 @@ def test_two_ranks_train_and_score_what_one_does(name: str, ranks: Any, folder: 
     alone = worker.run(folder, name, 1)
     assert torch.equal(first["weights"], second["weights"])
     assert (first["weights"] - alone["weights"]).abs().max() < 1e-5
-    logged = [key for key in ("loss", "grad_norm", "sinkhorn", "ce", "kl", "mse") if key in alone["records"][0]]
+    terms = ("loss", "grad_norm", "sinkhorn", "transported", "ce", "kl", "mse")
+    logged = [key for key in terms if key in alone["records"][0]]
     assert len(logged) > 3
     torch.testing.assert_close(records_of(first, logged), records_of(alone, logged), rtol=1e-4, atol=2e-4)
     diagnosed = sorted(key for key in alone["records"][0] if key.startswith("sinkhorn/") or key.endswith("_entropy"))

@@ -172,6 +172,11 @@ def test_what_is_no_group_is_refused_with_its_name(caplog: pytest.LogCaptureFixt
         ({"transport_accumulation": True}, "transport_accumulation would have no effect"),
         ({"transported_coupling": "nearest"}, "transported_coupling is 'nearest'; it takes one of transport"),
         ({"transported_anchor": 1.5}, "transported_anchor is 1.5; give a number from 0 to 1"),
+        (
+            {"transport_scope": "batch", "group_column": None, "transport_accumulation": True}
+            | {"transported_coupling": "proportion"},
+            "transported_coupling is proportion, which compares the means of whole problems, and transport_accumul",
+        ),
         ({"alpha": 1.0}, "Nothing beside transported says which class is which"),
     ],
     ids=str,
@@ -254,6 +259,19 @@ def test_a_group_is_not_the_batch(train: Callable[..., SinKDTrainer], models: Ca
     whole = train(**models(), train_dataset=rows, eval_dataset=None, **TRANSPORTED)
     assert GROUP_NUMBER not in whole.train_dataset.column_names
     assert gradients(whole, microbatches(whole, [16]))[0] != pytest.approx(by_group, rel=0.02)
+
+
+def test_terms_of_pairs_are_warned_of(train: Callable[..., SinKDTrainer], caplog: pytest.LogCaptureFixture) -> None:
+    rows = grouped(opinions())
+    with caplog.at_level(logging.WARNING):
+        train(train_dataset=rows, eval_dataset=None, **GROUPED)
+    assert "wrong pairs" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        train(train_dataset=rows, eval_dataset=None, **{**GROUPED, "alpha": 0.5, "divergence": "tvd"})
+    assert (
+        "tvd takes the teacher's row of each row for its own, also within a group of group_column 'batch'"
+        in caplog.text
+    )
 
 
 def test_a_run_keeps_groups_together_and_goes_on_in_the_middle_of_an_epoch(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from sinkd_llm.errors import InputError, SettingError, plain
 from sinkd_llm.objectives import GROUP
+from sinkd_llm.objectives.couplings import PROPORTION
 
 if TYPE_CHECKING:
     from sinkd_llm.training.config import SinKDConfig
@@ -26,11 +27,32 @@ def check_distillation(args: "SinKDConfig") -> None:
         raise InputError("packing and pad_to_multiple_of are both set, and a packed batch is not padded; drop one.")
     _check_groups(args)
     try:
-        args.objective()
+        objective = args.objective()
     except InputError:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+    if args.transport_accumulation and objective.spans:
+        check_proportions(args, "transport_accumulation")
+
+
+def check_proportions(args: "SinKDConfig", joined_by: str) -> None:
+    """
+    Refuses the means of a problem whose rows are not all in one micro-batch.
+
+    Args:
+        args ([`SinKDConfig`]): the settings.
+        joined_by (`str`): the setting that makes a problem reach further.
+
+    Raises:
+        SettingError: saying what to set.
+    """
+    if args.transported_weight > 0 and args.transported_coupling == PROPORTION:
+        raise SettingError(
+            "transported_coupling",
+            f"is proportion, which compares the means of whole problems, and {joined_by} joins the rows of several "
+            f"micro-batches or devices; set {joined_by} to false, or transport_scope to group or sequence.",
+        )
 
 
 def _check_teacher(args: "SinKDConfig") -> None:
