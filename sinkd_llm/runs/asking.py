@@ -55,6 +55,7 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
         InputError: for rows without choices, and as [`cache_answers`].
     """
     if args.teacher_cache is not None:
+        _refuse_another(args.teacher_cache, args)
         return
     if args.teacher_url is None and args.teacher_file is None:
         if balance_asked(data):
@@ -70,6 +71,17 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
         args.teacher_cache = str(folder)
     if manifest is not None:
         say(f"The teacher's answers are in {folder} (sinkd cache --output keeps them elsewhere)")
+
+
+def _refuse_another(folder: str, args: "SinKDConfig") -> None:
+    """Refuses a cache beside a server or a file that it is not of."""
+    for name in ("teacher_url", "teacher_file"):
+        given = getattr(args, name)
+        if given is not None and (of := Manifest.load(Path(folder).expanduser()).teacher.name) != str(given):
+            raise InputError(
+                f"{name} is {given}, and the cache {folder} is of {of}: a run has one teacher, so leave out one of "
+                "the two."
+            )
 
 
 def cache_answers(
@@ -107,7 +119,7 @@ def cache_answers(
         )
     questions = questions_of(data.train)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
-    answers, theirs = _asked(args, questions, held_out, data.places_known)
+    answers, theirs = _asked(data, args, questions, held_out)
     answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
     record = _score(data, held_out, theirs) if theirs else None
     say_examination(data, questions, answers, held_out, theirs)
@@ -138,24 +150,26 @@ def check_asked(data: RunData, folder: str) -> None:
 
 
 def _asked(
-    args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question], places_known: bool
+    data: RunData, args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The answers about the training rows, and those about the rows for evaluation."""
     if args.teacher_file is not None:
         file = Path(args.teacher_file).expanduser()
         if file.is_dir():
             raise InputError(f"teacher_file {file} is a folder; give the file of answers in it.")
-        found = read_answer_file(file, questions, _TRAIN)
-        if found.found_by in KEY_COLUMNS["position"] and not places_known:
+        own = data.arguments.id_column if data.arguments is not None else None
+        found = read_answer_file(file, questions, _TRAIN, own)
+        by_position = found.found_by in KEY_COLUMNS["position"] and found.found_by != own
+        if by_position and not data.places_known:
             raise InputError(
                 f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this "
                 "run have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
             )
         # Positions without a split are those of the training rows.
-        alone = found.found_by in KEY_COLUMNS["position"] and not found.of_split
+        alone = by_position and not found.of_split
         for sentence in found.sentences():
             say(sentence)
-        return found.answers, {} if alone else _of_held_out(file, held_out)
+        return found.answers, {} if alone else _of_held_out(file, held_out, own)
     server = Server(
         str(args.teacher_url),
         args.teacher_model,
@@ -185,11 +199,11 @@ def _asked(
     return {name: scores for name, scores in said.answers.items() if name not in names}, theirs
 
 
-def _of_held_out(file: Path, held_out: Sequence[Question]) -> Mapping[str, Any]:
+def _of_held_out(file: Path, held_out: Sequence[Question], id_column: str | None) -> Mapping[str, Any]:
     """What a file says of the rows for evaluation, if it says anything of them."""
     for split in _HELD_OUT if held_out else ():
         try:
-            return read_answer_file(file, held_out, split).answers
+            return read_answer_file(file, held_out, split, id_column).answers
         except InputError:
             continue  # a file of the training rows alone; what is wrong with it was said when these were read
     return {}

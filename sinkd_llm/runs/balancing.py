@@ -106,7 +106,7 @@ def _sentences(found: Balance, arguments: "TaskArguments", choices: tuple[str, .
     shares = "; ".join(f"{choices[c].strip()}: {found.before_C[c]:.1%} → {found.after_C[c]:.1%}" for c in moved)
     lines = [
         f"The teacher's answers are balanced to the prior {arguments.balance} ({arguments.balance_method}, "
-        f"{found.steps} steps): of its mean probabilities, {shares}."
+        f"{found.steps} step{'s' if found.steps != 1 else ''}): of its mean probabilities, {shares}."
     ]
     if arguments.balance_method == "sinkhorn" and found.error > 1e-3:
         lines.append(

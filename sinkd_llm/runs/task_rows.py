@@ -86,6 +86,8 @@ def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":
         if left[labels[index]] > 0:
             left[labels[index]] -= 1
             kept.add(index)
+    known = sum(label != NO_LABEL for label in labels)
+    say(f"labels_per_class is {count}: {len(kept):,} of {known:,} labels are kept, and the others forgotten.")
     few = [label if index in kept else NO_LABEL for index, label in enumerate(labels)]
     texts = [text if index in kept else "" for index, text in enumerate(rows["completion"])]
     kinds = {name: rows.features[name] for name in ("label", "completion")}

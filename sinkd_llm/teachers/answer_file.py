@@ -78,7 +78,9 @@ class FileAnswers:
         return lines
 
 
-def read_answer_file(path: Path, questions: Sequence[Question], split: str | None = None) -> FileAnswers:
+def read_answer_file(
+    path: Path, questions: Sequence[Question], split: str | None = None, id_column: str | None = None
+) -> FileAnswers:
     """
     What a file says of rows.
 
@@ -93,6 +95,7 @@ def read_answer_file(path: Path, questions: Sequence[Question], split: str | Non
         path (`Path`): a .csv, .tsv, .jsonl, .json or .parquet file.
         questions (`Sequence[Question]`): the rows to find, at least one.
         split (`str`, *optional*): the one that the questions are of.
+        id_column (`str`, *optional*): another name of the column `id`.
 
     Returns:
         [`FileAnswers`]: rows that the file does not have, or of which it says nothing or no choice, are not in it.
@@ -104,7 +107,7 @@ def read_answer_file(path: Path, questions: Sequence[Question], split: str | Non
     rows = _read(path)
     columns = list(dict.fromkeys(name for row in rows.rows for name in row))
     kept, splits = _of_split(rows, columns, split)
-    key, found = _find(rows, kept, columns, questions)
+    key, found = _find(rows, kept, columns, questions, id_column)
     if key.kind == "position":
         _check_split(rows.source, key, splits, split)
         _check_positions(rows, kept, key, questions)
@@ -200,10 +203,12 @@ def _of_split(rows: Rows, columns: list[str], split: str | None) -> tuple[list[i
 
 
 def _find(
-    rows: Rows, kept: Sequence[int], columns: list[str], questions: Sequence[Question]
+    rows: Rows, kept: Sequence[int], columns: list[str], questions: Sequence[Question], id_column: str | None
 ) -> tuple[_Key, dict[int, list[Question]]]:
     """What the rows are found by, and the questions that each row of the file is for."""
-    keys = [(kind, column) for kind, names in KEY_COLUMNS.items() for column in named(columns, *names)]
+    own = [("id", column) for column in columns if column == id_column]
+    known = [(kind, column) for kind, names in KEY_COLUMNS.items() for column in named(columns, *names)]
+    keys = [*own, *((kind, column) for kind, column in known if column != id_column)]
     for place, (kind, column) in enumerate(keys):
         if kind == "position" and keys[0][0] == "id":
             continue  # ids of other rows: the file may be of another task, and a position would not show it

@@ -129,7 +129,7 @@ def prior_of(given: str, choices: tuple[str, ...], labels: Iterable[int]) -> Arr
 
     Args:
         given (`str`): `"uniform"`; `"labels"`: the shares of the training rows' labels; or a YAML file that maps each
-            choice to its share (or to a count: shares are divided by their sum).
+            choice to its share, which sum to 1 (within 1e-3), or to a count.
         choices (`tuple[str, ...]`): of every row.
         labels (iterable of `int`): of the training rows that have one.
 
@@ -172,6 +172,11 @@ def _prior_of_file(path: Path, choices: tuple[str, ...]) -> Array:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < float("inf"):
             raise InputError(f"{path} has the share {shown(share)} of {word!r}; give a number above 0.")
     prior_C = np.array([float(shares[word]) for word in words])
+    counts = all(isinstance(shares[word], int) for word in words)
+    if not counts and abs(prior_C.sum() - 1) > 1e-3:
+        raise InputError(
+            f"{path} has shares that sum to {prior_C.sum():g}; give shares that sum to 1, or whole numbers (counts)."
+        )
     return np.asarray(prior_C / prior_C.sum())
 
 

@@ -36,6 +36,7 @@ NOT_RUN = {
     "docs/many_devices.md": ["needs several devices"],
     "docs/served_teachers.md": ["needs a server"],
     "docs/small_classifiers.md": ["needs a server"],
+    "recipes/README.md": ["needs a server", "needs the answers of a large model"],
     "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
@@ -52,6 +53,7 @@ SHORT = {
 # Flags of the other programs that the pages call: pip, accelerate, deepspeed, torchrun, lm_eval, llama_cpp.server.
 FLAGS_OF_OTHERS = {"--no-deps", "--config_file", "--num_gpus", "--module", "--nproc_per_node"}
 FLAGS_OF_OTHERS |= {"--include_path", "--tasks", "--model", "--model_args", "--kv_overrides"}
+FLAGS_OF_OTHERS |= {"--n_ctx", "--logits_all"}
 # What the pages name as wrong, or as yours.
 WRONG_FLAGS = {"--lr", "--epochs"}
 YOURS = {"recipes/mine.yaml"}
@@ -77,7 +79,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(page: Path) -> list[Block]:
-    pattern = r"(?:^ *<!-- not run: (.+) -->\n)?^( *)```(\w*)\n(.*?)^\2```$"
+    pattern = r"(?:^ *<!-- not run: ([^\n]+) -->\n)?^( *)```(\w*)\n(.*?)^\2```$"
     found = re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     name = str(page.relative_to(REPOSITORY))
     return [Block(name, language, textwrap.dedent(text), reason or None) for reason, _, language, text in found]

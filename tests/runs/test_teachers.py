@@ -116,6 +116,10 @@ def test_a_file_knows_rows_by_ids_of_their_own(task: Path, student: str, tmp_pat
     (tmp_path / "answers.csv").write_text("\n".join(["id,answer", *reversed(answers)]) + "\n")
     more: dict[str, Any] = {"id_column": "ticket", "max_train_samples": 8}
     distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", **more)
+    # The column may have the name that it has in the data.
+    (tmp_path / "tickets.csv").write_text((tmp_path / "answers.csv").read_text().replace("id,", "ticket,", 1))
+    named = {"teacher_file": tmp_path / "tickets.csv", "overwrite_output_dir": "true", **more}
+    distilled(task, student, tmp_path, **named)
     cached = next((tmp_path / "kept" / "answers").glob("*/manifest.json"))
     kept = load_task(task, id_column="ticket").load("train", limit=8, seed=42)["id"][:]
     assert len(CachedTeacher(cached.parent).answers(kept)) == 8
@@ -155,6 +159,16 @@ def test_answers_are_balanced_before_they_are_learned_from(
     more = {"teacher_cache": tmp_path / "even", "balance": tmp_path / "prior.yaml", "overwrite_output_dir": "true"}
     with pytest.raises(InputError, match=r"balance is sinkhorn .*prior\.yaml .* was asked with sinkhorn uniform"):
         distilled(task, student, tmp_path, **more)
+
+
+def test_a_cache_beside_another_teacher_is_refused(task: Path, student: str, tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text("row,answer\n" + "".join(f"{i},positive\n" for i in range(12)))
+    given = flags(task, student, tmp_path, teacher_file=tmp_path / "answers.csv")
+    run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "cache")])[:4], argv=given)
+    distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", teacher_cache=tmp_path / "cache")
+    for other in ({"teacher_file": tmp_path / "others.csv"}, {"teacher_url": "http://127.0.0.1:9"}):
+        with pytest.raises(InputError, match=r"is of .*answers\.csv: a run has one teacher"):
+            distilled(task, student, tmp_path, teacher_cache=tmp_path / "cache", overwrite_output_dir="true", **other)
 
 
 def test_a_model_here_is_balanced_by_its_cache(task: Path, student: str, teacher: str, tmp_path: Path) -> None:
@@ -240,6 +254,7 @@ def test_classes_with_fewer_labels_are_named(task: Path, capsys: pytest.CaptureF
     labels = load_run_data(TaskArguments(task=str(task), labels_per_class=7), seed=3).train["label"][:]
     assert sorted(labels) == [0] * 6 + [1] * 6
     said = " ".join(capsys.readouterr().err.split())
+    assert "labels_per_class is 7: 12 of 12 labels are kept" in said
     assert "2 of the classes have fewer labels, the fewest 'positive' with 6: all of theirs are kept" in said
 
 

@@ -96,6 +96,7 @@ def test_a_prior_of_a_file(tmp_path: Path) -> None:
         ('red: 0\ngreen: 1\nblue: 1\n"card\'s 3": 1\n', "the share 0 of 'red'; give a number above 0"),
         ('red: .nan\ngreen: 1\nblue: 1\n"card\'s 3": 1\n', "the share nan of 'red'"),
         ('red: yes\ngreen: 1\nblue: 1\n"card\'s 3": 1\n', "the share True of 'red'"),
+        ('red: 0.5\ngreen: 0.6\nblue: 0.3\n"card\'s 3": 0.2\n', r"shares that sum to 1\.6"),
         ("- red\n", "prior.yaml"),
         ("", "prior.yaml"),
     ],
