@@ -102,6 +102,8 @@ def merge_caches(
         task=data.name,
         teacher=" + ".join(str(path) for path in caches),
         classes=classes if classes is not None and len(classes) > 1 else None,
+        # What is balanced is still its teacher's, for the recipes that name it.
+        of=opened[0].manifest.teacher if len(opened) == 1 else None,
         asked={**({"choice_normalisation": str(next(iter(ways)))} if ways else {}), **balanced},
         overwrite=overwrite,
     )

@@ -177,6 +177,13 @@ def test_a_model_here_is_balanced_by_its_cache(task: Path, student: str, teacher
         run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "cache")])[:4], argv=given)
     with pytest.raises(InputError, match="a teacher that is a model here answers in every step"):
         distilled(task, student, tmp_path, teacher_model_name_or_path=teacher, balance="labels", signal="choices")
+    # As it says, with the same recipe; the balanced cache is this teacher's.
+    given = flags(task, student, tmp_path, teacher_model_name_or_path=teacher, signal="choices")
+    run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "cache")])[:4], argv=given)
+    merge = ["--merge", str(tmp_path / "cache"), "--balance", "labels", "--output", str(tmp_path / "even")]
+    run_cache(*parse_recipe("cache", [*given, *merge])[:4], argv=given)
+    more = {"teacher_cache": tmp_path / "even", "teacher_model_name_or_path": teacher, "overwrite_output_dir": "true"}
+    assert distilled(task, student, tmp_path, signal="choices", **more).rows[-1].name == "student after"
 
 
 def test_a_column_of_the_data_says_which_cache_speaks(task: Path, student: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A cache of what was answered for rows: by a server, in a file, or by several teachers together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def write_answers(
     classes: tuple[str, ...] | None = None,
     asked: Mapping[str, str] | None = None,
     score: dict[str, Any] | None = None,
+    of: TeacherIdentity | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """
@@ -42,6 +44,8 @@ def write_answers(
         task, teacher (`str`): what they are called.
         classes (`tuple[str, ...]`, *optional*): the choices, where all rows have the same.
         asked (`Mapping[str, str]`, *optional*): the settings that say how the teacher was asked.
+        of ([`TeacherIdentity`], *optional*): of a cache whose answers these were; what is `asked` is added to it, and
+            `teacher` and `classes` are not looked at.
         score (`dict`, *optional*): how good the teacher is, see [`Manifest`].
         overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
 
@@ -57,6 +61,8 @@ def write_answers(
     width = max(len(question.choices) for question in questions)
     ordered = RowOrder(rows, present)
     identity = TeacherIdentity(teacher, "", None, OVER_CHOICES, width, True, dict(asked or {}), classes)
+    if of is not None:
+        identity = replace(of, loading={**of.loading, **(asked or {})})
     layout = CacheLayout(OVER_CHOICES, width, width, (), "float32")
     manifest = Manifest(
         identity, RowsIdentity(task, ordered.hash, len(questions), "", None, None, False, None), layout,
