@@ -38,8 +38,11 @@ class TaskArguments:
         unlabelled_file (`str`, *optional*):
             Rows without labels to train on besides, which a teacher labels: a `.txt` with one text a line, or `.csv`,
             `.tsv`, `.jsonl`, `.json` or `.parquet` with the columns of the task's rows.
+        dataset_unlabelled_split (`str`, *optional*):
+            Another split of the task's data (`test`) as rows without labels to train on; labels that it has are not
+            looked at.
         max_unlabelled_samples (`int`, *optional*):
-            A sample of this many of them.
+            A sample of this many rows without labels.
         allow_unlabelled (`bool`, *optional*, defaults to `False`):
             Rows of the training data may have no label (empty or -1): then the teacher alone teaches them.
         labels_per_class (`int`, *optional*):
@@ -88,6 +91,7 @@ class TaskArguments:
     dataset_config: str | None = None
     dataset_train_split: str = "train"
     unlabelled_file: str | None = None
+    dataset_unlabelled_split: str | None = field(default=None, metadata={"choices": ("test",)})
     max_unlabelled_samples: int | None = None
     allow_unlabelled: bool = False
     labels_per_class: int | None = None
@@ -116,6 +120,7 @@ class TaskArguments:
             for name in (
                 "id_column",
                 "unlabelled_file",
+                "dataset_unlabelled_split",
                 "allow_unlabelled",
                 "labels_per_class",
                 "labelled_rows_only",
@@ -128,8 +133,14 @@ class TaskArguments:
                     raise InputError(f"--{name} belongs to --task, which has answer choices; write a task file.")
         if self.balance is None and (self.balance_strength != 1 or self.balance_method != METHODS[0]):
             raise InputError("--balance_strength and --balance_method are about a --balance; give one.")
-        if self.max_unlabelled_samples is not None and self.unlabelled_file is None:
-            raise InputError("--max_unlabelled_samples is about an --unlabelled_file; give one, or leave it out.")
+        if self.unlabelled_file is not None and self.dataset_unlabelled_split is not None:
+            raise InputError("--unlabelled_file and --dataset_unlabelled_split are both given; give one of them.")
+        unlabelled = self.unlabelled_file or self.dataset_unlabelled_split
+        if self.max_unlabelled_samples is not None and not unlabelled:
+            raise InputError(
+                "--max_unlabelled_samples is about an --unlabelled_file or a --dataset_unlabelled_split; give one, or "
+                "leave it out."
+            )
         check_settings(self)
 
 

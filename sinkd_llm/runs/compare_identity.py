@@ -108,7 +108,7 @@ def _files(task_args: "TaskArguments", training_args: "SinKDConfig") -> list[Pat
     for name in filter(None, (task_args.task, task_args.teacher_task)):
         task = load_task(name)
         found |= {given.path for given in task_inputs(task, None) if given.path.is_file()}
-        for split in ("train", "validation"):
+        for split in filter(None, ("train", "validation", task_args.dataset_unlabelled_split)):
             found |= {*local_files(task.config, task.path, split, folder)}
         if task_args.unlabelled_file is not None:
             found.add(find_file(task_args.unlabelled_file, task.path))

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from sinkd_llm.errors import InputError
@@ -30,13 +31,29 @@ def training_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Datas
         train = _with_few_labels(train, arguments.labels_per_class, seed)
     if arguments.labelled_rows_only and "label" in train.column_names:
         train = train.select([i for i, label in enumerate(train["label"]) if label != NO_LABEL])
-    if arguments.unlabelled_file is None or arguments.labelled_rows_only:
+    more = None if arguments.labelled_rows_only else _unlabelled_rows(task, arguments, seed)
+    if more is None:
         return train
-    limit = arguments.max_unlabelled_samples
-    more = task.load_unlabelled(arguments.unlabelled_file, limit=limit, seed=None if limit is None else seed)
     if len(held_out):
         more = without_texts_of(more, held_out)
     return datasets.concatenate_datasets([train, more])
+
+
+def _unlabelled_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Dataset | None":
+    """The rows without labels that a run asks for beside the training split."""
+    limit, split = arguments.max_unlabelled_samples, arguments.dataset_unlabelled_split
+    drawn = None if limit is None else seed
+    if arguments.unlabelled_file is not None:
+        return task.load_unlabelled(arguments.unlabelled_file, limit=limit, seed=drawn)
+    if split is None:
+        return None
+    rows = task.load(split, arguments.data_dir, limit=limit, seed=drawn, labelled=False)
+    if "label" not in rows.column_names:
+        raise InputError(
+            "dataset_unlabelled_split is set, but the answers of this task are generated: a row without one has no "
+            "token to compare; leave it out."
+        )
+    return _with_labels(rows, frozenset())
 
 
 def held_out_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Dataset | None":
@@ -88,7 +105,12 @@ def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":
             kept.add(index)
     known = sum(label != NO_LABEL for label in labels)
     say(f"labels_per_class is {count}: {len(kept):,} of {known:,} labels are kept, and the others forgotten.")
-    few = [label if index in kept else NO_LABEL for index, label in enumerate(labels)]
+    return _with_labels(rows, kept)
+
+
+def _with_labels(rows: "Dataset", kept: AbstractSet[int]) -> "Dataset":
+    """The rows without the labels of all but some."""
+    few = [label if index in kept else NO_LABEL for index, label in enumerate(rows["label"])]
     texts = [text if index in kept else "" for index, text in enumerate(rows["completion"])]
     kinds = {name: rows.features[name] for name in ("label", "completion")}
     rest = rows.remove_columns([*kinds])

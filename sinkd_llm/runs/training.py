@@ -103,11 +103,12 @@ def check_finetune(
     """Refuses what [`run_finetune`] cannot do, before anything is loaded."""
     if training_args.has_teacher:
         raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
-    few = task_args is not None and (task_args.unlabelled_file, task_args.allow_unlabelled, task_args.labels_per_class)
-    if few and any(few):
+    names = ("unlabelled_file", "dataset_unlabelled_split", "allow_unlabelled", "labels_per_class")
+    given = [name for name in names if task_args is not None and getattr(task_args, name)]
+    if given:
         raise InputError(
             "finetune learns from labels alone; rows without labels need a teacher: use 'sinkd distill', or leave out "
-            "unlabelled_file, allow_unlabelled and labels_per_class."
+            f"{' and '.join(given)}."
         )
     if model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model to fine-tune.")

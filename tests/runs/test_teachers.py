@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from sinkd_llm import load_task
 from sinkd_llm.cli.parsing import parse_recipe, parse_training
@@ -272,6 +273,23 @@ def test_labels_are_forgotten_but_for_a_few_of_each_answer(task: Path) -> None:
     assert [bool(text) for text in data.train["completion"]] == [label >= 0 for label in labels]
     assert data.evaluation is not None
     assert -1 not in data.evaluation["label"][:]
+
+
+def test_another_split_gives_rows_without_labels(task: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(task.read_text())
+    content["dataset_kwargs"]["data_files"]["test"] = "test.jsonl"
+    task.write_text(yaml.safe_dump({**content, "test_split": "test"}))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(5, 200)))
+    data = load_run_data(TaskArguments(task=str(task), dataset_unlabelled_split="test"), seed=3)
+    labels, names = data.train["label"][:], data.train["id"][:]
+    assert (len(labels), labels[12:], data.train["completion"][12:]) == (17, [-1] * 5, [""] * 5)
+    assert [name.split("-")[1] for name in names] == ["train"] * 12 + ["test"] * 5
+    sample = TaskArguments(task=str(task), dataset_unlabelled_split="test", max_unlabelled_samples=2)
+    assert len(load_run_data(sample, seed=3).train) == 14
+    with pytest.raises(InputError, match="both given"):
+        TaskArguments(task=str(task), dataset_unlabelled_split="test", unlabelled_file="raw.txt")
+    with pytest.raises(InputError, match="dataset_unlabelled_split"):
+        TaskArguments(task=str(task), dataset_unlabelled_split="train")
 
 
 def test_fine_tuning_refuses_rows_without_labels(task: Path, student: str, tmp_path: Path) -> None:
