@@ -37,6 +37,7 @@ NOT_RUN = {
     "docs/served_teachers.md": ["needs a server"],
     "docs/small_classifiers.md": ["needs a server"],
     "recipes/README.md": ["needs a server", "needs the answers of a large model"],
+    "docs/teacher_cache.md": ["needs several devices"],
     "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
