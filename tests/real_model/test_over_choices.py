@@ -47,6 +47,9 @@ def loaded(name: str) -> tuple[Any, Any, str]:
 @pytest.mark.parametrize(("teacher_name", "student_name"), PAIRS, ids=str)
 def test_loss_and_gradient(teacher_name: str, student_name: str, tmp_path: Path) -> None:
     (teacher, theirs, teacher_kind), (student, ours, student_kind) = loaded(teacher_name), loaded(student_name)
+    if student_kind == "decoder":  # its first layers, for gradients in fp64 take a while
+        student.model.layers = student.model.layers[:4]
+        student.config.num_hidden_layers = 4
     rows = [
         {"id": str(i), "prompt": f"Review: {text}\nThe film is", "choices": CHOICES, "label": label, "completion": ""}
         for i, (text, label) in enumerate(zip(TEXTS, (0, 2, -1, 1), strict=True))
