@@ -14,8 +14,8 @@ from sinkd_llm.cli.recipe_file import read_config
 from sinkd_llm.errors import InputError, shown
 
 if TYPE_CHECKING:
-    from sinkd_llm.runs.compare import CompareResult
-    from sinkd_llm.runs.compare_identity import Arguments
+    from sinkd_llm.runs.comparing.compare import CompareResult
+    from sinkd_llm.runs.comparing.identity import Arguments
 
 # Every run has its own.
 _OWN = ("output_dir", "seed", "overwrite_output_dir", "resume_from_checkpoint", "heldout_share")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.cli.flag_table import check_names
 
     check_names("distill", ["--config", known.config, *rest])
-    from sinkd_llm.runs.compare import Request, run_compare
+    from sinkd_llm.runs.comparing.compare import Request, run_compare
 
     request = Request(
         recipe,

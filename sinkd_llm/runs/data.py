@@ -27,8 +27,7 @@ class RunData:
     A task, if there is one, and the rows to train and to evaluate on.
 
     `asked`: the settings by which a teacher reads something else than the student, where they are set. `held_out`:
-    training rows that are not trained on, to choose settings by. `places_known`: whether a row's place in its split
-    can be told, from its id or because all rows are here. `arguments`: what they were loaded by.
+    training rows that are not trained on, to choose settings by. `arguments`: what they were loaded by.
     """
 
     name: str
@@ -37,8 +36,15 @@ class RunData:
     evaluation: "Dataset | None"
     asked: dict[str, str] = field(default_factory=dict)
     held_out: "Dataset | None" = None
-    places_known: bool = True
     arguments: "TaskArguments | None" = None
+
+    @property
+    def places_known(self) -> bool:
+        """Whether a row's place in its split can be told: from its id, or because all rows are here."""
+        if self.arguments is None:
+            return True
+        sampled = self.task is None and self.arguments.max_train_samples is not None
+        return self.arguments.id_column is None and not sampled
 
 
 def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = ()) -> RunData:
@@ -66,9 +72,7 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
         asked = {name: getattr(arguments, name) for name in ("teacher_task", "teacher_num_fewshot")}
         asked_with = {name: str(value) for name, value in asked.items() if value}
         held_out = held_out_rows(task, arguments, seed)
-        return RunData(
-            task.name, task, train, evaluation, asked_with, held_out, arguments.id_column is None, arguments
-        )
+        return RunData(task.name, task, train, evaluation, asked_with, held_out, arguments)
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments, keep)
     train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split
@@ -91,7 +95,7 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
                 f"{', '.join(dataset.column_names)}; prompt-completion rows have 'prompt' and "
                 "'completion'. For a classification data set write a task file and give --task."
             )
-    return RunData(Path(name).name, None, train, evaluation, places_known=arguments.max_train_samples is None)
+    return RunData(Path(name).name, None, train, evaluation, arguments=arguments)
 
 
 def _say_leak(train: "Dataset", evaluation: "Dataset") -> None:

@@ -11,25 +11,13 @@ import yaml
 from sinkd_llm.cli.compare import _parse
 from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, TEACHER, read_predictions
 from sinkd_llm.report.results import RunRecord
-from sinkd_llm.runs.compare import Request, run_compare
-from sinkd_llm.runs.compare_processes import Command
+from sinkd_llm.runs.comparing.compare import Request, run_compare
+from sinkd_llm.runs.comparing.processes import Command
+from tests.support.launch import Ended
 from tests.support.models import decoder, save, word_tokenizer
 from tests.support.task_files import write_task
 
 ROWS = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2} for i in range(40)]
-
-
-class Ended:
-    """A process that has ended at once."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def poll(self) -> int:
-        return self.code
-
-    def terminate(self) -> None:
-        raise AssertionError("it has ended")
 
 
 @pytest.fixture

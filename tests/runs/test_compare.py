@@ -23,11 +23,12 @@ from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, writ
 from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
 from sinkd_llm.report.results import AFTER, ResultRow, RunRecord
 from sinkd_llm.runs import TaskArguments
-from sinkd_llm.runs.compare import Request, run_compare
-from sinkd_llm.runs.compare_processes import Command, run_commands
-from sinkd_llm.runs.compare_scores import Compared, EvaluationScores, HeldOutScores, choose
+from sinkd_llm.runs.comparing.compare import Request, run_compare
+from sinkd_llm.runs.comparing.processes import Command, run_commands
+from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutScores, choose
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.training.config import SinKDConfig
+from tests.support.launch import Ended
 from tests.support.models import decoder, save, word_tokenizer
 from tests.support.task_files import write_task
 
@@ -45,19 +46,6 @@ SKILL = {
 def rows_of(task, share):
     """The stand-ins answer the same rows, also where a file has changed since."""
     return load_run_data(TaskArguments(task=task, heldout_share=share), 0)
-
-
-class Ended:
-    """A process that has ended at once."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def poll(self) -> int:
-        return self.code
-
-    def terminate(self) -> None:
-        pass
 
 
 class Runs:

@@ -3,7 +3,7 @@
 import pytest
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.runs.compare_grid import Cell, read_grid
+from sinkd_llm.runs.comparing.grid import Cell, read_grid
 
 
 @pytest.fixture

@@ -39,16 +39,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines = "".join(json.dumps(row) + "\n" for row in part)
         (tmp_path / f"{split}.jsonl").write_text(lines)
     (tmp_path / "raw.txt").write_text("".join(f"{WORDS[i % 4]} food {i}\n" for i in range(8)))
-    return write_task(
-        tmp_path / "opinions.yaml",
-        dataset_kwargs={"data_files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
-        training_split="train",
-        validation_split="validation",
-        doc_to_text="Review: {{text}}\nSentiment:",
-        doc_to_choice=["negative", "positive"],
-        doc_to_target="label",
-        metadata={"version": 1, "texts": ["text"]},
-    )
+    return write_task(tmp_path / "opinions.yaml", metadata={"version": 1, "texts": ["text"]})
 
 
 @pytest.fixture

@@ -50,6 +50,19 @@ def ranks(count: int = 2) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
+class Ended:
+    """A process that has ended at once."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    def terminate(self) -> None:
+        raise AssertionError("it has ended")
+
+
 @contextmanager
 def warm_process() -> Iterator[Callable[..., dict[str, Any]]]:
     """Sends requests to tests/support/zygote.py, and waits for the answer to each."""

@@ -21,15 +21,7 @@ def task(tmp_path: Path) -> Path:
         lines = "".join(json.dumps({**row, "uid": f"{split[0]}{row['uid']}"}) + "\n" for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(lines)
     (tmp_path / "raw.jsonl").write_text('{"text": "food", "bag": " b "}\n{"text": "drink"}\n')
-    return write_task(
-        tmp_path / "opinions.yaml",
-        dataset_kwargs={"data_files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
-        training_split="train",
-        validation_split="validation",
-        doc_to_text="Review: {{text}}\nSentiment:",
-        doc_to_choice=["negative", "positive"],
-        doc_to_target="label",
-    )
+    return write_task(tmp_path / "opinions.yaml")
 
 
 def test_kept_columns_and_own_ids(task: Path) -> None:

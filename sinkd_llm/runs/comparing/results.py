@@ -21,10 +21,10 @@ from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, read
 from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
 from sinkd_llm.report.results import METRICS_FILE, RunRecord, read_records
 from sinkd_llm.report.terms import Plot
-from sinkd_llm.runs.compare_baselines import answers_without_model, is_identity
-from sinkd_llm.runs.compare_grid import Grid
-from sinkd_llm.runs.compare_runs import Run
-from sinkd_llm.runs.compare_scores import Compared, EvaluationScores, HeldOutScores, adjusted, choose, scores_of
+from sinkd_llm.runs.comparing.baselines import answers_without_model, is_identity
+from sinkd_llm.runs.comparing.grid import Grid
+from sinkd_llm.runs.comparing.runs import Run
+from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutScores, adjusted, choose, scores_of
 from sinkd_llm.runs.data import RunData
 
 if TYPE_CHECKING:

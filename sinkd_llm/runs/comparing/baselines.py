@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from sinkd_llm.evaluation.examination import fit_tfidf
 from sinkd_llm.inputs.over_choices import NO_LABEL
-from sinkd_llm.objectives import DistillationObjective, TransportedSettings
+from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.report.comparison import CONTROL, GOLD, MAJORITY, TFIDF
 from sinkd_llm.report.predictions import Predictions
 from sinkd_llm.report.results import METRICS_FILE, read_records
-from sinkd_llm.runs.compare_grid import Cell
+from sinkd_llm.runs.comparing.grid import Cell
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import texts_of
 from sinkd_llm.runs.predicting import as_predictions
 from sinkd_llm.training.config import SinKDConfig
 
 if TYPE_CHECKING:
-    from sinkd_llm.runs.compare_identity import Arguments
+    from sinkd_llm.runs.comparing.identity import Arguments
 
 # Of a coupling that pairs each row with itself, but for rounding.
 _IDENTITY = 0.999
@@ -35,7 +35,7 @@ def gold_cells(cells: Iterable[tuple[Cell, "Arguments"]], data: RunData) -> list
         cells (iterable of `tuple[Cell, Arguments]`): of one variant.
         data ([`RunData`]): its rows.
     """
-    objective = {one.name for kind in (DistillationObjective, TransportedSettings) for one in fields(kind)}
+    objective = {*DistillationObjective().by_name()}
     settings_of_run = {one.name for one in fields(SinKDConfig)}
     weights = {name: 0.0 for name in objective & settings_of_run if name.endswith("_weight")}
     found: dict[str, Cell] = {}

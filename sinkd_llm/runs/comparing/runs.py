@@ -14,9 +14,9 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
 from sinkd_llm.report.predictions import EVALUATION, read_predictions
 from sinkd_llm.report.results import AFTER, RunRecord, find_row, is_finished
-from sinkd_llm.runs.compare_grid import Cell
-from sinkd_llm.runs.compare_identity import Arguments, answers_of, changed, made_of
-from sinkd_llm.runs.compare_processes import Command, Ended, Start, run_commands
+from sinkd_llm.runs.comparing.grid import Cell
+from sinkd_llm.runs.comparing.identity import Arguments, answers_of, changed, made_of
+from sinkd_llm.runs.comparing.processes import Command, Ended, Start, run_commands
 from sinkd_llm.runs.folder import RECORDS
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoints import last_whole
@@ -65,7 +65,7 @@ class Run:
     Attributes:
         cell ([`Cell`]), seed (`int`): what is run.
         folder (`Path`): its own.
-        made (`Mapping[str, str]`): see [`~sinkd_llm.runs.compare_identity.made_of`].
+        made (`Mapping[str, str]`): see [`~sinkd_llm.runs.comparing.identity.made_of`].
     """
 
     cell: Cell

@@ -13,13 +13,13 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
 from sinkd_llm.report.comparison import Comparison, write_comparison
-from sinkd_llm.runs.compare_baselines import control_cells, gold_cells
-from sinkd_llm.runs.compare_grid import DEFAULT_HELDOUT_SHARE, Cell, Grid, read_grid
-from sinkd_llm.runs.compare_identity import Arguments, draws_by_seed
-from sinkd_llm.runs.compare_processes import Start, start_process
-from sinkd_llm.runs.compare_results import compared, curves_of, entry_of
-from sinkd_llm.runs.compare_runs import Plan, notes_on_answers, run_all
-from sinkd_llm.runs.compare_scores import check_metric
+from sinkd_llm.runs.comparing.baselines import control_cells, gold_cells
+from sinkd_llm.runs.comparing.grid import DEFAULT_HELDOUT_SHARE, Cell, Grid, read_grid
+from sinkd_llm.runs.comparing.identity import Arguments, draws_by_seed
+from sinkd_llm.runs.comparing.processes import Start, start_process
+from sinkd_llm.runs.comparing.results import compared, curves_of, entry_of
+from sinkd_llm.runs.comparing.runs import Plan, notes_on_answers, run_all
+from sinkd_llm.runs.comparing.scores import check_metric
 from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import check_path, refuse_inputs, run_inputs, user_path
