@@ -230,7 +230,7 @@ def _find(
     raise InputError(
         f"No row of the file {rows.source} is one of the {len(questions):,} rows that are asked: {sides}. Check that "
         "the file is of this task and this split, or write its rows' ids, positions or texts as these are (positions "
-        "are not looked at beside a column 'id'); where the data have ids of their own, name their column as id_column."
+        "are not looked at beside a column 'id'). Where the data have ids of their own, set id_column."
     )
 
 
