@@ -251,7 +251,7 @@ def json_rows(path: Path) -> RowStream:
 
 
 def _array_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for index, record in enumerate(_parse("".join(text_lines(path)), 1, path)):
+    for index, record in enumerate(parse_json("".join(text_lines(path)), 1, path)):
         place = f"row {index} of {path}"
         yield place, _object_of(record, place)
 
@@ -260,7 +260,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, line in enumerate(text_lines(path), 1):
         if line.strip():
             place = f"line {number} of {path}"
-            yield place, _object_of(_parse(line, number, path), place)
+            yield place, _object_of(parse_json(line, number, path), place)
 
 
 def _object_of(record: Any, place: str) -> Mapping[str, Any]:
@@ -276,7 +276,18 @@ class _DoubleKeyError(Exception):
     """A JSON object has a key twice."""
 
 
-def _parse(text: str, line: int, path: Path) -> Any:
+def parse_json(text: str, line: int, path: Path) -> Any:
+    """
+    What a JSON text of a file says.
+
+    Args:
+        text (`str`): the text.
+        line (`int`): the line of the file on which it begins, for messages.
+        path (`Path`): the file, for messages.
+
+    Raises:
+        InputError: if it is broken, nested too deep, or has a key twice.
+    """
     place = f"Line {line} of {path}"
     try:
         if text.count("[") + text.count("{") > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""Readers for benchmark files that are no tables: TREC's lines, and the nested passages of MultiRC and ReCoRD.
+"""Readers for benchmark files that are no tables: TREC's lines, CLINC150's splits in one file, nested passages.
 
 Each gives the rows of the hub's data set of the same name, so that a task reads both alike.
 """
@@ -9,6 +9,8 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.row_files import Rows, not_empty, read_json, read_text
+from sinkd_llm.row_streams import parse_json
+from sinkd_llm.values import listed, shown
 
 
 def read_trec(path: Path) -> Rows:
@@ -37,6 +39,45 @@ def read_trec(path: Path) -> Rows:
         rows.append({"text": text.strip(), "coarse_label": coarse_label, "fine_label": fine_label})
         places.append(f"line {number} of {path}")
     return not_empty(Rows(rows, str(path), places))
+
+
+def read_clinc(path: Path, member: str) -> Rows:
+    """
+    One split of CLINC150, whose file is an object of splits, each a list of pairs `[text, intent]`.
+
+    Args:
+        path (`Path`): the file.
+        member (`str`): the name of the split in the file, such as `"oos_val"`.
+
+    Returns:
+        `Rows`: columns `text` and `intent` (a name such as `"pay_bill"`).
+
+    Raises:
+        InputError: if the file is missing, empty or broken, is no object of splits or has none of this name, or a row
+            is no pair of texts.
+    """
+    splits = parse_json(read_text(path), 1, path)
+    if not isinstance(splits, dict) or not splits:
+        raise InputError(
+            f"The file {path} holds {shown(splits)}, not an object of splits, "
+            '{"train": [["text", "intent"], …], …}; check that data_dir holds this task\'s files.'
+        )
+    if member not in splits:
+        raise InputError(
+            f"The file {path} has no split {member!r}; it has {listed(list(map(str, splits)))}. Take the file that "
+            "has all splits."
+        )
+    pairs = splits[member]
+    if not isinstance(pairs, list):
+        raise InputError(f"The split {member!r} of {path} is {shown(pairs)}, not a list of pairs [text, intent].")
+    rows, places = [], []
+    for index, pair in enumerate(pairs):
+        place = f"row {index} of {member!r} in {path}"
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise InputError(f"{place[0].upper()}{place[1:]} is {shown(pair)}, not a pair of texts [text, intent].")
+        rows.append({"text": pair[0], "intent": pair[1]})
+        places.append(place)
+    return not_empty(Rows(rows, f"{path}, split {member!r}", places))
 
 
 def read_multirc(path: Path) -> Rows:
@@ -116,6 +157,7 @@ def read_record(path: Path) -> Rows:
 
 BENCHMARK_READERS: dict[str, Callable[..., Rows]] = {
     "trec": read_trec,
+    "clinc": read_clinc,
     "multirc": read_multirc,
     "record": read_record,
 }

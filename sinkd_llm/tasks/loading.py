@@ -11,7 +11,7 @@ from sinkd_llm.row_files import READERS, Rows, read_csv, read_json
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
 from sinkd_llm.tasks.labels import says_no_label
 from sinkd_llm.tasks.schema import as_written
-from sinkd_llm.values import shown
+from sinkd_llm.values import listed, shown
 
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -101,6 +101,8 @@ def _benchmark_folder(config: Mapping[str, Any], path: Path, split: str, data_di
     arguments: dict[str, Any] = {"column_names": local["column_names"]} if "column_names" in local else {}
     if "incomplete_rows" in local:
         arguments["skip_incomplete"] = True
+    if "members" in local:
+        arguments["member"] = local["members"][split]
     return _as_on_hub((READERS | BENCHMARK_READERS)[local["format"]](file, **arguments), local)
 
 
@@ -119,7 +121,7 @@ def _as_on_hub(rows: Rows, local: Mapping[str, Any]) -> Rows:
             raw = as_written(row[label_column])
             if raw not in labels and not says_no_label(row[label_column]):
                 raise InputError(
-                    f"The label {row[label_column]!r} of {rows.where(index)} is none of {', '.join(labels)}; "
+                    f"The label {row[label_column]!r} of {rows.where(index)} is none of {listed(list(labels))}; "
                     "correct the row, or check that data_dir holds this task's files."
                 )
             row[label_column] = labels.get(raw)

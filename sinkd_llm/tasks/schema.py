@@ -70,11 +70,12 @@ METADATA: dict[str, tuple[type, ...]] = {
 }
 # What a metric needs beside the choices and the gold one; each a column or a template.
 METADATA_SCORING: dict[str, tuple[type, ...]] = {"group": (str,), "answers": (str,), "target": (str,)}
-FORMATS = ("tsv", "csv", "jsonl", "trec", "multirc", "record")
+FORMATS = ("tsv", "csv", "jsonl", "trec", "clinc", "multirc", "record")
 METADATA_LOCAL: dict[str, tuple[type, ...]] = {
     "folder": (str, list),
     "format": (str,),
     "files": (dict,),
+    "members": (dict,),
     "column_names": (list,),
     "columns": (dict,),
     "labels": (dict,),
@@ -214,12 +215,14 @@ def _check_local(local: dict[str, Any], path: Path) -> None:
         _check_names(f"metadata.local.files.{split}", names, path)
     _check_names("metadata.local.folder", local["folder"], path)
     # What each reader takes.
-    for key, formats in (("column_names", ("tsv", "csv")), ("incomplete_rows", ("tsv",))):
+    for key, formats in (("column_names", ("tsv", "csv")), ("incomplete_rows", ("tsv",)), ("members", ("clinc",))):
         if key in local and local["format"] not in formats:
             raise InputError(
                 f"metadata.local.{key} in {path} is for files of the format {' or '.join(formats)}, not "
                 f"{local['format']}; drop it."
             )
+    if local["format"] == "clinc":
+        _check_members(local, path)
     if "column_names" in local:
         _check_names("metadata.local.column_names", local["column_names"], path)
         if len(set(local["column_names"])) < len(local["column_names"]):
@@ -229,6 +232,17 @@ def _check_local(local: dict[str, Any], path: Path) -> None:
         raise InputError(f"metadata.local.incomplete_rows in {path} is {local['incomplete_rows']!r}; it can be skip.")
     for column, source in local.get("columns", {}).items():
         _check_names(f"metadata.local.columns.{column}", source, path)
+
+
+def _check_members(local: dict[str, Any], path: Path) -> None:
+    """Which split of the file each split of the task is."""
+    members = local.get("members", {})
+    for split in local["files"]:
+        if not isinstance(members.get(split), str):
+            raise InputError(
+                f"metadata.local.members.{split} in {path} is {members.get(split)!r}; a file of the format clinc has "
+                "several splits, so it says the name of this one there."
+            )
 
 
 def _check_names(place: str, names: Any, path: Path) -> None:

@@ -490,6 +490,29 @@ SAMPLES: dict[str, Sample] = {
             {"text": " Is it back ?", "label": 53, "label_text": "reverted_card_payment?"},
         ],
     ),
+    "clinc150": Sample(
+        "CLINC150/data_full.json",
+        json.dumps(
+            {
+                "oos_test": [["who won the fair", "oos"]],
+                "test": [["mine is gone ", "report_lost_card"], ["so what is my w2", "w2"], ["nope", "no"]],
+            }
+        ),
+        {
+            "clinc150": "Request: mine is gone\nTopic:",
+            "clinc150_assistant": "An assistant sorts what people say to it by topic.\nSomeone says: mine is gone\n"
+            "The topic of this is",
+        },
+        {
+            "clinc150": [" report lost card", " W-2 form", " no"],
+            "clinc150_assistant": [" report lost card", " W-2 form", " no"],
+        },
+        [
+            {"text": "mine is gone ", "intent": 12},
+            {"text": "so what is my w2", "intent": 122},
+            {"text": "nope", "intent": 30},
+        ],
+    ),
     "trec": Sample(
         "TREC/TREC_10.label",
         b"LOC:city What is a sister\xf0city ?\nNUM:date When was caf\xe9 culture born ?\n\nABBR:exp What is NATO ?\n",

@@ -1,5 +1,6 @@
 """The tasks of the package, on the real files where they are."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,7 @@ REAL = {
     "boolq": (1302, 3270, {0: 1237, 1: 2033}),
     "ag_news": (6581, 2000, {0: 500, 1: 500, 2: 500, 3: 500}),
     "banking77": (10003, 3080, None),
+    "clinc150": (15000, 4500, dict.fromkeys(range(150), 30)),
     "qqp": (31677, 1000, None),
     "stsb": (5749, 1500, None),
     "mnli": (9432, 1000, None),
@@ -58,7 +60,7 @@ def read(data_dir: Path) -> Callable[[str, str], Any]:
 
 def test_list() -> None:
     infos = {info.name: info for info in list_tasks()}
-    assert set(infos) == {*GLUE_AND_SUPERGLUE, "ag_news", "banking77", "trec", "quickstart", "instruct"}
+    assert set(infos) == {*GLUE_AND_SUPERGLUE, "ag_news", "banking77", "clinc150", "trec", "quickstart", "instruct"}
     assert list(infos) == sorted(infos)
     assert all(len(info.prompts) >= 2 and info.prompts[0] == name for name, info in infos.items())
     assert all(info.description and info.metrics for info in infos.values())
@@ -166,6 +168,22 @@ def by_group(data) -> dict[str, list[int]]:
     for row in data:
         groups.setdefault(row["group"], []).append(row["label"])
     return groups
+
+
+def test_clinc150_names_of_intents_and_words_belong_together() -> None:
+    task = load_task("clinc150")
+    names = task.config["metadata"]["local"]["labels"]
+    assert list(names.values()) == [index for index in range(151) if index != 42]
+    words = [choice.strip() for choice in task.choices]
+    same = sum(name.replace("_", " ") == word for name, word in zip(names, words, strict=True))
+    assert same > 100  # the others are written out; one that is shifted would leave none
+    assert not [(a, b) for a in words for b in words if a != b and b.startswith(a)]
+
+
+def test_clinc150_names_are_those_of_the_file(data_dir: Path) -> None:
+    content = json.loads((data_dir / "CLINC150" / "data_full.json").read_text(encoding="utf-8"))
+    names = load_task("clinc150").config["metadata"]["local"]["labels"]
+    assert {intent for _, intent in content["train"]} == {intent for _, intent in content["test"]} == set(names)
 
 
 def test_instruct(data_dir: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.tasks import Task, load_task
+from sinkd_llm.tasks.loading import load_rows
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_empty_title_leaves_no_gap(tmp_path: Path) -> None:
     ("name", "file", "content", "message"),
     [
         ("sst2", None, "", "needs the file SST-2/dev.tsv in the data folder"),
-        ("sst2", "dev.tsv", "sentence\tlabel\nx\t2\n", "The label '2' of line 2 of .* is none of 0, 1"),
+        ("sst2", "dev.tsv", "sentence\tlabel\nx\t2\n", "The label '2' of line 2 of .* is none of '0', '1'"),
         ("sst2", "dev.tsv", "sentence\tlabel\nx\n", "Line 2 of .* has 1 fields, but 2"),
         ("sst2", "dev.tsv", "text\tlabel\nx\t1\n", "'sentence', which doc_to_text in .* needs, is not in line 2"),
         ("cola", "dev.tsv", "x\t1\n", "has 2 fields, but 4 are expected .source, label"),
@@ -241,6 +242,30 @@ def test_qqp_leaves_out_rows_that_break_off(tmp_path: Path, caplog: pytest.LogCa
     assert list(data["label"]) == [0]
     assert "Left out 1 incomplete rows" in caplog.text
     assert "line 2; 1 rows remain" in caplog.text
+
+
+def test_the_filter_of_clinc150_leaves_out_what_is_out_of_scope(tmp_path: Path) -> None:
+    """`datasets` filters the hub's Parquet files itself; the sizes on its card are those without the filter."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "intent": datasets.ClassLabel(names=[f"i{i}" for i in range(151)])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "intent": [41, 42, 43]}, features=features)
+    (tmp_path / "plus").mkdir()
+    rows.to_parquet(tmp_path / "plus" / "test-0.parquet")
+    card = {
+        "dataset_info": [{"config_name": "plus", "splits": [{"name": "test", "num_bytes": 9, "num_examples": 3}]}],
+        "configs": [{"config_name": "plus", "data_files": [{"split": "test", "path": "plus/test-*"}]}],
+    }
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    task = load_task("clinc150")
+    found = load_rows({**task.config, "dataset_path": str(tmp_path)}, task.path, "validation", None)
+    assert [row["intent"] for row in found.rows] == [41, 43]
+    assert [task.render(row, 0, "validation").completion for row in found.rows] == [
+        " current credit limit",
+        " read the shopping list",
+    ]
+    with pytest.raises(InputError, match="label 'out of scope' of row 0"):
+        task.render({"text": "b", "intent": 42}, 0, "validation")
 
 
 def test_unlabelled_rows_of_the_hub(hub, make_task) -> None:

@@ -107,6 +107,11 @@ def local(**changes):
             {"metadata": {"local": local(format="csv", incomplete_rows="skip")}},
             "incomplete_rows .* tsv, not csv",
         ),
+        ({"metadata": {"local": local(members={"train": "a"})}}, "members .* is for files of the format clinc"),
+        (
+            {"metadata": {"local": local(format="clinc", files={"train": "a.json"}, members={"test": "test"})}},
+            "members.train in .* is None; a file of the format clinc has several splits",
+        ),
         ({"metadata": {"local": local(labels={"a": True})}}, "labels.a in .* is True; it is the index of a choice"),
         ({"metadata": {"local": local(labels={1: 0, "1": 1})}}, "labels in .* gives '1' twice"),
         ({"metadata": {"labels_are": "indexes"}}, "labels_are in .* is 'indexes'; .* words or indices"),
@@ -117,7 +122,7 @@ def local(**changes):
         ),
         (
             {"metadata": {"local": {"folder": "x", "format": "xml", "files": {}}}},
-            "known formats: tsv, csv, jsonl, trec, multirc, record",
+            "known formats: tsv, csv, jsonl, trec, clinc, multirc, record",
         ),
     ],
 )
