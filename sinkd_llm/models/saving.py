@@ -32,6 +32,7 @@ from torch import Tensor
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_facts import base_source, base_weights, loads_merged_only, settle_base
 from sinkd_llm.models.finite import check_finite_weights
+from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
@@ -102,8 +103,23 @@ def save_student(
                 found = what_differs(model, staging, None)
             if found:
                 raise InputError(f"{found} {_kept(staging, folder)}")
-        tokenizer.save_pretrained(staging)
+        _save_tokenizer(tokenizer, model, staging)
         write_record(staging, {"base_quantisation": quantisation_of(model), "merged_in": merged_in})
+
+
+def _save_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
+    """
+    Saves the tokenizer with the padding that the model needs where plain code batches its rows.
+
+    A decoder goes on writing at the end of a row, so it is padded on the left. Encoders with absolute positions count
+    them from the first token, padding included: a row that is padded on the left is another row to them.
+    """
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left" if kind_of(unwrap(model)).continues_prompt else "right"
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.padding_side = side
 
 
 def check_saveable(model: Any, will_be_spread: bool = False) -> None:

@@ -13,7 +13,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, RwkvConfig, RwkvForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import bytes_under
@@ -28,7 +35,7 @@ from sinkd_llm.models.names import ModelSource
 from sinkd_llm.models.origin import set_origin
 from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.models.saving import check_saveable
-from tests.support.models import same_weights, with_adapter, write_gguf
+from tests.support.models import marked_tokenizer, same_weights, with_adapter, write_gguf
 
 IDS = torch.arange(2, 14)[None]
 
@@ -69,6 +76,28 @@ def test_a_full_student(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("good film").input_ids == tiny_tokenizer("good film").input_ids
     assert tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize(("family", "head"), [("bert", "SequenceClassification"), ("t5", "ConditionalGeneration")])
+def test_plain_code_pads_the_rows_of_an_encoder_where_it_was_trained_to_have_padding(
+    tiny_model: Callable[..., Any], tmp_path: Path, family: str, head: str
+) -> None:
+    """BERT counts positions from the first token on: a row that is padded on the left is another row to it."""
+    given = marked_tokenizer(family)
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=given.backend_tokenizer, pad_token="<pad>", eos_token="</s>", padding_side="left"
+    )
+    model = tiny_model(family, head)
+    save_student(model, own, tmp_path / "student")
+    assert own.padding_side == "left"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert tokenizer.padding_side == "right"
+    if family == "bert":
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+        rows = ["good film", "the film was not good but the plot was great"]
+        alone = loaded(**tokenizer(rows[:1], return_tensors="pt")).logits
+        together = loaded(**tokenizer(rows, padding=True, return_tensors="pt")).logits
+        torch.testing.assert_close(together[:1], alone)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -325,6 +354,8 @@ def test_a_save_that_fails_while_it_writes_makes_no_folder(
     tiny_causal_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tokenizer:
+        padding_side = "left"
+
         def save_pretrained(self, folder: Path) -> None:
             raise OSError(28, "No space left on device")
 
