@@ -41,6 +41,7 @@ from sinkd_llm.models.names import (
     WEIGHTS_INDEX,
     ModelSource,
 )
+from sinkd_llm.models.origin import noted_layers
 from sinkd_llm.models.placing import check_place, staged, write_record
 from sinkd_llm.models.quantisation import quantisation_of, saving_given_weights
 from sinkd_llm.models.reloading import can_compare, load_again, what_differs
@@ -104,7 +105,9 @@ def save_student(
             if found:
                 raise InputError(f"{found} {_kept(staging, folder)}")
         _save_tokenizer(tokenizer, model, staging)
-        write_record(staging, {"base_quantisation": quantisation_of(model), "merged_in": merged_in})
+        layers = noted_layers(unwrap(model))
+        facts = {"base_quantisation": quantisation_of(model), "merged_in": merged_in}
+        write_record(staging, facts if layers is None else {**facts, "layers": layers.as_dict()})
 
 
 def _save_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
