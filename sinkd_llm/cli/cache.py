@@ -34,9 +34,11 @@ def _show(result: "CacheResult") -> None:
         "verbalizers": f"the logits of {layout.k} answer tokens",
         "full": f"all {layout.vocabulary_size} logits",
         "choices": f"the scores of {layout.vocabulary_size} answer choices",
+        "groups": f"the scores of {layout.vocabulary_size} answer choices, with how often a group has them",
     }[layout.content]
-    over_choices = layout.content == "choices"
-    what, one = ("rows with an answer", "row") if over_choices else ("supervised tokens", "token")
+    what, one = ("supervised tokens", "token")
+    if layout.over_choices:
+        what, one = ("answers of groups" if layout.content == "groups" else "rows with an answer", "row")
     show("")
     show(
         f"{manifest.tokens} {what} of {manifest.rows.examples} examples: {kept} ({layout.encoding}), "

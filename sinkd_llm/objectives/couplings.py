@@ -90,7 +90,7 @@ class TransportedSettings:
         return self.transported_coupling != IDENTITY
 
     @torch.no_grad()
-    def couple(self, cost_Pnm: Tensor, mass_Pm: Tensor | None = None) -> "Coupling":
+    def couple(self, cost_Pnm: Tensor, mass_Pm: Tensor | None = None, paired_P: Tensor | None = None) -> "Coupling":
         """
         The plans of problems of one shape.
 
@@ -98,6 +98,8 @@ class TransportedSettings:
             cost_Pnm (`Tensor`): C, `[P, n, m]`, in fp32 or fp64.
             mass_Pm (`Tensor`, *optional*): the masses of the teacher's rows up to a factor, `[P, m]`, at least 0.
                 Default: equal.
+            paired_P (`Tensor`, *optional*): booleans `[P]`, on the CPU: in which problems student row i and teacher
+                row i are a pair. Default: in all, if there are as many rows on both sides, and no masses.
 
         Returns:
             [`Coupling`]
@@ -106,7 +108,12 @@ class TransportedSettings:
             `ValueError`: for the coupling `"identity"` of sides that have no pairs.
         """
         n, m = cost_Pnm.shape[1:]
-        paired, epsilon, rho = n == m and mass_Pm is None, self.transported_epsilon, self.transported_anchor
+        epsilon, rho = self.transported_epsilon, self.transported_anchor
+        if paired_P is None:
+            paired_P = torch.full((len(cost_Pnm),), mass_Pm is None)
+        elif n != m and bool(paired_P.any()):
+            raise ValueError(f"Pairs need as many rows on both sides, got {n} and {m}.")
+        paired, some = n == m and bool(paired_P.all()), n == m and bool(paired_P.any())
         pairs = torch.eye(n, m, dtype=cost_Pnm.dtype, device=cost_Pnm.device)
         if self.transported_coupling == IDENTITY:
             if not paired:
@@ -121,19 +128,25 @@ class TransportedSettings:
             return Coupling.without_error(torch.softmax(scores, dim=-1) / n)
         if paired and rho == 0:
             return Coupling.without_error((pairs / n).expand(cost_Pnm.shape))
-        if paired and rho < 1:  # the kernel R exp(-C / epsilon) over a b^T
-            cost_Pnm = cost_Pnm - epsilon * (rho + (1 - rho) * n * pairs).log()
+        anchored = cost_Pnm
+        if some and 0 < rho < 1:  # the kernel R exp(-C / epsilon) over a b^T
+            held = epsilon * (rho + (1 - rho) * n * pairs).log()
+            anchored = cost_Pnm - held * paired_P.to(cost_Pnm)[:, None, None]
         # Nothing bounds a cross-entropy; on a CPU it is cheap to look.
         bound = None if cost_Pnm.device.type == "cpu" else float("inf")
         solved = sinkhorn(
-            cost_Pnm,
+            anchored,
             epsilon,
             self.transported_iterations,
             gradient="envelope",
             cost_bound=bound,
             column_weights=mass_Pm,
         )
-        return Coupling(solved.plan, solved.row_error)
+        if not some or rho > 0:
+            return Coupling(solved.plan, solved.row_error)
+        own_P = paired_P.to(solved.plan.device)  # rho = 0 beside problems without pairs
+        plan = torch.where(own_P[:, None, None], pairs / n, solved.plan)
+        return Coupling(plan, solved.row_error.where(~own_P, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,17 +177,25 @@ class TeacherSets:
         group_M (`Tensor`): integers `[M]`, the group of each row of the teacher.
         count_M (`Tensor`, *optional*): how often the group holds this row, `[M]`, finite and at least 0; one row for
             each answer with its count is the same as so many rows. Default: once.
+        paired_M (`Tensor`, *optional*): booleans `[M]`, equal in a group: whether its teacher rows are in the order of
+            the student's. Default: where there are as many as the student's, and no counts.
 
     Raises:
-        `ValueError`: for counts that are not one for each row, or not finite and at least 0, and for a group whose
-            counts are all 0.
+        `ValueError`: for counts or pairs that are not one for each row, counts that are not finite and at least 0, and
+            for a group whose counts are all 0.
     """
 
     group_M: Tensor
     count_M: Tensor | None = None
+    paired_M: Tensor | None = None
 
     def __post_init__(self) -> None:
         count_M = self.count_M
+        if self.paired_M is not None and self.paired_M.shape != self.group_M.shape:
+            raise ValueError(
+                f"paired_M must have one entry for each of the teacher's {len(self.group_M)} rows, got shape "
+                f"{tuple(self.paired_M.shape)}."
+            )
         if count_M is None:
             return
         if count_M.shape != self.group_M.shape:

@@ -205,7 +205,7 @@ class DistillationObjective(ObjectiveSettings):
             diagnostics |= sinkd.diagnostics() if with_diagnostics else {}
         if request is not None and (mixing := self.transported_settings) is not None:
             if transport is None:
-                moved = term_of(student, request, mixing, None if sets is None else sets.count_M)
+                moved = term_of(student, request, mixing, sets)
             else:
                 costs = cross_costs(student, request, mixing.transported_temperature)
                 moved = transport[0].transported_term(costs, request, transport[1])

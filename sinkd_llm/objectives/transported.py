@@ -60,7 +60,7 @@ def term_of(
     student: Tensor | HeadOf,
     request: TransportRequest,
     settings: TransportedSettings,
-    count_M: Tensor | None = None,
+    sets: TeacherSets | None = None,
 ) -> TransportedTerm:
     """
     The term of rows that are all here.
@@ -69,20 +69,25 @@ def term_of(
         student (`Tensor` or [`HeadOf`]): logits `[N, V]`, or hidden states with their head.
         request ([`TransportRequest`]): the teacher's signal, and which rows meet.
         settings ([`TransportedSettings`]): of the term.
-        count_M (`Tensor`, *optional*): see [`TeacherSets`].
+        sets ([`TeacherSets`], *optional*): the request's, where the teacher's rows are sets.
     """
     pairing = request.pairing
     masses: list[Tensor | None] = [None] * len(pairing.blocks)
-    if count_M is not None:
-        masses = [*pairing.teachers(count_M.to(zero_of(student)))]
+    paired: list[Tensor | None] = [None] * len(pairing.blocks)
+    if sets is not None and sets.count_M is not None:
+        masses = [*pairing.teachers(sets.count_M.to(zero_of(student)))]
+    if sets is not None and sets.paired_M is not None:
+        paired = [paired_Pm[:, 0] for paired_Pm in pairing.teachers(sets.paired_M.cpu())]
     T = settings.transported_temperature
     N, problems = sum(P * n for P, n, _ in pairing.blocks), sum(P for P, _, _ in pairing.blocks)
     if settings.transported_coupling == PROPORTION:
         return TransportedTerm(_proportions(student, request, T, masses), N, problems, [], [])
     costs = cross_costs(student, request, T)
     value, plans, sizes = costs.zero, [], []
-    for cost_Pnm, divergence_Pnm, mass_Pm in zip(costs.blocks, costs.divergences(), masses, strict=True):
-        (P, n, _), coupling = cost_Pnm.shape, settings.couple(cost_Pnm, mass_Pm)
+    for cost_Pnm, divergence_Pnm, mass_Pm, paired_P in zip(
+        costs.blocks, costs.divergences(), masses, paired, strict=True
+    ):
+        (P, n, _), coupling = cost_Pnm.shape, settings.couple(cost_Pnm, mass_Pm, paired_P)
         value = value + n * (coupling.plan * divergence_Pnm).sum()
         plans.append(coupling)
         sizes.append(torch.full((P,), n, device=value.device))
@@ -172,4 +177,4 @@ def transported_term(
     else:
         pairing = sets.pairing(group_N)
     request = TransportRequest(signal, pairing, TransportSettings())
-    return term_of(student, request, settings, None if sets is None else sets.count_M)
+    return term_of(student, request, settings, sets)

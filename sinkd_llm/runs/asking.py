@@ -12,14 +12,16 @@ from sinkd_llm.files import cache_dir
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.report.results import TEACHER
-from sinkd_llm.runs.balancing import balance_asked, balanced_answers
+from sinkd_llm.row_files import Rows
+from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
-from sinkd_llm.runs.examining import say_examination
+from sinkd_llm.runs.examining import say_examination, say_shares
 from sinkd_llm.runs.scorer import rows_hash
-from sinkd_llm.teachers.answer_file import KEY_COLUMNS, read_answer_file
-from sinkd_llm.teachers.cache.answers import write_answers
+from sinkd_llm.teachers.answer_file import KEY_COLUMNS, answers_in, file_rows
+from sinkd_llm.teachers.cache.answers import Said, write_answers
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import name_key
+from sinkd_llm.teachers.group_file import finds_groups_by, sets_in
 from sinkd_llm.teachers.questions import Question, questions_of
 from sinkd_llm.teachers.served.asking import ask
 from sinkd_llm.teachers.served.finding import find_way
@@ -112,17 +114,27 @@ def cache_answers(
         )
     teacher = str(args.teacher_url or args.teacher_file)
     how = {"choice_normalisation": args.choice_normalisation} if args.teacher_url is not None else {}
+    if args.group_column is not None and args.group_column not in data.train.column_names:
+        raise InputError(
+            f"group_column is {args.group_column!r}, and the rows of {data.name} have the columns "
+            f"{', '.join(data.train.column_names)}; give one of these."
+        )
     if args.teacher_file is not None and data.asked:
         raise InputError(
             f"{' and '.join(data.asked)} say what a teacher reads that is asked now, and {teacher} has its answers "
             "already; leave them out."
         )
-    questions = questions_of(data.train)
+    questions = questions_of(data.train, args.group_column)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
     answers, theirs = _asked(data, args, questions, held_out)
-    answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
+    if isinstance(answers, Mapping):
+        answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
+        say_examination(data, questions, answers, held_out, theirs)
+    else:
+        answers = balanced_sets(data, answers)
+        say_shares(data, answers)
+        how |= {} if args.group_column is None else {"group_column": args.group_column}
     record = _score(data, held_out, theirs) if theirs else None
-    say_examination(data, questions, answers, held_out, theirs)
     classes = class_names(data.train)
     return write_answers(
         folder,
@@ -151,25 +163,10 @@ def check_asked(data: RunData, folder: str) -> None:
 
 def _asked(
     data: RunData, args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question]
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+) -> tuple[Said, Mapping[str, Any]]:
     """The answers about the training rows, and those about the rows for evaluation."""
     if args.teacher_file is not None:
-        file = Path(args.teacher_file).expanduser()
-        if file.is_dir():
-            raise InputError(f"teacher_file {file} is a folder; give the file of answers in it.")
-        own = data.arguments.id_column if data.arguments is not None else None
-        found = read_answer_file(file, questions, _TRAIN, own)
-        by_position = found.found_by in KEY_COLUMNS["position"] and found.found_by != own
-        if by_position and not data.places_known:
-            raise InputError(
-                f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this "
-                "run have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
-            )
-        # Positions without a split are those of the training rows.
-        alone = by_position and not found.of_split
-        for sentence in found.sentences():
-            say(sentence)
-        return found.answers, {} if alone else _of_held_out(file, held_out, own)
+        return _in_file(Path(args.teacher_file).expanduser(), data, args.group_column, questions, held_out)
     server = Server(
         str(args.teacher_url),
         args.teacher_model,
@@ -199,11 +196,41 @@ def _asked(
     return {name: scores for name, scores in said.answers.items() if name not in names}, theirs
 
 
-def _of_held_out(file: Path, held_out: Sequence[Question], id_column: str | None) -> Mapping[str, Any]:
+def _in_file(
+    file: Path,
+    data: RunData,
+    group_column: str | None,
+    questions: Sequence[Question],
+    held_out: Sequence[Question],
+) -> tuple[Said, Mapping[str, Any]]:
+    if file.is_dir():
+        raise InputError(f"teacher_file {file} is a folder; give the file of answers in it.")
+    rows, own = file_rows(file), data.arguments.id_column if data.arguments is not None else None
+    column = finds_groups_by(rows, own, group_column)
+    if column is not None:
+        sets = sets_in(rows, column, questions, _TRAIN)
+        for sentence in sets.sentences():
+            say(sentence)
+        return sets.sets, {}  # rows for evaluation have no groups
+    found = answers_in(rows, questions, _TRAIN, own)
+    by_position = found.found_by in KEY_COLUMNS["position"] and found.found_by != own
+    if by_position and not data.places_known:
+        raise InputError(
+            f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this run "
+            "have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
+        )
+    # Positions without a split are those of the training rows.
+    alone = by_position and not found.of_split
+    for sentence in found.sentences():
+        say(sentence)
+    return found.answers, {} if alone else _of_held_out(rows, held_out, own)
+
+
+def _of_held_out(rows: Rows, held_out: Sequence[Question], id_column: str | None) -> Mapping[str, Any]:
     """What a file says of the rows for evaluation, if it says anything of them."""
     for split in _HELD_OUT if held_out else ():
         try:
-            return read_answer_file(file, held_out, split, id_column).answers
+            return answers_in(rows, held_out, split, id_column).answers
         except InputError:
             continue  # a file of the training rows alone; what is wrong with it was said when these were read
     return {}
@@ -240,12 +267,12 @@ def _name(data: RunData, args: "SinKDConfig") -> str:
     """Of a folder for these answers to these rows."""
     digest = hashlib.blake2b(digest_size=12)
     about: list[Any] = [data.name, args.teacher_url, args.teacher_model, args.teacher_samples, args.teacher_way]
-    about += [args.choice_normalisation, balance_asked(data)]
+    about += [args.choice_normalisation, balance_asked(data), args.group_column]
     if args.teacher_file is not None:
         file = Path(args.teacher_file).expanduser()
         about += [str(file.resolve()), file.stat().st_mtime_ns if file.is_file() else None]
     digest.update(repr(about).encode())
-    for rows in (data.train, data.evaluation):
-        for question in [] if rows is None else questions_of(rows):
+    for rows, column in ((data.train, args.group_column), (data.evaluation, None)):
+        for question in [] if rows is None else questions_of(rows, column):
             digest.update(repr(question).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -5,6 +5,7 @@ Shape suffixes: R rows, C choices.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sinkd_llm.inputs.answer_choices import choice_sets
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers.balance import Balance, balance, prior_of, remarks
-from sinkd_llm.teachers.questions import Answers, Question
+from sinkd_llm.teachers.questions import Answers, AnswerSet, Question, bounded
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
@@ -67,6 +68,35 @@ def balanced_answers(
         if rows is not None and (sentence := _compared(what, asked, rows, before, after)):
             say(sentence)
     return balanced
+
+
+def balanced_sets(data: RunData, sets: Sequence[AnswerSet]) -> Sequence[AnswerSet]:
+    """
+    What a teacher says of groups of rows, balanced as [`balanced_answers`]: each of its rows counts as often as it
+    stands for a row of its group.
+
+    Args:
+        data ([`RunData`]): the rows.
+        sets (sequence of [`AnswerSet`]): what it says.
+
+    Raises:
+        InputError: as [`balanced_answers`].
+    """
+    arguments = data.arguments
+    if arguments is None or arguments.balance is None:
+        return sets
+    choices, prior_C = _prior(data, arguments.balance)
+    found = balance(
+        lambda: (one.scores_MC for one in sets),
+        prior_C,
+        method=arguments.balance_method,
+        strength=arguments.balance_strength,
+        masses=lambda: (one.mass_M for one in sets),
+    )
+    rows = sum(len(one.names) for one in sets)
+    for line in (*_sentences(found, arguments, choices), *remarks(rows, prior_C, choices)):
+        say(line)
+    return [replace(one, scores_MC=bounded(found.applied(one.scores_MC))) for one in sets]
 
 
 def balance_asked(data: RunData) -> dict[str, str]:

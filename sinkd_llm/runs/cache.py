@@ -95,7 +95,8 @@ def run_cache(
     _check_processes(training_args)
     if is_main_process():  # the others would find what it has begun
         _check_folder(folder, run_inputs(task_args, training_args, model_args, argv=argv))
-    data = load_run_data(task_args, training_args.sample_seed)
+    keep = [] if training_args.group_column is None else [training_args.group_column]
+    data = load_run_data(task_args, training_args.sample_seed, keep)
     if training_args.teacher_model_name_or_path is None:
         return _cache_answers(folder, data, training_args, cache_args)
     apply_model_arguments(training_args, model_args)

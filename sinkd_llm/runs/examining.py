@@ -15,7 +15,7 @@ from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.scorer import Scorer
 from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.teachers import CachedTeacher
-from sinkd_llm.teachers.questions import Question, questions_of
+from sinkd_llm.teachers.questions import AnswerSet, Question, questions_of
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
@@ -116,6 +116,31 @@ def say_examination(
             baseline = tfidf_baseline(texts[0], train_labels, texts[1], list(data.evaluation["label"]))
     for sentence in sentences(examination, majority(judged_labels), baseline):
         say(sentence)
+
+
+def say_shares(data: RunData, sets: Sequence[AnswerSet]) -> None:
+    """
+    Says how good a teacher is whose answers are known per group: how far the shares of its answers are from those of
+    the labels, in the groups whose rows are all labelled.
+
+    Args:
+        data ([`RunData`]): the rows.
+        sets (sequence of [`AnswerSet`]): what it says.
+    """
+    labels = dict(zip(data.train["id"], data.train["label"], strict=True)) if "id" in data.train.column_names else {}
+    rows, off = 0, 0.0
+    for one in sets:
+        gold = [labels.get(name, NO_LABEL) for name in one.names]
+        if NO_LABEL in gold:
+            continue
+        shares_MC = np.exp(one.scores_MC - np.logaddexp.reduce(one.scores_MC, axis=1, keepdims=True))
+        said_C = one.mass_M @ shares_MC
+        rows, off = rows + len(gold), off + np.abs(said_C - np.bincount(gold, minlength=len(said_C))).sum() / 2
+    if rows:
+        say(
+            f"The teacher on {rows:,} rows of groups with all labels: its answers have the labels' shares but for "
+            f"{off / rows:.1%} of the rows."
+        )
 
 
 def _known(

@@ -12,10 +12,10 @@ import numpy as np
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.runs.asking import prints_of
-from sinkd_llm.runs.balancing import balance_asked, balanced_answers
+from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import CachedTeacher
-from sinkd_llm.teachers.cache.answers import write_answers
+from sinkd_llm.teachers.cache.answers import Said, write_answers
 from sinkd_llm.teachers.questions import Answers, Question, questions_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ def merge_caches(
                 f"The cache {path} holds tokens, and answer choices are what is merged; write it with "
                 "--signal choices."
             )
+        if teacher.in_groups and len(opened) > 1:
+            raise InputError(
+                f"The cache {path} holds what is known of groups of rows, and not of which row it is, so that "
+                "there is no mean of it and of another cache; merge caches of rows."
+            )
     if any("balance" in teacher.asked for teacher in opened) and balanced:
         raise InputError("A cache to merge is balanced already, and --balance asks for it again; leave it out.")
     ways = {teacher.asked.get("choice_normalisation") for teacher in opened} - {None}
@@ -80,25 +85,17 @@ def merge_caches(
     rows = prints_of(data.train, questions)
     for teacher in opened:
         teacher.check_rows(rows)
-    chosen = None if by in MEANS else _by_column(data.train, by, caches)
-    answers = Answers()
-    shares = np.ones(len(caches)) if weights is None else np.asarray(weights, float)
-    for start in range(0, len(questions), _AT_ONCE):
-        part = questions[start : start + _AT_ONCE]
-        said = [teacher.answers([question.name for question in part]) for teacher in opened]
-        for i, question in enumerate(part):
-            speaking = range(len(opened)) if chosen is None else [chosen[start + i]]
-            known = [k for k in speaking if question.name in said[k]]
-            if known:
-                scores = [said[k][question.name] for k in known]
-                answers.add(question, _mean(scores, shares[known], by, question))
-    said_balanced, _ = balanced_answers(data, questions, answers)
+    said: Said
+    if opened[0].in_groups:
+        said = balanced_sets(data, opened[0].sets([question.name for question in questions]))
+    else:
+        said, _ = balanced_answers(data, questions, _joined(opened, data, questions, caches, weights, by))
     classes = class_names(data.train)
     return write_answers(
         folder,
         rows,
         questions,
-        said_balanced,
+        said,
         task=data.name,
         teacher=" + ".join(str(path) for path in caches),
         classes=classes if classes is not None and len(classes) > 1 else None,
@@ -107,6 +104,30 @@ def merge_caches(
         asked={**({"choice_normalisation": str(next(iter(ways)))} if ways else {}), **balanced},
         overwrite=overwrite,
     )
+
+
+def _joined(
+    opened: Sequence[CachedTeacher],
+    data: RunData,
+    questions: Sequence[Question],
+    caches: Sequence[Path],
+    weights: Sequence[float] | None,
+    by: str,
+) -> Answers:
+    """What the caches say together, row by row."""
+    chosen = None if by in MEANS else _by_column(data.train, by, caches)
+    answers = Answers()
+    shares = np.ones(len(caches)) if weights is None else np.asarray(weights, float)
+    for start in range(0, len(questions), _AT_ONCE):
+        part = questions[start : start + _AT_ONCE]
+        found = [teacher.answers([question.name for question in part]) for teacher in opened]
+        for i, question in enumerate(part):
+            speaking = range(len(opened)) if chosen is None else [chosen[start + i]]
+            known = [k for k in speaking if question.name in found[k]]
+            if known:
+                scores = [found[k][question.name] for k in known]
+                answers.add(question, _mean(scores, shares[known], by, question))
+    return answers
 
 
 def _mean(scores_KC: Sequence[Any], share_K: Any, by: str, question: Question) -> Any:

@@ -75,13 +75,13 @@ def find_teller(
     """
     choices = asked[0][1]
     lists, answers = named(columns, *PROBABILITY_COLUMNS), named(columns, *ANSWER_COLUMNS)
-    by_choice = _by_choice(columns, choices)
+    own = by_choice(columns, choices)
     by_index = [named(columns, f"prob_{index}")[:1] for index in range(len(choices) + 1)]
     numbered = [column for found in by_index for column in found]
     if lists:
-        return _ListColumn(lists[0]), f"the probabilities of the column {lists[0]!r}", [*lists[1:], *answers]
-    if None not in by_choice:
-        read = [str(column) for column in by_choice]
+        return ListColumn(lists[0]), f"the probabilities of the column {lists[0]!r}", [*lists[1:], *answers]
+    if None not in own:
+        read = [str(column) for column in own]
         return _ChoiceColumns(columns), f"the probabilities of the columns {listed(read)}", answers
     if len(numbered) == len(choices) and not by_index[-1]:
         return _NumberedColumns(numbered), f"the probabilities of the columns {listed(numbered)}", answers
@@ -94,11 +94,11 @@ def find_teller(
             f"The file {source} has the columns {listed(numbered)}, but {asked[0][2]} is for a row of {len(choices)} "
             f"choices; name prob_0 to prob_{len(choices) - 1}, one for each of {listed(choices)}."
         )
-    if any(by_choice):
-        missing = [choice for choice, column in zip(choices, by_choice, strict=True) if column is None]
+    if any(own):
+        missing = [choice for choice, column in zip(choices, own, strict=True) if column is None]
         raise InputError(
             f"The file {source} has no column with the probability of {listed(missing)}, though it has "
-            f"{listed([column for column in by_choice if column])}; give one for each choice."
+            f"{listed([column for column in own if column])}; give one for each choice."
         )
     raise InputError(
         f"The file {source} has no column that says an answer; its columns are {listed(columns)}. Name one 'answer' "
@@ -107,8 +107,8 @@ def find_teller(
     )
 
 
-def _by_choice(columns: Sequence[str], choices: tuple[str, ...]) -> list[str | None]:
-    """The column of each choice: the first that is named by it, or by it after `p_`."""
+def by_choice(columns: Sequence[str], choices: tuple[str, ...]) -> list[str | None]:
+    """The column of each choice: the first that is named by it, or by it after `p_`; `None` for one without."""
     places: dict[str, str] = {}
     for column in columns:
         places.setdefault(folded(column), column)
@@ -157,13 +157,24 @@ class _AnswerColumn:
         return text if meant is None else meant
 
 
-class _ListColumn:
-    """One column with all the probabilities: a list, or a mapping of choices, or either as a JSON text."""
+class ListColumn:
+    """
+    One column with all the probabilities, or other numbers: a list, or a mapping of choices, or either as a JSON text.
 
-    def __init__(self, column: str) -> None:
-        self._column = column
+    Args:
+        column (`str`): its name.
+        number (`str`, *optional*, defaults to `"probability"`): what is given for each choice, for messages.
+    """
+
+    def __init__(self, column: str, number: str = "probability") -> None:
+        self._column, self._number = column, number
 
     def __call__(self, row: Row, choices: tuple[str, ...], where: str) -> Said:
+        values = self.values(row, choices, where)
+        return None if values is None else log_probabilities(values, choices, where)
+
+    def values(self, row: Row, choices: tuple[str, ...], where: str) -> Sequence[Any] | None:
+        """The numbers in the order of the choices; `None` where there is nothing."""
         value, place = row.get(self._column), f"The column {self._column!r} on {where}"
         if is_missing(value):
             return None
@@ -179,17 +190,16 @@ class _ListColumn:
                 )
         value = _Pairs(value.items()) if isinstance(value, Mapping) else value
         if isinstance(value, _Pairs):
-            return log_probabilities(self._of_pairs(value, choices, place), choices, where)
+            return self._of_pairs(value, choices, place)
         if not isinstance(value, list | tuple) or len(value) != len(choices):
             raise InputError(
                 f"{place} is {shown(value)}, but the row has {len(choices)} choices: {listed(choices)}; give a "
-                "probability for each, in this order."
+                f"{self._number} for each, in this order."
             )
-        return log_probabilities(value, choices, where)
+        return value
 
-    @staticmethod
-    def _of_pairs(pairs: "_Pairs", choices: tuple[str, ...], place: str) -> list[Any]:
-        """In the order of the choices; a choice that is not named has none of the probability."""
+    def _of_pairs(self, pairs: "_Pairs", choices: tuple[str, ...], place: str) -> list[Any] | None:
+        """In the order of the choices; a choice that is not named has 0."""
         found: dict[int, Any] = {}
         for key, value in pairs:
             index = choice_meant(str(key), choices)
@@ -198,13 +208,13 @@ class _ListColumn:
                 if is_missing(value):
                     continue
                 raise InputError(
-                    f"{place} has a probability for {shown(key)}, which is none of the choices {listed(choices)}; "
+                    f"{place} has a {self._number} for {shown(key)}, which is none of the choices {listed(choices)}; "
                     "name the choices as the task does."
                 )
             if index in found:
                 raise InputError(f"{place} names the choice {shown(choices[index])} twice; keep one of both.")
             found[index] = 0.0 if is_missing(value) else value
-        return [found.get(index, 0.0) for index in range(len(choices))] if found else []
+        return [found.get(index, 0.0) for index in range(len(choices))] if found else None
 
 
 class _Pairs(list[tuple[Any, Any]]):
@@ -220,7 +230,7 @@ class _ChoiceColumns:
 
     def __call__(self, row: Row, choices: tuple[str, ...], where: str) -> Said:
         if choices not in self._found:
-            self._found[choices] = _by_choice(self._columns, choices)
+            self._found[choices] = by_choice(self._columns, choices)
         read = self._found[choices]
         if None in read:
             raise InputError(

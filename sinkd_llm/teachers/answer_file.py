@@ -104,9 +104,15 @@ def read_answer_file(
         InputError: for a file that cannot be read, or has no row of the questions or no answer to one; for two of its
             rows that say different things of one question; and for what [`find_teller`] and its columns refuse.
     """
-    rows = _read(path)
-    columns = list(dict.fromkeys(name for row in rows.rows for name in row))
-    kept, splits = _of_split(rows, columns, split)
+    return answers_in(file_rows(path), questions, split, id_column)
+
+
+def answers_in(
+    rows: Rows, questions: Sequence[Question], split: str | None = None, id_column: str | None = None
+) -> FileAnswers:
+    """As [`read_answer_file`], of rows that are read already."""
+    columns = columns_of(rows)
+    kept, splits = rows_of_split(rows, columns, split)
     key, found = _find(rows, kept, columns, questions, id_column)
     if key.kind == "position":
         _check_split(rows.source, key, splits, split)
@@ -181,7 +187,13 @@ class _Key:
     others: tuple[str, ...]
 
 
-def _read(path: Path) -> Rows:
+def file_rows(path: Path) -> Rows:
+    """
+    The rows of a teacher's file.
+
+    Raises:
+        InputError: for a file that is none of a table's, or cannot be read.
+    """
     reader = BY_SUFFIX.get(path.suffix.lower())
     if reader is None:
         read_text(path)  # says what a packed or binary file is, and what to do
@@ -191,7 +203,19 @@ def _read(path: Path) -> Rows:
     return reader(path)
 
 
-def _of_split(rows: Rows, columns: list[str], split: str | None) -> tuple[list[int], list[str]]:
+def columns_of(rows: Rows) -> list[str]:
+    """The columns that any of the rows has."""
+    return list(dict.fromkeys(name for row in rows.rows for name in row))
+
+
+def key_columns(columns: list[str], id_column: str | None) -> list[tuple[str, str]]:
+    """What a file finds single rows by, and the columns of it, the first to try first."""
+    own = [("id", column) for column in columns if column == id_column]
+    known = [(kind, column) for kind, names in KEY_COLUMNS.items() for column in named(columns, *names)]
+    return [*own, *((kind, column) for kind, column in known if column != id_column)]
+
+
+def rows_of_split(rows: Rows, columns: list[str], split: str | None) -> tuple[list[int], list[str]]:
     """The rows of the wanted split, all rows where the file does not know it; and the splits that it has."""
     column = next(iter(named(columns, SPLIT_COLUMN)), None)
     everything = list(range(len(rows)))
@@ -206,9 +230,7 @@ def _find(
     rows: Rows, kept: Sequence[int], columns: list[str], questions: Sequence[Question], id_column: str | None
 ) -> tuple[_Key, dict[int, list[Question]]]:
     """What the rows are found by, and the questions that each row of the file is for."""
-    own = [("id", column) for column in columns if column == id_column]
-    known = [(kind, column) for kind, names in KEY_COLUMNS.items() for column in named(columns, *names)]
-    keys = [*own, *((kind, column) for kind, column in known if column != id_column)]
+    keys = key_columns(columns, id_column)
     for place, (kind, column) in enumerate(keys):
         if kind == "position" and keys[0][0] == "id":
             continue  # ids of other rows: the file may be of another task, and a position would not show it
@@ -220,7 +242,8 @@ def _find(
     if not keys:
         raise InputError(
             f"The file {rows.source} has no column that says which row an answer is for; its columns are "
-            f"{listed(columns)}. Name one 'id', 'row' (counted from 0) or 'text'."
+            f"{listed(columns)}. Name one 'id', 'row' (counted from 0) or 'text'; or set group_column where answers "
+            "are of groups of rows."
         )
     sides = "; ".join(
         f"the column {column!r} has {_examples(_value(kind, rows.rows[index], column) for index in kept)}, the rows "

@@ -19,6 +19,7 @@ It has to see all rows: the plan of a batch of 64 forces the prior on 64 rows, w
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ class Balance:
 
 
 def balance(
-    rows: Callable[[], Iterable[Array]], prior_C: Array, *, method: str = "sinkhorn", strength: float = 1.0
+    rows: Callable[[], Iterable[Array]],
+    prior_C: Array,
+    *,
+    method: str = "sinkhorn",
+    strength: float = 1.0,
+    masses: Callable[[], Iterable[Array]] | None = None,
 ) -> Balance:
     """
     The weights under which a teacher's answers follow a prior.
@@ -77,6 +83,8 @@ def balance(
             `"calibration"`: one step.
         strength (`float`, *optional*, defaults to `1.0`): in [0, 1]: the share of the correction that is made, on the
             scale of logarithms.
+        masses (`Callable`, *optional*): gives for each part of `rows` how many rows each of its rows stands for,
+            `[R]`, at least 0. Default: one.
 
     Returns:
         [`Balance`]
@@ -90,7 +98,7 @@ def balance(
     if not 0 <= strength <= 1:
         raise InputError(f"balance_strength is {strength}; give a number from 0 (as it is) to 1 (balanced).")
     log_prior_C, log_v_C = np.log(prior_C), np.zeros(len(prior_C))
-    before_C = share_C = _mean(rows, log_v_C)
+    before_C = share_C = _mean(rows, masses, log_v_C)
     if (share_C <= 0).any():
         raise InputError(
             f"The teacher gives no probability at all to class {int(np.argmin(share_C))} in any row, so that no "
@@ -101,26 +109,27 @@ def balance(
     while np.abs(share_C - prior_C).max() > TOLERANCE and steps < (1 if method == "calibration" else MOST_STEPS):
         log_v_C = log_v_C + log_prior_C - np.log(share_C)
         log_v_C -= log_v_C.mean()
-        share_C, steps = _mean(rows, log_v_C), steps + 1
-    after_C = share_C if strength == 1 else _mean(rows, strength * log_v_C)
+        share_C, steps = _mean(rows, masses, log_v_C), steps + 1
+    after_C = share_C if strength == 1 else _mean(rows, masses, strength * log_v_C)
     return Balance(strength * log_v_C, prior_C, before_C, after_C, steps, float(np.abs(share_C - prior_C).max()))
 
 
-def _mean(rows: Callable[[], Iterable[Array]], log_v_C: Array) -> Array:
+def _mean(rows: Callable[[], Iterable[Array]], masses: Callable[[], Iterable[Array]] | None, log_v_C: Array) -> Array:
     """The mean over all rows of the balanced probabilities."""
-    total_C, count = np.zeros(len(log_v_C)), 0
-    for scores_RC in rows():
+    total_C, total, count = np.zeros(len(log_v_C)), 0.0, 0
+    for scores_RC, mass_R in zip(rows(), masses() if masses is not None else repeat(None)):  # noqa: B905 - one is endless
         logs_RC = np.asarray(scores_RC, np.float64) + log_v_C
         top_R1 = logs_RC.max(axis=1, keepdims=True)
         if not np.isfinite(top_R1).all():
             row = count + int(np.flatnonzero(~np.isfinite(top_R1[:, 0]))[0])
             raise InputError(f"The teacher's scores of row {row} are no distribution (NaN or infinite); leave it out.")
         weights_RC = np.exp(logs_RC - top_R1)
-        total_C += (weights_RC / weights_RC.sum(axis=1, keepdims=True)).sum(axis=0)
-        count += len(weights_RC)
-    if not count:
+        mass_R = np.ones(len(weights_RC)) if mass_R is None else mass_R
+        total_C += mass_R @ (weights_RC / weights_RC.sum(axis=1, keepdims=True))
+        total, count = total + float(mass_R.sum()), count + len(weights_RC)
+    if not total:
         raise InputError("The teacher says nothing of any row, so there is nothing to balance; check its rows.")
-    return total_C / count
+    return total_C / total
 
 
 def prior_of(given: str, choices: tuple[str, ...], labels: Iterable[int]) -> Array:

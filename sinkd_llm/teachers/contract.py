@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from sinkd_llm.models.kinds import SupervisedRows
-from sinkd_llm.objectives import HeadOf, TeacherSignal
+from sinkd_llm.objectives import HeadOf, TeacherSets, TeacherSignal
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
     from datasets import Dataset
 
     from sinkd_llm.objectives import DistillationObjective
+
+
+# The column of training features, and the entry of batches, that holds the number of each row's group.
+GROUP_NUMBER = "group"
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,16 @@ class TeacherRows:
         signal ([`TeacherSignal`]): its logits, what its head would make them of, or the logits of some ids of each
             row.
         position_N (`Tensor` `[N]`): each row's place in its answer, from 0.
-        row_N (`Tensor` `[N]`, *optional*): the student's row that each is of, growing. Default: all of them in their
-            order. Only over answer choices a teacher may have nothing to say of a row.
+        row_N (`Tensor` `[N]`, *optional*): the student's rows that the teacher speaks of, growing. Default: all of
+            them in their order. Only over answer choices a teacher may have nothing to say of a row.
+        sets ([`TeacherSets`], *optional*): the groups of the signal's rows, where these are known per group: their
+            number may then be another than N. Default: each is of the student's row at its place.
     """
 
     signal: TeacherSignal
     position_N: Tensor
     row_N: Tensor | None = None
+    sets: TeacherSets | None = None
 
 
 def signal_of(rows: SupervisedRows) -> Tensor | HeadOf:
@@ -89,6 +97,16 @@ class Teacher(Protocol):
 
     def count(self, batch: Mapping[str, Any]) -> int:  # pragma: no cover
         """Of how many examples of a training batch over answer choices the teacher speaks; known to the host."""
+        ...
+
+    def groups_of(self, features: "Dataset") -> "np.ndarray[Any, Any] | None":  # pragma: no cover
+        """
+        The number of the group by which the teacher's rows of each training row are known, `[rows]`; rows of which it
+        says nothing have a number of their own each. `None`: it has a row for each row.
+
+        Raises:
+            InputError: naming the rows that are not known.
+        """
         ...
 
     def check_finite(self, batch: Mapping[str, Any]) -> None:  # pragma: no cover

@@ -82,6 +82,9 @@ class LocalTeacher:
         """See [`~sinkd_llm.teachers.contract.Teacher`]: a model speaks of every row."""
         return _named_rows(batch)
 
+    def groups_of(self, features: Any) -> None:
+        """A model has a row for each row."""
+
     def check_finite(self, batch: Mapping[str, Any]) -> None:
         """See [`~sinkd_llm.teachers.contract.Teacher`]. A teacher that is spread over processes is not asked: the
         processes do not all come here."""

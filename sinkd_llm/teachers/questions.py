@@ -1,6 +1,6 @@
 """What a teacher is asked of a row, and what it says: one number for each answer choice.
 
-Shape suffixes: C choices of a row.
+Shape suffixes: C choices of a row, M teacher rows of a group.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkd_llm.models.kinds import TEACHER
+from sinkd_llm.teachers.answer_columns import text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +33,7 @@ class Question:
         choices (`tuple[str, ...]`): the answers as they continue the prompt, each with its delimiter.
         text (`str`, *optional*): the row's bare text, where its task names it.
         position (`int`): the row's place in its split, from 0.
+        group (`str`, *optional*): the group that the row is of.
     """
 
     name: str
@@ -39,14 +41,39 @@ class Question:
     choices: tuple[str, ...]
     text: str | None = None
     position: int = 0
+    group: str | None = None
 
 
-def questions_of(dataset: "Dataset") -> list[Question]:
+@dataclass(frozen=True, eq=False)
+class AnswerSet:
+    """
+    What a teacher says of the rows of a group.
+
+    Args:
+        names (`tuple[str, ...]`): the group's rows, in the order of the run's.
+        scores_MC (`np.ndarray`): log-scores `[M, C]`, finite, of which only the softmax matters.
+        times_M (`np.ndarray`): how often the group has each of them, `[M]`, above 0.
+        paired (`bool`): whether teacher row i is of row i; then M is the number of rows, each once.
+    """
+
+    names: tuple[str, ...]
+    scores_MC: "np.ndarray[Any, Any]"
+    times_M: "np.ndarray[Any, Any]"
+    paired: bool = False
+
+    @property
+    def mass_M(self) -> "np.ndarray[Any, Any]":
+        """How many of the group's rows each teacher row stands for, `[M]`."""
+        return np.asarray(self.times_M * (len(self.names) / self.times_M.sum()))
+
+
+def questions_of(dataset: "Dataset", group_column: str | None = None) -> list[Question]:
     """
     What a teacher is asked of the rows of a data set: their prompt and choices, or what their column `teacher` holds.
 
     Args:
         dataset ([`~datasets.Dataset`]): rows with `id`, `prompt` and `choices`, and perhaps `text` and `teacher`.
+        group_column (`str`, *optional*): the column that says of which group a row is; nothing or white space: none.
     """
     asked = []
     for index, row in enumerate(dataset):
@@ -56,8 +83,21 @@ def questions_of(dataset: "Dataset") -> list[Question]:
         # The rows may be a sample, whose names say where they stand in the whole.
         numbered = _NUMBERED.search(name)
         position = int(numbered[1]) if numbered else index
-        asked.append(Question(name, theirs["prompt"], tuple(theirs["choices"]), text, position))
+        group = text_of(row.get(group_column)) or None if group_column is not None else None
+        asked.append(Question(name, theirs["prompt"], tuple(theirs["choices"]), text, position, group))
     return asked
+
+
+def answer_scores(index: int, count: int) -> "np.ndarray[Any, Any]":
+    """The scores `[C]` of an answer without probabilities: the choice of this index, of so many."""
+    scores_C = np.full(count, HARD, np.float32)
+    scores_C[index] = 0
+    return scores_C
+
+
+def bounded(scores: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Scores `[..., C]` of which none is further than [`HARD`] below the largest of its row, which is finite."""
+    return np.maximum(scores, scores.max(axis=-1, keepdims=True) + HARD).astype(np.float32)
 
 
 class Answers(Mapping[str, Any]):
@@ -84,13 +124,11 @@ class Answers(Mapping[str, Any]):
         scores = np.asarray(scores_C, np.float32)
         if scores.shape != (len(question.choices),) or np.isnan(scores).any() or not np.isfinite(scores.max()):
             raise ValueError(f"{question.name} needs {len(question.choices)} scores, got {scores}.")
-        self._scores[question.name] = np.maximum(scores, scores.max() + HARD)
+        self._scores[question.name] = bounded(scores)
 
     def add_answer(self, question: Question, index: int) -> None:
         """Keeps an answer without probabilities: the choice of this index."""
-        scores = np.full(len(question.choices), HARD, np.float32)
-        scores[index] = 0
-        self._scores[question.name] = scores
+        self._scores[question.name] = answer_scores(index, len(question.choices))
 
     def __getitem__(self, name: str) -> "np.ndarray[Any, Any]":
         return self._scores[name]

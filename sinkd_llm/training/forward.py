@@ -17,8 +17,7 @@ from sinkd_llm.models.kinds import Kind, SupervisedRows
 from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.objectives import GROUP, DistillationObjective, ObjectiveOutput, SpanningProblem
 from sinkd_llm.teachers import Teacher, TeacherRows
-from sinkd_llm.teachers.contract import signal_of
-from sinkd_llm.training.grouped_rows import GROUP_NUMBER
+from sinkd_llm.teachers.contract import GROUP_NUMBER, signal_of
 
 if TYPE_CHECKING:
     from sinkd_llm.training.window import Window
@@ -103,6 +102,7 @@ class Forward:
             transport=transport,
             group_seed=self.group_seed,
             group_N=self._groups(rows, batch),
+            sets=None if theirs is None else theirs.sets,
             with_diagnostics=with_diagnostics,
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Sampler
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.values import plain, shown, without_text
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The column of features, and the entry of batches, that holds the number of each row's group.
-GROUP_NUMBER = "group"
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -42,27 +41,81 @@ def with_group_numbers(features: "Dataset", rows: "Dataset", column: str, batch:
             f"group_column is {column!r}, and the training rows have the columns {', '.join(rows.column_names)}; give "
             "one of these."
         )
-    values = [_value(value, column, i) for i, value in enumerate(rows[column])]
+    values = group_values(rows, column)
+    return _numbered(
+        features, numbers_of(values), batch, lambda row: f"{shown(values[row])} of group_column {column!r}"
+    )
+
+
+def with_teacher_groups(
+    features: "Dataset", theirs: Indices, batch: int, values: Sequence[str | int | None] | None = None
+) -> "Dataset":
+    """
+    Features with the number of the group by which the teacher's rows of each row are known.
+
+    Args:
+        features ([`~datasets.Dataset`]): the tokenised rows.
+        theirs (`np.ndarray`): the group of each row, [`~sinkd_llm.teachers.Teacher.groups_of`].
+        batch (`int`): as in [`with_group_numbers`].
+        values (sequence, *optional*): the group of each row as the data have it, [`group_values`].
+
+    Raises:
+        InputError: for a group of the data that is none of the teacher's, and as [`with_group_numbers`].
+    """
+    names = features["example_id"]
+    if values is not None:
+        _check_same(theirs, numbers_of(values), values, names)
+    return _numbered(features, theirs, batch, lambda row: f"of the row {names[row]}, as the teacher knows it,")
+
+
+def group_values(rows: "Dataset", column: str) -> list[str | int | None]:
+    """
+    The group of each row, `None` for a row without one.
+
+    Raises:
+        InputError: for a value that is no name.
+    """
+    return [_value(value, column, i) for i, value in enumerate(rows[column])]
+
+
+def numbers_of(values: Sequence[str | int | None]) -> Indices:
+    """Equal numbers for equal values, and another number for each row without one."""
     known: dict[object, int] = {}
     numbers = [known.setdefault(i if value is None else (value,), len(known)) for i, value in enumerate(values)]
-    counts = np.bincount(numbers)
+    return np.asarray(numbers, np.int64)
+
+
+def _check_same(theirs: Indices, ours: Indices, values: Sequence[str | int | None], names: Sequence[str]) -> None:
+    """Refuses groups of the teacher's that are parts or mixtures of those of the data."""
+    several = [number for number, count in zip(*np.unique(theirs, return_counts=True), strict=True) if count > 1]
+    for number in several:
+        here = np.flatnonzero(theirs == number)
+        found = sorted({shown(values[row]) for row in here.tolist()})
+        if len({*ours[here].tolist()}) > 1 or (ours == ours[here[0]]).sum() > len(here):
+            raise InputError(
+                f"The rows {', '.join(names[row] for row in here[:3].tolist())} … are a group of the teacher's, and "
+                f"by group_column they are of {' and '.join(found[:3])}, with other rows: the teacher was asked with "
+                "other groups. Leave group_column out, which takes the teacher's, or write the cache again."
+            )
+
+
+def _numbered(features: "Dataset", numbers: Indices, batch: int, called: Callable[[int], str]) -> "Dataset":
+    _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
     largest = int(counts.argmax())
     if counts[largest] > batch:
         raise InputError(
-            f"The group {shown(values[numbers.index(largest)])} of group_column {column!r} has {counts[largest]} "
-            f"rows, and a batch has {batch}. It cannot be cut, because each of its teacher rows may be of any of its "
-            f"rows: set per_device_train_batch_size to {counts[largest]} or more (with fewer "
-            "gradient_accumulation_steps for the same update), or make smaller groups."
+            f"The group {called(int(first[largest]))} has {counts[largest]} rows, and a batch has {batch}. It cannot "
+            "be cut, because each of its teacher rows may be of any of its rows: set per_device_train_batch_size to "
+            f"{counts[largest]} or more (with fewer gradient_accumulation_steps for the same update), or make smaller "
+            "groups."
         )
     if counts[largest] == 1:
         logger.warning(
-            "group_column is %r, and no two rows have one value in it: every row is a transport problem by itself, "
-            "which is no transport.",
-            column,
+            "No two training rows are of one group: every row is a transport problem by itself, which is no transport."
         )
     if GROUP_NUMBER in features.column_names:  # rows that came as features, with the column under this very name
         features = features.remove_columns(GROUP_NUMBER)
-    return features.add_column(GROUP_NUMBER, np.asarray(numbers, np.int64))
+    return features.add_column(GROUP_NUMBER, numbers)
 
 
 def _value(value: Any, column: str, row: int) -> str | int | None:

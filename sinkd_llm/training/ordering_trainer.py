@@ -3,13 +3,15 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.decoder_only import PackingCollator
 from sinkd_llm.models.pair_checks import check_trains
+from sinkd_llm.objectives import GROUP
+from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
 from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
-from sinkd_llm.training.grouped_rows import GROUP_NUMBER, whole_groups, with_group_numbers
+from sinkd_llm.training.grouped_rows import group_values, whole_groups, with_group_numbers, with_teacher_groups
 from sinkd_llm.training.labelled_mix import mixed_rows
 from sinkd_llm.training.row_order import LikeLengths, row_lengths
 
@@ -33,9 +35,18 @@ class OrderingTrainer(EvaluatingTrainer):
         if dataset is None:
             return None
         features: Dataset = self._tokenized(dataset, ranking=False)
-        column = self.args.group_column
-        if column is None or self.teacher is None:  # groups are the teacher's
+        column, batch = self.args.group_column, self.args.per_device_train_batch_size
+        if self.teacher is None or self.args.transport_scope != GROUP:  # groups are the teacher's
             return features
+        if (theirs := self.teacher.groups_of(features)) is not None:
+            values = None if column is None else group_values(dataset, column)
+            return with_teacher_groups(features, theirs, batch, values)
+        if column is None:
+            raise SettingError(
+                "transport_scope",
+                "is group, and neither does the teacher know its rows per group nor does group_column say of which "
+                "group a row is; set group_column to a column of the training rows.",
+            )
         if paired := self.forward.objective.terms_of_pairs:
             logger.warning(
                 "%s takes the teacher's row of each row for its own, also within a group of group_column %r. Where "
@@ -44,7 +55,7 @@ class OrderingTrainer(EvaluatingTrainer):
                 " and ".join(paired),
                 column,
             )
-        return with_group_numbers(features, dataset, column, self.args.per_device_train_batch_size)
+        return with_group_numbers(features, dataset, column, batch)
 
     def _tokenized(self, dataset: Any, ranking: bool) -> Any:
         if dataset is None:

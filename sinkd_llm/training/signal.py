@@ -4,12 +4,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.inputs.answer_choices import choice_sets
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.models.kinds import TEACHER, kind_of
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.tokenizers import check_same_tokenizer
+from sinkd_llm.objectives import GROUP
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.fit import tokenizer_of
 from sinkd_llm.training.config import SinKDConfig
@@ -94,6 +95,12 @@ def signal_of_cache(args: SinKDConfig, teacher: CachedTeacher, rows: Any) -> Fou
     Raises:
         InputError: where `args.signal` asks for the other one, or the rows need it.
     """
+    if args.group_column is not None and args.transport_scope != GROUP:
+        raise SettingError(
+            "group_column",
+            f"would have no effect with transport_scope {args.transport_scope}; set transport_scope to group, or "
+            "leave group_column out.",
+        )
     holds = "choices" if teacher.over_choices else "tokens"
     if args.signal not in ("auto", holds):
         raise InputError(

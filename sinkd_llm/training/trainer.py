@@ -22,6 +22,7 @@ from sinkd_llm.models.pair_checks import check_not_read, check_scale, folders_re
 from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
 from sinkd_llm.models.probes import check_packing
 from sinkd_llm.models.saving import check_saveable, save_student
+from sinkd_llm.objectives import GROUP
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import EvaluationMetrics
@@ -171,7 +172,7 @@ class SinKDTrainer(OrderingTrainer):
         super().__init__(
             model=student,
             args=args,
-            data_collator=GroupCollator(collator) if args.group_column is not None else collator,
+            data_collator=GroupCollator(collator) if args.transport_scope == GROUP else collator,
             train_dataset=self._training_features(train_dataset),
             eval_dataset=self._tokenized(eval_dataset, ranking=True),
             processing_class=prepared.tokenizer,

@@ -32,8 +32,9 @@ from sinkd_llm.models.partitioning import whole_shape
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives import GROUP, TopKSignal, TransportSettings
 from sinkd_llm.objectives.problems import Problems
+from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.terminal import say
-from sinkd_llm.training.grouped_rows import GROUP_NUMBER, whole_groups
+from sinkd_llm.training.grouped_rows import whole_groups
 from sinkd_llm.training.speeds import measured_speeds
 from sinkd_llm.units import format_bytes, format_duration
 
@@ -97,7 +98,8 @@ def count_transport(
         if settings.transport_scope == GROUP:
             assert groups is not None
             N = int(tokens_B.sum())
-            problems = Problems.of(groups[i].repeat_interleave(tokens_B), N)
+            # Where the teacher speaks of fewer rows, the first ones stand for them: groups are of like sizes.
+            problems = Problems.of(groups[i][: len(tokens_B)].repeat_interleave(tokens_B), N)
         else:
             key_N, N = _problem_of_each(tokens_B.repeat(devices * joined), settings.transport_scope)
             problems = Problems.of(key_N, N, settings.transport_group_size)

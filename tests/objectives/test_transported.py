@@ -143,6 +143,24 @@ def test_sets_of_other_sizes_and_counts(coupling: str, theirs: list[int], counts
     torch.testing.assert_close(s.grad, by_hand, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.3, 1.0])
+def test_groups_with_and_without_pairs_of_one_size(rho: float) -> None:
+    groups, paired = torch.tensor([0, 1, 0, 2, 1, 2, 0]), [0, 2]
+    of, s, t = TransportedSettings(transported_anchor=rho), logits(0).requires_grad_(), logits(1)
+    sets = TeacherSets(groups, torch.ones(N), torch.isin(groups, torch.tensor(paired)))
+    term = transported_term(s, t, of, group_N=groups, sets=sets)
+    term.value.backward()
+    at, listed = s.detach(), groups.tolist()
+    torch.testing.assert_close(
+        term.value.detach(), naive.transported(at, t, of, listed, paired=paired), rtol=1e-9, atol=1e-10
+    )
+    by_hand = naive.gradient(lambda x: naive.transported(x, t, of, listed, at=at, paired=paired), at)
+    torch.testing.assert_close(s.grad, by_hand, rtol=1e-8, atol=1e-10)
+    if rho == 0:  # the pairs are kept to the last bit
+        kept = [plan.plan[0] for plan in term.plans if plan.plan.shape[1] == 3]
+        assert torch.equal(kept[0], torch.eye(3, dtype=s.dtype) / 3)
+
+
 def test_counts_are_rows_that_come_so_often() -> None:
     s, t = logits(0), logits(1, 3)
     repeated = t[[0, 0, 0, 1, 1, 2, 2]]
@@ -440,6 +458,11 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         (lambda: transported_term(s[:, :1], t[:, :1]), "a number has no cross-entropy"),
         (lambda: transported_term(s, top_k, proportion), "needs the teacher's whole rows"),
         (lambda: TeacherSets(zeros, zeros[:2]), "count_M must have one entry for each of the teacher's 7 rows"),
+        (lambda: TeacherSets(zeros, None, zeros[:2] > 0), "paired_M must have one entry for each of the teacher's 7"),
+        (
+            lambda: transported_term(s, t[:4], group_N=zeros, sets=TeacherSets(zeros[:4], None, zeros[:4] == 0)),
+            "Pairs need as many rows on both sides, got 7 and 4",
+        ),
         (lambda: TeacherSets(zeros, zeros - 1), "finite numbers of at least 0"),
         (lambda: TeacherSets(zeros, zeros), r"The counts of the groups \[0\] are all 0"),
         (lambda: objective()(torch.rand(N, 1), torch.rand(N, 1), torch.rand(N), **WHERE), "for a regression"),

@@ -111,14 +111,14 @@ def sinkd(
     return total
 
 
-def transported_plan(cost: Tensor, masses: Tensor, of: Any) -> Tensor:
+def transported_plan(cost: Tensor, masses: Tensor, of: Any, paired: bool = True) -> Tensor:
     """The linear domain, as the formulas say: scale the rows of `R exp(-C / epsilon)`, then its columns, T times."""
     n, m = cost.shape
     kernel = torch.exp(-cost / of.transported_epsilon) * masses
     if of.transported_coupling == "row_softmax":
         return kernel / kernel.sum(dim=1, keepdim=True) / n
     rho = 0.0 if of.transported_coupling == "identity" else of.transported_anchor
-    if n == m and bool((masses == masses[0]).all()):
+    if paired and n == m and bool((masses == masses[0]).all()):
         kernel = kernel * (rho / (n * n) + (1 - rho) * torch.eye(n, dtype=cost.dtype) / n)
     for _ in range(of.transported_iterations):
         kernel = kernel / kernel.sum(dim=1, keepdim=True) / n
@@ -134,8 +134,10 @@ def transported(
     teacher_groups: Sequence[int] | None = None,
     counts: Sequence[float] | None = None,
     at: Tensor | None = None,
+    paired: Sequence[int] | None = None,
 ) -> Tensor:
-    """The transported cross-entropy of groups, with the plan of the student at `at` (by default `student`)."""
+    """The transported cross-entropy of groups, with the plan of the student at `at` (by default `student`); `paired` are
+    the groups whose rows stand in the same order on both sides (by default all that can)."""
     T, total = of.transported_temperature, student.double().sum() * 0
     theirs = groups if teacher_groups is None else teacher_groups
     for group in sorted(set(groups)):
@@ -150,7 +152,8 @@ def transported(
             continue
         entropies = -(t * t.log()).sum(dim=1)
         fixed = softmax((student if at is None else at)[rows], T)
-        P = transported_plan(-(fixed.log() @ t.T), masses, of).detach()
+        in_order = paired is None or group in paired
+        P = transported_plan(-(fixed.log() @ t.T), masses, of, in_order).detach()
         total = total + len(rows) * (P * (-(s.log() @ t.T) - entropies)).sum()
     return total
 

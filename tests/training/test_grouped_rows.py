@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, spread_without_repeats
-from sinkd_llm.training.grouped_rows import GROUP_NUMBER, WholeGroups, packed_sizes, with_group_numbers
+from sinkd_llm.training.grouped_rows import WholeGroups, packed_sizes, with_group_numbers
 from tests.support import naive
 from tests.support.rows import opinions, several_tokens
 from tests.support.trainers import gradients, microbatches, short_config

@@ -10,20 +10,24 @@ import torch
 
 from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers.cache.layout import OVER_CHOICES, CacheLayout
+from sinkd_llm.teachers.cache.layout import IN_GROUPS, OVER_CHOICES, CacheLayout
 from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity, TeacherIdentity
-from sinkd_llm.teachers.cache.writer import CacheWriter, RowOrder
-from sinkd_llm.teachers.questions import Question
+from sinkd_llm.teachers.cache.writer import CacheWriter, RowGroups, RowOrder
+from sinkd_llm.teachers.questions import AnswerSet, Question
 
 # Answers are small: a shard is closed by its number of rows.
 _AT_ONCE = 8192
+
+
+# What is known of the rows: scores by a row's name, or the sets of groups.
+Said = Mapping[str, Any] | Sequence[AnswerSet]
 
 
 def write_answers(
     folder: Path,
     rows: Any,
     questions: Sequence[Question],
-    answers: Mapping[str, Any],
+    answers: Said,
     *,
     task: str,
     teacher: str,
@@ -40,7 +44,8 @@ def write_answers(
         folder (`Path`): new, empty, or an unfinished cache of the same.
         rows ([`~datasets.Dataset`]): `example_id` and `row_print` of each question, in the same order.
         questions (sequence of [`Question`]): the rows.
-        answers (`Mapping`): a question's name to its C log-scores; rows without are kept as such.
+        answers (`Mapping` or sequence of [`AnswerSet`]): a question's name to its C log-scores, or what is said of
+            groups of questions; rows without are kept as such.
         task, teacher (`str`): what they are called.
         classes (`tuple[str, ...]`, *optional*): the choices, where all rows have the same.
         asked (`Mapping[str, str]`, *optional*): the settings that say how the teacher was asked.
@@ -52,18 +57,22 @@ def write_answers(
     Raises:
         InputError: if no row has an answer, and as [`CacheWriter`].
     """
-    present = np.array([question.name in answers for question in questions], bool)
-    if not present.any():
+    if isinstance(answers, Mapping):
+        content, groups, said_of = OVER_CHOICES, None, _by_row(questions, answers)
+    else:
+        content, (groups, said_of) = IN_GROUPS, _by_group(questions, answers)
+    if not said_of:
         raise InputError(
             f"{teacher} says nothing of any of the {len(questions)} training rows, so there is nothing to learn from "
             "it; check that the teacher was asked about these rows."
         )
     width = max(len(question.choices) for question in questions)
-    ordered = RowOrder(rows, present)
+    counts = [len(said_of[row][1]) if row in said_of else 0 for row in range(len(questions))]
+    ordered = RowOrder(rows, np.array(counts, np.int64), groups)
     identity = TeacherIdentity(teacher, "", None, OVER_CHOICES, width, True, dict(asked or {}), classes)
     if of is not None:
         identity = replace(of, loading={**of.loading, **(asked or {})})
-    layout = CacheLayout(OVER_CHOICES, width, width, (), "float32")
+    layout = CacheLayout(content, width, width, (), "float32")
     manifest = Manifest(
         identity, RowsIdentity(task, ordered.hash, len(questions), "", None, None, False, None), layout,
         versions=versions(),
@@ -71,11 +80,40 @@ def write_answers(
     with CacheWriter(folder, manifest, ordered, overwrite=overwrite) as writer:
         if not writer.manifest.complete:
             for numbers in writer.batches(_AT_ONCE):
-                kept = [i for i, row in enumerate(numbers) if present[row]]
-                scores = np.full((len(kept), width), -np.inf, np.float32)
-                for k, i in enumerate(kept):
-                    said = answers[questions[numbers[i]].name]
-                    scores[k, : len(said)] = said
-                writer.add(numbers, torch.from_numpy(scores), torch.tensor(kept, dtype=torch.long))
+                kept = [(i, *said_of[row]) for i, row in enumerate(numbers) if row in said_of]
+                example_N = np.concatenate([np.empty(0), *(np.full(len(times_M), i) for i, _, times_M in kept)])
+                times_N = np.concatenate([np.empty(0), *(times_M for _, _, times_M in kept)])
+                scores_NC, start = np.full((len(times_N), width), -np.inf, np.float32), 0
+                for _, scores_MC, times_M in kept:
+                    scores_NC[start : start + len(times_M), : scores_MC.shape[1]] = scores_MC
+                    start += len(times_M)
+                examples_N = torch.from_numpy(example_N.astype(np.int64))
+                writer.add(numbers, torch.from_numpy(scores_NC), examples_N, None if groups is None else times_N)
             writer.finish(score)
         return writer.manifest
+
+
+# By the number of the row with which they are stored: scores `[M, C]`, and how often each is there.
+_Stored = dict[int, tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]]
+
+
+def _by_row(questions: Sequence[Question], answers: Mapping[str, Any]) -> _Stored:
+    once = np.ones(1)
+    return {
+        row: (np.asarray(answers[question.name])[None], once)
+        for row, question in enumerate(questions)
+        if question.name in answers
+    }
+
+
+def _by_group(questions: Sequence[Question], sets: Sequence[AnswerSet]) -> tuple[RowGroups, _Stored]:
+    number = {question.name: row for row, question in enumerate(questions)}
+    E = len(questions)
+    groups = RowGroups(np.arange(E), np.zeros(E, np.int64), np.zeros(E, bool))
+    stored: _Stored = {}
+    for said in sets:
+        members = [number[name] for name in said.names]
+        groups.carrier[members], groups.place[members] = members[0], np.arange(len(members))
+        groups.paired[members] = said.paired
+        stored[members[0]] = said.scores_MC, said.times_M
+    return groups, stored

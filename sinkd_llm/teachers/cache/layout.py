@@ -18,6 +18,8 @@ from sinkd_llm.objectives import TopKSignal
 CONTENTS = ("topk", "verbalizers", "full")
 # What a cache holds where the signal is over the answer choices: their scores, -inf where a row has fewer.
 OVER_CHOICES = "choices"
+# The same of rows that are known per group: scores, and how often the group has them.
+IN_GROUPS = "groups"
 ENCODINGS = ("fixed16", "float32")
 # Logits further below the largest of their row are stored as so far below: exp(-128) is 1e-56.
 FIXED16_RANGE = 128.0
@@ -34,7 +36,8 @@ class CacheLayout:
 
     Args:
         content (`str`): `"topk"`: the largest logits of each row, with their ids; `"verbalizers"`: the logits of
-            `always`; `"full"`: all logits; `"choices"`: the scores of a row's answer choices.
+            `always`; `"full"`: all logits; `"choices"`: the scores of a row's answer choices; `"groups"`: such scores
+            of the rows of a group, each with how often the group has it.
         vocabulary_size (`int`): V (the most choices of a row). Wider rows are cut to their first V logits.
         k (`int`): K, at most V; V for `"full"`.
         temperatures (`tuple[float, ...]`): where the mass of the ids that are not kept is stored; none for `"full"`.
@@ -64,7 +67,12 @@ class CacheLayout:
     @property
     def names_all_ids(self) -> bool:
         """Whether nothing of a row is left out."""
-        return self.content in ("full", OVER_CHOICES)
+        return self.content == "full" or self.over_choices
+
+    @property
+    def over_choices(self) -> bool:
+        """Whether it keeps scores of answer choices, and no logits of a vocabulary or of classes."""
+        return self.content in (OVER_CHOICES, IN_GROUPS)
 
     @property
     def bytes_per_token(self) -> int:
@@ -83,6 +91,8 @@ class CacheLayout:
             arrays["ids"] = ("u1", (self.k * self._id_bytes,))
         if self.temperatures and not self.names_all_ids:
             arrays["tail"] = ("f4", (len(self.temperatures),))
+        if self.content == IN_GROUPS:
+            arrays["times"] = ("f4", ())
         return arrays
 
     def encode(self, logits_NV: Tensor) -> Arrays:
@@ -90,7 +100,7 @@ class CacheLayout:
         logits_NV = logits_NV.detach()[:, : self.vocabulary_size].float()
         if self.content == "full":
             return self._encode_logits(logits_NV)[0]
-        if self.content == OVER_CHOICES:
+        if self.over_choices:
             missing = self.vocabulary_size - logits_NV.shape[1]
             padded_NV = torch.nn.functional.pad(logits_NV, (0, missing), value=-torch.inf)
             return {"logits": padded_NV.cpu().numpy()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
-from sinkd_llm.teachers.cache.layout import CONTENTS, ENCODINGS, OVER_CHOICES, CacheLayout
+from sinkd_llm.teachers.cache.layout import CONTENTS, ENCODINGS, IN_GROUPS, OVER_CHOICES, CacheLayout
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -235,7 +235,7 @@ def _check(content: Mapping[str, Any]) -> None:
     layout, temperatures = content["layout"], content["layout"]["temperatures"]
     _check_list("layout.temperatures", temperatures, _NUMBER)
     _check_list("layout.always", layout["always"], int)
-    for name, known in (("content", (*CONTENTS, OVER_CHOICES)), ("encoding", ENCODINGS)):
+    for name, known in (("content", (*CONTENTS, OVER_CHOICES, IN_GROUPS)), ("encoding", ENCODINGS)):
         if layout[name] not in known:
             raise ValueError(f"layout.{name} is {layout[name]!r}")
     _check_list("tail_at", content["tail_at"], int)

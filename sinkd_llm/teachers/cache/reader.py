@@ -1,6 +1,6 @@
 """A teacher that ran earlier: its signal comes from files, and no model is loaded.
 
-Shape suffixes: N supervised tokens of a batch.
+Shape suffixes: N supervised tokens of a batch, B rows of a batch, M teacher rows of its groups.
 """
 
 import logging
@@ -16,14 +16,17 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import kind_of, output_size
 from sinkd_llm.models.kinds.class_heads import class_words
 from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.objectives import TeacherSets
 from sinkd_llm.objectives.couplings import PROPORTION
 from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
 from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
-from sinkd_llm.teachers.cache.layout import OVER_CHOICES
+from sinkd_llm.teachers.cache.in_groups import answer_sets, check_objective, found_in, group_numbers
+from sinkd_llm.teachers.cache.layout import IN_GROUPS
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, name_key, row_keys
-from sinkd_llm.teachers.contract import TeacherRows
+from sinkd_llm.teachers.contract import GROUP_NUMBER, TeacherRows
 from sinkd_llm.teachers.fit import check_class_order
+from sinkd_llm.teachers.questions import AnswerSet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,7 +76,7 @@ class CachedTeacher:
         self._check_arrays()
         tokens = [shard["tokens"] for shard in self.manifest.shards]
         self._starts = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
-        self.over_choices = self.manifest.layout.content == OVER_CHOICES
+        self.over_choices = self.manifest.layout.over_choices
         # Over answer choices a student reads the rows with a tokenizer of its own.
         self.context_length = None if self.over_choices else self.manifest.rows.cut_at
         self.scores_classes = self.manifest.teacher.scores_classes
@@ -85,13 +88,16 @@ class CachedTeacher:
     def _check_arrays(self) -> None:
         """Refuses arrays that are not what the manifest says: they could be read, and rows would be other rows."""
         index, examples, total = self._index, self.manifest.rows.examples, self.manifest.tokens
-        for name in ("key", "print", "first", "count"):
+        of_groups = ("place", "paired") if self.in_groups else ()
+        for name in ("key", "print", "first", "count", *of_groups):
             array = index.get(name)
             if array is None or array.shape != (examples,) or array.dtype.kind != "u":
                 self._refuse(f"the index has no {name} of {examples} examples")
         ends = index["first"].astype(np.int64) + index["count"].astype(np.int64)
         if len(ends) and (ends.max() > total or (index["key"][1:] < index["key"][:-1]).any()):
             self._refuse("the index names rows that are not there")
+        if self.in_groups and (index["place"] >= index["count"])[index["paired"] > 0].any():
+            self._refuse("the index names pairs that are not there")
         expected = self.manifest.layout.shapes
         for shard, mapped in zip(self.manifest.shards, self._shards, strict=True):
             found = {name: (array.dtype.str.lstrip("<|=>"), array.shape[1:]) for name, array in mapped.arrays.items()}
@@ -99,19 +105,27 @@ class CachedTeacher:
             if found != expected or rows != {shard["tokens"]}:
                 self._refuse(f"{shard['file']} does not hold {shard['tokens']} rows of this layout")
 
+    @property
+    def in_groups(self) -> bool:
+        """Whether its rows are known per group, and not one for each row."""
+        return self.manifest.layout.content == IN_GROUPS
+
     def signal(self, batch: Mapping[str, Any]) -> TeacherRows:
         """
         The rows of the supervised tokens of a batch, in the order of all kinds: example by example, and each
         answer from its beginning. See [`~sinkd_llm.teachers.contract.Teacher`].
 
         Args:
-            batch (`Mapping`): its `example_id` names the examples, and the signal goes where its `labels` are.
+            batch (`Mapping`): its `example_id` names the examples, and the signal goes where its `labels` are. Of
+                rows that are known per group it holds whole groups, and their numbers ([`GROUP_NUMBER`]).
 
         Raises:
             InputError: naming the examples that are not in the cache.
         """
         example_ids, device = batch["example_id"], batch["labels"].device
         entry = self._entries([example_key(name) for name in example_ids], example_ids)
+        if self.in_groups:
+            return self._sets(entry, batch)
         counts = self._index["count"][entry].astype(np.int64)
         position = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
         rows = np.repeat(self._index["first"][entry].astype(np.int64), counts) + position
@@ -119,11 +133,30 @@ class CachedTeacher:
         row_N = torch.from_numpy(np.flatnonzero(counts)).to(device) if self.over_choices else None
         return TeacherRows(signal, torch.from_numpy(position).to(device), row_N)
 
+    def _sets(self, entry_B: "np.ndarray[Any, Any]", batch: Mapping[str, Any]) -> TeacherRows:
+        found, device = found_in(self._index, entry_B), batch["labels"].device
+        arrays = self._read(found.row_M)
+        # On the CPU, where the sizes of groups are needed.
+        group_M = batch[GROUP_NUMBER].cpu()[torch.from_numpy(found.member_M)]
+        times_M, paired_M = torch.from_numpy(arrays["times"]), torch.from_numpy(found.paired_M)
+        row_N = torch.from_numpy(found.taught_N).to(device)
+        signal = self.manifest.layout.decode(arrays, device)
+        return TeacherRows(signal, torch.zeros_like(row_N), row_N, TeacherSets(group_M, times_M, paired_M))
+
     def count(self, batch: Mapping[str, Any]) -> int:
         """See [`~sinkd_llm.teachers.contract.Teacher`]."""
         names = batch["example_id"]
         entry = self._entries([example_key(name) for name in names], names)
-        return int(self._index["count"][entry].sum())
+        counts = self._index["count"][entry]
+        return int((counts > 0).sum() if self.in_groups else counts.sum())
+
+    def groups_of(self, features: "Dataset") -> "np.ndarray[Any, Any] | None":
+        """See [`~sinkd_llm.teachers.contract.Teacher`]."""
+        if not self.in_groups:
+            return None
+        return group_numbers(
+            self._index, np.concatenate([self._entries(part.keys, part.names) for part in row_prints(features)])
+        )
 
     @property
     def asked(self) -> dict[str, str]:
@@ -133,15 +166,29 @@ class CachedTeacher:
     def answers(self, names: Sequence[str]) -> dict[str, "np.ndarray[Any, Any]"]:
         """
         Over answer choices: the log-scores of the rows of these names that have any, -inf where a row has fewer
-        choices.
+        choices. Of rows that are known per group these are the rows whose own is known.
 
         Raises:
             InputError: naming rows that are not in the cache.
         """
         entry = self._entries([example_key(name) for name in names], names)
-        known = np.flatnonzero(self._index["count"][entry])
-        scores = self._read(self._index["first"][entry][known].astype(np.int64))["logits"]
+        has_own, place = self._index["count"][entry] > 0, np.zeros(len(entry), np.int64)
+        if self.in_groups:
+            has_own &= self._index["paired"][entry] > 0
+            place = self._index["place"][entry].astype(np.int64)
+        known = np.flatnonzero(has_own)
+        scores = self._read((self._index["first"][entry].astype(np.int64) + place)[known])["logits"]
         return {names[i]: row for i, row in zip(known.tolist(), scores, strict=True)}
+
+    def sets(self, names: Sequence[str]) -> list[AnswerSet]:
+        """
+        Of rows that are known per group: what there is of the groups of these names, in the order of their first rows.
+
+        Raises:
+            InputError: naming rows that are not in the cache.
+        """
+        entry = self._entries([example_key(name) for name in names], names)
+        return answer_sets(self._index, entry, names, self._read)
 
     def check_finite(self, batch: Mapping[str, Any]) -> None:
         """Only finite logits are cached."""
@@ -262,6 +309,8 @@ class CachedTeacher:
             InputError: saying how to cache it.
         """
         layout = self.manifest.layout
+        if self.in_groups:
+            check_objective(objective, self._index, str(self.folder))
         if layout.names_all_ids:
             return
         verbalizers = objective.vocabulary == "verbalizers"

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -49,28 +49,55 @@ _SPANS = 8
 _SAMPLED_ROWS = 4
 
 
+@dataclass(frozen=True, eq=False)
+class RowGroups:
+    """
+    Rows whose teacher rows are known per group: a group's teacher rows are stored once, with one of its rows.
+
+    Args:
+        carrier (`np.ndarray`): for each row of the data set, the number of the row with which its group's are stored;
+            its own number for a row without a group.
+        place (`np.ndarray`): its place in its group, from 0.
+        paired (`np.ndarray`): whether the teacher row of this place is its own.
+    """
+
+    carrier: "np.ndarray[Any, Any]"
+    place: "np.ndarray[Any, Any]"
+    paired: "np.ndarray[Any, Any]"
+
+
 class RowOrder:
     """The rows of a cache in caching order: longest first, so that what does not fit into memory fails at once.
 
     Args:
         features ([`~datasets.Dataset`]): tokenised rows.
-        present (`np.ndarray`, *optional*): over answer choices, of which rows the teacher speaks. Default: of all.
+        counts (`np.ndarray`, *optional*): over answer choices, how many teacher rows are stored with each row.
+            Default: one.
+        groups ([`RowGroups`], *optional*): over answer choices, the groups by which the teacher's rows are known.
 
     Attributes:
         order (`np.ndarray`): the data set's row numbers in caching order.
         hash (`str`): of the rows in the data set's order.
     """
 
-    def __init__(self, features: "Dataset", present: "np.ndarray[Any, Any] | None" = None) -> None:
+    def __init__(
+        self,
+        features: "Dataset",
+        counts: "np.ndarray[Any, Any] | None" = None,
+        groups: "RowGroups | None" = None,
+    ) -> None:
         digest = hashlib.blake2b(digest_size=16)
         parts = []
         for part in row_prints(features):
             digest.update(part.keys.tobytes() + part.prints.tobytes())
             parts.append((part.keys, part.prints, part.counts, part.lengths))  # without names, which are long
-        self.hash = digest.hexdigest()
+        if groups is not None:
+            for array in (groups.carrier, groups.place, groups.paired):
+                digest.update(array.tobytes())
+        self.hash, self.groups = digest.hexdigest(), groups
         self.keys, self.prints, self.counts, lengths = map(np.concatenate, zip(*parts, strict=True))
-        if present is not None:
-            self.counts = present.astype(np.int64)
+        if counts is not None:
+            self.counts = counts
         self.order = np.argsort(-lengths, kind="stable")
         self._refuse_repeated(features)
 
@@ -79,12 +106,18 @@ class RowOrder:
         first = np.zeros(len(self.order), np.uint64)
         first[self.order] = np.concatenate([[0], np.cumsum(self.counts[self.order])[:-1]])
         by_key = np.argsort(self.keys)
-        small = int(self.counts.sum()) < 2**32
+        small, wide = int(self.counts.sum()) < 2**32, self.counts.max(initial=0) >= 2**16
+        counts, of_groups = self.counts, {}
+        if self.groups is not None:
+            first, counts = first[self.groups.carrier], counts[self.groups.carrier]
+            of_groups["place"] = self.groups.place[by_key].astype(np.uint32)
+            of_groups["paired"] = self.groups.paired[by_key].astype(np.uint8)
         return {
             "key": self.keys[by_key],
             "print": self.prints[by_key],
             "first": first[by_key].astype(np.uint32 if small else np.uint64),
-            "count": self.counts[by_key].astype(np.uint32 if self.counts.max(initial=0) >= 2**16 else np.uint16),
+            "count": counts[by_key].astype(np.uint32 if wide else np.uint16),
+            **of_groups,
         }
 
     def _refuse_repeated(self, features: "Dataset") -> None:
@@ -209,13 +242,18 @@ class CacheWriter:
         turns = (self._rank, 2 * self._processes - 1 - self._rank)
         return [span for i, span in enumerate(spans) if i % (2 * self._processes) in turns]
 
-    def add(self, rows: list[int], logits_NV: Tensor, example_N: Tensor) -> None:
-        """The teacher's logits of the next batch, in the order of `rows` and of each row's answer."""
+    def add(
+        self, rows: list[int], logits_NV: Tensor, example_N: Tensor, times_N: "np.ndarray[Any, Any] | None" = None
+    ) -> None:
+        """The teacher's logits of the next batch, in the order of `rows` and of each row's answer; of rows in groups
+        also how often a group has each."""
         counts = torch.bincount(example_N.cpu(), minlength=len(rows)).numpy()
         expected = self.ordered.counts[rows]
         if not (example_N.diff() >= 0).all() or not np.array_equal(counts, expected):
             raise RuntimeError(f"the teacher gave {counts.tolist()} rows for answers of {expected.tolist()} tokens")
         arrays = self.manifest.layout.encode(logits_NV)
+        if times_N is not None:
+            arrays["times"] = times_N.astype(np.float32)
         self._buffer.append(arrays)
         self._examples += len(rows)
         self._bytes += sum(array.nbytes for array in arrays.values())

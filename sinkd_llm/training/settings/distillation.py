@@ -69,14 +69,14 @@ def _check_teacher(args: "SinKDConfig") -> None:
 
 def _check_groups(args: "SinKDConfig") -> None:
     if args.transport_scope != GROUP:
-        if args.group_column is not None:
+        if args.group_column is not None and args.teacher_file is None:  # a file may be read by it
             raise SettingError(
                 "group_column",
                 f"would have no effect with transport_scope {args.transport_scope}; set transport_scope to group, or "
                 "leave group_column out.",
             )
         return
-    if args.group_column is None:
+    if args.group_column is None and args.teacher_cache is None:  # a cache may know groups
         raise SettingError(
             "transport_scope",
             "is group, and nothing says of which group a row is; set group_column to a column of the training rows.",
