@@ -3,14 +3,25 @@
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, shown
 from sinkd_llm.models.adapter_checks import refuse_hidden_adapter
 from sinkd_llm.models.adapter_facts import is_switched_off
+from sinkd_llm.models.layer_stacks import (
+    Kept,
+    count_of,
+    first_alone,
+    layer_stacks,
+    layers_of,
+    put,
+    short_lists,
+    shorten_config,
+)
 from sinkd_llm.models.origin import new_modules_of, set_origin
 from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.models.quantisation import is_quantised
@@ -42,9 +53,11 @@ def kept_layers(num_layers: int, total: int, part: str = "") -> list[int]:
     return [(2 * i * (total - 1) + steps) // (2 * steps) for i in range(num_layers)]
 
 
-def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = None) -> Any:
+def select_layers(
+    model: Any, num_layers: int | Sequence[int], num_decoder_layers: int | Sequence[int] | None = None
+) -> Any:
     """
-    A student made of evenly spaced layers of `model`.
+    A student made of some layers of `model`.
 
     Embeddings, final norm and head are kept, so is the width. The student has its own copy of every
     weight; the dropped layers are never copied. An adapter on `model` is folded into the copy, or left out of it where
@@ -54,44 +67,42 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the model to take layers from; it is not changed.
-        num_layers (`int`): in `[1, layers of the model]`; which ones: [`kept_layers`]. Of an encoder-decoder,
+        num_layers (`int` or sequence of `int`): how many, in `[1, layers of the model]`, evenly spaced ones, see
+            [`kept_layers`]; or the indices of the layers themselves, from 0, in their order. Of an encoder-decoder,
             the layers of its encoder.
-        num_decoder_layers (`int`, *optional*, defaults to `num_layers`): layers of its decoder.
+        num_decoder_layers (`int` or sequence of `int`, *optional*, defaults to `num_layers`): the same of its decoder.
 
     Returns:
         `PreTrainedModel`: an ordinary model with a configuration of its own. It has no
         `name_or_path`, because no name gives these weights again.
 
     Raises:
-        InputError: if a number is out of range, a model without a decoder of its own is given
-            `num_decoder_layers`, or the model cannot be cut this way.
+        InputError: if a number or an index is out of range, indices are not in their order or leave out a first layer
+            that has to stay, a model without a decoder of its own is given `num_decoder_layers`, or the model cannot
+            be cut this way.
     """
     source = unwrap(model)
     refuse_hidden_adapter(source)
-    stacks = _layer_stacks(source)
+    stacks = layer_stacks(source)
     if num_decoder_layers is not None and len(stacks) == 1:
         raise InputError(
             f"{type(source).__name__} has one stack of layers, so the number of decoder layers means nothing; drop it."
         )
     wanted = (num_layers, num_layers if num_decoder_layers is None else num_decoder_layers)
+    layers = layers_of(source, stacks)
     kept = {
-        name: kept_layers(number, len(source.get_submodule(name)), part)
-        for (part, name), number in zip(stacks.items(), wanted, strict=False)
+        part: kept_layers(these, len(layers[part]), part)
+        if isinstance(these, int)
+        else _checked_indices(these, layers[part], part)
+        for part, these in zip(stacks, wanted, strict=False)
     }
-    originals = {name: source.get_submodule(name) for name in kept}
     # The short lists stand in while copying, so that the dropped layers take no memory.
-    for name, indices in kept.items():
-        _put(source, name, nn.ModuleList([originals[name][index] for index in indices]))
-    try:
+    with short_lists(source, stacks, kept):
         student = copy.deepcopy(model)
-    finally:
-        for name, original in originals.items():
-            _put(source, name, original)
     if student_is_wrapped := unwrap(student) is not student:
         student = student.unload() if is_switched_off(student) else student.merge_and_unload()
 
-    for part, name in stacks.items():
-        _shorten_config(student.config, part, kept[name], len(originals[name]))
+    shorten_config(student.config, kept, {part: len(layers[part]) for part in stacks})
     student = rebuilt(student)
     if student_is_wrapped:
         student.requires_grad_(True)
@@ -100,67 +111,61 @@ def select_layers(model: Any, num_layers: int, num_decoder_layers: int | None = 
     return student
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
-
-
-# What a part's number of layers is called; the first name that a configuration has counts.
-_COUNTS = {
-    "": ("num_hidden_layers",),
-    "encoder": ("encoder_layers", "num_layers"),
-    "decoder": ("decoder_layers", "num_decoder_layers"),
-}
-
-
-def _count_name(config: Any, part: str) -> str | None:
-    return next((name for name in _COUNTS[part] if isinstance(getattr(config, name, None), int)), None)
-
-
-def _layer_stacks(model: nn.Module) -> dict[str, str]:
-    """Part (`""`, or `"encoder"` and `"decoder"`) to the name of its `ModuleList`, e.g. `model.layers`."""
-    config: Any = getattr(model, "config", None)
-    parts = ("encoder", "decoder") if getattr(config, "is_encoder_decoder", False) else ("",)
-    stacks = {}
-    for part in parts:
-        count = _count_name(config, part)
-        total = getattr(config, count) if count else None
-        # Parents come before their children, so lists inside a layer (experts, T5's sublayers) are not met first.
-        for name, module in model.named_modules():
-            if isinstance(module, nn.ModuleList) and len(module) == total and (not part or part in name.split(".")):
-                stacks[part] = name
-                break
-    if len(stacks) < len(parts):
+def _checked_indices(indices: Sequence[int], layers: nn.ModuleList, part: str) -> list[int]:
+    """The indices of layers as they were given, if they are some."""
+    of = f"the {part}'s layers" if part else "the layers"
+    total = len(layers)
+    if not indices:
+        raise InputError(f"No index of {of} is given; give at least one from 0 to {total - 1}.")
+    for place, index in enumerate(indices):
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < total:
+            raise InputError(
+                f"The index {shown(index)} of {of} to keep is none of this model's, which has {total}: give whole "
+                f"numbers from 0 to {total - 1}."
+            )
+        if place and index <= indices[place - 1]:
+            said = "is given twice" if index in indices[:place] else f"stands after {indices[place - 1]}"
+            raise InputError(
+                f"The index {index} of {of} to keep {said}; give each layer once, in the order that the layers have "
+                f"in the model: {', '.join(map(str, sorted(set(indices))))}."
+            )
+    if indices[0] != 0 and first_alone(layers):
         raise InputError(
-            f"Cannot take layers from {type(model).__name__}: it has no single list of layers"
-            + (" in its encoder and in its decoder." if len(parts) > 1 else ".")
+            f"{', '.join(map(str, indices))} of {of} leave out layer 0, which has weights that no other layer has "
+            "(T5's holds the position biases of all layers) and has to stay; add 0."
         )
-    return stacks
+    return list(indices)
 
 
-def _shorten_config(config: Any, part: str, kept: list[int], total: int) -> None:
-    """Makes `config` describe the kept layers: their number and every list with one entry a layer."""
-    for name, value in list(vars(config).items()) if not part else []:
-        if name == "mlp_only_layers":  # lists layers by index
-            setattr(config, name, [new for new, old in enumerate(kept) if old in value])
-        elif (
-            isinstance(value, list | tuple)
-            and len(value) == total
-            and not name.endswith(("_token_id", "_token_ids"))
-            and name not in ("architectures", "attention_types")
-        ):
-            setattr(config, name, [value[index] for index in kept])
-    if hasattr(config, "attention_types"):  # GPT-Neo: [[pattern, repetitions], …]
-        config.attention_types = [[list(config.attention_layers), 1]]
-    setattr(config, str(_count_name(config, part)), len(kept))
+def view_of_layers(model: Any, kept: Kept) -> Any:
+    """
+    The student that [`select_layers`] would make, around the very weights of `model`, to look at what it computes.
+
+    Args:
+        model (`PreTrainedModel`): without an adapter; it is not changed.
+        kept (`Mapping[str, Sequence[int]]`): the indices of its layers, for each part of [`layer_stacks`].
+
+    Returns:
+        `PreTrainedModel`: it shares every weight with `model`, in evaluation mode. Do not train it.
+
+    Raises:
+        InputError: if the model cannot be cut this way.
+    """
+    stacks = layer_stacks(model)
+    totals = {part: len(layers) for part, layers in layers_of(model, stacks).items()}
+    config = copy.deepcopy(model.config)
+    shorten_config(config, kept, totals)
+    with short_lists(model, stacks, kept):
+        return rebuilt(model, config).eval()
 
 
-def rebuilt(model: Any) -> Any:
+def rebuilt(model: Any, config: Any = None) -> Any:
     """
     `model` as its configuration alone describes it, around the very same weights.
 
     Args:
-        model (`PreTrainedModel`): it is used up: its weights, packed ones too, move to the result.
+        model (`PreTrainedModel`): its weights, packed ones too, are those of the result.
+        config (`PretrainedConfig`, *optional*): the configuration, where it is not the model's own.
 
     Raises:
         InputError: if a model of this configuration has other weights.
@@ -171,7 +176,8 @@ def rebuilt(model: Any) -> Any:
 
     cls, on_meta = type(model), all(parameter.is_meta for parameter in model.parameters())
     # As from its file, so that what does not survive there does not survive here.
-    config = type(model.config).from_dict(json.loads(json.dumps(model.config.to_dict(), default=str)))
+    config = model.config if config is None else config
+    config = type(config).from_dict(json.loads(json.dumps(config.to_dict(), default=str)))
     config._attn_implementation = model.config._attn_implementation
     try:
         with torch.device("meta") if on_meta else init_empty_weights(include_buffers=False), no_init_weights():
@@ -185,7 +191,7 @@ def rebuilt(model: Any) -> Any:
     for name, module in model.named_modules(remove_duplicate=False):
         twin = fresh.get_submodule(name)
         if type(module) is not type(twin) and module is not model and next(module.parameters(False), None) is not None:
-            _put(fresh, name, module)  # a layer of a quantisation
+            put(fresh, name, module)  # a layer of a quantisation
             continue
         for key in module._parameters:
             twin._parameters[key] = module._parameters[key]
@@ -264,7 +270,7 @@ def _check_runs(student: Any) -> None:
                 "%s of %d encoder and %d decoder layers generates without a cache, slower: Transformers builds one "
                 "for the encoder's number of layers.",
                 type(student).__name__,
-                getattr(student.config, str(_count_name(student.config, "encoder"))),
-                getattr(student.config, str(_count_name(student.config, "decoder"))),
+                count_of(student.config, "encoder"),
+                count_of(student.config, "decoder"),
             )
             settings.use_cache = False

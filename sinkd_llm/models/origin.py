@@ -3,10 +3,13 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.models.names import ModelSource, stored_file
 from sinkd_llm.models.stored_config import CONFIG
+
+if TYPE_CHECKING:
+    from sinkd_llm.models.layer_choice import LayerChoice
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class Origin:
         new_modules (`tuple[str, ...]`): the modules that started with random weights, as [`modules_of`] names them.
         held_before_spreading (`bool`): whether `source` held the weights when that was last looked at: it cannot be
             once they are spread over processes.
+        layers ([`LayerChoice`], *optional*): which layers it has of the model that it was cut from in this process.
     """
 
     source: ModelSource | None
     new_modules: tuple[str, ...] = ()
     held_before_spreading: bool = True
+    layers: "LayerChoice | None" = None
 
 
 def origin_of(model: Any) -> Origin | None:
@@ -56,6 +61,17 @@ def set_origin(model: Any, source: ModelSource | None, new_modules: tuple[str, .
 def note_held(model: Any, held: bool) -> None:
     """Writes down whether a model's source holds its weights, as long as that can be seen."""
     model.sinkd_origin = dataclasses.replace(origin_of(model) or Origin(None), held_before_spreading=held)
+
+
+def note_layers(model: Any, layers: "LayerChoice") -> None:
+    """Writes down which layers a model has of another one."""
+    model.sinkd_origin = dataclasses.replace(origin_of(model) or Origin(None), layers=layers)
+
+
+def noted_layers(model: Any) -> "LayerChoice | None":
+    """Which layers a model has of the one that it was cut from; `None` if it was not cut in this process."""
+    origin = origin_of(model)
+    return origin.layers if origin is not None else None
 
 
 def new_modules_of(model: Any) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ class RunRecord:
         settings (`dict[str, Any]`): those that differ from their defaults, and all of the objective.
         all_settings (`dict[str, Any]`): all of them.
         versions (`dict[str, str]`): of the packages that a result depends on.
+        layers (`dict[str, Any]`, *optional*): which layers of another model the student has, and why.
     """
 
     command: str
@@ -110,6 +111,7 @@ class RunRecord:
     settings: dict[str, Any]
     all_settings: dict[str, Any]
     versions: dict[str, str]
+    layers: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Write `results.json` into a folder, whole or not at all."""
@@ -134,6 +136,7 @@ class RunRecord:
             for name in ("training", "settings", "all_settings", "versions"):
                 if not isinstance(content[name], dict):
                     raise TypeError(f"{name} is no mapping")
+            content.setdefault("layers", None)  # a record of an earlier version has none
             return cls(**{name: content[name] for name in cls._names()} | {"rows": rows})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise not_readable(folder) from error

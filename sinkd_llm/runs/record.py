@@ -29,9 +29,13 @@ def write_results(
     rows: list[ResultRow],
     training: dict[str, float],
     arguments: "tuple[TaskArguments, SinKDConfig, ModelConfig]",
+    student: Any,
 ) -> None:
-    """Write `results.json`: scores, time, memory, settings, versions, and the command line."""
-    training_args = arguments[1]
+    """Write `results.json`: scores, time, memory, settings, versions, the command line, and the student's layers."""
+    from sinkd_llm.models.origin import noted_layers
+    from sinkd_llm.models.wrappers import unwrap
+
+    training_args, layers = arguments[1], noted_layers(unwrap(student))
     everything = every_setting(arguments)
     # Against constructed defaults, not the defaults of the fields: TrainingArguments fills many in by itself.
     defaults = every_setting((None, type(training_args)(output_dir=training_args.output_dir), type(arguments[2])()))
@@ -54,6 +58,7 @@ def write_results(
         settings=masked(dict(sorted((changed | objective).items()))),
         all_settings=masked(dict(sorted(everything.items()))),
         versions=versions(),
+        layers=layers.as_dict() if layers is not None else None,
     ).write(output_dir)
 
 

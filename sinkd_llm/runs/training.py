@@ -361,7 +361,7 @@ def _act(
     if is_main_process():
         with explained(output_dir, run.resume):
             write_predictions(output_dir, answers)
-            write_results(output_dir, run.command, argv, data, rows, training, arguments)
+            write_results(output_dir, run.command, argv, data, rows, training, arguments, trainer.model)
             write_report(output_dir)
     return RunResult(run.command, output_dir, rows, training)
 

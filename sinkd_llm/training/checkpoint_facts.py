@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sinkd_llm.models.kinds.over_choices import OverChoices
-from sinkd_llm.models.origin import name_of, new_modules_of
+from sinkd_llm.models.origin import name_of, new_modules_of, noted_layers
 from sinkd_llm.models.partitioning import is_part, whole_shape
 from sinkd_llm.models.wrappers import unwrap
 
@@ -73,6 +73,11 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
             refused.append(f"the student ({name}): {student[name]}{words} in the checkpoint, {ours[name]}{words} now")
             break
     else:
+        if student.get("kept") and ours["kept"] and student["kept"] != ours["kept"]:
+            refused.append(
+                f"the student's layers of its teacher or model: {_in_words(student['kept'])} in the checkpoint, "
+                f"{_in_words(ours['kept'])} now; to have the former, list them in layer_selection"
+            )
         for name, words in (("shapes", "its weights have other names or shapes"), ("weights", "its weights differ")):
             if student.get(name) is not None and ours[name] is not None and student[name] != ours[name]:
                 there, here = student.get("name") or "it", ours["name"] or "it"
@@ -87,6 +92,11 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
         refused.append(f"the training rows: {'other tokens or another order of the rows' if same else counts}")
     refused += _changes(stored.get("order"), now["order"])
     return refused, _changes(stored.get("free"), now["free"])
+
+
+def _in_words(kept: Mapping[str, Any]) -> str:
+    """As `layer_selection` lists layers."""
+    return "; ".join(",".join(map(str, indices)) for indices in kept.values())
 
 
 def _changes(stored: Any, now: Mapping[str, Any]) -> list[str]:
@@ -145,10 +155,11 @@ def _student(model: Any) -> dict[str, Any]:
             continue
         flat = parameter.detach().reshape(-1)
         weights.update(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes())
-    layers = getattr(config, "num_hidden_layers", None)
+    layers, choice = getattr(config, "num_hidden_layers", None), noted_layers(base)
     return {
         "class": type(base).__name__,
         "layers": layers if isinstance(layers, int) else None,
+        "kept": choice.as_dict()["kept"] if choice is not None else None,
         "parameters": count,
         "dtype": str(parameters[0][1].dtype).removeprefix("torch.") if parameters else None,
         "name": name_of(base),

@@ -31,6 +31,7 @@ from sinkd_llm.training.processes import check_launch, start_cpu_group, use_cpus
 from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_optimizer, check_revision, check_together
 from sinkd_llm.training.settings.distillation import check_distillation
+from sinkd_llm.training.settings.layers import layers_as_text
 from sinkd_llm.training.settings.texts import described
 
 # Over what student and teacher are compared.
@@ -55,11 +56,16 @@ class SinKDConfig(TrainingArguments):
         model_init_kwargs (`dict[str, Any] | str`, *optional*):
             Keyword arguments for [`load_model`] when the student is given as a string.
         student_layers (`int`, *optional*):
-            Build the student from this many evenly spaced layers of the model that `model_name_or_path` names (in
-            Python, `model`), or of the teacher if it names none.
+            Build the student from this many layers of the model that `model_name_or_path` names (in Python, `model`),
+            or of the teacher if it names none.
         student_decoder_layers (`int`, *optional*):
-            Decoder layers of an encoder-decoder student. Default: `student_layers`, which is then the number of its
-            encoder layers.
+            Decoder layers of an encoder-decoder student, which has `student_layers` encoder layers. Default: as many.
+        layer_selection (`str`, *optional*, defaults to `"even"`):
+            Which layers: evenly spaced ones (`"even"`), those that most change what they read (`"influence"`), those
+            that are left when the layer without which answers change least is dropped, again and again (`"greedy"`),
+            or a list of indices, from 0: `"0,2,5"`, for encoder and decoder `"0,2,5; 0,3"`.
+        layer_selection_rows (`int`, *optional*, defaults to `64`):
+            How many training rows `"influence"` and `"greedy"` look at.
         check_saved (`bool`, *optional*, defaults to `True`):
             Load the saved student and compare its outputs with the outputs of the trained one.
         model_kind (`str`, *optional*):
@@ -252,6 +258,8 @@ class SinKDConfig(TrainingArguments):
     model_init_kwargs: dict[str, Any] | str | None = None
     student_layers: int | None = None
     student_decoder_layers: int | None = None
+    layer_selection: str = "even"
+    layer_selection_rows: int = 64
     check_saved: bool = True
     model_kind: str | None = field(default=None, metadata={"choices": tuple(KINDS)})
     trust_remote_code: bool = False
@@ -319,6 +327,7 @@ class SinKDConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.layer_selection = layers_as_text(self.layer_selection)
         check_settings(self)
         use_cpus_if_alone(self)
         check_together(self)

@@ -14,7 +14,6 @@ from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.models.kinds import kind_of, output_size
 from sinkd_llm.models.kinds.class_heads import class_order, class_words, is_new_head, name_classes, same_words
 from sinkd_llm.models.kinds.experts import warn_of_router
-from sinkd_llm.models.layers import select_layers
 from sinkd_llm.models.loading import load_model
 from sinkd_llm.models.origin import name_of, origin_of
 from sinkd_llm.models.pair_checks import check_apart, check_has_weights
@@ -26,6 +25,7 @@ from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives.transported import NEEDS_DISTRIBUTIONS
 from sinkd_llm.teachers import CachedTeacher, LocalTeacher, Teacher, resolve_placement
 from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.layer_selection import cut_student
 from sinkd_llm.training.signal import FoundSignal, signal_for, signal_of_cache
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ def load_pair(
     if args.signal == "tokens" and teacher is not None and not teacher.scores_classes:
         classes = None  # as beside a model that scores words
     names = teacher.classes if teacher is not None else None
-    student = load_student(model, loaded, args, quantization_config, classes, teacher_classes=names)
+    seen = tokenizer, rows
+    student = load_student(model, loaded, args, quantization_config, classes, teacher_classes=names, seen=seen)
     for role, given in (("The teacher", loaded), ("The student", student)):
         if given is not None:
             check_has_weights(given, role)
@@ -197,6 +198,7 @@ def load_student(
     classes: Sequence[str] | None = None,
     load: Callable[..., Any] = load_model,
     teacher_classes: tuple[str, ...] | None = None,
+    seen: tuple[Any, Any] | None = None,
 ) -> PreTrainedModel:
     """
     The student that `model` and `args` describe.
@@ -208,9 +210,10 @@ def load_student(
             one without weights.
         teacher_classes (`tuple[str, ...]`, *optional*): the names of the classes of a teacher that is not loaded, in
             their order.
+        seen (`tuple`, *optional*): the tokenizer and the training rows by which layers are chosen.
     """
     with whole_weights():
-        return _load_student(model, teacher, args, quantization_config, classes, load, teacher_classes)
+        return _load_student(model, teacher, args, quantization_config, classes, load, teacher_classes, seen)
 
 
 def _load_student(
@@ -221,6 +224,7 @@ def _load_student(
     classes: Sequence[str] | None,
     load: Callable[..., Any],
     teacher_classes: tuple[str, ...] | None,
+    seen: tuple[Any, Any] | None,
 ) -> PreTrainedModel:
     if model is None:
         if teacher is None or args.student_layers is None:
@@ -235,7 +239,7 @@ def _load_student(
                 "The teacher's weights are spread over the processes already, so no student can be cut from it; give "
                 "the teacher by name."
             )
-        return select_layers(teacher, args.student_layers, args.student_decoder_layers)
+        return cut_student(teacher, args, *(seen or (None, None)))
     if isinstance(model, str):
         arguments: dict[str, Any] = {
             "trust_remote_code": args.trust_remote_code,
@@ -251,8 +255,7 @@ def _load_student(
                 name_classes(unwrap(student).config, [classes[order.index(c)] for c in range(len(classes))])
         if args.student_layers is None:
             return student
-        cut = select_layers(student, args.student_layers, args.student_decoder_layers)
-        return cut
+        return cut_student(student, args, *(seen or (None, None)))
     for name, value in (
         ("quantization_config", quantization_config),
         ("args.model_init_kwargs", args.model_init_kwargs),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, SettingError, first_line, nearest, plain, shown
 from sinkd_llm.training.settings.checks import check_names, check_settings, mapping_of
+from sinkd_llm.training.settings.layers import settle_layers
 from sinkd_llm.training.settings.rules import NOT_ADAM, OPTIM_ARGS
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def check_together(args: "TrainingArguments") -> None:
         SettingError: for the first that does not fit the others.
     """
     check_mappings(args)
+    if hasattr(args, "layer_selection"):
+        settle_layers(args)
     _check_trackers(args.report_to)
     _check_launch(args)
     _check_workers(args)

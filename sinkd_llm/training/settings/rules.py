@@ -121,6 +121,7 @@ RANGES: dict[str, Range] = {
     # SinKDConfig
     "student_layers": Range(1, 100_000, whole=True, advice="a student has at least one layer"),
     "student_decoder_layers": Range(1, 100_000, whole=True, advice="a student has at least one layer"),
+    "layer_selection_rows": Range(1, 1_000_000, whole=True),
     "cache_tolerance": Range(0, MANY, above=True, advice="give a positive number, 2 to never warn"),
     "max_length": Range(
         2,
