@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.files import cache_dir
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
@@ -19,14 +20,16 @@ from sinkd_llm.runs.examining import say_examination, say_shares
 from sinkd_llm.runs.scorer import rows_hash
 from sinkd_llm.teachers.answer_file import KEY_COLUMNS, answers_in, file_rows
 from sinkd_llm.teachers.cache.answers import Said, write_answers
+from sinkd_llm.teachers.cache.in_groups import check_objective
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.group_file import finds_groups_by, sets_in
-from sinkd_llm.teachers.questions import Question, questions_of
-from sinkd_llm.teachers.served.asking import ask
+from sinkd_llm.teachers.questions import Question, questions_of, rows_of_pairs
+from sinkd_llm.teachers.served.asking import ask, ask_lists
 from sinkd_llm.teachers.served.finding import find_way
+from sinkd_llm.teachers.served.lists import list_questions
 from sinkd_llm.teachers.served.server import Server
-from sinkd_llm.teachers.served.ways import projected
+from sinkd_llm.teachers.served.ways import Way, projected
 from sinkd_llm.terminal import is_main_process, progress, say
 
 if TYPE_CHECKING:
@@ -67,12 +70,25 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
                 "with --teacher_cache."
             )
         return
+    if args.teacher_rows_per_request > 1:
+        _check_lists(args)
     with args.main_process_first(local=False, desc="asking the teacher"):
         folder = cache_dir() / "answers" / _name(data, args)
         manifest = cache_answers(folder, data, args) if is_main_process() else None
         args.teacher_cache = str(folder)
     if manifest is not None:
         say(f"The teacher's answers are in {folder} (sinkd cache --output keeps them elsewhere)")
+
+
+def _check_lists(args: "SinKDConfig") -> None:
+    """Before anything is asked: can a student learn from lists?"""
+    check_objective(args.objective(), True, f"lists of {args.teacher_rows_per_request} rows a request")
+    if args.per_device_train_batch_size < args.teacher_rows_per_request:
+        raise SettingError(
+            "teacher_rows_per_request",
+            f"is {args.teacher_rows_per_request}, and a batch has {args.per_device_train_batch_size} rows: the rows "
+            "of a request are a group, which stays in one batch. Set per_device_train_batch_size to as many or more.",
+        )
 
 
 def _refuse_another(folder: str, args: "SinKDConfig") -> None:
@@ -133,7 +149,10 @@ def cache_answers(
     else:
         answers = balanced_sets(data, answers)
         say_shares(data, answers)
+        if own := rows_of_pairs(answers):
+            say_examination(data, questions, own, held_out, theirs)
         how |= {} if args.group_column is None else {"group_column": args.group_column}
+        how |= {} if args.teacher_url is None else {"rows_per_request": str(args.teacher_rows_per_request)}
     record = _score(data, held_out, theirs) if theirs else None
     classes = class_names(data.train)
     return write_answers(
@@ -175,18 +194,15 @@ def _asked(
         concurrency=args.teacher_concurrency,
         choice_normalisation=args.choice_normalisation,
         way=args.teacher_way,
+        rows_per_request=args.teacher_rows_per_request,
     )
-    way = find_way(server, questions[0])
-    every = [*questions, *held_out]
-    requests, tokens = projected(server, way, every)
-    say(
-        f"{way.model} on {server.shown_url} is asked about {len(every):,} rows, {_WAYS[way.name]}. That takes at most "
-        f"{requests:,} requests with about {tokens:,} tokens"
-    )
-    for remark in way.remarks:
-        say(remark)
     journal = cache_dir() / "answers" / f"{hashlib.blake2b(server.url.encode(), digest_size=8).hexdigest()}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
+    if server.rows_per_request > 1:
+        return _in_lists(server, questions, held_out, journal)
+    way = find_way(server, questions[0])
+    every = [*questions, *held_out]
+    _say_costs(server, way, every, len(every))
     with progress(f"Asking {way.model}") as on_progress:
         said = ask(server, way, every, journal, on_progress)
     for sentence in said.sentences():
@@ -194,6 +210,34 @@ def _asked(
     names = {question.name for question in held_out}
     theirs = {name: scores for name, scores in said.answers.items() if name in names}
     return {name: scores for name, scores in said.answers.items() if name not in names}, theirs
+
+
+def _in_lists(
+    server: Server, questions: Sequence[Question], held_out: Sequence[Question], journal: Path
+) -> tuple[Said, Mapping[str, Any]]:
+    """The same, several rows in a request."""
+    lists = [list_questions(part, server.rows_per_request) if part else [] for part in (questions, held_out)]
+    server = replace(server, way="answers")
+    way, every = find_way(server, lists[0][0]), [*lists[0], *lists[1]]
+    _say_costs(server, way, every, len(questions) + len(held_out))
+    found = []
+    for part in lists:
+        with progress(f"Asking {way.model}") as on_progress:
+            found.append(ask_lists(server, way, part, journal, on_progress))
+    for sentence in found[0].sentences():
+        say(sentence)
+    return found[0].sets, found[1].answers()
+
+
+def _say_costs(server: Server, way: Way, questions: Sequence[Question], rows: int) -> None:
+    requests, tokens = projected(server, way, questions)
+    how = _WAYS[way.name] if server.rows_per_request == 1 else f"in lists of {server.rows_per_request}"
+    say(
+        f"{way.model} on {server.shown_url} is asked about {rows:,} rows, {how}. That takes at most {requests:,} "
+        f"requests with about {tokens:,} tokens"
+    )
+    for remark in way.remarks:
+        say(remark)
 
 
 def _in_file(
@@ -268,6 +312,7 @@ def _name(data: RunData, args: "SinKDConfig") -> str:
     digest = hashlib.blake2b(digest_size=12)
     about: list[Any] = [data.name, args.teacher_url, args.teacher_model, args.teacher_samples, args.teacher_way]
     about += [args.choice_normalisation, balance_asked(data), args.group_column]
+    about += [args.teacher_rows_per_request]
     if args.teacher_file is not None:
         file = Path(args.teacher_file).expanduser()
         about += [str(file.resolve()), file.stat().st_mtime_ns if file.is_file() else None]

@@ -4,7 +4,7 @@ Shape suffixes: C choices of a row, M teacher rows of a group.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,10 @@ class Question:
     position: int = 0
     group: str | None = None
 
+    def longest_answer(self, length: Callable[[str], int] = len) -> int:
+        """The length of the longest answer, measured by `length`."""
+        return max(map(length, self.choices))
+
 
 @dataclass(frozen=True, eq=False)
 class AnswerSet:
@@ -65,6 +69,13 @@ class AnswerSet:
     def mass_M(self) -> "np.ndarray[Any, Any]":
         """How many of the group's rows each teacher row stands for, `[M]`."""
         return np.asarray(self.times_M * (len(self.names) / self.times_M.sum()))
+
+
+def rows_of_pairs(sets: Iterable[AnswerSet]) -> dict[str, "np.ndarray[Any, Any]"]:
+    """The scores `[C]` of the rows whose own teacher row is known, by their names."""
+    return {
+        name: scores_C for one in sets if one.paired for name, scores_C in zip(one.names, one.scores_MC, strict=True)
+    }
 
 
 def questions_of(dataset: "Dataset", group_column: str | None = None) -> list[Question]:

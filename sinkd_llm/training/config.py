@@ -92,18 +92,20 @@ class SinKDConfig(TrainingArguments):
             The score of a choice of several tokens: its log-likelihood (`"sum"`), or the mean over its tokens
             (`"token"`). With `signal` over choices.
         teacher_file (`str`, *optional*):
-            A teacher that is a file: for a row's place in the training file (`row`, from 0), its text (`text`), or its
-            `id` as this project gives it, an answer or a probability for each choice, as `.csv`, `.tsv`, `.jsonl`,
-            `.json` or `.parquet`.
+            A teacher that is a file: for a row's place in the training file (`row`, from 0), its text (`text`), its
+            `id` as this project gives it, or its group (`group_column`) an answer, a probability for each choice, or
+            for a group counts, as `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
         teacher_url (`str`, *optional*):
             A teacher on a server with an OpenAI-style API, such as `http://127.0.0.1:8000/v1`. Its key comes from the
-            environment variable `SINKD_TEACHER_API_KEY` or `OPENAI_API_KEY`. All rows are asked before training, and
-            no answer is asked for twice.
+            environment variable `SINKD_TEACHER_API_KEY` or `OPENAI_API_KEY`. All rows are asked before training, once.
         teacher_model (`str`, *optional*):
             What the server calls the model. Default: the only one that it lists.
         teacher_samples (`int`, *optional*, defaults to `0`):
             Where the server only answers: so many answers a row at temperature 1, whose frequencies are the signal.
             `0`: one answer at temperature 0.
+        teacher_rows_per_request (`int`, *optional*, defaults to `1`):
+            So many rows a request, as a list, which a list answers. They are a group of `transport_scope`: paired
+            (`transported_anchor` about `0.3`) where each has an answer, else a set.
         teacher_max_requests (`int`, *optional*):
             The most requests to the server.
         teacher_concurrency (`int`, *optional*, defaults to `8`):
@@ -112,15 +114,12 @@ class SinKDConfig(TrainingArguments):
             How the server is asked: for log-probabilities of the choices (`"scores"`), for the likeliest first tokens
             (`"top_logprobs"`), or for answers (`"answers"`); `"auto"`: the first of these that works.
         teacher_cache (`str`, *optional*):
-            Folder that `sinkd cache` wrote: the teacher's predictions come from there, and no teacher is loaded,
-            unless the student is cut from it.
+            Folder that `sinkd cache` wrote, in place of a teacher; one is loaded where the student is cut from it.
         cache_tolerance (`float`, *optional*, defaults to `0.05`):
-            Warn before training if a top-k cache knows the transport cost (0 to 2) less well than this, as a mean
-            over pairs of rows.
+            Warn before training if a top-k cache knows the mean transport cost (0 to 2) of a pair less well than this.
         teacher_deepspeed (`str`, *optional*, defaults to `"auto"`):
-            Where the teacher's weights lie when several processes train: `"replicate"` (whole in each), `"shard"`
-            (spread over their devices: ZeRO-3, or FSDP where the student has it), `"offload"` (spread over their
-            CPU memories, ZeRO-3) or `"auto"` (as the student's weights).
+            Where the teacher's weights lie in several processes: `"replicate"` (whole in each), `"shard"` (spread over
+            their devices: ZeRO-3 or FSDP), `"offload"` (over their CPU memories, ZeRO-3) or `"auto"` (as the student).
         disable_dropout (`bool`, *optional*, defaults to `False`):
             Set every dropout probability of the student to 0.
 
@@ -274,6 +273,7 @@ class SinKDConfig(TrainingArguments):
     teacher_url: str | None = None
     teacher_model: str | None = None
     teacher_samples: int = 0
+    teacher_rows_per_request: int = 1
     teacher_max_requests: int | None = None
     teacher_concurrency: int = 8
     teacher_way: str = field(default="auto", metadata={"choices": WAYS})

@@ -13,6 +13,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.runs import run_distill
 from sinkd_llm.runs.cache import run_cache
 from sinkd_llm.teachers import CachedTeacher
+from tests.support.language_server import language_server
 from tests.support.models import encoder_or_encoder_decoder, marked_tokenizer, save
 from tests.support.task_files import write_task
 
@@ -128,3 +129,40 @@ def test_runs_that_cannot_be(more: dict[str, Any], message: str, task: Path, stu
     with pytest.raises(InputError, match=message):
         distilled(task, student, **{name: value for name, value in given.items() if value is not None})
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_a_server_that_is_asked_for_lists_teaches_pairs_and_sets(
+    task: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(prompt: str, number: int) -> str:
+        texts = prompt.split("Texts:\n")[1].split("\n\nAnswers:")[0].splitlines()
+        said = ["positive" if "good" in text else "negative" for text in texts]
+        if number == 2:  # of one list it leaves a row out
+            said = said[1:]
+        return "Sure:\n" + "\n".join(f"{n}. {word}" for n, word in enumerate(said, 1))
+
+    settings: dict[str, Any] = {**TRANSPORTED, "transport_scope": "group", "teacher_rows_per_request": 4}
+    with language_server(style="chat", says=says) as state:
+        more = {"teacher_url": state.url, "transported_anchor": 0.3, "teacher_concurrency": 1}
+        records = distilled(task, student, **settings, **more)
+        asked = len(state.requests)
+        again = distilled(task, student, **settings, **more)
+        assert len(state.requests) == asked + 1  # the test request; the answers are there
+        for changes, message in (
+            ({"per_device_train_batch_size": 3}, "is 4, and a batch has 3 rows"),
+            ({"transport_scope": "batch"}, "transport_scope is batch, and the teacher's rows in lists of 4 rows"),
+            ({"group_column": "team"}, "makes each request a group, and group_column 'team' says of other groups"),
+        ):
+            with pytest.raises(InputError, match=message):
+                distilled(task, student, **{**settings, **more, **changes})
+        assert len(state.requests) == asked + 1  # refused before anything is asked
+    assert asked == 5  # a test, three lists to train on, and one for evaluation
+    said_all = " ".join(capsys.readouterr().err.split())
+    assert "is asked about 16 rows, in lists of 4. That takes at most 4 requests" in said_all
+    assert "2 of 3 lists (12 rows) have an answer for each row" in said_all
+    assert "1 with fewer answers than rows" in said_all
+    assert "The teacher on 8 rows that it teaches: score 1.000" in said_all
+    assert [record["loss"] for record in again] == [record["loss"] for record in records]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    teacher = next(row for row in results["rows"] if row["name"] == "teacher")
+    assert (teacher["metrics"]["acc"], teacher["num_examples"]) == (1.0, 4)

@@ -95,20 +95,20 @@ def answer_sets(
     return found
 
 
-def check_objective(objective: "DistillationObjective", index: Mapping[str, Array], cache: str) -> None:
+def check_objective(objective: "DistillationObjective", some_pairs: bool, source: str) -> None:
     """
     Makes sure that a loss asks for no pairs that are not known.
 
     Args:
         objective ([`DistillationObjective`]): the loss.
-        index (`Mapping`): of the cache.
-        cache (`str`): what it is called.
+        some_pairs (`bool`): whether in some groups it is known which teacher row is whose.
+        source (`str`): what they come from.
 
     Raises:
         SettingError: naming the setting, and what to set.
         InputError: for a loss without the term that learns from sets.
     """
-    known = f"the teacher's rows in {cache} are known per group"
+    known = f"the teacher's rows in {source} are known per group"
     if objective.transport_scope != GROUP:
         raise SettingError(
             "transport_scope", f"is {objective.transport_scope}, and {known}; set transport_scope to group."
@@ -136,7 +136,7 @@ def check_objective(objective: "DistillationObjective", index: Mapping[str, Arra
             "transported_coupling",
             f"is identity, which takes teacher row i for row i, and {known}; set it to transport (or proportion).",
         )
-    if moved.uses_pairs and not index["paired"].any():
+    if moved.uses_pairs and not some_pairs:
         raise SettingError(
             "transported_anchor",
             f"is {moved.transported_anchor:g}, which holds teacher row i near row i, and {known}, in any order; set "

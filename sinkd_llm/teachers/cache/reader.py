@@ -310,7 +310,7 @@ class CachedTeacher:
         """
         layout = self.manifest.layout
         if self.in_groups:
-            check_objective(objective, self._index, str(self.folder))
+            check_objective(objective, bool(self._index["paired"].any()), str(self.folder))
         if layout.names_all_ids:
             return
         verbalizers = objective.vocabulary == "verbalizers"

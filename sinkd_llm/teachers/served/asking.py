@@ -6,6 +6,7 @@ Shape suffixes: C choices of a row.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from sinkd_llm.teachers.questions import Answers, Question
 from sinkd_llm.teachers.served.client import BudgetSpent, Client, RequestRefused, Sleep, Unavailable
 from sinkd_llm.teachers.served.finding import run
 from sinkd_llm.teachers.served.journal import Journal
+from sinkd_llm.teachers.served.listed_answers import ListedAnswers
+from sinkd_llm.teachers.served.lists import ListQuestion
 from sinkd_llm.teachers.served.matching import choices_seen, frequencies
 from sinkd_llm.teachers.served.replies import WrongReply, border, common_beginning, scored_text, texts, top_tokens
 from sinkd_llm.teachers.served.server import Server
@@ -105,6 +108,49 @@ def ask(
         InputError: naming the row, for a reply that cannot be used; if the server stays away, has another model than
             before, or `server.max_requests` are sent. What was answered is kept.
     """
+    with _answered(server, way, questions, journal, on_progress, sleep) as kept:
+        return _read(server, way, questions, kept)
+
+
+def ask_lists(
+    server: Server,
+    way: Way,
+    lists: Sequence[ListQuestion],
+    journal: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    sleep: Sleep = asyncio.sleep,
+) -> ListedAnswers:
+    """
+    Asks a server about several rows in each request; otherwise as [`ask`].
+
+    Args:
+        server, way, journal, on_progress, sleep: see [`ask`]; the way is `"answers"`.
+        lists (`Sequence[ListQuestion]`): the rows, [`~sinkd_llm.teachers.served.lists.list_questions`].
+
+    Returns:
+        [`ListedAnswers`]
+
+    Raises:
+        InputError: as [`ask`].
+    """
+    with _answered(server, way, lists, journal, on_progress, sleep) as kept:
+        found = ListedAnswers([], len(lists), sum(len(one.rows) for one in lists))
+        for one in lists:
+            found.add(one, [text for call in calls(server, way, one) for text in kept.said(kept.key(call))["texts"]])
+        return found
+
+
+@contextmanager
+def _answered(
+    server: Server,
+    way: Way,
+    questions: Sequence[Question],
+    journal: Path,
+    on_progress: Callable[[int, int], None],
+    sleep: Sleep,
+) -> Iterator[Journal]:
+    """The journal, after what is missing there has been asked."""
     with Journal(journal, server, way) as kept:
         every = {kept.key(call): call for call in _all_calls(server, way, questions)}
         kept.refuse_change(every.keys())
@@ -112,7 +158,7 @@ def ask(
         if missing:
             asking = _Asking(server, way, kept, len(every) - len(missing), len(every), on_progress)
             run(asking.all(missing, sleep))
-        return _read(server, way, questions, kept)
+        yield kept
 
 
 def _all_calls(server: Server, way: Way, questions: Sequence[Question]) -> Iterator[Call]:

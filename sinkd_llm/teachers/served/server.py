@@ -27,6 +27,8 @@ class Server:
             signal, where the server only answers. 0: one answer at temperature 0.
         max_requests (`int`, *optional*): the most requests of one call of
             [`~sinkd_llm.teachers.served.asking.ask`], repeated ones included.
+        rows_per_request (`int`, *optional*, defaults to 1): rows of one request, which are asked as a list and
+            answered as text.
         concurrency (`int`, *optional*, defaults to 8): the most requests at the same time.
         timeout_s (`float`, *optional*, defaults to 120): seconds after which a request without reply is repeated.
         retries (`int`, *optional*, defaults to 8): how often a request is repeated, with growing waits.
@@ -48,12 +50,13 @@ class Server:
     retries: int = 8
     choice_normalisation: str = "sum"
     way: str = "auto"
+    rows_per_request: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", _address(self.url))
         if self.model is not None and not self.model.strip():
             raise SettingError("teacher_model", "is empty; give the name that the server lists, or leave it out.")
-        for name, least in (("samples", 0), ("concurrency", 1), ("retries", 0)):
+        for name, least in (("samples", 0), ("rows_per_request", 1), ("concurrency", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"teacher_{name}", f"is {getattr(self, name)}; give a number of at least {least}.")
         if self.max_requests is not None and self.max_requests < 1:
@@ -66,6 +69,13 @@ class Server:
         ):
             if value not in known:
                 raise SettingError(name, f"is {shown(value)}; give one of {', '.join(known)}.{nearest(value, known)}")
+
+        if self.rows_per_request > 1 and self.way not in ("auto", "answers"):
+            raise SettingError(
+                "teacher_way",
+                f"is {self.way}, and teacher_rows_per_request {self.rows_per_request} asks for lists, which are "
+                "answered as text; set teacher_way to answers, or ask for single rows.",
+            )
 
     @property
     def shown_url(self) -> str:

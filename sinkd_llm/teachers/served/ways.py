@@ -110,7 +110,7 @@ def answering(way: Way, question: Question, count: int, *, drawn: bool) -> dict[
 
     Its most tokens are one for each byte of the longest choice, and some more.
     """
-    longest = max(len(choice.encode()) for choice in question.choices)
+    longest = question.longest_answer(lambda choice: len(choice.encode()))
     text: dict[str, Any] = {"prompt": question.prompt}
     if way.chat:
         text = {"messages": [{"role": "user", "content": question.prompt}]}
@@ -154,6 +154,6 @@ def projected(server: Server, way: Way, questions: Sequence[Question]) -> tuple[
             requests += 1
             characters += len(call.body.get("prompt", question.prompt))
             # An answer is a choice and little more, whatever room it has.
-            longest = max(map(len, question.choices)) if way.name == "answers" else 0
+            longest = question.longest_answer() if way.name == "answers" else 0
             written += call.count * max(1, math.ceil(longest / way.characters_a_token))
     return requests, math.ceil(characters / way.characters_a_token) + written

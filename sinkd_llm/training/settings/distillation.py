@@ -58,10 +58,17 @@ def check_proportions(args: "SinKDConfig", joined_by: str) -> None:
 def _check_teacher(args: "SinKDConfig") -> None:
     if len(args.named_teachers) > 1:
         raise InputError(f"{' and '.join(args.named_teachers)} are set; a run has one teacher, so give one of them.")
-    if args.teacher_url is None and (args.teacher_model or args.teacher_samples or args.teacher_max_requests):
+    names = ("teacher_model", "teacher_samples", "teacher_max_requests")
+    if args.teacher_url is None and (any(getattr(args, name) for name in names) or args.teacher_rows_per_request > 1):
         raise InputError(
-            "teacher_model, teacher_samples and teacher_max_requests are about a server; give its teacher_url, or "
-            "leave them out. A model here is teacher_model_name_or_path."
+            f"{', '.join(names)} and teacher_rows_per_request are about a server; give its teacher_url, or leave them "
+            "out. A model here is teacher_model_name_or_path."
+        )
+    if args.teacher_rows_per_request > 1 and args.group_column is not None:
+        raise SettingError(
+            "teacher_rows_per_request",
+            f"is {args.teacher_rows_per_request}, which makes each request a group, and group_column "
+            f"{args.group_column!r} says of other groups; leave one of both out.",
         )
     if args.teacher_load_in_4bit and args.teacher_load_in_8bit:
         raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
@@ -76,7 +83,8 @@ def _check_groups(args: "SinKDConfig") -> None:
                 "leave group_column out.",
             )
         return
-    if args.group_column is None and args.teacher_cache is None:  # a cache may know groups
+    in_groups = args.teacher_cache is not None or args.teacher_rows_per_request > 1
+    if args.group_column is None and not in_groups:  # a cache may know groups
         raise SettingError(
             "transport_scope",
             "is group, and nothing says of which group a row is; set group_column to a column of the training rows.",

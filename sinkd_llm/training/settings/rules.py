@@ -155,6 +155,7 @@ RANGES: dict[str, Range] = {
     ),
     "unlabelled_ratio": Range(0, 1),
     "teacher_samples": Range(0, 1_000, whole=True),
+    "teacher_rows_per_request": Range(1, 1_000, whole=True),
     "teacher_max_requests": _COUNT,
     "teacher_concurrency": Range(1, 1_000, whole=True),
     # trl.ModelConfig
@@ -238,6 +239,7 @@ NEEDS_TEACHER: tuple[str, ...] = (
     *("vocabulary", "cache_tolerance", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "teacher_deepspeed"),
     *("teacher_model", "teacher_samples", "teacher_max_requests", "teacher_concurrency", "teacher_way"),
+    "teacher_rows_per_request",
     *("signal", "choice_normalisation", "unlabelled_ratio"),
 )
 
