@@ -136,8 +136,8 @@ def transported(
     at: Tensor | None = None,
     paired: Sequence[int] | None = None,
 ) -> Tensor:
-    """The transported cross-entropy of groups, with the plan of the student at `at` (by default `student`); `paired` are
-    the groups whose rows stand in the same order on both sides (by default all that can)."""
+    """The transported cross-entropy of groups, with the plan of the student at `at` (by default `student`); `paired`
+    are the groups whose rows stand in the same order on both sides (by default all that can)."""
     T, total = of.transported_temperature, student.double().sum() * 0
     theirs = groups if teacher_groups is None else teacher_groups
     for group in sorted(set(groups)):
