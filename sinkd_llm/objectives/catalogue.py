@@ -128,7 +128,7 @@ def advice() -> tuple[Advice, ...]:
             "Tune alpha and temperature (1, 2, 4) on held-out training rows before anything else.",
         ),
         Advice(
-            "teacher rows known per group only (shuffled, anonymised, a list for one request), and some labels",
+            "teacher rows known per group only (shuffled, anonymised), and some labels",
             (TRANSPORTED, CE),
             f"{_ALONE}, transport_scope: group, group_column: NAME",
             "A group stays in one batch. The labels name the classes; without any of them the term is refused.",
@@ -138,6 +138,12 @@ def advice() -> tuple[Advice, ...]:
             (TRANSPORTED, CE),
             f"{_ALONE}, transport_scope: group, group_column: NAME",
             "Counts are teacher rows of one answer each. The shares alone are what the control `proportion` uses.",
+        ),
+        Advice(
+            "a server that answers several rows in one request, and some labels",
+            (TRANSPORTED, CE),
+            f"{_ALONE}, transport_scope: group, transported_anchor: 0.3, teacher_rows_per_request: K",
+            "Lists with an answer for each row are pairs that mostly hold; other lists are sets of answers.",
         ),
         Advice(
             "a teacher row for each row, of which some are swapped within the batch or the group",

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from datasets import Dataset
@@ -33,6 +34,16 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
         "batch",
         {"transported_weight": 0.5, "transport_scope": "group", "group_column": "of"},
     ),
+    # The same groups as a teacher knows them: with its pairs, as a set of two answers, or as counts; one not at all.
+    "49-sets": (
+        "sets",
+        49,
+        "batch",
+        {
+            **{"alpha": 0.0, "divergence": "none", "sinkhorn_weight": 0.0, "transported_weight": 2.0},
+            **{"transport_scope": "group", "transported_anchor": 0.3},
+        },
+    ),
     # A decoder teaches a classifier over the answer choices; every fifth row has no label.
     "49-choices": ("choices", 49, "accumulation", {"signal": "choices"}),
     "3-choices": ("choices", 3, "window", {"signal": "choices"}),
@@ -61,6 +72,28 @@ def with_two_choices(row: dict[str, Any]) -> dict[str, Any]:
     return {"choices": choices, "completion": choices[row["label"]]}
 
 
+def without_some_labels(row: dict[str, Any], i: int) -> dict[str, Any]:
+    return {"label": -1 if i % 5 == 2 else row["label"]}
+
+
+def cache_sets(folder: Path) -> None:
+    """What a teacher knows of the groups of three of 49 rows."""
+    from sinkd_llm.runs.asking import prints_of
+    from sinkd_llm.teachers.cache.answers import write_answers
+    from sinkd_llm.teachers.questions import AnswerSet, questions_of
+
+    rows = rows_of("causal", 49).map(with_two_choices).map(without_some_labels, with_indices=True)
+    asked, sets = questions_of(rows), []
+    for group in range(15):
+        scores = np.random.default_rng(group).normal(size=(3, 2)).astype(np.float32) * 3
+        names = tuple(asked[i].name for i in (group, group + 16, group + 32))
+        if group % 3 == 0:
+            sets.append(AnswerSet(names, scores, np.ones(3), True))
+        else:
+            sets.append(AnswerSet(names, scores[:2], np.ones(2) if group % 3 == 1 else np.array([3.0, 1.0])))
+    write_answers(folder, prints_of(rows, asked), asked, sets, task="opinions", teacher="groups")
+
+
 def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
     """Weights and records of two epochs, and scores before and after, by `world_size` processes."""
     import transformers
@@ -69,8 +102,8 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
 
     family, count, window, settings = RUNS[name]
     per_device, accumulation = WINDOWS[window]
-    cached = name.endswith("cached")
-    share, in_groups = 2 // world_size, "group_column" in settings
+    cache = {"49-cached": "cache", "49-sets": "sets"}.get(name)
+    share, in_groups = 2 // world_size, settings.get("transport_scope") == "group"
     if in_groups:  # a group lies in one micro-batch, so that one process has more of these, and not larger ones
         accumulation *= share
     else:
@@ -87,17 +120,18 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
         optim="sgd",
         lr_scheduler_type="constant",
         seed=3,
-        teacher_cache=str(folder / "cache") if cached else None,
+        teacher_cache=str(folder / cache) if cache else None,
         **{"sinkhorn_temperature": 0.3, "learning_rate": 0.3, **settings},
     )
     rows = rows_of(family, count)
-    if in_groups:
+    if "group_column" in settings:
         rows = rows.add_column("of", [str(i % 16) if i < 48 else None for i in range(count)])
     eval_rows = rows_of(family, 7, 100) if family == "causal" else rows.select(range(min(7, count)))
     teaching, more = family, {}
-    if family == "choices":
+    if family in ("choices", "sets"):
         family, teaching = "classifier", "causal"
-        rows = rows.map(lambda row, i: {"label": -1 if i % 5 == 2 else row["label"]}, with_indices=True)
+        rows = rows.map(without_some_labels, with_indices=True)
+    if name.endswith("choices"):
         tokenizers = transformers.PreTrainedTokenizerFast
         more = {"teacher_processing_class": tokenizers.from_pretrained(folder / teaching / "tokenizer")}
     if family == "classifier":
@@ -111,7 +145,7 @@ def run(folder: Path, name: str, world_size: int) -> dict[str, Any]:
         # In fp64: rows of one length are often the same row, whose plan multiplies the rounding of fp32 by thousands.
         model=cls.from_pretrained(folder / family / "student", dtype=torch.float64),
         teacher_model=None
-        if cached
+        if cache
         else teacher_cls.from_pretrained(folder / teaching / "teacher", dtype=torch.float64),
         args=args,
         train_dataset=rows,

@@ -45,6 +45,7 @@ def folder(
             tokenizer.save_pretrained(folder / family / "tokenizer")
             tokenizer.save_pretrained(folder / family / model)
     cache_model(folder / "cache", folder / "causal" / "teacher", worker.rows_of("causal", 49))
+    worker.cache_sets(folder / "sets")
     run_ranks(zygote, "short_batch_worker", str(folder), log=folder / "log.txt")
     return folder
 

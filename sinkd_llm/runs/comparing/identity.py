@@ -28,7 +28,7 @@ _ELSEWHERE = {
 }
 # What the teacher's answers depend on, beside its own settings and all that says which rows there are.
 _OF_ANSWERS = {
-    *("signal", "choice_normalisation", "vocabulary", "max_length", "apply_chat_template", "add_eos"),
+    *("signal", "choice_normalisation", "vocabulary", "max_length", "apply_chat_template", "add_eos", "group_column"),
     *("model_name_or_path", "model_revision", "trust_remote_code", "dtype", "attn_implementation", "model_kind"),
 }
 # Rows with a label are among the rows, and how a teacher is asked does not change what it says.
