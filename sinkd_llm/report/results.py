@@ -136,7 +136,8 @@ class RunRecord:
             for name in ("training", "settings", "all_settings", "versions"):
                 if not isinstance(content[name], dict):
                     raise TypeError(f"{name} is no mapping")
-            content.setdefault("layers", None)  # a record of an earlier version has none
+            if not isinstance(content.setdefault("layers", None), dict | None):  # earlier versions have none
+                raise TypeError("layers is no mapping")
             return cls(**{name: content[name] for name in cls._names()} | {"rows": rows})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise not_readable(folder) from error

@@ -50,7 +50,8 @@ def cut_student(model: Any, args: SinKDConfig, tokenizer: Any, rows: Any) -> Any
     The student of some layers of `model`, which are said, and noted on it (`noted_layers`).
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): the model to take layers from; it is not changed.
+        model (`PreTrainedModel` or `PeftModel`): the model to take layers from; it is not changed. Of one without
+            weights, which is there to be measured, evenly spaced layers stand for those that will be chosen.
         args ([`SinKDConfig`]): how many layers, and how they are chosen.
         tokenizer (`PreTrainedTokenizerBase`): the model's; not needed for layers that are listed or evenly spaced.
         rows ([`~datasets.Dataset`]): training rows, of which `layer_selection_rows` are looked at.
@@ -59,6 +60,9 @@ def cut_student(model: Any, args: SinKDConfig, tokenizer: Any, rows: Any) -> Any
         InputError: see [`select_layers`]; where rows are to be looked at, also for a model that is quantised and for
             rows that are missing or tokenised already.
     """
+    if any(weight.is_meta for weight in model.parameters()) and listed_layers(args.layer_selection) is None:
+        assert args.student_layers is not None
+        return select_layers(model, args.student_layers, args.student_decoder_layers)
     choice = choose_layers(model, args, tokenizer, rows)
     student = select_layers(model, *choice.kept.values())
     note_layers(student, choice)

@@ -3,6 +3,7 @@
 import json
 import re
 import xml.dom.minidom
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,12 @@ def test_the_page_is_whole_and_needs_nothing_from_outside():
     assert "<script" not in page
     for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
         xml.dom.minidom.parseString(svg)
+
+
+def test_the_layers_of_the_student_are_on_the_page():
+    words = "The student has the layers 0, 2 of 3, evenly spaced."
+    assert words not in render_report(record(ROWS), RECORDS)
+    assert f"<p>{words}</p>" in render_report(replace(record(ROWS), layers={"in_words": words}), RECORDS)
 
 
 def test_text_of_the_user_is_escaped():

@@ -34,6 +34,17 @@ def test_entries_of_another_version_are_left_out(tmp_path):
     assert RunRecord.read(tmp_path) == record(ROWS)
 
 
+def test_a_record_of_an_earlier_version_has_no_layers(tmp_path):
+    record(ROWS).write(tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content.pop("layers") is None
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert RunRecord.read(tmp_path) == record(ROWS)
+    (tmp_path / "results.json").write_text(json.dumps({**content, "layers": 3}))
+    with pytest.raises(InputError, match="no finished run"):
+        RunRecord.read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["training", "settings", "all_settings", "versions", "rows", "command"])
 def test_a_record_without_an_entry_is_none(tmp_path, name):
     record(ROWS).write(tmp_path)

@@ -17,7 +17,7 @@ from sinkd_llm.models import load_model, select_layers
 from sinkd_llm.models.origin import noted_layers, set_origin
 from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.training.checkpoint_facts import differences, run_facts
-from sinkd_llm.training.layer_selection import choose_layers
+from sinkd_llm.training.layer_selection import choose_layers, cut_student
 from tests.support.models import same_weights, with_adapter
 from tests.support.rows import opinions, regression_rows
 
@@ -223,6 +223,15 @@ def test_what_the_first_process_chose_holds_for_all(
     monkeypatch.setattr(Ranks, "merged", lambda self, found: {0: "of the first", **found})
     assert choose_layers(model, settings, tiny_tokenizer, opinions()) == "of the first"
     assert own.kept[""] != []
+
+
+def test_a_model_without_weights_is_cut_in_the_same_number(args: Any, tiny_causal_lm: Any, capsys: Any) -> None:
+    model = tiny_causal_lm(layers=4).to("meta")
+    student = cut_student(model, args(layer_selection="greedy", student_layers=3), None, None)
+    assert len(student.model.layers) == 3
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="The index 9 of the layers"):
+        cut_student(model, args(layer_selection="0,9"), None, None)
 
 
 # ---- a run
