@@ -105,10 +105,10 @@ def check_finetune(
         raise InputError("finetune takes no teacher; use 'sinkd distill' to train with one.")
     names = ("unlabelled_file", "dataset_unlabelled_split", "allow_unlabelled", "labels_per_class")
     given = [name for name in names if task_args is not None and getattr(task_args, name)]
-    if given:
+    if given and not (task_args is not None and task_args.labelled_rows_only):
         raise InputError(
-            "finetune learns from labels alone; rows without labels need a teacher: use 'sinkd distill', or leave out "
-            f"{' and '.join(given)}."
+            "finetune learns from labels alone; rows without labels need a teacher: use 'sinkd distill', leave out "
+            f"{' and '.join(given)}, or set labelled_rows_only."
         )
     if model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model to fine-tune.")

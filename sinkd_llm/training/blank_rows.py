@@ -17,13 +17,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.pair import TEACHER
 from sinkd_llm.models.kinds import IGNORE_INDEX
+from sinkd_llm.teachers.contract import GROUP_NUMBER
 
 _BLANK = "blank"
 
 
 class RowsAndBlanks(Dataset[dict[str, Any]]):
     """
-    Rows, and blank rows under every index after the last.
+    Rows, and a blank row under the index after the last. Under the further indices are all rows once more, for their
+    labels alone: without the name by which a teacher knows them, and out of their groups.
 
     Args:
         rows (`Sequence`): tokenised rows, at least one.
@@ -36,8 +38,13 @@ class RowsAndBlanks(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self.rows[index] if index < len(self.rows) else {**self.rows[0], _BLANK: True}
-        return row
+        count = len(self.rows)
+        if index < count:
+            row: dict[str, Any] = self.rows[index]
+            return row
+        if index == count:
+            return {**self.rows[0], _BLANK: True}
+        return {**self.rows[index - count - 1], "example_id": None, GROUP_NUMBER: -index}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         real = [index for index in indices if index < len(self.rows)]
@@ -48,11 +55,11 @@ class RowsAndBlanks(Dataset[dict[str, Any]]):
 
 class PaddedSampler(Sampler[int]):
     """
-    The indices of a sampler, and then the indices of blank rows, up to a multiple of `multiple`.
+    The indices of a sampler, and then the index of a blank row, up to a multiple of `multiple`.
 
     Args:
         sampler (`Sampler`): of the rows, each of which it gives at most once.
-        rows (`int`): how many there are: the index of the first blank row.
+        rows (`int`): how many there are: the index of a blank row.
         multiple (`int`): rows of all processes together, 1 or more.
     """
 
@@ -61,7 +68,7 @@ class PaddedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         yield from self.sampler
-        yield from range(self.rows, self.rows + len(self) - len(self.sampler))
+        yield from [self.rows] * (len(self) - len(self.sampler))
 
     def __len__(self) -> int:
         return len(self.sampler) + -len(self.sampler) % self.multiple

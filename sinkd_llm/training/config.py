@@ -56,14 +56,13 @@ class SinKDConfig(TrainingArguments):
         model_init_kwargs (`dict[str, Any] | str`, *optional*):
             Keyword arguments for [`load_model`] when the student is given as a string.
         student_layers (`int`, *optional*):
-            Build the student from this many layers of the model that `model_name_or_path` names (in Python, `model`),
-            or of the teacher if it names none.
+            Layers of a student that is cut from `model_name_or_path` (in Python, `model`), else from the teacher.
         student_decoder_layers (`int`, *optional*):
             Decoder layers of an encoder-decoder student, which has `student_layers` encoder layers. Default: as many.
         layer_selection (`str`, *optional*, defaults to `"even"`):
             Which layers: evenly spaced ones (`"even"`), those that most change what they read (`"influence"`), those
-            that are left when the layer without which answers change least is dropped, again and again (`"greedy"`),
-            or a list of indices, from 0: `"0,2,5"`, for encoder and decoder `"0,2,5; 0,3"`.
+            that answers need most when one layer after the other is dropped (`"greedy"`), or a list of indices, from
+            0: `"0,2,5"`, for encoder and decoder `"0,2,5; 0,3"`.
         layer_selection_rows (`int`, *optional*, defaults to `64`):
             How many training rows `"influence"` and `"greedy"` look at.
         check_saved (`bool`, *optional*, defaults to `True`):
@@ -130,7 +129,9 @@ class SinKDConfig(TrainingArguments):
             rows of a group are always in one batch. A row without a value is a group by itself.
         unlabelled_ratio (`float`, *optional*):
             The share of rows without a label in a batch, from 0 to 1; an epoch shows each of them once, and the
-            labelled rows as often as that takes. Default: rows are mixed as they come.
+            labelled rows as often as that takes. With `transport_scope` over groups: the share of whole groups,
+            whatever labels their rows have; the rest of a batch is labelled rows, for their labels alone. Default:
+            rows are mixed as they come.
         max_length (`int`, *optional*, defaults to `1024`):
             Longest sequence in tokens, prompt and answer together; never more than the model's context. A longer
             prompt is cut from the left, the answer never.

@@ -98,7 +98,7 @@ class MixedRows(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng((self.seed, self.epoch))
         unlabelled = draw.permutation(self.unlabelled)
-        turns = _Turns(self._whose_turn(draw), draw)
+        turns = Turns(self._whose_turn(draw), draw)
         # Before the batches: what the smaller one gets must not depend on what they left over.
         rest = np.concatenate([unlabelled[len(unlabelled) - self.unlabelled_rest :], turns.take(self.labelled_rest)])
         batches: list[Indices] = []
@@ -121,7 +121,7 @@ class MixedRows(Sampler[int]):
         waiting = np.roll(one_order, -(self.epoch * wanted) % len(one_order))
         return np.concatenate([draw.permutation(waiting[:wanted]), waiting[wanted:]])
 
-    def _part(self, unlabelled: Indices, count: int, turns: "_Turns") -> list[Indices]:
+    def _part(self, unlabelled: Indices, count: int, turns: "Turns") -> list[Indices]:
         """`count` whole batches; with lengths, the longest rows without a label meet the longest labelled ones."""
         mine = self._by_length(unlabelled).reshape(count, self.unlabelled_a_batch)
         theirs = np.empty((count, self.labelled_a_batch), np.int64)
@@ -144,7 +144,7 @@ class MixedRows(Sampler[int]):
         return [longest, *draw.permutation(others).tolist()] if others else [longest]
 
 
-class _Turns:
+class Turns:
     """Rows that have their turns pass after pass, each pass in a new order."""
 
     def __init__(self, first_pass: Indices, draw: np.random.Generator) -> None:

@@ -13,6 +13,7 @@ from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check
 from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
 from sinkd_llm.training.grouped_rows import group_values, whole_groups, with_group_numbers, with_teacher_groups
 from sinkd_llm.training.labelled_mix import mixed_rows
+from sinkd_llm.training.labels_beside_groups import groups_and_labels, room_for_groups
 from sinkd_llm.training.row_order import LikeLengths, row_lengths
 
 if TYPE_CHECKING:
@@ -35,9 +36,16 @@ class OrderingTrainer(EvaluatingTrainer):
         if dataset is None:
             return None
         features: Dataset = self._tokenized(dataset, ranking=False)
-        column, batch = self.args.group_column, self.args.per_device_train_batch_size
+        column, batch = self.args.group_column, room_for_groups(self.args)
         if self.teacher is None or self.args.transport_scope != GROUP:  # groups are the teacher's
             return features
+        if self.args.unlabelled_ratio is not None and self.teacher.model is not None:
+            raise SettingError(
+                "unlabelled_ratio",
+                "shows labelled rows beside whole groups, out of their groups and without the teacher, and a teacher "
+                "that is a model here knows the row of each text: nothing is known per group. Leave group_column and "
+                "transport_scope out, or cache the teacher.",
+            )
         if (theirs := self.teacher.groups_of(features)) is not None:
             values = None if column is None else group_values(dataset, column)
             return with_teacher_groups(features, theirs, batch, values)
@@ -82,7 +90,10 @@ class OrderingTrainer(EvaluatingTrainer):
         # Transformers makes the loader of these two attributes.
         self.train_dataset, self.data_collator = rows, reads
         if processes > 1 or GROUP_NUMBER in rows.column_names:
-            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(reads)
+            self.train_dataset, self.data_collator = (
+                RowsAndBlanks(rows),
+                BlankingCollator(reads),
+            )
         try:
             loader = super().get_train_dataloader()
         finally:
@@ -96,6 +107,8 @@ class OrderingTrainer(EvaluatingTrainer):
         """As Transformers', but whole groups, a share of rows without a label a batch, or rows of like length."""
         rows = train_dataset.rows if isinstance(train_dataset, RowsAndBlanks) else train_dataset
         if GROUP_NUMBER in rows.column_names:
+            if self.args.unlabelled_ratio is not None:
+                return groups_and_labels(rows, self.args)
             return whole_groups(rows, self.args.per_device_train_batch_size, self.args.sample_seed)
         if self.args.unlabelled_ratio is not None:
             return mixed_rows(rows, self.args, self.kind.continues_prompt)

@@ -17,6 +17,7 @@ from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.cache import run_cache
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.merging import merge_caches
+from sinkd_llm.runs.training import check_finetune
 from sinkd_llm.teachers import CachedTeacher
 from tests.support.models import decoder, encoder_or_encoder_decoder, marked_tokenizer, save, word_tokenizer
 from tests.support.task_files import write_task
@@ -287,6 +288,9 @@ def test_fine_tuning_refuses_rows_without_labels(task: Path, student: str, tmp_p
     given = flags(task, student, tmp_path, unlabelled_file=tmp_path / "raw.txt")
     with pytest.raises(InputError, match="finetune learns from labels alone"):
         run_finetune(*parse_training("finetune", given))
+    given = flags(task, student, tmp_path, labels_per_class=2, labelled_rows_only=True)
+    task_args, training_args, model_args = parse_training("finetune", given)
+    check_finetune(training_args, model_args, task_args)
 
 
 @pytest.mark.parametrize(

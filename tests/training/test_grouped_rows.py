@@ -168,7 +168,6 @@ def test_what_is_no_group_is_refused_with_its_name(caplog: pytest.LogCaptureFixt
     [
         ({"group_column": None}, "transport_scope is group, and nothing says of which group a row is"),
         ({"transport_scope": "batch"}, "group_column would have no effect with transport_scope batch"),
-        ({"unlabelled_ratio": 0.5}, "unlabelled_ratio asks for a share of rows in every batch"),
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy is sequential"),
         ({"transport_accumulation": True}, "transport_accumulation would have no effect"),
         ({"transported_coupling": "nearest"}, "transported_coupling is 'nearest'; it takes one of transport"),

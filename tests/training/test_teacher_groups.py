@@ -11,6 +11,8 @@ from datasets import Dataset
 
 from sinkd_llm import SinKDTrainer
 from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.over_choices import LABELS
+from sinkd_llm.models.kinds import IGNORE_INDEX
 from sinkd_llm.runs.asking import prints_of
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.cache.answers import write_answers
@@ -266,3 +268,27 @@ def test_rows_for_rows_without_groups_are_refused(
     answers: Any = {question.name: np.zeros(3) for question in asked}
     with pytest.raises(InputError, match="neither does the teacher know its rows per group nor does group_column say"):
         trainer(teacher_cache=str(cache(answers)))
+
+
+def test_labelled_rows_beside_the_groups_count_for_their_labels_alone(trainer: Callable[..., SinKDTrainer]) -> None:
+    made = trainer(rows(unlabelled=range(2, 12)), per_device_train_batch_size=20, unlabelled_ratio=0.8)
+    (batch,) = list(made.get_train_dataloader())
+    names = batch["example_id"]
+    assert (len(names), names.count(None), len({*names})) == (20, 4, 17)
+    assert made.teacher.count(batch) == 12
+    loss, gradient = gradients(made, [batch])
+    made.model.zero_grad()
+    ce, moved, labelled, taught = expected(made, batch, said())
+    assert (labelled, taught) == (10, 12)
+    by_hand = ce / labelled + 2 * moved / taught
+    by_hand.backward()
+    assert loss == pytest.approx(by_hand.item(), rel=1e-7)
+    twin = torch.cat([p.grad.flatten() for p in made.model.parameters()])
+    torch.testing.assert_close(gradient, twin, rtol=1e-6, atol=1e-7)
+
+
+def test_labelled_rows_beside_the_groups_need_labels(trainer: Callable[..., SinKDTrainer]) -> None:
+    made = trainer(rows(), per_device_train_batch_size=20, unlabelled_ratio=0.8)
+    made.train_dataset = made.train_dataset.remove_columns(LABELS).add_column(LABELS, [IGNORE_INDEX] * 16)
+    with pytest.raises(InputError, match="unlabelled_ratio is set, but no training row has a label"):
+        made.get_train_dataloader()

@@ -11,6 +11,7 @@ from torch import nn
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.heads import HeadForm
+from sinkd_llm.models.kinds.by_length import logits_by_length
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, encoder_inputs
 
 
@@ -40,7 +41,7 @@ class SequenceClassification:
         No classification head has a form, see [`describe_head`]: `head` is always `None`.
         """
         labels_S = batch["labels"]
-        logits_SV = model(**encoder_inputs(model, batch)).logits
+        logits_SV = logits_by_length(model, encoder_inputs(model, batch))
         example_N = (labels_S != IGNORE_INDEX).nonzero().squeeze(1)
         return SupervisedRows(logits_SV[example_N], labels_S[example_N], example_N, torch.zeros_like(example_N))
 

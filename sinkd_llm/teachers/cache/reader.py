@@ -5,6 +5,7 @@ Shape suffixes: N supervised tokens of a batch, B rows of a batch, M teacher row
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,12 +118,15 @@ class CachedTeacher:
 
         Args:
             batch (`Mapping`): its `example_id` names the examples, and the signal goes where its `labels` are. Of
-                rows that are known per group it holds whole groups, and their numbers ([`GROUP_NUMBER`]).
+                rows that are known per group it holds whole groups, and their numbers ([`GROUP_NUMBER`]). Over answer
+                choices a row whose name is `None` is there for its label, and has no row here.
 
         Raises:
             InputError: naming the examples that are not in the cache.
         """
         example_ids, device = batch["example_id"], batch["labels"].device
+        if None in example_ids:
+            return self._of_named(batch)
         entry = self._entries([example_key(name) for name in example_ids], example_ids)
         if self.in_groups:
             return self._sets(entry, batch)
@@ -132,6 +136,17 @@ class CachedTeacher:
         signal = self.manifest.layout.decode(self._read(rows), device)
         row_N = torch.from_numpy(np.flatnonzero(counts)).to(device) if self.over_choices else None
         return TeacherRows(signal, torch.from_numpy(position).to(device), row_N)
+
+    def _of_named(self, batch: Mapping[str, Any]) -> TeacherRows:
+        """The rows of the examples that have a name."""
+        names = batch["example_id"]
+        named_K = torch.tensor([i for i, name in enumerate(names) if name is not None], dtype=torch.long)
+        part = {"example_id": [name for name in names if name is not None], "labels": batch["labels"]}
+        if GROUP_NUMBER in batch:
+            part[GROUP_NUMBER] = batch[GROUP_NUMBER][named_K.to(batch[GROUP_NUMBER].device)]
+        found = self.signal(part)
+        assert found.row_N is not None  # over answer choices
+        return replace(found, row_N=named_K.to(found.row_N.device)[found.row_N])
 
     def _sets(self, entry_B: "np.ndarray[Any, Any]", batch: Mapping[str, Any]) -> TeacherRows:
         found, device = found_in(self._index, entry_B), batch["labels"].device
@@ -145,7 +160,7 @@ class CachedTeacher:
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """See [`~sinkd_llm.teachers.contract.Teacher`]."""
-        names = batch["example_id"]
+        names = [name for name in batch["example_id"] if name is not None]
         entry = self._entries([example_key(name) for name in names], names)
         counts = self._index["count"][entry]
         return int((counts > 0).sum() if self.in_groups else counts.sum())

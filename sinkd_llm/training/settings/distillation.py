@@ -89,12 +89,6 @@ def _check_groups(args: "SinKDConfig") -> None:
             "transport_scope",
             "is group, and nothing says of which group a row is; set group_column to a column of the training rows.",
         )
-    if args.unlabelled_ratio is not None:
-        raise SettingError(
-            "unlabelled_ratio",
-            "asks for a share of rows in every batch, and with transport_scope group a batch holds whole groups, "
-            "whatever labels their rows have; leave it out.",
-        )
     if str(plain(args.train_sampling_strategy)) == "sequential":
         raise SettingError(
             "train_sampling_strategy",

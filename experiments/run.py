@@ -1,0 +1,120 @@
+"""
+Runs what docs/results.md is made of, one experiment with all that it needs, and keeps what it gives:
+
+    python experiments/run.py banking77-groups-32 --data_dir data --jobs 2
+
+`experiments/experiments.yaml` has the commands. What a command made lies in `--work` (default: `runs/experiments`),
+and is not made again; a comparison that was stopped goes on. What was found is written to `experiments/results`, from
+which `python -m tools.results_page` makes the page.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+# Of the comparison's record: what a table says of a row, and what is said of its difference to the baseline.
+OF_ROW = ("name", "kind", "cell", "mean", "sd", "held_out", "seconds", "memory_bytes")
+OF_DIFFERENCE = ("estimate", "low", "high", "p", "p_holm", "p_seeds", "seeds", "examples")
+
+
+def steps() -> dict[str, dict[str, Any]]:
+    """The commands, by name, see the head of experiments.yaml."""
+    content = yaml.safe_load((HERE / "experiments.yaml").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = content["steps"]
+    return found
+
+
+def in_order(name: str, known: dict[str, dict[str, Any]]) -> list[str]:
+    """A step after all that it needs."""
+    needed = [other for before in known[name].get("after", []) for other in in_order(before, known)]
+    return list(dict.fromkeys([*needed, name]))
+
+
+def command_of(name: str, known: dict[str, dict[str, Any]], work: str, data_dir: str) -> str:
+    """The command of a step, on one line."""
+    return " ".join(known[name]["command"].split()).format(work=work, data=data_dir)
+
+
+def is_comparison(step: dict[str, Any]) -> bool:
+    """Whether a step gives a result."""
+    return "sinkd compare" in " ".join(step["command"].split())
+
+
+def run(command: str) -> None:
+    """Run a command with this Python; ends the program where it fails."""
+    words = shlex.split(command)
+    start = {"sinkd": [sys.executable, "-m", "sinkd_llm"], "python": [sys.executable]}[words[0]]
+    print("$", command, flush=True)
+    code = subprocess.run([*start, *words[1:]], check=False).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def keep(name: str, folder: Path, command: str) -> None:
+    """What a comparison found, without its folders and logs, into `results/<name>`."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    into = RESULTS / name
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "runs.csv").write_text((folder / "results.csv").read_text(encoding="utf-8"), encoding="utf-8")
+    with (into / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*OF_ROW, *OF_DIFFERENCE])
+        for row in found["rows"]:
+            writer.writerow([*_cells(row, OF_ROW), *_cells(row["against"] or {}, OF_DIFFERENCE)])
+    about = {
+        "command": command,
+        "machine": machine(),
+        **{key: found[key] for key in ("task", "metric", "baseline", "seeds", "examples", "held_out_examples")},
+        **{key: found[key] for key in ("finished", "versions", "sentences")},
+    }
+    (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _cells(values: dict[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
+    for name in names:
+        value = values.get(name)
+        yield "" if value is None else float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def machine() -> str:
+    """The processor's name."""
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    known = steps()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=list(known), metavar="name", help=", ".join(known))
+    parser.add_argument("--data_dir", default="data", help="folder with the data in its original formats")
+    parser.add_argument("--work", default="runs/experiments", help="where teachers, rows and runs lie")
+    parser.add_argument("--jobs", type=int, default=1, help="students that are trained at the same time")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        for step in in_order(name, known):
+            command = command_of(step, known, arguments.work, arguments.data_dir)
+            done = Path(arguments.work) / f"{step}.done"
+            if is_comparison(known[step]):
+                run(f"{command} --jobs {arguments.jobs}")
+                keep(step, Path(arguments.work) / step, command_of(step, known, "runs/experiments", "data"))
+            elif not done.exists():
+                run(command)
+                done.touch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""
+Writes docs/results.md and README's block of results from `experiments/results`: `python -m tools.results_page`.
+
+`experiments/page.yaml` says which results stand in which section, and what is asked there; every number is a file's.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sinkd_llm.report.comparison import CONTROL, MAJORITY, STUDENT
+from sinkd_llm.units import format_duration
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, LAYOUT = ROOT / "experiments" / "results", ROOT / "experiments" / "page.yaml"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+BEGIN, END = "<!-- made by tools/results_page.py -->", "<!-- end of what tools/results_page.py made -->"
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    What one comparison found.
+
+    Attributes:
+        name (`str`): of its folder.
+        rows (`dict[str, Row]`): of its table, by name.
+        about (`dict`): how it was made, and what it says in words.
+    """
+
+    name: str
+    rows: Mapping[str, Row]
+    about: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, name: str) -> "Result":
+        folder = RESULTS / name
+        with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
+            rows = {row["name"]: row for row in csv.DictReader(file)}
+        return cls(name, rows, json.loads((folder / "about.json").read_text(encoding="utf-8")))
+
+    @property
+    def baseline(self) -> str:
+        return str(self.about["baseline"])
+
+    def runs(self) -> list[Row]:
+        """All runs, also those of settings that were not chosen."""
+        with (RESULTS / self.name / "runs.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def score_cell(row: Row | None) -> str:
+    """`0.826 ± 0.003`."""
+    if row is None:
+        return ""
+    return f"{float(row['mean']):.3f}" + (f" ± {float(row['sd']):.3f}" if row["sd"] else "")
+
+
+def difference_cell(row: Row | None) -> str:
+    """`-0.025 [-0.032, -0.018], p < 0.001`: of the row to the baseline, p after Holm's correction."""
+    if row is None:
+        return ""
+    if not row["estimate"]:
+        return "–"
+    text = f"{float(row['estimate']):+.3f}"
+    if row["low"]:
+        text += f" [{float(row['low']):+.3f}, {float(row['high']):+.3f}]"
+    if row["p_holm"]:
+        p = float(row["p_holm"])
+        text += f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return text
+
+
+def names_of(results: Iterable[Result]) -> list[str]:
+    """The rows of the tables, in their order; the most frequent label is nobody's rival and left out."""
+    return [name for name in dict.fromkeys(name for one in results for name in one.rows) if name != MAJORITY]
+
+
+def scores(results: Mapping[str, Result]) -> list[str]:
+    """A table of scores: a row for each objective, a column for each result."""
+    rows = [
+        [_shown(name, results), *(score_cell(one.rows.get(name)) for one in results.values())]
+        for name in names_of(results.values())
+    ]
+    return _table(["", *results], rows)
+
+
+def differences(results: Mapping[str, Result]) -> list[str]:
+    """A table of differences to the baseline, of rows with a teacher that some result has."""
+    shown = [
+        name
+        for name in names_of(results.values())
+        if any(one.rows.get(name, {}).get("estimate") for one in results.values())
+    ]
+    if not shown:
+        return []
+    rows = [
+        [_shown(name, results), *(difference_cell(one.rows.get(name)) for one in results.values())] for name in shown
+    ]
+    to = dict.fromkeys(one.baseline for one in results.values())
+    return ["", *_table([f"difference to {', '.join(to)}", *results], rows)]
+
+
+def _shown(name: str, results: Mapping[str, Result]) -> str:
+    """A row's name; in italics what is no student of a teacher."""
+    kinds = {one.rows[name]["kind"] for one in results.values() if name in one.rows}
+    return name if kinds <= {STUDENT, CONTROL} else f"*{name}*"
+
+
+def sources(results: Mapping[str, Result]) -> list[str]:
+    """How each column was made: its command, rows and cost."""
+    lines = [""]
+    for title, one in results.items():
+        about = one.about
+        runs = [run for run in one.runs() if run["seconds"]]
+        trained = sum(float(run["seconds"]) for run in runs)
+        lines.append(
+            f"- {title}: `python experiments/run.py {one.name}`; seeds {', '.join(map(str, about['seeds']))}, "
+            f"{about['examples']:,} rows for evaluation, {about['held_out_examples']:,} held-out training rows; "
+            f"{len(runs)} students in {format_duration(trained)}; {about['metric']}."
+        )
+    return lines
+
+
+def section(content: Mapping[str, Any]) -> list[str]:
+    """A section of the page; results that are not there yet are left out and named."""
+    wanted: Mapping[str, str] = content["results"]
+    results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
+    lines = [f"\n## {content['title']}\n", content["text"].strip(), ""]
+    if results:
+        lines += [*scores(results), *differences(results)]
+        if "reading" in content:
+            lines += ["", content["reading"].strip()]
+        lines += sources(results)
+    missing = [title for title, name in wanted.items() if name not in {one.name for one in results.values()}]
+    if missing:
+        lines += ["", f"Not measured yet: {'; '.join(missing)}."]
+    return lines
+
+
+def _layout() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(LAYOUT.read_text(encoding="utf-8"))
+    return content
+
+
+def machines() -> str:
+    """On what all results were made."""
+    found = []
+    for folder in sorted(RESULTS.iterdir()):
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+        found.append(f"{about['machine']}, one thread a student, {versions}")
+    return "; ".join(dict.fromkeys(found))
+
+
+def page() -> str:
+    """The whole of docs/results.md."""
+    layout = _layout()
+    lines = [layout["introduction"].strip(), "", f"Made on: {machines()}."]
+    for content in layout["sections"]:
+        lines += section(content)
+    return "\n".join([*lines, ""])
+
+
+def readme_block() -> str:
+    """README's block of results."""
+    content = _layout()["readme"]
+    results = {title: Result.read(name) for title, name in content["results"].items()}
+    rows = [
+        [label, *(score_cell(one.rows.get(name)) for one in results.values())]
+        for name, label in content["rows"].items()
+    ]
+    return "\n".join([content["text"].strip(), "", *_table(["", *results], rows), "", content["reading"].strip(), ""])
+
+
+def with_block(readme: str) -> str:
+    """The text of README with the block as the results have it."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{readme_block()}{END}{rest.split(END)[1]}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
