@@ -26,6 +26,7 @@ class ListedAnswers:
         rows (`int`): in these.
         without (`dict[str, int]`): lists without an answer that is a choice, and their rows.
         unequal (`Counter[str]`): lists whose answers are no pairs: `"fewer"` or `"more"` than rows, or `"unclear"`.
+        copied (`int`): replies that repeat the choices.
         no_choice (`Counter[str]`): answers that are no choice.
     """
 
@@ -34,6 +35,7 @@ class ListedAnswers:
     rows: int
     without: dict[str, int] = field(default_factory=dict)
     unequal: Counter[str] = field(default_factory=Counter)
+    copied: int = 0
     no_choice: Counter[str] = field(default_factory=Counter)
 
     def add(self, asked: ListQuestion, replies: Sequence[str]) -> None:
@@ -49,13 +51,14 @@ class ListedAnswers:
         read = [list_answers(reply, asked.choices, n) for reply in replies]
         for one in read:
             self.no_choice.update(one.other)
+            self.copied += one.copied
         paired = all(one.paired for one in read)
         said = _of_pairs(asked.rows, read) if paired else _of_a_set(asked.rows, read)
         if said is None:
             self.without[asked.name] = n
             return
         if not paired:
-            count = sum(len(one.choices) for one in read) - n * len(read)
+            count = sum(len(one.choices) - n for one in read if not one.copied)
             self.unequal["fewer" if count < 0 else "more" if count > 0 else "unclear"] += 1
         self.sets.append(said)
 
@@ -82,6 +85,8 @@ class ListedAnswers:
                 f"{len(self.without):,} lists with {sum(self.without.values()):,} rows have no answer that is a "
                 f"choice, and these rows no teacher; the first is {next(iter(self.without))}."
             )
+        if self.copied:
+            lines.append(f"{self.copied:,} replies repeat the list of choices, and answer nothing.")
         if self.no_choice:
             lines.append(f"{self.no_choice.total():,} answers are no choice: {named_answers(self.no_choice)}.")
         return lines

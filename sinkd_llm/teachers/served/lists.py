@@ -1,7 +1,8 @@
 """Several rows in one request: the list that is asked, and the answers that come back.
 
-Models that are asked for a list leave one out, answer one twice or two together, begin with a sentence, or change the
-order. A list with an answer for each row says which is whose; another one is a set of answers without pairs.
+Models that are asked for a list leave one out, answer one twice or two together, begin with a sentence, change the
+order, or (small ones) repeat the texts or the choices. A list with an answer for each row says which is whose; another
+one is a set of answers without pairs.
 
 Shape suffixes: C choices of a row, M teacher rows of a group.
 """
@@ -21,6 +22,9 @@ from sinkd_llm.values import listed
 
 # What is written for a row of the answer beside the choice: number, full stop, line end, quotes, "The answer is".
 _LINE = 12
+# So many of the first choices in their order, to the end of either list, are copied: of lists of random classes one in
+# 256 is so by chance, at most.
+_COPIED = 4
 _FENCE = re.compile(r"^\s*```\w*\s*$", flags=re.MULTILINE)
 # "3. fee", "**3)** fee", "- Text 3: fee", "3 and 4. fee", "3-4: fee"
 _NUMBERED = re.compile(
@@ -102,11 +106,13 @@ class ListAnswers:
             pairs one for each row, in their order.
         paired (`bool`): whether there is an answer for each row, and it is known which is whose.
         other (`tuple[str, ...]`): the answers that are no choice.
+        copied (`bool`): the reply repeats the list of choices from its beginning, and answers nothing.
     """
 
     choices: tuple[int | None, ...]
     paired: bool
     other: tuple[str, ...]
+    copied: bool = False
 
 
 def list_answers(text: str, choices: tuple[str, ...], rows: int) -> ListAnswers:
@@ -133,6 +139,9 @@ def list_answers(text: str, choices: tuple[str, ...], rows: int) -> ListAnswers:
         said = sorted(((number, answer) for (number, _), answer in once.items()), key=lambda one: one[0] or 0)
         found = [_meant(answer, choices) for _, answer in said]
         paired = [number for number, _ in said] == [*range(1, rows + 1)]
+    first = min(len(found), len(choices))
+    if first >= _COPIED and found[:first] == [*range(first)]:
+        return ListAnswers((), False, (), copied=True)
     other = tuple(answer for (_, answer), index in zip(said, found, strict=True) if index is None)
     return ListAnswers(tuple(found), paired, other)
 

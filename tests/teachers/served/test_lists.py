@@ -77,6 +77,24 @@ def test_replies_as_models_write_them(reply: str, found: list[int | None], paire
     assert len(read.other) == found.count(None)
 
 
+@pytest.mark.parametrize(
+    ("answers", "rows", "copied"),
+    [
+        ("card arrival|change pin|fee|5-day card", 4, True),
+        ("card arrival|change pin|fee|5-day card", 8, True),
+        ("card arrival|change pin|fee|5-day card|weather|weather", 6, True),
+        ("card arrival|change pin|fee", 3, False),
+        ("card arrival|change pin", 2, False),
+        ("card arrival|fee|change pin|5-day card", 4, False),
+        ("fee|card arrival|change pin|fee", 4, False),
+    ],
+)
+def test_a_list_of_the_choices_is_no_answer(answers: str, rows: int, copied: bool) -> None:
+    read = list_answers(numbered(answers.split("|")), CHOICES, rows)
+    assert read.copied == copied
+    assert read.choices == () if copied else len(read.choices) == rows
+
+
 def test_a_list_of_one_row_is_an_answer() -> None:
     assert list_answers("fee", CHOICES, 1).paired
     assert list_answers("1. fee", CHOICES, 1).choices == (FEE,)
