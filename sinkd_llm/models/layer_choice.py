@@ -7,6 +7,7 @@ of all layers the one is dropped without which its answers change least, then th
 Shapes: S sequences, L tokens, D hidden size.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.layer_stacks import first_alone, layer_stacks, layers_of
+from sinkd_llm.models.layer_stacks import Kept, first_alone, layer_stacks, layers_of
 from sinkd_llm.models.layers import kept_layers, view_of_layers
 from sinkd_llm.models.wrappers import unwrap
+
+logger = logging.getLogger(__name__)
 
 EVEN, INFLUENCE, GREEDY, LIST = "even", "influence", "greedy", "list"
 
@@ -94,11 +97,11 @@ def _layer(part: str, index: int) -> str:
     return f"{part} {index}" if part else str(index)
 
 
-def choice_of(selection: str, model: Any, kept: Mapping[str, list[int]]) -> LayerChoice:
+def choice_of(selection: str, model: Any, kept: Kept) -> LayerChoice:
     """The choice that needs no look at the model: evenly spaced layers, or those of a list."""
     inner = unwrap(model)
     totals = {part: len(layers) for part, layers in layers_of(inner, layer_stacks(inner)).items()}
-    return LayerChoice(selection, dict(kept), totals)
+    return LayerChoice(selection, {part: list(indices) for part, indices in kept.items()}, totals)
 
 
 def by_influence(model: Any, wanted: Mapping[str, int], read: Callable[[], object], rows: int) -> LayerChoice:
@@ -245,6 +248,8 @@ def by_answers(model: Any, wanted: Mapping[str, int], change: Callable[[Any], fl
         value, part, index = min(found, key=lambda one: one[0])
         kept[part].remove(index)
         drops.append((part, index, value))
+        left = sum(map(len, kept.values()))
+        logger.info("Dropped layer %s: answers change by %.3g; %d layers are left.", _layer(part, index), value, left)
     totals = {part: len(stack) for part, stack in layers.items()}
     return LayerChoice(GREEDY, kept, totals, drops=drops, rows=rows)
 

@@ -3,8 +3,8 @@
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from sinkd_llm.models.quantisation import is_quantised
 from sinkd_llm.models.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
+
+# How many layers, or which.
+Layers = TypeVar("Layers", int, Sequence[int], int | Sequence[int])
 
 
 def kept_layers(num_layers: int, total: int, part: str = "") -> list[int]:
@@ -84,17 +87,12 @@ def select_layers(
     source = unwrap(model)
     refuse_hidden_adapter(source)
     stacks = layer_stacks(source)
-    if num_decoder_layers is not None and len(stacks) == 1:
-        raise InputError(
-            f"{type(source).__name__} has one stack of layers, so the number of decoder layers means nothing; drop it."
-        )
-    wanted = (num_layers, num_layers if num_decoder_layers is None else num_decoder_layers)
     layers = layers_of(source, stacks)
     kept = {
         part: kept_layers(these, len(layers[part]), part)
         if isinstance(these, int)
         else _checked_indices(these, layers[part], part)
-        for part, these in zip(stacks, wanted, strict=False)
+        for part, these in by_part(source, stacks, num_layers, num_decoder_layers).items()
     }
     # The short lists stand in while copying, so that the dropped layers take no memory.
     with short_lists(source, stacks, kept):
@@ -109,6 +107,23 @@ def select_layers(
     _check_runs(student)
     set_origin(student, None, new_modules_of(source))
     return student
+
+
+def by_part(
+    model: nn.Module, stacks: Mapping[str, str], layers: Layers, decoder_layers: Layers | None = None
+) -> dict[str, Layers]:
+    """
+    What is asked for of each part of a model.
+
+    Raises:
+        InputError: if something is asked for of a decoder, and the model has no decoder of its own.
+    """
+    if decoder_layers is not None and len(stacks) == 1:
+        raise InputError(
+            f"{type(model).__name__} has one stack of layers, so the number of decoder layers means nothing; drop it."
+        )
+    both: tuple[Layers, Layers] = (layers, layers if decoder_layers is None else decoder_layers)
+    return dict(zip(stacks, both, strict=False))
 
 
 def _checked_indices(indices: Sequence[int], layers: nn.ModuleList, part: str) -> list[int]:

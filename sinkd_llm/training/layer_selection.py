@@ -5,6 +5,7 @@ Shapes: B rows, C choices, N answers (rows, or supervised tokens), V outputs.
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from sinkd_llm.models.layer_choice import (
     choice_of,
 )
 from sinkd_llm.models.layer_stacks import layer_stacks, layers_of
-from sinkd_llm.models.layers import kept_layers, select_layers
+from sinkd_llm.models.layers import by_part, kept_layers, select_layers
 from sinkd_llm.models.origin import new_modules_of, note_layers
 from sinkd_llm.models.partitioning import on_device
 from sinkd_llm.models.quantisation import is_quantised
@@ -80,11 +81,10 @@ def choose_layers(model: Any, args: SinKDConfig, tokenizer: Any, rows: Any) -> L
     inner = unwrap(model)
     stacks = layer_stacks(inner)
     totals = {part: len(layers) for part, layers in layers_of(inner, stacks).items()}
-    decoder = args.student_layers if args.student_decoder_layers is None else args.student_decoder_layers
-    wanted = dict(zip(stacks, (args.student_layers, decoder), strict=False))
+    wanted = by_part(inner, stacks, args.student_layers, args.student_decoder_layers)
     lists = listed_layers(args.layer_selection)
     if lists is not None:
-        return choice_of(LIST, model, dict(zip(stacks, [lists[0], lists[-1]], strict=False)))
+        return choice_of(LIST, model, by_part(inner, stacks, lists[0], lists[-1] if len(stacks) > 1 else None))
     if args.layer_selection == EVEN:
         return choice_of(EVEN, model, {part: kept_layers(n, totals[part], part) for part, n in wanted.items()})
     if is_quantised(inner):
@@ -104,7 +104,8 @@ def choose_layers(model: Any, args: SinKDConfig, tokenizer: Any, rows: Any) -> L
     say(f"Choosing layers by {args.layer_selection} over {len(sample)} training rows …")
     if args.layer_selection != INFLUENCE and inner is not model:
         model = select_layers(model, *totals.values())  # the adapter is folded into a copy, as in the student
-    with on_device(model, args.device), in_eval_mode(unwrap(model)):
+    spread = len({*(getattr(inner, "hf_device_map", None) or {}).values()}) > 1  # over devices, when it was loaded
+    with nullcontext() if spread else on_device(model, args.device), in_eval_mode(unwrap(model)):
         if args.layer_selection == INFLUENCE:
             found = by_influence(model, wanted, _Prompts(model, args, tokenizer, sample).read, len(sample))
         else:
@@ -153,7 +154,8 @@ class _Prompts(_Rows):
     """Prompts with their answers, one a batch."""
 
     def __init__(self, model: Any, args: SinKDConfig, tokenizer: Any, rows: Sequence[Any]) -> None:
-        super().__init__(model, args, tokenizer, rows, ranking=False)
+        # A head reads the same of a row whatever its label; only a row to rank needs none.
+        super().__init__(model, args, tokenizer, rows, ranking=kind_of(model).scores_classes)
 
     def read(self) -> None:
         """Runs the model on each row by itself."""
@@ -165,8 +167,8 @@ class _Answers(_Rows):
     """What a model answers: its scores of the choices or classes of a row, or of the tokens of an answer."""
 
     def __init__(self, model: Any, args: SinKDConfig, tokenizer: Any, rows: Sequence[Any]) -> None:
-        self._over_choices = "choices" in rows[0] and not kind_of(model).scores_classes
-        super().__init__(model, args, tokenizer, rows, ranking=self._over_choices)
+        super().__init__(model, args, tokenizer, rows, ranking="choices" in rows[0])
+        self._over_choices = "choices" in rows[0] and not self.kind.scores_classes
         self._normalisation, self._regression = args.choice_normalisation, output_size(model) == 1
         lengths = [len(ids) for ids in self.features["prompt_ids"]]
         self._batches = [self.batch(chosen) for chosen in batches_by_length(lengths, args.per_device_eval_batch_size)]

@@ -138,6 +138,10 @@ def test_a_regression_is_asked_for_its_numbers(args: Any, tiny_model: Any, marke
     found = choose_layers(model, args(layer_selection="greedy"), marked_tokenizer("bert"), regression_rows())
     ((_, _, change),) = found.drops
     assert 0 < change < 100
+    unlabelled = regression_rows().map(lambda row: {"label": -1, "target": None, "completion": ""})
+    for selection in ("influence", "greedy"):
+        again = choose_layers(model, args(layer_selection=selection), marked_tokenizer("bert"), unlabelled)
+        assert selection == "influence" or again == found
 
 
 def test_answers_of_free_text_are_compared_token_by_token(args: Any, tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
@@ -273,3 +277,9 @@ def test_a_run_that_goes_on_has_the_same_layers_or_is_refused(
     even = trainer_of(teacher, args(student_layers=3), tiny_tokenizer)
     refused = differences(stored, run_facts(even))[0]
     assert [one for one in refused if "0,1,3 in the checkpoint, 0,2,3 now; to have the former, list them" in one]
+
+
+def test_a_model_of_one_stack_has_no_decoder_layers(args: Any, tiny_causal_lm: Any) -> None:
+    for changes in ({"student_decoder_layers": 1}, {"layer_selection": "0,1;0"}):
+        with pytest.raises(InputError, match="has one stack of layers, so the number of decoder layers means nothing"):
+            choose_layers(tiny_causal_lm(layers=3), args(**changes), None, None)
