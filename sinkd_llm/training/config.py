@@ -60,9 +60,8 @@ class SinKDConfig(TrainingArguments):
         student_decoder_layers (`int`, *optional*):
             Decoder layers of an encoder-decoder student, which has `student_layers` encoder layers. Default: as many.
         layer_selection (`str`, *optional*, defaults to `"even"`):
-            Which layers: evenly spaced ones (`"even"`), those that most change what they read (`"influence"`), those
-            that answers need most when one layer after the other is dropped (`"greedy"`), or a list of indices, from
-            0: `"0,2,5"`, for encoder and decoder `"0,2,5; 0,3"`.
+            Which: evenly spaced, those that most change what they read (`"influence"`), those left when the one that
+            answers need least is dropped, repeatedly (`"greedy"`), or indices: `"0,2,5"`, with a decoder `"0,2; 0,3"`.
         layer_selection_rows (`int`, *optional*, defaults to `64`):
             How many training rows `"influence"` and `"greedy"` look at.
         check_saved (`bool`, *optional*, defaults to `True`):
