@@ -60,8 +60,8 @@ class SinKDConfig(TrainingArguments):
         student_decoder_layers (`int`, *optional*):
             Decoder layers of an encoder-decoder student, which has `student_layers` encoder layers. Default: as many.
         layer_selection (`str`, *optional*, defaults to `"even"`):
-            Which: evenly spaced, those that most change what they read (`"influence"`), those left when the one that
-            answers need least is dropped, repeatedly (`"greedy"`), or indices: `"0,2,5"`, with a decoder `"0,2; 0,3"`.
+            Which layers: evenly spaced, those that change most what they read (`"influence"`), those left when the
+            least needed for the answers are dropped (`"greedy"`), or indices: `"0,2,5"`, with a decoder's `"0,2; 0,3"`.
         layer_selection_rows (`int`, *optional*, defaults to `64`):
             How many training rows `"influence"` and `"greedy"` look at.
         check_saved (`bool`, *optional*, defaults to `True`):
