@@ -140,6 +140,11 @@ def cache_answers(
             f"{' and '.join(data.asked)} say what a teacher reads that is asked now, and {teacher} has its answers "
             "already; leave them out."
         )
+    if args.teacher_rows_per_request > 1 and data.asked:
+        raise InputError(
+            f"{' and '.join(data.asked)} say what a teacher reads of a row alone, and teacher_rows_per_request is "
+            f"{args.teacher_rows_per_request}: a list has the rows' texts; leave one of both out."
+        )
     questions = questions_of(data.train, args.group_column)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
     answers, theirs = _asked(data, args, questions, held_out)

@@ -87,16 +87,20 @@ def numbers_of(values: Sequence[str | int | None]) -> Indices:
 
 def _check_same(theirs: Indices, ours: Indices, values: Sequence[str | int | None], names: Sequence[str]) -> None:
     """Refuses groups of the teacher's that are parts or mixtures of those of the data."""
-    several = [number for number, count in zip(*np.unique(theirs, return_counts=True), strict=True) if count > 1]
-    for number in several:
-        here = np.flatnonzero(theirs == number)
-        found = sorted({shown(values[row]) for row in here.tolist()})
-        if len({*ours[here].tolist()}) > 1 or (ours == ours[here[0]]).sum() > len(here):
-            raise InputError(
-                f"The rows {', '.join(names[row] for row in here[:3].tolist())} … are a group of the teacher's, and "
-                f"by group_column they are of {' and '.join(found[:3])}, with other rows: the teacher was asked with "
-                "other groups. Leave group_column out, which takes the teacher's, or write the cache again."
-            )
+    (_, t, t_counts), (_, o, o_counts) = (
+        np.unique(numbers, return_inverse=True, return_counts=True) for numbers in (theirs, ours)
+    )
+    _, both, both_counts = np.unique(t * len(o_counts) + o, return_inverse=True, return_counts=True)
+    together = t_counts[t]
+    wrong = np.flatnonzero((together > 1) & ((both_counts[both] != together) | (o_counts[o] != together)))
+    if len(wrong):
+        here = np.flatnonzero(t == t[wrong[0]]).tolist()
+        found = list(dict.fromkeys(shown(values[row]) for row in here))
+        raise InputError(
+            f"The rows {', '.join(names[row] for row in here[:3])} … are a group of the teacher's, and by "
+            f"group_column they are of {' and '.join(found[:3])}, with other rows: the teacher was asked "
+            "with other groups. Leave group_column out, which takes the teacher's, or write the cache again."
+        )
 
 
 def _numbered(features: "Dataset", numbers: Indices, batch: int, called: Callable[[int], str]) -> "Dataset":

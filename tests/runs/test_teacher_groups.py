@@ -166,3 +166,9 @@ def test_a_server_that_is_asked_for_lists_teaches_pairs_and_sets(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     teacher = next(row for row in results["rows"] if row["name"] == "teacher")
     assert (teacher["metrics"]["acc"], teacher["num_examples"]) == (1.0, 4)
+
+
+def test_lists_have_no_place_for_what_a_teacher_reads_of_a_row_alone(task: Path, student: str) -> None:
+    settings: dict[str, Any] = {**TRANSPORTED, "transport_scope": "group", "teacher_rows_per_request": 4}
+    with pytest.raises(InputError, match="teacher_num_fewshot say what a teacher reads of a row alone"):
+        distilled(task, student, **settings, teacher_url="http://127.0.0.1:9/v1", teacher_num_fewshot=2)
