@@ -135,7 +135,7 @@ TABLE = [
             *("_get_num_items_in_batch", "_get_output_dir"),
             *("_get_train_sampler", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"),
             *("_prepare_inputs", "_push_from_checkpoint"),
-            *("_run_epoch", "_save", "_save_checkpoint", "_save_rng_state"),
+            *("_run_epoch", "_save", "_save_checkpoint", "_save_optimizer_and_scheduler", "_save_rng_state"),
         )
     ),
     Private("_internal_call", "training/trainer.py", parameter_of("transformers:Trainer", "save_model")),

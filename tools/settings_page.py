@@ -8,6 +8,7 @@ from pathlib import Path
 from sinkd_llm import SinKDConfig
 from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
 from sinkd_llm.training.settings.checks import accepted
+from sinkd_llm.training.settings.optional_terms import OptionalTermArguments
 from sinkd_llm.training.settings.texts import setting_texts
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
@@ -25,6 +26,11 @@ take the fields of TRL's `ModelConfig` and of `transformers.TrainingArguments` a
 _SECTIONS = (
     ("Task and data", "`sinkd finetune`, `sinkd distill` and `sinkd cache`", TaskArguments),
     ("Distillation", "`sinkd finetune`, `sinkd distill` and `sinkd cache`", SinKDConfig),
+    (
+        "Distillation: terms that are off by default",
+        "`sinkd finetune`, `sinkd distill` and `sinkd cache`",
+        OptionalTermArguments,
+    ),
     ("Several processes", "`sinkd finetune` and `sinkd distill`", LaunchArguments),
     ("Teacher cache", "`sinkd cache`", CacheArguments),
     ("Evaluation", "`sinkd evaluate`", EvaluateArguments),

@@ -27,6 +27,7 @@ from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives import DistillationObjective, HeadOf
 from sinkd_llm.teachers import Teacher, TeacherRows
 from sinkd_llm.training.forward import Forward
+from sinkd_llm.training.projection import StateTerms
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def trace_step(
     *,
     verbalizer_ids: Tensor | None = None,
     head: HeadForm | None = None,
+    states: StateTerms | None = None,
     gradient_checkpointing: bool = False,
     autocast: torch.dtype | None = None,
 ) -> StepMemory:
@@ -73,6 +75,7 @@ def trace_step(
         batch (`Mapping`): what the run's collator makes of rows, on the CPU.
         verbalizer_ids (`Tensor`, *optional*): as in the objective.
         head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
+        states ([`StateTerms`], *optional*): of the terms of hidden states, if the loss has them.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): keep each block's input alone and run the
             block again in the backward pass (Chen et al., arXiv:1604.06174).
         autocast (`torch.dtype`, *optional*): type of matrix products, for a run with `bf16` or `fp16`.
@@ -89,7 +92,7 @@ def trace_step(
     with _checkpointing(student, gradient_checkpointing, autocast), _gradients_marked(student, counter):
         try:
             with counter:
-                return _step(student, teacher, objective, on_meta, verbalizer_ids, head, counter, autocast)
+                return _step(student, teacher, objective, on_meta, verbalizer_ids, head, states, counter, autocast)
         except RuntimeError as error:  # an operation that the meta device does not have
             raise InputError(
                 f"The memory of {type(unwrap(student)).__name__} cannot be counted without its weights "
@@ -104,13 +107,14 @@ def _step(
     batch: Mapping[str, Any],
     verbalizer_ids: Tensor | None,
     head: HeadForm | None,
+    states: StateTerms | None,
     counter: LiveBytes,
     autocast: torch.dtype | None,
 ) -> StepMemory:
     kind = _CountedKind(kind_of(student), counter)
     counted = _CountedTeacher(teacher, counter) if teacher is not None else None
     with DeviceBehaviour(autocast):
-        forward = Forward(kind, counted, objective, verbalizer_ids, head=head)  # type: ignore[arg-type]
+        forward = Forward(kind, counted, objective, verbalizer_ids, head=head, states=states)  # type: ignore[arg-type]
         output = forward(student, batch)
     activations = kind.live
     teacher_peak = max(counted.peak - activations, 0) if counted is not None else 0
@@ -128,8 +132,10 @@ class _CountedKind:
         self.kind, self.counter = kind, counter
         self.peak = self.live = 0
 
-    def supervised_rows(self, model: Any, batch: Mapping[str, Any], head: HeadForm | None) -> SupervisedRows:
-        rows = self.kind.supervised_rows(model, batch, head)
+    def supervised_rows(
+        self, model: Any, batch: Mapping[str, Any], head: HeadForm | None, states: bool
+    ) -> SupervisedRows:
+        rows = self.kind.supervised_rows(model, batch, head, states)
         self.peak, self.live = self.counter.peak, self.counter.live
         self.counter.restart_peak()
         # Which rows there are is known by now.

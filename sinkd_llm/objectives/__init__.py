@@ -17,7 +17,8 @@ from sinkd_llm.objectives.objective_settings import DIAGNOSTICS, FUSED, TERMS
 from sinkd_llm.objectives.problems import GROUP, TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, TeacherSignal, TopKSignal
 from sinkd_llm.objectives.sinkd import SinKDTerm, sinkd_term
-from sinkd_llm.objectives.terms import ObjectiveOutput
+from sinkd_llm.objectives.state_terms import StateSettings, cosine_distances, queue_cross_entropies
+from sinkd_llm.objectives.terms import ObjectiveOutput, Term, with_terms
 from sinkd_llm.objectives.transported import TransportedTerm, transported_term
 
 __all__ = [
@@ -38,16 +39,21 @@ __all__ = [
     "ObjectiveOutput",
     "SinKDTerm",
     "SpanningProblem",
+    "StateSettings",
     "TeacherSets",
     "TeacherSignal",
+    "Term",
     "TopKSignal",
     "TransportSettings",
     "TransportedSettings",
     "TransportedTerm",
     "by_autograd",
+    "cosine_distances",
     "cross_entropy",
+    "queue_cross_entropies",
     "sinkd_term",
     "squared_error",
     "temperature_factor",
     "transported_term",
+    "with_terms",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sinkd_llm.objectives.couplings import IDENTITY, PROPORTION, ROW_SOFTMAX
 from sinkd_llm.objectives.divergences import DIVERGENCES
 from sinkd_llm.objectives.objective_settings import CE, MSE, SINKHORN, TEACHER_MSE, TRANSPORTED
+from sinkd_llm.objectives.state_terms import StateSettings
 
 # What a part of the loss may need, and what is meant.
 NEEDS = {
@@ -16,6 +17,7 @@ NEEDS = {
     "sets": "the teacher's rows of a problem, in any order: a group of the data, or a batch",
     "names": "labels or pairs beside it, because matching sets does not say which class is which",
     "several rows": "more than one row in a problem, with the same answer choices (or the same vocabulary)",
+    "states": "a teacher that is a model here, not a cache, a file or a server; over tokens or classes",
     "numbers": "a task whose answers are numbers, and a student with one output",
 }
 
@@ -105,6 +107,20 @@ def parts() -> tuple[Part, ...]:
             "n sum_ij P_ij |s_i - t_j|_1, P = Sinkhorn of |s_i - t_j|_1 / epsilon",
             ("sets", "several rows", "names"),
             "the published method (SinKD)",
+        ),
+        Part(
+            StateSettings.HIDDEN,
+            "hidden_weight above 0",
+            "1 - cos(W h, g), with h and g the mean hidden states of a prompt, W learnt",
+            ("pairs", "states"),
+            "hidden states beside another part; no gain was shown (docs/method.md)",
+        ),
+        Part(
+            StateSettings.QUEUE,
+            "queue_weight above 0",
+            "-sum_d p(d) log q(d), over a queue of the teacher's states: p = softmax of cos(g, d), q of cos(W h, d)",
+            ("pairs", "states"),
+            "hidden states beside another part (SEED); a gain is not settled (docs/method.md)",
         ),
         Part(MSE, "alpha below 1", "(prediction - label)^2", ("labels", "numbers"), "learn numbers from labels"),
         Part(

@@ -9,13 +9,14 @@ from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, LA
 from sinkd_llm.objectives.joint import SPANNING_SCOPES
 from sinkd_llm.objectives.problems import VERBALIZERS, TransportSettings
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, SinKDTerm
+from sinkd_llm.objectives.state_terms import StateSettings
 from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS
 from sinkd_llm.objectives.transported import TransportedTerm
 
 # Names of what the objective gives, as they are logged. The report has a label for each.
 CE, MSE, TEACHER_MSE, SINKHORN, TRANSPORTED = "ce", "mse", "teacher_mse", SinKDTerm.name, TransportedTerm.name
 TEACHER_ENTROPY, STUDENT_ENTROPY = "teacher_entropy", "student_entropy"
-TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN, TRANSPORTED)
+TERMS = (CE, *DIVERGENCES, MSE, TEACHER_MSE, SINKHORN, TRANSPORTED, StateSettings.HIDDEN, StateSettings.QUEUE)
 DIAGNOSTICS = (
     *(f"{SINKHORN}/{name}" for name in SINKD_DIAGNOSTICS),
     *(f"{TRANSPORTED}/{name}" for name in PLAN_DIAGNOSTICS),
@@ -50,6 +51,9 @@ class ObjectiveSettings:
         transported ([`TransportedSettings`], *optional*):
             The transported cross-entropy, see [`transported_term`], over the rows of `transport_scope` and the ids of
             `vocabulary`. By default its weight is 0, and it is not computed.
+        states ([`StateSettings`], *optional*):
+            The terms of hidden states, which the objective does not see: who has the states adds the terms, see
+            [`with_terms`]. By default their weights are 0.
 
     Raises:
         `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
@@ -70,6 +74,7 @@ class ObjectiveSettings:
     transport_group_size: int | None = TransportSettings.transport_group_size
     fused: str = "auto"
     transported: TransportedSettings = field(default_factory=TransportedSettings)
+    states: StateSettings = field(default_factory=StateSettings)
 
     def __post_init__(self) -> None:
         if self.fused not in FUSED:
@@ -90,9 +95,12 @@ class ObjectiveSettings:
         _ = self.transport_settings  # which checks them
         if self.alpha == 1 and not self.has_divergence:
             if self.sinkhorn_weight == 0 and self.transported_settings is None:
+                left = "nothing to minimise"
+                if self.states.in_use:
+                    left = "only terms of hidden states, from which the student's head learns nothing"
                 raise ValueError(
-                    "alpha=1, divergence='none' and sinkhorn_weight=0 leave nothing to minimise; lower alpha to "
-                    "train on the labels, or choose a divergence."
+                    f"alpha=1, divergence='none' and sinkhorn_weight=0 leave {left}; lower alpha to train on the "
+                    "labels, or choose a divergence."
                 )
             if self.transported_settings is not None and (lacks := self.lacks(labels=True)) is not None:
                 raise ValueError(lacks)
@@ -112,12 +120,13 @@ class ObjectiveSettings:
     def by_name(self) -> dict[str, Any]:
         """All settings by the names that a run has for them."""
         settings = asdict(self)
-        return settings | settings.pop("transported")
+        parts = settings.pop("transported"), settings.pop("states")
+        return settings | parts[0] | parts[1]
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the loss depends on the teacher; if not, its forward can be spared."""
-        return self.alpha > 0 or self.sinkhorn_weight > 0 or self.transported_settings is not None
+        return self.alpha > 0 or self.transports or self.states.in_use
 
     @property
     def spans(self) -> bool:

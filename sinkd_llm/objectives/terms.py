@@ -75,5 +75,18 @@ def added_up(terms: Sequence[Term], diagnostics: dict[str, Tensor], M: int, taug
     return ObjectiveOutput(loss, means, diagnostics, {**shares, "": M / _at_least_1(taught, device)})
 
 
+def with_terms(output: ObjectiveOutput, terms: Sequence[Term]) -> ObjectiveOutput:
+    """
+    A loss with further terms.
+
+    Args:
+        output ([`ObjectiveOutput`]): without them.
+        terms (sequence of [`Term`]): at least one; their names are new.
+    """
+    more = added_up(terms, {}, 0, 1)
+    shares = {**more.shares, **output.shares}  # of the diagnostics those that there were
+    return ObjectiveOutput(output.loss + more.loss, output.terms | more.terms, output.diagnostics, shares)
+
+
 def _at_least_1(count: Tensor | int, device: torch.device) -> Tensor | int:
     return count.to(device).clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

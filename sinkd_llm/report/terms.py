@@ -35,6 +35,8 @@ LOSS = Plot(
         "teacher_mse": "squared error to the teacher",
         "sinkhorn": "SinKD",
         "transported": "transported cross-entropy",
+        "hidden": "cosine distance of hidden states",
+        "queue": "queue cross-entropy of hidden states",
     },
 )
 PLAN = Plot(

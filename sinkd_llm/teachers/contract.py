@@ -1,7 +1,7 @@
 """What every teacher gives, wherever its distribution comes from: a model here, or what one said earlier.
 
 Shapes: N supervised tokens of a batch (over answer choices: examples), B rows of a batch for ranking, V vocabulary or
-classes (over answer choices: C).
+classes (over answer choices: C), S sequences of a batch, H features of a hidden state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,15 @@ class TeacherRows:
             them in their order. Only over answer choices a teacher may have nothing to say of a row.
         sets ([`TeacherSets`], *optional*): the groups of the signal's rows, where these are known per group: their
             number may then be another than N. Default: each is of the student's row at its place.
+        states_SH (`Tensor` `[S, H]`, *optional*): the teacher's mean hidden state of each row's prompt, where the loss
+            asks for it.
     """
 
     signal: TeacherSignal
     position_N: Tensor
     row_N: Tensor | None = None
     sets: TeacherSets | None = None
+    states_SH: Tensor | None = None
 
 
 def signal_of(rows: SupervisedRows) -> Tensor | HeadOf:

@@ -65,15 +65,17 @@ class LocalTeacher:
         self.needs_all_ranks = False
         self._choices = TeacherChoices()
         self._head: HeadForm | None = None
+        self._gives_states = False
 
     def signal(self, batch: Mapping[str, Any]) -> TeacherRows:
         """See [`~sinkd_llm.teachers.contract.Teacher`]; the signal is the logits `[N, V]`, or hidden states and the
-        head once [`check_objective`] has found that the loss can take the head over."""
+        head once [`check_objective`] has found that the loss can take the head over. With them come hidden states of
+        the prompts, if the loss asks for these."""
         theirs = batch.get(TEACHER, batch)
         with torch.no_grad():
-            rows = self._signal_kind.supervised_rows(self.model, theirs, self._head)
+            rows = self._signal_kind.supervised_rows(self.model, theirs, self._head, self._gives_states)
         if not self.over_choices:
-            return TeacherRows(signal_of(rows), rows.position_N)
+            return TeacherRows(signal_of(rows), rows.position_N, states_SH=rows.states_SH)
         # A batch that fills an epoch up holds a row that is not to count, and names none.
         count = _named_rows(batch)
         return TeacherRows(rows.logits_NV[:count], rows.position_N[:count], rows.example_N[:count])
@@ -157,6 +159,7 @@ class LocalTeacher:
     def check_objective(self, objective: Any, verbalizer_ids: Tensor | None, tolerance: float) -> None:
         """Whole rows are all that any objective asks for; it is found how the head makes them."""
         if objective.uses_teacher and not self.over_choices:
+            self._gives_states = objective.states.in_use
             self._head = head_to_fuse(self.model, "teacher", objective.fused)
 
     def check_rows(self, features: Any) -> None:

@@ -14,12 +14,12 @@ from sinkd_llm.library_errors import naming_settings
 from sinkd_llm.models.kinds import KINDS
 from sinkd_llm.models.kinds.over_choices import CHOICE_NORMALISATIONS
 from sinkd_llm.objectives import (
-    COUPLINGS,
     DIVERGENCE_CHOICES,
     FUSED,
     TRANSPORT_SCOPES,
     VOCABULARIES,
     DistillationObjective,
+    StateSettings,
     TransportedSettings,
     TransportSettings,
 )
@@ -32,6 +32,7 @@ from sinkd_llm.training.settings.checks import check_settings
 from sinkd_llm.training.settings.combinations import check_optimizer, check_revision, check_together
 from sinkd_llm.training.settings.distillation import check_distillation
 from sinkd_llm.training.settings.layers import layers_as_text
+from sinkd_llm.training.settings.optional_terms import OptionalTermArguments
 from sinkd_llm.training.settings.texts import described
 
 # Over what student and teacher are compared.
@@ -40,15 +41,17 @@ SIGNALS = ("auto", "tokens", "choices")
 
 @described
 @dataclass
-class SinKDConfig(TrainingArguments):
+class SinKDConfig(OptionalTermArguments, TrainingArguments):
     r"""
     Configuration class for the [`SinKDTrainer`].
 
     This class includes only the parameters that are specific to SinKD, and at the end those of
-    [`~transformers.TrainingArguments`] whose default differs here. For the others see its documentation.
+    [`~transformers.TrainingArguments`] whose default differs here. For the others see its documentation, and for the
+    terms that are off by default [`~sinkd_llm.training.settings.optional_terms.OptionalTermArguments`].
 
     The loss is `(1 - alpha) * CE + alpha * divergence + sinkhorn_weight * SinKD + transported_weight * transported
-    cross-entropy`, every term a mean over supervised tokens.
+    cross-entropy`, every term a mean over supervised tokens, `+ hidden_weight * cosine distance + queue_weight * queue
+    cross-entropy`, means over examples.
 
     Parameters:
         > Parameters that control the models
@@ -61,7 +64,7 @@ class SinKDConfig(TrainingArguments):
             Decoder layers of an encoder-decoder student, which has `student_layers` encoder layers. Default: as many.
         layer_selection (`str`, *optional*, defaults to `"even"`):
             Which layers: evenly spaced, those that change most what they read (`"influence"`), those left when the
-            least needed for the answers are dropped (`"greedy"`), or indices: `"0,2,5"`, with a decoder's `"0,2; 0,3"`.
+            least needed for answers are dropped (`"greedy"`), or indices: `"0,2,5"`, with a decoder's `"0,2; 0,3"`.
         layer_selection_rows (`int`, *optional*, defaults to `64`):
             How many training rows `"influence"` and `"greedy"` look at.
         check_saved (`bool`, *optional*, defaults to `True`):
@@ -207,25 +210,6 @@ class SinKDConfig(TrainingArguments):
         cost_norm (`str`, *optional*, defaults to `"l1"`):
             Cost between a student and a teacher distribution.
 
-        > Parameters that control the transported cross-entropy
-
-        transported_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the transported cross-entropy: the student learns from the teacher's rows of its transport
-            problem, re-mixed by a plan, for teacher rows that are known per group or whose order is not to be
-            trusted. `0` switches it off; about 10 where it is the teacher's only term.
-        transported_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of both softmaxes. The term carries the usual temperature-squared factor.
-        transported_epsilon (`float`, *optional*, defaults to `0.5`):
-            Strength of the entropic regularisation of the plan, in nats.
-        transported_iterations (`int`, *optional*, defaults to `20`):
-            Iterations of the solver.
-        transported_anchor (`float`, *optional*, defaults to `1.0`):
-            How free the plan is of the pairs of row i with the teacher's row i: `1` does not know them, for teacher
-            rows in any order; about `0.3` where most pairs hold; `0` is the KL divergence of the pairs.
-        transported_coupling (`str`, *optional*, defaults to `"transport"`):
-            The plan (`"transport"`), or a control in its place: each row with its own teacher row (`"identity"`), the
-            nearest teacher rows (`"row_softmax"`), or the means of the rows of a problem (`"proportion"`).
-
         > Parameters with other defaults than in `transformers.TrainingArguments`
 
         learning_rate (`float`, *optional*, defaults to `0.0001`):
@@ -316,16 +300,6 @@ class SinKDConfig(TrainingArguments):
     sinkhorn_gradient: str = field(default=TransportSettings.sinkhorn_gradient, metadata={"choices": GRADIENTS})
     cost_norm: str = field(default=TransportSettings.cost_norm, metadata={"choices": COST_NORMS})
 
-    # The transported cross-entropy
-    transported_weight: float = TransportedSettings.transported_weight
-    transported_temperature: float = TransportedSettings.transported_temperature
-    transported_epsilon: float = TransportedSettings.transported_epsilon
-    transported_iterations: int = TransportedSettings.transported_iterations
-    transported_anchor: float = TransportedSettings.transported_anchor
-    transported_coupling: str = field(
-        default=TransportedSettings.transported_coupling, metadata={"choices": COUPLINGS}
-    )
-
     def __post_init__(self) -> None:
         self.layer_selection = layers_as_text(self.layer_selection)
         check_settings(self)
@@ -388,11 +362,12 @@ class SinKDConfig(TrainingArguments):
 
     def objective(self) -> DistillationObjective:
         """The loss that these settings describe."""
-        names = {one.name for one in fields(TransportedSettings)}
-        transported = TransportedSettings(**{name: getattr(self, name) for name in names})
-        others = {name: getattr(self, name) for name in DistillationObjective().by_name() if name not in names}
-        others["transport_group_size"] = self.transport_group_size or None
-        return DistillationObjective(**others, transported=transported)
+        kinds: dict[str, Any] = {"transported": TransportedSettings, "states": StateSettings}
+        parts = {
+            part: kind(**{one.name: getattr(self, one.name) for one in fields(kind)}) for part, kind in kinds.items()
+        }
+        own = {one.name: getattr(self, one.name) for one in fields(DistillationObjective) if one.name not in parts}
+        return DistillationObjective(**{**own, "transport_group_size": self.transport_group_size or None, **parts})
 
     def group_seed(self, update: int) -> int:
         """What draws the groups of a transport problem in an update: equal on all ranks, and after a resume."""

@@ -18,6 +18,7 @@ from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.objectives import GROUP, DistillationObjective, ObjectiveOutput, SpanningProblem
 from sinkd_llm.teachers import Teacher, TeacherRows
 from sinkd_llm.teachers.contract import GROUP_NUMBER, signal_of
+from sinkd_llm.training.projection import StateTerms
 
 if TYPE_CHECKING:
     from sinkd_llm.training.window import Window
@@ -43,6 +44,8 @@ class Forward:
         objective ([`DistillationObjective`]): the loss.
         verbalizer_ids (`Tensor`, *optional*): as in the objective.
         ranks ([`Ranks`], *optional*): those that share a transport problem. Default: every rank has its own.
+        head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
+        states ([`StateTerms`], *optional*): adds the terms of hidden states, if the loss has them.
 
     Attributes:
         group_seed (`int`): draws the groups of transport problems that are cut; set before each update.
@@ -56,9 +59,10 @@ class Forward:
         verbalizer_ids: Tensor | None = None,
         ranks: Ranks | None = None,
         head: HeadForm | None = None,
+        states: StateTerms | None = None,
     ) -> None:
         self.kind, self.teacher, self.objective = kind, teacher, objective
-        self.verbalizer_ids, self.ranks, self.head = verbalizer_ids, ranks, head
+        self.verbalizer_ids, self.ranks, self.head, self.states = verbalizer_ids, ranks, head, states
         self._said_why_dense = False
         self.group_seed = 0
 
@@ -70,6 +74,7 @@ class Forward:
         num_items: Tensor | int | None = None,
         own_items: Tensor | int | None = None,
         num_taught: Tensor | int | None = None,
+        num_examples: Tensor | int | None = None,
         window: "Window | None" = None,
         with_diagnostics: bool = False,
     ) -> ObjectiveOutput:
@@ -85,11 +90,13 @@ class Forward:
                 on all ranks.
             num_taught (`Tensor` or `int`, *optional*): what the teacher's terms are divided by, where it is another
                 number than `num_items`, as in the objective.
+            num_examples (`Tensor` or `int`, *optional*): what the terms of hidden states are divided by. Default: the
+                examples of the micro-batch.
             window ([`Window`], *optional*): the accumulation window that is one transport problem.
             with_diagnostics (`bool`, *optional*, defaults to `False`): as in the objective.
         """
         rows, theirs, transport = self._rows(student, batch, own_items, window)
-        return self.objective(
+        output = self.objective(
             signal_of(rows),
             None if theirs is None else theirs.signal,
             rows.labels_N,
@@ -105,6 +112,10 @@ class Forward:
             sets=None if theirs is None else theirs.sets,
             with_diagnostics=with_diagnostics,
         )
+        if self.states is None or theirs is None:
+            return output
+        self.states.train(student.training)
+        return self.states(output, rows, theirs, num_examples)
 
     def _groups(self, rows: SupervisedRows, batch: Mapping[str, Any]) -> Tensor | None:
         """The number of each row's group, where groups are the transport problems: they lie whole in a batch."""
@@ -127,7 +138,7 @@ class Forward:
             if not self._said_why_dense:
                 stays_dense(reason, "student", self.objective.fused)
                 self._said_why_dense = True
-        return self.kind.supervised_rows(student, batch, head)
+        return self.kind.supervised_rows(student, batch, head, self.states is not None)
 
     def _rows(
         self,

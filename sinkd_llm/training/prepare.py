@@ -15,9 +15,11 @@ from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.heads import HeadForm
 from sinkd_llm.models.kinds import Kind, context_length, kind_of
 from sinkd_llm.models.kinds.over_choices import OverChoices
+from sinkd_llm.models.states import body_of, state_width
 from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.pair import Pair
+from sinkd_llm.training.projection import StateTerms
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,6 +48,7 @@ class Prepared:
         verbalizer_ids (`Tensor`, *optional*): the ids that SinKD is restricted to, where `vocabulary` asks for it.
         head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
         kind ([`Kind`]): what the student's rows are.
+        states ([`StateTerms`], *optional*): what the terms of hidden states need, if the loss has them.
     """
 
     student: Any
@@ -55,6 +58,7 @@ class Prepared:
     verbalizer_ids: Tensor | None
     head: HeadForm | None
     kind: Kind
+    states: StateTerms | None = None
 
 
 def prepare(
@@ -90,7 +94,19 @@ def prepare(
     if pair.teacher is not None:
         pair.teacher.check_objective(args.objective(), restricted, args.cache_tolerance)
     head = head_to_fuse(student, "student", args.fused)
-    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted, head, kind_of(student))
+    states = state_terms(student, pair.teacher, args)
+    return Prepared(student, pair.teacher, pair.tokenizer, rows, restricted, head, kind_of(student), states)
+
+
+def state_terms(student: Any, teacher: Teacher | None, args: SinKDConfig) -> StateTerms | None:
+    """What the terms of hidden states need, if `args` have any and there is a teacher, whose model is here."""
+    settings = args.objective().states
+    if teacher is None or not settings.in_use:
+        return None
+    assert teacher.model is not None, "settings refuse a cache"
+    for model in (student, teacher.model):
+        body_of(model)  # which refuses a model without one
+    return StateTerms(settings, state_width(student), state_width(teacher.model), args.seed)
 
 
 def _over_choices(pair: Pair, student: Any, args: SinKDConfig) -> Prepared:
@@ -101,7 +117,14 @@ def _over_choices(pair: Pair, student: Any, args: SinKDConfig) -> Prepared:
             "fused is always, but over the answer choices a model gives scores of choices, and no hidden states whose "
             "head the loss could take over; leave fused out."
         )
-    pair.teacher.check_objective(args.objective(), None, args.cache_tolerance)
+    objective = args.objective()
+    pair.teacher.check_objective(objective, None, args.cache_tolerance)
+    if objective.states.in_use:
+        raise InputError(
+            "hidden_weight or queue_weight is above 0, and student and teacher are compared over the answer choices, "
+            "for which a prompt is read in parts and beside its choices: no hidden state is of the prompt alone. Set "
+            "both to 0, or use a teacher with the student's tokenizer and head (signal tokens)."
+        )
     reading = Reading.of(args)
     tokenize, collate = choice_rows_for(
         student,

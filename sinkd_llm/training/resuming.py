@@ -181,11 +181,11 @@ class ResumableTrainer(Trainer):
     # ---- reading
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with _reading(resume_from_checkpoint, "the student's weights"):
+        with reading(resume_from_checkpoint, "the student's weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint, "the states of optimizer and schedule"):
+        with reading(checkpoint, "the states of optimizer and schedule"):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return
@@ -207,12 +207,12 @@ class ResumableTrainer(Trainer):
                     f"{checkpoint} has no {name}, so the random numbers would differ from the run that wrote "
                     "it; go on with as many processes as it had, or from another checkpoint."
                 )
-        with _reading(checkpoint, "the states of the random numbers"):
+        with reading(checkpoint, "the states of the random numbers"):
             super()._load_rng_state(checkpoint)
 
 
 @contextmanager
-def _reading(checkpoint: str | None, what: str) -> Iterator[None]:
+def reading(checkpoint: str | None, what: str) -> Iterator[None]:
     """Around what Transformers, PEFT and torch do with a checkpoint's files: they fail in many ways."""
     try:
         yield

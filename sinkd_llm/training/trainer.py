@@ -36,11 +36,11 @@ from sinkd_llm.training.given import (
     named_or_loaded,
 )
 from sinkd_llm.training.grouped_rows import GroupCollator
-from sinkd_llm.training.ordering_trainer import OrderingTrainer
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
 from sinkd_llm.training.settings.distillation import check_proportions
+from sinkd_llm.training.state_trainer import StateTrainer
 from sinkd_llm.training.streams import stored_streams
 from sinkd_llm.training.term_log import TermLog
 from sinkd_llm.training.transport_cost import SayTransportCost
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     )
 
 
-class SinKDTrainer(OrderingTrainer):
+class SinKDTrainer(StateTrainer):
     """
     Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
 
@@ -162,7 +162,9 @@ class SinKDTrainer(OrderingTrainer):
         check_optimizers(optimizers, student)
         enable_checkpointing(student, args, stage)
         self.forward = Forward(
-            prepared.kind, prepared.teacher, args.objective(), prepared.verbalizer_ids, head=prepared.head
+            *(prepared.kind, prepared.teacher, args.objective(), prepared.verbalizer_ids),
+            head=prepared.head,
+            states=prepared.states,
         )
         self._answer_tokenizer = prepared.rows.tokenize
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
@@ -183,6 +185,7 @@ class SinKDTrainer(OrderingTrainer):
         if data_collator is not None:
             check_collator(self.data_collator, self.train_dataset)
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None), student)
+        self.check_states()
         self._gate = FiniteGate(scaled=args.fp16 or self.accelerator.scaler is not None)
         # Trainer counts the supervised tokens of the accumulation window only for models that take the
         # count; here the objective takes it.
@@ -196,6 +199,7 @@ class SinKDTrainer(OrderingTrainer):
         self.forward.ranks = self._ranks()
         self._window: Window | None = None
         self._num_taught: Tensor | None = None
+        self._num_examples: Tensor | None = None
         if args.packing:
             self._check_packing()
         self._check_teacher_scale()
@@ -249,17 +253,22 @@ class SinKDTrainer(OrderingTrainer):
         return batches, num_items
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """As Transformers', but over answer choices rows with a label, and beside them rows with a teacher's."""
-        if not isinstance(self.forward.kind, OverChoices):
-            return super()._get_num_items_in_batch(batch_samples, device)
-        assert self.teacher is not None
-        labelled = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batch_samples)
-        taught = sum(self.teacher.count(batch) for batch in batch_samples)
-        counts = torch.tensor([[labelled, taught]], device=device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            counts = torch.as_tensor(self.accelerator.gather(counts)).sum(dim=0, keepdim=True)
-        num_items, self._num_taught = counts[0].unbind()
-        return num_items
+        """As Transformers', but over answer choices rows with a label, and beside them rows with a teacher's; with
+        hidden states, beside the tokens, rows."""
+        over_choices = isinstance(self.forward.kind, OverChoices)
+        if over_choices or self.states is not None:
+            assert self.teacher is not None
+            labelled = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batch_samples)
+            taught = sum(self.teacher.count(batch) for batch in batch_samples)
+            counts = torch.tensor([[labelled, taught]], device=device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                counts = torch.as_tensor(self.accelerator.gather(counts)).sum(dim=0, keepdim=True)
+            num_items, num_rows = counts[0].unbind()
+            if over_choices:
+                self._num_taught = num_rows
+                return num_items
+            self._num_examples = num_rows
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def open_window(self, batches: list[Any]) -> None:
         """Announces the micro-batches that `compute_loss` will be asked for, if they are one transport problem."""
@@ -288,6 +297,7 @@ class SinKDTrainer(OrderingTrainer):
             num_items=num_items_in_batch,
             own_items=None if averaged else num_items_in_batch if taught is None else taught,
             num_taught=taught,
+            num_examples=None if num_items_in_batch is None else self._num_examples,
             window=self._window,
             with_diagnostics=model.training and self._logs_after_this_step(),
         )

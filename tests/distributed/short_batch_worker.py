@@ -27,6 +27,8 @@ RUNS: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "49-cached": ("causal", 49, "accumulation", {}),
     "49-packed": ("causal", 49, "accumulation", {"packing": True}),
     "49-transported": ("causal", 49, "window", {"transported_weight": 0.5, "transported_epsilon": 0.2}),
+    "49-states": ("causal", 49, "batch", {"hidden_weight": 2.0, "queue_weight": 0.5, "queue_size": 20}),
+    "49-classifier-states": ("classifier", 49, "batch", {"hidden_weight": 2.0, "queue_weight": 0.5}),
     # Batches of eight hold whole groups of three rows, and a row without a group.
     "49-groups": (
         "causal",

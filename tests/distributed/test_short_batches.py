@@ -80,7 +80,7 @@ def test_two_ranks_train_and_score_what_one_does(name: str, ranks: Any, folder: 
     alone = worker.run(folder, name, 1)
     assert torch.equal(first["weights"], second["weights"])
     assert (first["weights"] - alone["weights"]).abs().max() < 1e-5
-    terms = ("loss", "grad_norm", "sinkhorn", "transported", "ce", "kl", "mse")
+    terms = ("loss", "grad_norm", "sinkhorn", "transported", "ce", "kl", "mse", "hidden", "queue")
     logged = [key for key in terms if key in alone["records"][0]]
     assert len(logged) > 3
     torch.testing.assert_close(records_of(first, logged), records_of(alone, logged), rtol=1e-4, atol=2e-4)

@@ -48,7 +48,7 @@ def test_logits_and_gradients_are_those_of_one_forward(
     inputs = {"input_ids": ids_SL, "attention_mask": mask_SL}
     calls = []
     model.register_forward_pre_hook(lambda *_, **__: calls.append(1))
-    found = logits_by_length(model, inputs)
+    found = logits_by_length(model, inputs)[0]
     assert len(calls) == len(parts_by_length(lengths)) > 1
     weight = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
     (found * weight).sum().backward()

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, TopKSignal, TransportedSettings
+from sinkd_llm.objectives import DIVERGENCES, DistillationObjective, StateSettings, TopKSignal, TransportedSettings
 from sinkd_llm.report.terms import COST, ENTROPY, LEARNING_RATE, LOSS, PLAN
 from sinkd_llm.training.callbacks import describe_logs
 
@@ -31,7 +31,8 @@ def emitted():
         )(student_NV, signal, labels_N, **places, with_diagnostics=True)
         for name, student_NV, signal, labels_N in cases
     ]
-    return {name for o in outputs for name in o.terms}, {name for o in outputs for name in o.diagnostics}
+    states = {StateSettings.HIDDEN, StateSettings.QUEUE}  # which are added by who has the states
+    return {name for o in outputs for name in o.terms} | states, {name for o in outputs for name in o.diagnostics}
 
 
 def test_every_term_has_a_label_and_every_label_a_term(emitted):

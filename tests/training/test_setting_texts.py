@@ -13,11 +13,12 @@ from sinkd_llm.cli.parsing import parse_recipe
 from sinkd_llm.evaluation import evaluate_task
 from sinkd_llm.runs import run_evaluate
 from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
+from sinkd_llm.training.settings.optional_terms import OptionalTermArguments
 from sinkd_llm.training.settings.rules import NO_EFFECT, REFUSED_ENVIRONMENT
 from sinkd_llm.training.settings.texts import as_in, described, plain_help, setting_texts
 from tools.settings_page import PAGE, page
 
-COMMANDS = (SinKDConfig, TaskArguments, CacheArguments, EvaluateArguments, LaunchArguments)
+COMMANDS = (SinKDConfig, OptionalTermArguments, TaskArguments, CacheArguments, EvaluateArguments, LaunchArguments)
 
 
 def own_fields(settings: type) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_help_shows_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_recipe("distill", ["--help"])
     printed = "".join(capsys.readouterr().out.split())  # lines break at spaces and hyphens
-    for settings in (SinKDConfig, TaskArguments, LaunchArguments):
+    for settings in (SinKDConfig, OptionalTermArguments, TaskArguments, LaunchArguments):
         for text in setting_texts(settings).values():
             if text.name != "remove_unused_columns":  # one of the flags that only --help_all shows
                 assert "".join(plain_help(text.text).replace("%%", "%").split()) in printed

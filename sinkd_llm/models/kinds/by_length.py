@@ -1,6 +1,6 @@
 """An encoder on rows of unlike lengths: in parts, so that short rows are not padded to the longest row of the batch.
 
-Shapes: S rows of a batch, L tokens of the longest, V classes.
+Shapes: S rows of a batch, L tokens of the longest, V classes, H features of a hidden state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sinkd_llm.models.states import last_states, mean_states
+
 # What one more forward and backward cost beside their tokens, in tokens: mostly the gradient of the embeddings, which
 # is as large as the vocabulary however few rows there are. Measured with MiniLM on one thread.
 _COST_OF_A_PART = 150
 
 
-def logits_by_length(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def logits_by_length(
+    model: nn.Module, inputs: Mapping[str, Tensor], states: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """
-    The logits of a classification head, `[S, V]`, equal to those of one forward but for rounding and dropout's draws.
+    The logits of a classification head, `[S, V]`, equal to those of one forward but for rounding and dropout's draws,
+    and the mean hidden state of each row, `[S, H]`, where `states` asks for it.
 
     One process on a CPU runs the rows in parts, by length: there, time goes by the tokens, padding included, and two
     thirds of a batch of rows as they come are padding. Rows in whole groups cannot be put together by length
@@ -28,19 +33,24 @@ def logits_by_length(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """
     mask_SL = inputs["attention_mask"]
     if mask_SL.device.type != "cpu" or torch.distributed.is_initialized():
-        logits: Tensor = model(**inputs).logits
-        return logits
+        return _forward(model, inputs, states)
     lengths = mask_SL.sum(dim=1).tolist()
     parts = parts_by_length(lengths)
     if len(parts) <= 1:
-        whole: Tensor = model(**inputs).logits
-        return whole
+        return _forward(model, inputs, states)
     found = []
     for rows in parts:
         longest = max(lengths[row] for row in rows)
-        found.append(model(**{name: value[rows, :longest] for name, value in inputs.items()}).logits)
-    order = torch.tensor([row for rows in parts for row in rows])
-    return torch.cat(found)[order.argsort()]
+        found.append(_forward(model, {name: value[rows, :longest] for name, value in inputs.items()}, states))
+    back = torch.tensor([row for rows in parts for row in rows]).argsort()
+    logits, means = zip(*found, strict=True)
+    return torch.cat(logits)[back], torch.cat(means)[back] if states else None
+
+
+def _forward(model: nn.Module, inputs: Mapping[str, Tensor], states: bool) -> tuple[Tensor, Tensor | None]:
+    with last_states(model, states) as found:
+        logits_SV: Tensor = model(**inputs).logits
+    return logits_SV, mean_states(found, inputs["attention_mask"]) if states else None
 
 
 def parts_by_length(lengths: Sequence[int]) -> list[list[int]]:

@@ -33,17 +33,19 @@ class SequenceClassification:
     continues_prompt = False
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None, states: bool = False
     ) -> SupervisedRows:
         """`batch` holds `input_ids`, `attention_mask` and perhaps `token_type_ids` `[S, L]`, and `labels` `[S]`, -100
         where a text is not supervised.
 
-        No classification head has a form, see [`describe_head`]: `head` is always `None`.
+        No classification head has a form, see [`describe_head`]: `head` is always `None`. `states` are of the whole
+        text.
         """
         labels_S = batch["labels"]
-        logits_SV = logits_by_length(model, encoder_inputs(model, batch))
+        logits_SV, states_SH = logits_by_length(model, encoder_inputs(model, batch), states)
         example_N = (labels_S != IGNORE_INDEX).nonzero().squeeze(1)
-        return SupervisedRows(logits_SV[example_N], labels_S[example_N], example_N, torch.zeros_like(example_N))
+        position_N = torch.zeros_like(example_N)
+        return SupervisedRows(logits_SV[example_N], labels_S[example_N], example_N, position_N, states_SH)
 
 
 def check_classes_exclude_each_other(name: str, config: Any) -> None:

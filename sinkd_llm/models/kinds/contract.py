@@ -33,12 +33,15 @@ class SupervisedRows:
         labels_N (`Tensor` `[N]`): the supervised token ids or classes; the true values of a regression.
         example_N (`Tensor` `[N]`): index of the row's sequence in the batch, in `[0, S)`.
         position_N (`Tensor` `[N]`): index of the row's token in its answer, from 0.
+        states_SH (`Tensor` `[S, H]`, *optional*): the mean hidden state of each sequence's prompt, where it was asked
+            for, see [`~sinkd_llm.models.states`].
     """
 
     scores: Tensor | HiddenStates
     labels_N: Tensor
     example_N: Tensor
     position_N: Tensor
+    states_SH: Tensor | None = None
 
     @property
     def logits_NV(self) -> Tensor:
@@ -75,10 +78,10 @@ class Kind(Protocol):
     continues_prompt: bool
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None, states: bool = False
     ) -> SupervisedRows:  # pragma: no cover - a protocol
         """`batch` comes from the kind's collator; `labels` are -100 outside answers. With the form of the model's head
-        the head is left to the loss: `scores` are then hidden states."""
+        the head is left to the loss: `scores` are then hidden states. With `states` there are `states_SH` as well."""
         ...
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
-from sinkd_llm.models.kinds.packing import ROW_OF, rows_of_packed
+from sinkd_llm.models.kinds.packing import ROW_OF, mean_states_of_packed, rows_of_packed
+from sinkd_llm.models.states import last_states, mean_states
 from sinkd_llm.models.wrappers import forward_parameters
 
 
@@ -31,7 +32,7 @@ class DecoderOnly:
     continues_prompt = True
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None, states: bool = False
     ) -> SupervisedRows:
         """Runs the model once and its head only at the positions that predict an answer token.
 
@@ -41,6 +42,8 @@ class DecoderOnly:
                 stand on either side; on the left, the answers end together and K is smallest. Or what
                 [`~sinkd_llm.models.kinds.packing.packed`] makes of these.
             head ([`HeadForm`], *optional*): of the model; then its head is left to the loss.
+            states (`bool`, *optional*, defaults to `False`): give the mean state of what stands before the first
+                supervised token, too.
         """
         labels_BL = batch["labels"]
         supervised_BL = labels_BL[:, 1:] != IGNORE_INDEX
@@ -66,13 +69,24 @@ class DecoderOnly:
         if "use_cache" in takes:
             arguments["use_cache"] = False
         scores: Tensor | HiddenStates
-        if head is not None:
-            scores = hidden_at(model, head, sequence_N, source_N, **arguments)
-        else:
-            column_N = source_N
-            if "logits_to_keep" in takes:
-                kept_K = source_N.unique() if source_N.numel() else source_N.new_zeros(1)
-                arguments["logits_to_keep"] = kept_K
-                column_N = torch.searchsorted(kept_K, source_N)
-            scores = model(**arguments).logits[sequence_N, column_N]
-        return SupervisedRows(scores, labels_N, example_N, position_N)
+        with last_states(model, states) as found:
+            if head is not None:
+                scores = hidden_at(model, head, sequence_N, source_N, **arguments)
+            else:
+                column_N = source_N
+                if "logits_to_keep" in takes:
+                    kept_K = source_N.unique() if source_N.numel() else source_N.new_zeros(1)
+                    arguments["logits_to_keep"] = kept_K
+                    column_N = torch.searchsorted(kept_K, source_N)
+                scores = model(**arguments).logits[sequence_N, column_N]
+        return SupervisedRows(scores, labels_N, example_N, position_N, _states(found, batch) if states else None)
+
+
+def _states(found: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
+    """The mean state of each row's prompt, of what the body gave at all positions but the last."""
+    answered_BL = batch["labels"][:, :-1] != IGNORE_INDEX
+    answered_BL = answered_BL & (torch.arange(answered_BL.shape[1], device=answered_BL.device) > 0)
+    if ROW_OF in batch:
+        return mean_states_of_packed(found, answered_BL, batch[ROW_OF][:, :-1])
+    present_BL = batch["attention_mask"][:, :-1].bool()
+    return mean_states(found, present_BL & (answered_BL.cumsum(dim=1) == 0).to(present_BL.device))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at, logits_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows
+from sinkd_llm.models.states import last_states, mean_states
 from sinkd_llm.models.wrappers import accepted, unwrap
 
 
@@ -30,7 +31,7 @@ class EncoderDecoder:
     continues_prompt = False
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None, states: bool = False
     ) -> SupervisedRows:
         """Runs the encoder once a prompt, the decoder once an answer, the head only at answer tokens.
 
@@ -43,6 +44,7 @@ class EncoderDecoder:
                 the special tokens of the model, -100 on padding; `labels` `[S, T]`, the same without the
                 tokens that are not supervised.
             head ([`HeadForm`], *optional*): of the model; then its head is left to the loss.
+            states (`bool`, *optional*, defaults to `False`): give the encoder's mean state of each prompt, too.
         """
         labels_ST = batch["labels"]
         supervised_ST = labels_ST != IGNORE_INDEX
@@ -54,11 +56,13 @@ class EncoderDecoder:
         }
         example_N, column_N, position_N = answer_rows(supervised_ST)
         scores: Tensor | HiddenStates
-        if head is not None:
-            scores = hidden_at(model, head, example_N, column_N, **arguments)
-        else:
-            scores = logits_at(model, supervised_ST, **arguments)
-        return SupervisedRows(scores, labels_ST[example_N, column_N], example_N, position_N)
+        with last_states(model, states) as found:
+            if head is not None:
+                scores = hidden_at(model, head, example_N, column_N, **arguments)
+            else:
+                scores = logits_at(model, supervised_ST, **arguments)
+        states_SH = mean_states(found, batch["attention_mask"]) if states else None
+        return SupervisedRows(scores, labels_ST[example_N, column_N], example_N, position_N, states_SH)
 
 
 def decoder_input_ids(model: nn.Module, targets_ST: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sinkd_llm.models.heads import HeadForm, HiddenStates, hidden_at, logits_at
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX, SupervisedRows, answer_rows, encoder_inputs
+from sinkd_llm.models.states import last_states, mean_states
 
 
 class MaskedLanguageModel:
@@ -27,18 +28,20 @@ class MaskedLanguageModel:
     continues_prompt = False
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None, states: bool = False
     ) -> SupervisedRows:
         """`batch` holds `input_ids`, `attention_mask` and `labels` `[S, L]`; labels are -100 outside masks.
 
-        `head`: see [`Kind`].
+        `head`, `states` (of the whole text): see [`Kind`].
         """
         labels_SL = batch["labels"]
         supervised_SL = labels_SL != IGNORE_INDEX
         example_N, column_N, position_N = answer_rows(supervised_SL)
         scores: Tensor | HiddenStates
-        if head is not None:
-            scores = hidden_at(model, head, example_N, column_N, **encoder_inputs(model, batch))
-        else:
-            scores = logits_at(model, supervised_SL, **encoder_inputs(model, batch))
-        return SupervisedRows(scores, labels_SL[example_N, column_N], example_N, position_N)
+        with last_states(model, states) as found:
+            if head is not None:
+                scores = hidden_at(model, head, example_N, column_N, **encoder_inputs(model, batch))
+            else:
+                scores = logits_at(model, supervised_SL, **encoder_inputs(model, batch))
+        states_SH = mean_states(found, batch["attention_mask"]) if states else None
+        return SupervisedRows(scores, labels_SL[example_N, column_N], example_N, position_N, states_SH)

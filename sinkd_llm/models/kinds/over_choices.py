@@ -49,10 +49,10 @@ class OverChoices:
         self.continues_prompt = kind.continues_prompt
 
     def supervised_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None
+        self, model: nn.Module, batch: Mapping[str, Any], head: HeadForm | None = None, states: bool = False
     ) -> SupervisedRows:
         """`batch` is a ranking batch of the kind's collator, with `labels` `[B]`, -100 where there is none. No head
-        has a form here: `head` is always `None`."""
+        has a form here: `head` is always `None`, and `states` always false."""
         read = {**batch, "labels": batch[PLACES]} if PLACES in batch else batch
         found = score_choices(self.kind, model, read)
         labels_B: Tensor = batch["labels"]

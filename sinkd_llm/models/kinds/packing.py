@@ -3,7 +3,8 @@
 Attention that is told these positions and no mask keeps the rows apart, as in Krell et al., "Efficient Sequence
 Packing without Cross-contamination" (arXiv:2107.02027). `models/probes.py` tries whether a model's does.
 
-Shapes: B rows of a batch, L tokens of the longest, M tokens of all rows together, N supervised tokens.
+Shapes: B rows of a batch, L tokens of the longest, M tokens of all rows together, N supervised tokens, H features of
+a hidden state.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds.contract import IGNORE_INDEX
+from sinkd_llm.models.states import only_states
 
 # Where a packed batch holds which row each of its tokens is of.
 ROW_OF = "row_of"
@@ -60,3 +62,23 @@ def rows_of_packed(row_of_1M: Tensor, column_N: Tensor) -> tuple[Tensor, Tensor]
     # Supervised tokens of the rows before: where the first token of each one's row stands among all.
     before_N = torch.searchsorted(example_N, example_N)
     return example_N, torch.arange(len(example_N), device=example_N.device) - before_N
+
+
+def mean_states_of_packed(found: list[Tensor], answered_1M: Tensor, row_of_1M: Tensor) -> Tensor:
+    """
+    The mean hidden state of what stands before the first supervised token of each row, `[B, H]`, in fp32.
+
+    Args:
+        found (`list[Tensor]`): what [`~sinkd_llm.models.states.last_states`] found.
+        answered_1M (`Tensor` `[1, M]`): true at supervised tokens.
+        row_of_1M (`Tensor` `[1, M]`): the row of each token, growing.
+    """
+    hidden_MH, row_M = only_states(found, answered_1M)[0].float(), row_of_1M[0]
+    earlier_M = answered_1M[0].cumsum(dim=0)
+    # A row begins with no supervised token, so that the sum at its first token is of the rows before.
+    before_M = earlier_M[torch.searchsorted(row_M.contiguous(), row_M.contiguous())]
+    prompt_M = (earlier_M == before_M).to(hidden_MH.device, hidden_MH.dtype)
+    row_M = row_M.to(hidden_MH.device)
+    rows = int(row_M[-1]) + 1
+    total_BH = hidden_MH.new_zeros(rows, hidden_MH.shape[1]).index_add(0, row_M, hidden_MH * prompt_M[:, None])
+    return total_BH / hidden_MH.new_zeros(rows).index_add(0, row_M, prompt_M).clamp(min=1)[:, None]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from sinkd_llm.runs.folder import RECORDS
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.units import format_duration, format_score, format_share
+
+if TYPE_CHECKING:
+    from sinkd_llm.training.config import SinKDConfig
 
 # Of what has changed, so many things are named.
 _NAMED = 3
@@ -114,7 +117,7 @@ def run_all(
     names = {
         run: answers_of(run.made, arguments[run.cell.name], run.seed)
         for run in left
-        if plan.shares_answers and arguments[run.cell.name][1].teacher_cache is None
+        if plan.shares_answers and _takes_answers(arguments[run.cell.name][1])
     }
     problems = _ask_teachers(plan, names, arguments, jobs, start)
     failed = {(run.cell.name, run.seed): problems[names[run]] for run in left if names.get(run) in problems}
@@ -130,6 +133,11 @@ def run_all(
         if not plan.keep_models:
             _remove_model(run.folder)
     return failed
+
+
+def _takes_answers(args: "SinKDConfig") -> bool:
+    """Whether a run can learn from answers that were kept, which have no hidden states, and has none of its own."""
+    return args.teacher_cache is None and not args.objective().states.in_use
 
 
 def _say_changed(run: Run) -> None:
@@ -189,7 +197,7 @@ def _ask_teachers(
             float(value)
             for run in users
             for setting, value in vars(arguments[run.cell.name][1]).items()
-            if setting.endswith("temperature") and isinstance(value, int | float)
+            if setting.endswith("temperature") and not setting.startswith("queue_") and isinstance(value, int | float)
         }
         settings = {**plan.recipe, **users[0].cell.settings, "seed": users[0].seed}
         recipe = _written(plan.answers_in(f"{name}.yaml"), settings)

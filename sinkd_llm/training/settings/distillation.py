@@ -70,6 +70,14 @@ def _check_teacher(args: "SinKDConfig") -> None:
             f"is {args.teacher_rows_per_request}, which makes each request a group, and group_column "
             f"{args.group_column!r} says of other groups; leave one of both out.",
         )
+    for name, weight in (("hidden_weight", args.hidden_weight), ("queue_weight", args.queue_weight)):
+        given = next((one for one in ("teacher_cache", "teacher_file", "teacher_url") if getattr(args, one)), None)
+        if weight > 0 and given is not None:
+            raise SettingError(
+                name,
+                f"is {weight:g}, and {given} gives what a teacher says but no hidden states; set {name} to 0, or give "
+                "the teacher itself (teacher_model_name_or_path).",
+            )
     if args.teacher_load_in_4bit and args.teacher_load_in_8bit:
         raise InputError("teacher_load_in_4bit and teacher_load_in_8bit are both set; choose one of them.")
 

@@ -145,6 +145,12 @@ RANGES: dict[str, Range] = {
     "transported_epsilon": Range(0.0001, 100),
     "transported_iterations": Range(1, 100_000, whole=True),
     "transported_anchor": Range(0, 1),
+    "hidden_weight": Range(0, 1_000_000),
+    "queue_weight": Range(0, 1_000_000),
+    "queue_size": Range(1, 10_000_000, whole=True),
+    # Cosines are at most 1: below, a softmax is a choice; above, it is uniform.
+    "queue_temperature": Range(0.001, 100),
+    "queue_teacher_temperature": Range(0.001, 100),
     "transport_group_size": Range(
         2,
         MANY,
@@ -236,6 +242,7 @@ NEEDS_TEACHER: tuple[str, ...] = (
     *("transport_across_devices", "transport_accumulation", "group_column"),
     *("transported_weight", "transported_temperature", "transported_epsilon", "transported_iterations"),
     *("transported_anchor", "transported_coupling"),
+    *("hidden_weight", "queue_weight", "queue_size", "queue_temperature", "queue_teacher_temperature"),
     *("vocabulary", "cache_tolerance", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "teacher_deepspeed"),
     *("teacher_model", "teacher_samples", "teacher_max_requests", "teacher_concurrency", "teacher_way"),
