@@ -127,7 +127,7 @@ class SinKDConfig(OptionalTermArguments, TrainingArguments):
         > Parameters that control the data
 
         group_column (`str`, *optional*):
-            The column of the training rows that says of which group a row is, with `transport_scope` over groups. The
+            The column of the training rows that says of which group a row is (a cache of groups knows its own). The
             rows of a group are always in one batch. A row without a value is a group by itself.
         unlabelled_ratio (`float`, *optional*):
             The share of rows without a label in a batch, from 0 to 1; an epoch shows each of them once, and the
