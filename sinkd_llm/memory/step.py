@@ -75,7 +75,8 @@ def trace_step(
         batch (`Mapping`): what the run's collator makes of rows, on the CPU.
         verbalizer_ids (`Tensor`, *optional*): as in the objective.
         head ([`HeadForm`], *optional*): of the student, if the loss takes its head over.
-        states ([`StateTerms`], *optional*): of the terms of hidden states, if the loss has them.
+        states ([`StateTerms`], *optional*): of the terms of hidden states, if the loss has them. They are moved to the
+            meta device, with a full queue; they and it count as part of the step.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): keep each block's input alone and run the
             block again in the backward pass (Chen et al., arXiv:1604.06174).
         autocast (`torch.dtype`, *optional*): type of matrix products, for a run with `bf16` or `fp16`.
@@ -114,6 +115,8 @@ def _step(
     kind = _CountedKind(kind_of(student), counter)
     counted = _CountedTeacher(teacher, counter) if teacher is not None else None
     with DeviceBehaviour(autocast):
+        if states is not None:
+            states.to("meta").fill_queue()
         forward = Forward(kind, counted, objective, verbalizer_ids, head=head, states=states)  # type: ignore[arg-type]
         output = forward(student, batch)
     activations = kind.live

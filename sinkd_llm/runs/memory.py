@@ -167,6 +167,7 @@ def estimate_memory(
             batch,
             verbalizer_ids=ids,
             head=prepared.head,
+            states=prepared.states,
             gradient_checkpointing=checkpointing,
             autocast=autocast,
         )

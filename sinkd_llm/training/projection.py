@@ -20,6 +20,7 @@ from sinkd_llm.objectives import (
     queue_cross_entropies,
     with_terms,
 )
+from sinkd_llm.optimal_transport.precision import no_autocast
 from sinkd_llm.teachers import TeacherRows
 
 
@@ -78,7 +79,7 @@ class StateTerms(nn.Module):
         divisor = E if num_examples is None else num_examples
         teacher_EH = theirs.states_SH[taught_E].float()
         self._check(rows.states_SH, teacher_EH)
-        with torch.autocast(teacher_EH.device.type, enabled=False):
+        with no_autocast(teacher_EH):
             student_EH = rows.states_SH[taught_E].float() @ self.weight_HG.T
             terms = []
             if of.hidden_weight > 0:
@@ -113,6 +114,10 @@ class StateTerms(nn.Module):
             counts = [n for (n,) in ranks.numbers(len(teacher_EH), device=teacher_EH.device)]
             teacher_EH = ranks.gather(teacher_EH, counts)
         self.queue_QH = torch.cat([self.queue_QH, teacher_EH.detach()])[-self.settings.queue_size :]
+
+    def fill_queue(self) -> None:
+        """A queue of as many states as it may hold, of zeros: for the estimate of its memory."""
+        self.queue_QH = self.weight_HG.new_zeros(self.settings.queue_size, len(self.weight_HG))
 
     def average_gradients(self) -> None:
         """The mean over the processes, as they do with the student's; all of them have to call this."""

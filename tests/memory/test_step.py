@@ -15,8 +15,9 @@ from sinkd_llm.models.adapters import add_adapter
 from sinkd_llm.models.head_forms import head_to_fuse
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.kinds.packing import packed
-from sinkd_llm.objectives import COUPLINGS, DistillationObjective, TransportedSettings
+from sinkd_llm.objectives import COUPLINGS, DistillationObjective, StateSettings, TransportedSettings
 from sinkd_llm.teachers import LocalTeacher
+from sinkd_llm.training.projection import StateTerms
 
 ROW = {"example_id": "row", "prompt_ids": [5] * 40, "answer_ids": [7, 8]}
 
@@ -185,6 +186,16 @@ def test_the_transported_cross_entropy_is_counted(tiny_causal_lm, tiny_tokenizer
     settings = TransportedSettings(transported_weight=1.0, transported_coupling=coupling)
     traced = [trace_step(student, teacher, one, batch) for one in (without, replace(without, transported=settings))]
     assert traced[1].loss > traced[0].loss
+
+
+def test_the_terms_of_hidden_states_are_counted_with_a_full_queue(tiny_causal_lm, tiny_tokenizer):
+    student, teacher = both_on_meta(tiny_causal_lm(hidden=32), tiny_causal_lm(hidden=64))
+    settings = StateSettings(hidden_weight=1.0, queue_weight=1.0, queue_size=50_000)
+    objective, batch = DistillationObjective(states=settings), batch_for(student, tiny_tokenizer)
+    teacher.check_objective(objective, None, 0.1)
+    without = trace_step(student, teacher, objective, batch)
+    traced = trace_step(student, teacher, objective, batch, states=StateTerms(settings, 32, 64, 0))
+    assert traced.peak > without.peak + 50_000 * 64 * 4
 
 
 def test_no_logits_are_held_before_the_loss(tiny_causal_lm, tiny_tokenizer):
