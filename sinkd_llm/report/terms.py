@@ -35,8 +35,8 @@ LOSS = Plot(
         "teacher_mse": "squared error to the teacher",
         "sinkhorn": "SinKD",
         "transported": "transported cross-entropy",
-        "hidden": "cosine distance of hidden states",
-        "queue": "queue cross-entropy of hidden states",
+        "hidden": "cosine distance of hidden states (per example)",
+        "queue": "queue cross-entropy of hidden states (per example)",
     },
 )
 PLAN = Plot(

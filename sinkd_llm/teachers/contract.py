@@ -99,7 +99,7 @@ class Teacher(Protocol):
         ...
 
     def count(self, batch: Mapping[str, Any]) -> int:  # pragma: no cover
-        """Of how many examples of a training batch over answer choices the teacher speaks; known to the host."""
+        """Of how many examples of a training batch the teacher speaks; known to the host."""
         ...
 
     def groups_of(self, features: "Dataset") -> "np.ndarray[Any, Any] | None":  # pragma: no cover

@@ -339,6 +339,10 @@ def test_cells_share_the_teachers_answers_where_they_can(compare):
     alone = Runs()
     compare({**TWO, "seeds": [5], "teacher_cache": "none"}, alone)
     assert not any("teacher_cache" in text for text in alone.trained)
+    states = Runs()  # which no cache has
+    compare({"variants": {**VARIANTS, "states": {"queue_weight": 1.0, "max_steps": 2}}, "seeds": [6]}, states)
+    assert ["teacher_cache" in text for text in states.trained if "queue_weight" in text] == [False]
+    assert any("teacher_cache" in text for text in states.trained)
 
 
 @pytest.mark.parametrize(
