@@ -3,7 +3,6 @@
 Shape suffixes: N supervised tokens of a batch, B rows of a batch, M teacher rows of its groups.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,15 @@ import torch
 from torch import Tensor
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.kinds import kind_of, output_size
 from sinkd_llm.models.kinds.class_heads import class_words
 from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives import TeacherSets
-from sinkd_llm.objectives.couplings import PROPORTION
 from sinkd_llm.teachers.cache.arrays import map_arrays, problem_of_file
-from sinkd_llm.teachers.cache.identity import example_key, row_prints, tokenizer_hash, weights_hash
+from sinkd_llm.teachers.cache.identity import example_key, row_prints
 from sinkd_llm.teachers.cache.in_groups import answer_sets, check_objective, found_in, group_numbers
 from sinkd_llm.teachers.cache.layout import IN_GROUPS
 from sinkd_llm.teachers.cache.manifest import Manifest
+from sinkd_llm.teachers.cache.suits import check_kept, check_reading, check_same_teacher
 from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, name_key, row_keys
 from sinkd_llm.teachers.contract import GROUP_NUMBER, TeacherRows
 from sinkd_llm.teachers.fit import check_class_order
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sinkd_llm.objectives import DistillationObjective
-
-logger = logging.getLogger(__name__)
 
 # A cache up to this size is read once and checked before training; a larger one shard by shard, when it is needed.
 CHECKED_AT_ONCE_BYTES = 2**30
@@ -250,30 +246,8 @@ class CachedTeacher:
         """
         if self.over_choices:
             return
-        rows, teacher, layout = self.manifest.rows, self.manifest.teacher, self.manifest.layout
-        kind, outputs = kind_of(student).name, output_size(student)
-        differs = [
-            f"{name} is {value} here and {getattr(rows, name)} there"
-            for name, value in reading.items()
-            if value != getattr(rows, name)
-        ]
-        if rows.tokenizer != tokenizer_hash(tokenizer):
-            differs.append("the tokenizer is another")
-        if kind != teacher.model_kind:
-            differs.append(f"the student is a {kind} and the cached teacher a {teacher.model_kind}")
-        elif teacher.scores_classes and outputs != teacher.outputs:
-            differs.append(f"the student has {outputs} classes and the cached teacher {teacher.outputs}")
-        elif layout.content != "full" and outputs < layout.vocabulary_size:
-            differs.append(
-                f"the student's vocabulary has {outputs} ids and the cached rows {layout.vocabulary_size} (cache with "
-                f"--vocabulary_size {outputs})"
-            )
-        if differs:
-            raise InputError(
-                f"The teacher cache {self.folder} is not for this run: {'; '.join(differs)}. Change the run, or cache "
-                "the teacher again with this recipe."
-            )
-        if teacher.classes is not None:
+        check_reading(self.manifest, self.folder, student, tokenizer, reading)
+        if self.classes is not None:
             check_class_order(self.classes, class_words(unwrap(student).config), classes)
 
     def check_teacher(self, name: str | None, revision: str, quantised: str | None = None) -> None:
@@ -290,28 +264,7 @@ class CachedTeacher:
         Raises:
             InputError: if it is another.
         """
-        teacher = self.manifest.teacher
-        cached = teacher.loading.get("quantised")
-        if quantised is not None and quantised != cached:
-            raise InputError(
-                f"The run asks for a teacher in {quantised} (teacher_load_in_{quantised}), but the cache "
-                f"{self.folder} is of one {f'in {cached}' if cached else 'that was not quantised'}; drop the setting, "
-                "or cache the teacher again with this recipe."
-            )
-        if name is None:
-            return
-        try:
-            weights = weights_hash(name, revision)
-        except InputError:
-            weights = None  # not here, which is what caches are for
-        same = (name, revision) == (teacher.name, teacher.revision)
-        if (weights is None and same) or (weights is not None and weights == teacher.weights):
-            return
-        what = "its files have changed since" if same else f"that is the cache of {teacher.name}"
-        raise InputError(
-            f"The run names the teacher {name} and the cache {self.folder}, but {what}; cache this teacher, or drop "
-            "the name."
-        )
+        check_same_teacher(self.manifest, self.folder, name, revision, quantised)
 
     def check_objective(
         self, objective: "DistillationObjective", verbalizer_ids: Tensor | None, tolerance: float
@@ -323,41 +276,9 @@ class CachedTeacher:
         Raises:
             InputError: saying how to cache it.
         """
-        layout = self.manifest.layout
         if self.in_groups:
             check_objective(objective, bool(self._index["paired"].any()), str(self.folder))
-        if layout.names_all_ids:
-            return
-        verbalizers = objective.vocabulary == "verbalizers"
-        for name, temperature in objective.temperatures.items():
-            if temperature not in layout.temperatures:
-                known = ", ".join(f"{t:g}" for t in layout.temperatures)
-                raise InputError(
-                    f"{name} is {temperature:g}, but the cache {self.folder} knows the mass outside of its ids at "
-                    f"{known} only; train at one of these, or cache with --temperatures {temperature:g}."
-                )
-        moved = objective.transported_settings
-        if moved is not None and moved.transported_coupling == PROPORTION and not verbalizers:
-            raise InputError(
-                "transported_coupling is 'proportion', which needs the teacher's whole rows to take their mean; use "
-                "another coupling, or cache with --content full."
-            )
-        if verbalizers and objective.transports:
-            lost = sorted(set([] if verbalizer_ids is None else verbalizer_ids.tolist()) - set(layout.always))
-            if lost:
-                raise InputError(
-                    f"vocabulary is 'verbalizers', but the cache {self.folder} does not keep the ids {lost} of every "
-                    "row; cache with this recipe, which keeps them."
-                )
-        if verbalizers or objective.sinkhorn_weight == 0:
-            return
-        if objective.cost_norm != "l1":
-            raise InputError(
-                f"cost_norm is {objective.cost_norm!r}, which needs the teacher's whole rows; use l1, or cache with "
-                "--content full."
-            )
-        if warning := self.manifest.width_warning(objective.sinkhorn_temperature, tolerance):
-            logger.warning("The teacher cache %s is coarse: %s", self.folder, warning)
+        check_kept(self.manifest, self.folder, objective, verbalizer_ids, tolerance)
 
     def place(self, accelerator: "Accelerator", placement: str) -> None:
         """Files stay where they are."""
