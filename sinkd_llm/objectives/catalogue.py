@@ -147,7 +147,8 @@ def advice() -> tuple[Advice, ...]:
             "teacher rows known per group only (shuffled, anonymised), and some labels",
             (TRANSPORTED, CE),
             f"{_ALONE}, transport_scope: group, group_column: NAME",
-            "A group stays in one batch. The labels name the classes; without any of them the term is refused.",
+            "A group stays in one batch. The labels name the classes: fine-tune the student on them first (sinkd "
+            "finetune), and put some into every batch (unlabelled_ratio 0.8).",
         ),
         Advice(
             "for each group how often each answer came, and some labels",

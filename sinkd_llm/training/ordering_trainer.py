@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.decoder_only import PackingCollator
+from sinkd_llm.models.kinds.class_heads import is_new_head
 from sinkd_llm.models.pair_checks import check_trains
+from sinkd_llm.models.wrappers import unwrap
 from sinkd_llm.objectives import GROUP
 from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
@@ -84,12 +86,20 @@ class OrderingTrainer(EvaluatingTrainer):
             raise InputError("There is nothing to train on: give train_dataset to the trainer.")
         check_trains(self.model)
         rows: Any = self.train_dataset
+        in_groups = GROUP_NUMBER in rows.column_names
+        if in_groups and not self.forward.objective.terms_of_pairs and is_new_head(unwrap(self.model)):
+            logger.warning(
+                "The student has a new head, which knows no class, and nothing says whose the teacher's rows of a "
+                "group are: a plan of such a student gives classes each other's rows, and it may learn little. "
+                "Fine-tune it on the labelled rows first (sinkd finetune, with labels_per_class or without) and give "
+                "the folder as model_name_or_path."
+            )
         collator: Any = self.data_collator
         reads = PackingCollator(collator) if self.args.packing else collator
         processes = self.args.world_size
         # Transformers makes the loader of these two attributes.
         self.train_dataset, self.data_collator = rows, reads
-        if processes > 1 or GROUP_NUMBER in rows.column_names:
+        if processes > 1 or in_groups:
             self.train_dataset, self.data_collator = (
                 RowsAndBlanks(rows),
                 BlankingCollator(reads),

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
+from sinkd_llm.models.origin import set_origin
 from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, spread_without_repeats
 from sinkd_llm.training.grouped_rows import WholeGroups, packed_sizes, with_group_numbers
@@ -272,6 +273,20 @@ def test_terms_of_pairs_are_warned_of(train: Callable[..., SinKDTrainer], caplog
         "tvd takes the teacher's row of each row for its own, also within a group of group_column 'batch'"
         in caplog.text
     )
+
+
+def test_a_new_head_is_warned_of(
+    train: Callable[..., SinKDTrainer], tiny_causal_lm: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, student = grouped(opinions()), tiny_causal_lm(seed=1)
+    set_origin(student, None, ("classifier",))
+    with caplog.at_level(logging.WARNING):
+        anchored = {**GROUPED, "transported_anchor": 0.3}
+        train(model=student, train_dataset=rows, eval_dataset=None, **anchored).get_train_dataloader()
+    assert "new head" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        train(model=student, train_dataset=rows, eval_dataset=None, **GROUPED).get_train_dataloader()
+    assert "The student has a new head, which knows no class" in caplog.text
 
 
 def test_a_run_keeps_groups_together_and_goes_on_in_the_middle_of_an_epoch(
