@@ -91,6 +91,15 @@ def scores(results: Mapping[str, Result]) -> list[str]:
     return _table(["", *results], rows)
 
 
+def held_out(results: Mapping[str, Result]) -> list[str]:
+    """A table of scores on held-out training rows, for what only settings were chosen by."""
+    rows = [
+        [name, *(f"{float(one.rows[name]['held_out']):.3f}" if name in one.rows else "" for one in results.values())]
+        for name in names_of(results.values())
+    ]
+    return _table(["on held-out training rows", *results], rows)
+
+
 def differences(results: Mapping[str, Result]) -> list[str]:
     """A table of differences to the baseline, of rows with a teacher that some result has."""
     shown = [
@@ -134,7 +143,7 @@ def section(content: Mapping[str, Any]) -> list[str]:
     results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
     lines = [f"\n## {content['title']}\n", content["text"].strip(), ""]
     if results:
-        lines += [*scores(results), *differences(results)]
+        lines += held_out(results) if content.get("held_out") else [*scores(results), *differences(results)]
         if "reading" in content:
             lines += ["", content["reading"].strip()]
         lines += sources(results)

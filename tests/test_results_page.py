@@ -1,0 +1,100 @@
+"""docs/results.md and README's results say what the committed results say, and each can be made again."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import run
+from sinkd_llm.cli.parsing import parse_training
+from sinkd_llm.runs.comparing.grid import read_grid
+from sinkd_llm.runs.training import check_distill
+from tools import results_page
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(folder.name for folder in results_page.RESULTS.iterdir() if folder.is_dir())
+
+
+def test_the_page_is_made_of_the_results() -> None:
+    assert results_page.PAGE.read_text(encoding="utf-8") == results_page.page(), "run python -m tools.results_page"
+
+
+def test_readme_shows_the_results() -> None:
+    readme = results_page.README.read_text(encoding="utf-8")
+    assert readme == results_page.with_block(readme), "run python -m tools.results_page"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_is_the_means_of_its_runs(name: str) -> None:
+    found = results_page.Result.read(name)
+    metric = found.about["metric"]
+    for row in found.rows.values():
+        scores = [
+            float(one[metric]) for one in found.runs() if one["cell"] == row["cell"] and one["variant"] == row["name"]
+        ]
+        if scores:
+            assert float(row["mean"]) == pytest.approx(sum(scores) / len(scores), rel=1e-5)
+            assert {one["seed"] for one in found.runs() if one["variant"] == row["name"]} == {
+                str(seed) for seed in found.about["seeds"]
+            }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_result_has_its_command(name: str) -> None:
+    known = run.steps()
+    about = json.loads((results_page.RESULTS / name / "about.json").read_text(encoding="utf-8"))
+    assert about["command"] == run.command_of(name, known, "runs/experiments", "data")
+    assert run.in_order(name, known)[-1] == name
+
+
+def test_the_files_that_commands_name_are_there() -> None:
+    for step in run.steps().values():
+        for word in step["command"].split():
+            if word.startswith("experiments/"):
+                assert (ROOT / word).is_file(), word
+    for grid in (ROOT / "experiments" / "grids").glob("*.yaml"):
+        assert yaml.safe_load(grid.read_text(encoding="utf-8"))["seeds"], grid
+
+
+def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    against = {"estimate": -0.0251234567, "low": -0.03, "high": -0.02, "p": 1e-9, "p_holm": 2e-9, "seeds": 5}
+    row = {"name": "SinKD", "kind": "student", "cell": "SinKD", "mean": 0.8, "sd": 0.01, "against": against}
+    content = {
+        "rows": [row, {**row, "name": "transported", "against": None}],
+        **{"task": "banking77", "metric": "acc", "baseline": "transported", "seeds": [0], "examples": 3},
+        **{"held_out_examples": 2, "finished": "today", "versions": {"torch": "2"}, "sentences": ["said"]},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    (tmp_path / "results.csv").write_text("cell,seed\nSinKD,0\n")
+    run.keep("one", tmp_path, "sinkd compare")
+    with (tmp_path / "results" / "one" / "table.csv").open() as file:
+        kept = list(csv.DictReader(file))
+    assert kept[0]["estimate"] == "-0.0251235"
+    assert (kept[1]["estimate"], kept[1]["mean"]) == ("", "0.8")
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path / "results")
+    result = results_page.Result.read("one")
+    assert results_page.difference_cell(result.rows["SinKD"]) == "-0.025 [-0.030, -0.020], p < 0.001"
+    assert results_page.scores({"here": result})[2:] == [
+        "| SinKD | 0.800 ± 0.010 |",
+        "| transported | 0.800 ± 0.010 |",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, step in run.steps().items() if run.is_comparison(step)])
+def test_every_variant_of_a_grid_is_a_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = run.command_of(name, run.steps(), "runs/experiments", "data").split()[2:]
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    recipe, grid, output = (flags.pop(flag) for flag in ("--config", "--grid", "--output"))
+    assert output == f"runs/experiments/{name}"
+    more = [word for pair in flags.items() for word in pair]
+    content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    for cell in read_grid(Path(grid)).cells:
+        settings = {**content, **cell.settings}
+        settings = {key: value for key, value in settings.items() if f"--{key}" not in flags}
+        given = [f"--{key}={value}" for key, value in settings.items()]
+        _, training, model = parse_training("distill", [*given, *more, "--output_dir", output])
+        check_distill(training, model)
