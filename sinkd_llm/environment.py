@@ -46,7 +46,8 @@ def describe_device(device: object) -> str:
     if kind == "cuda":
         return torch.cuda.get_device_name(getattr(device, "index", None) or 0)
     if kind == "cpu":
-        return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+        count = torch.get_num_threads()
+        return f"{count} CPU thread{'' if count == 1 else 's'} ({platform.machine()})"
     return str(device)
 
 

@@ -294,9 +294,9 @@ def parse_json(text: str, line: int, path: Path) -> Any:
             _check_depth(text)
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"Line {line + error.lineno - 1} of {path} is not valid JSON ({error.msg}); the file may be cut off."
-        ) from error
+        # What is missing at the end is missing on the last line with anything on it.
+        line += text.count("\n", 0, min(error.pos, len(text.rstrip())))
+        raise InputError(f"Line {line} of {path} is not valid JSON ({error.msg}); the file may be cut off.") from error
     except _DoubleKeyError as error:
         where = place if "\n" not in text.strip() else f"An object of {path}"
         raise InputError(f"{where} has the key {shown(error.args[0])} twice; keep one of both.") from error

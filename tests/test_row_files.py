@@ -62,6 +62,7 @@ def test_missing_empty_and_not_utf8(kind: str, write_file, tmp_path: Path) -> No
         (read_csv, 'a,b\n1,2\n3,"cut', "Line 3 of .* is not valid CSV"),
         (read_csv, "a,b\n1\n", "Line 2 of .* has 1 fields"),
         (read_json, '{"a": 1}\n{"a": ', "Line 2 of .* is not valid JSON"),
+        (read_json, '{"a": 1\n', "Line 1 of .* is not valid JSON"),
         (read_json, '[{"a": 1},\n{"a"', "Line 2 of .* is not valid JSON"),
         (read_json, "[]", "has no rows"),
         (read_json, "3\n", "Line 1 of .* is int, not a JSON object"),

@@ -48,6 +48,8 @@ def find_file(path: str | Path, task_file: Path) -> Path:
     """
     if not isinstance(path, str | Path) or not str(path):
         raise InputError(f"The file of rows without labels is {shown(path)}, which is no path; give the file's path.")
+    if os.path.isdir(os.path.expanduser(path)):
+        raise InputError(f"unlabelled_file is the folder {path}; give a file of rows in it.")
     if Path(path).suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"The file {path} of rows without labels ends in {shown(Path(path).suffix)}; name it by what it holds, "

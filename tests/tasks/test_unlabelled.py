@@ -305,3 +305,9 @@ def test_a_mistake_in_a_large_file_leaves_nothing(mine: Task, tmp_path: Path, mo
     (tmp_path / "raw.txt").write_text("a\n\nb\n")
     with pytest.raises(InputError, match="no text on line 2"):
         mine.load_unlabelled(tmp_path / "raw.txt")
+
+
+def test_a_folder_is_no_file(mine: Task, tmp_path: Path) -> None:
+    (tmp_path / "raw.txt").mkdir()
+    with pytest.raises(InputError, match=r"unlabelled_file is the folder .*raw\.txt; give a file of rows in it"):
+        mine.load_unlabelled(tmp_path / "raw.txt")
