@@ -49,6 +49,11 @@ def test_every_result_has_its_command(name: str) -> None:
     assert run.in_order(name, known)[-1] == name
 
 
+def test_models_have_their_commands() -> None:
+    for name, said in json.loads(run.MODELS.read_text(encoding="utf-8")).items():
+        assert said["command"] == run.command_of(name, run.steps(), "runs/experiments", "data")
+
+
 def test_the_files_that_commands_name_are_there() -> None:
     for step in run.steps().values():
         for word in step["command"].split():

@@ -23,7 +23,7 @@ _OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam
 # What decides which rows a step gets.
 _ORDER = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
-    *("train_sampling_strategy", "group_column"),
+    *("train_sampling_strategy", "group_column", "unlabelled_ratio"),
 )
 # What may change between two parts of a run. The objective's own settings are added.
 _FREE = ("max_steps", "num_train_epochs", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16")

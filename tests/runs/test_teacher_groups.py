@@ -120,7 +120,7 @@ def test_distributions_of_groups_are_balanced_with_their_counts(task: Path, stud
     [
         ({"group_column": "side"}, "'side'"),
         ({"group_column": None, "transport_scope": "batch"}, "or set group_column where answers are of groups"),
-        ({"per_device_train_batch_size": 2}, "has 3 rows, and a batch has 2"),
+        ({"per_device_train_batch_size": 2}, "has 3 rows, and a batch has room for 2"),
         ({"transported_anchor": 0.3}, r"transported_anchor is 0\.3"),
     ],
 )

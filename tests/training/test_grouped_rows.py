@@ -151,7 +151,7 @@ def test_equal_values_are_a_group_and_rows_without_one_are_alone(values: list[An
 
 
 def test_what_is_no_group_is_refused_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(InputError, match="The group 'b' of group_column 'g' has 3 rows, and a batch has 2"):
+    with pytest.raises(InputError, match="The group 'b' of group_column 'g' has 3 rows, and a batch has room for 2"):
         numbers_of(["a", "b", "b", "a", "b"], batch=2)
     with pytest.raises(InputError, match=r"row 1 has the value 0\.5 in it; a group has a name"):
         numbers_of([1.0, 0.5])

@@ -17,7 +17,7 @@ from typing import Any
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers.answer_texts import choice_meant
 from sinkd_llm.teachers.questions import Question
-from sinkd_llm.teachers.served.matching import matched
+from sinkd_llm.teachers.served.matching import choices_in, matched, without_thoughts
 from sinkd_llm.values import listed
 
 # What is written for a row of the answer beside the choice: number, full stop, line end, quotes, "The answer is".
@@ -33,7 +33,7 @@ _NUMBERED = re.compile(
     flags=re.IGNORECASE,
 )
 # Numbered answers on one line.
-_INSIDE = re.compile(r"(?<!and)(?<![,&–-])\s+(?=\d{1,5}\s*[.):]\s)")
+_INSIDE = re.compile(r"(?:(?<=[^\d\s])[,;]|(?<!and)(?<![,&–-]))\s+(?=\d{1,5}\s*[.):]\s)")
 # What stands between a text that is repeated and its answer, and what an answer is called in JSON.
 _LAST = re.compile(r"\s*(?::|->|=>|→|\||\s[-–]\s)\s*")
 _ANSWER_NAMES = ("answer", "choice", "label")
@@ -117,7 +117,8 @@ class ListAnswers:
 
 def list_answers(text: str, choices: tuple[str, ...], rows: int) -> ListAnswers:
     """
-    Reads a reply: numbered lines, a JSON list or object, or one answer a line.
+    Reads a reply: numbered lines, a JSON list or object, one answer a line, or choices on one line. What a reasoning
+    model thought before it is left out.
 
     Where there are numbers, what has none is no answer (a sentence before the list). Rows are paired where each number
     from 1 to `rows` has one answer, in any order, or where as many answers without numbers are there as rows.
@@ -127,7 +128,7 @@ def list_answers(text: str, choices: tuple[str, ...], rows: int) -> ListAnswers:
         choices (`tuple[str, ...]`): of the rows.
         rows (`int`): of the list.
     """
-    said = _entries(_FENCE.sub("", text), choices, rows)
+    said = _entries(_FENCE.sub("", without_thoughts(text)), choices, rows)
     if any(number is None for number, _ in said):
         said = _without_frame(said, choices, rows)
         found = [_meant(answer, choices) for _, answer in said]
@@ -171,7 +172,15 @@ def _entries(text: str, choices: tuple[str, ...], rows: int) -> list[_Entry]:
         first, to, last = int(found[1]), found[2], int(found[3] or found[1])
         several = range(first, last + 1) if to in ("-", "–") and last <= rows else sorted({first, last})
         numbered += [(number, _bare(found[4])) for number in several if _bare(found[4])]
-    return numbered or [(None, _bare(line)) for line in lines]
+    return numbered or [(None, _bare(part)) for line in lines for part in _answers_on(line, choices)]
+
+
+def _answers_on(line: str, choices: tuple[str, ...]) -> list[str]:
+    """The answers on a line without numbers: several where it is choices between commas and the like, and no more."""
+    said = choices_in(_bare(line), choices)
+    if len(said) < 2 or None in said or choice_meant(_bare(line), choices) is not None:
+        return [line]
+    return [choices[index] for index in said if index is not None]
 
 
 def _bare(text: str) -> str:

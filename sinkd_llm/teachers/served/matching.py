@@ -4,6 +4,7 @@ Shape suffixes: C choices of a row.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from sinkd_llm.values import shown
 
 # A token that is the beginning of a choice, from this probability on, says that the choice has several tokens.
 SPLIT_FROM = 0.01
+_BETWEEN = re.compile(r"[,;|/]|\b(?:and|or)\b", flags=re.IGNORECASE)
+_THOUGHT = re.compile(r"^.*</think(?:ing)?>\s*", flags=re.IGNORECASE | re.DOTALL)
 
 
 def matched(text: str, choices: tuple[str, ...]) -> int | None:
@@ -26,14 +29,27 @@ def matched(text: str, choices: tuple[str, ...]) -> int | None:
     Returns:
         `int`: the index; `None` for an answer that is none of them, or could be two.
     """
+    text = without_thoughts(text)
     index = choice_meant(text, choices)
     if index is not None:
         return index
+    if len({part for part in choices_in(text, choices) if part is not None}) > 1:
+        return None
     said, known = folded(text), [folded(choice) for choice in choices]
     begins = [c for c, choice in enumerate(known) if choice and said.startswith(choice) and _ends(said, len(choice))]
     longest = max((len(known[c]) for c in begins), default=0)
     found = [c for c in begins if len(known[c]) == longest]
     return found[0] if len(found) == 1 else None
+
+
+def choices_in(text: str, choices: tuple[str, ...]) -> list[int | None]:
+    """What the parts of a line are, between commas, semicolons, bars, slashes, *and* and *or*: choices, or none."""
+    return [choice_meant(part, choices) for part in _BETWEEN.split(text) if part.strip()]
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without what a reasoning model thought before it, also where the server took the opening mark away."""
+    return _THOUGHT.sub("", text)
 
 
 def _ends(text: str, place: int) -> bool:

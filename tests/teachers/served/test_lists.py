@@ -65,6 +65,15 @@ async def at_once(seconds: float) -> None:
         ("card arrival\nfee\nfee\nfee", [CARD, FEE, FEE, FEE], False),
         # As many, but the numbers are those of other rows.
         ("1. card arrival\n2. fee\n4. change pin", [CARD, FEE, PIN], False),
+        # All on one line, or behind what a model thought.
+        ("card arrival, fee, change pin", [CARD, FEE, PIN], True),
+        ("card arrival; fee; fee", [CARD, FEE, FEE], True),
+        ("card arrival | fee", [CARD, FEE], False),
+        ("1: card arrival, 2: fee, 3: change pin", [CARD, FEE, PIN], True),
+        ("<think>\n1. fee\n2. fee\n3. fee\n</think>\n1. card arrival\n2. fee\n3. change pin", [CARD, FEE, PIN], True),
+        ("1. fee\n2. fee\n</think>\n\ncard arrival\nfee\nchange pin", [CARD, FEE, PIN], True),
+        # Two choices for one row are no answer.
+        ("1. card arrival or fee\n2. fee\n3. change pin, fee", [None, FEE, None], True),
         ("", [], False),
         ("I cannot do that.", [None], False),
         ("[1, 2, 3]", [None], False),
