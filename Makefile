@@ -55,10 +55,11 @@ format: $(STAMP) ## let ruff put every file in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write what is made: docs/settings.md, docs/objectives.md and the table of flags from the code, tables and charts from the results
+docs: $(STAMP) ## write what is made: pages and the table of flags from the code, tables and charts from the results
 	$(BIN)/python -m tools.settings_page
 	$(BIN)/python -m tools.flag_table
 	$(BIN)/python -m tools.objectives_page
+	$(BIN)/python -m tools.results_page
 	$(BIN)/python benchmarks/tables.py
 
 fuzz: $(STAMP) ## thousands of wrong inputs, from a seed that is printed (ten minutes)

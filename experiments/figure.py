@@ -3,8 +3,8 @@ The figure of docs/results.md: students whose distributions have one mode, fitte
 
     python experiments/figure.py
 
-On the left a row of a teacher with two modes. On the right two rows of a group: the teacher's rows are known, and given
-in the wrong order; the student starts near its own rows, as a few labels would leave it.
+On the left a row of a teacher with two modes. On the right two rows of a group: the teacher's rows are known, and
+given in the wrong order; the student starts near its own rows, as a few labels would leave it.
 """
 
 import sys

@@ -23,6 +23,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+MODELS = RESULTS / "models.json"
 # Of the comparison's record: what a table says of a row, and what is said of its difference to the baseline.
 OF_ROW = ("name", "kind", "cell", "mean", "sd", "held_out", "seconds", "memory_bytes")
 OF_DIFFERENCE = ("estimate", "low", "high", "p", "p_holm", "p_seeds", "seeds", "examples")
@@ -81,6 +82,15 @@ def keep(name: str, folder: Path, command: str) -> None:
     (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def keep_model(name: str, folder: Path, command: str) -> None:
+    """What a fine-tuned model scores, into `results/models.json`."""
+    found = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+    known = json.loads(MODELS.read_text(encoding="utf-8")) if MODELS.exists() else {}
+    known[name] = {"command": command, **{rows: said["metrics"] for rows, said in found.items()}}
+    MODELS.parent.mkdir(parents=True, exist_ok=True)
+    MODELS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+
+
 def _cells(values: dict[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
     for name in names:
         value = values.get(name)
@@ -107,13 +117,16 @@ def main() -> None:
     for name in arguments.names:
         for step in in_order(name, known):
             command = command_of(step, known, arguments.work, arguments.data_dir)
-            done = Path(arguments.work) / f"{step}.done"
+            as_written, folder = command_of(step, known, "runs/experiments", "data"), Path(arguments.work) / step
+            done = folder.with_name(f"{step}.done")
             if is_comparison(known[step]):
                 run(f"{command} --jobs {arguments.jobs}")
-                keep(step, Path(arguments.work) / step, command_of(step, known, "runs/experiments", "data"))
+                keep(step, folder, as_written)
             elif not done.exists():
                 run(command)
                 done.touch()
+            if command.startswith("sinkd finetune"):
+                keep_model(step, folder, as_written)
 
 
 if __name__ == "__main__":

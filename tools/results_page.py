@@ -6,6 +6,7 @@ Writes docs/results.md and README's block of results from `experiments/results`:
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,11 +138,17 @@ def sources(results: Mapping[str, Result]) -> list[str]:
     return lines
 
 
+def with_scores(text: str) -> str:
+    """A text in which `{NAME}` stands for the accuracy of a fine-tuned model, `teacher-banking77`."""
+    models = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))
+    return re.sub(r"\{([a-z0-9-]+)\}", lambda name: f"{models[name[1]]['evaluation']['acc']:.3f}", text)
+
+
 def section(content: Mapping[str, Any]) -> list[str]:
     """A section of the page; results that are not there yet are left out and named."""
     wanted: Mapping[str, str] = content["results"]
     results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
-    lines = [f"\n## {content['title']}\n", content["text"].strip(), ""]
+    lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
     if results:
         lines += held_out(results) if content.get("held_out") else [*scores(results), *differences(results)]
         if "reading" in content:
@@ -149,7 +156,7 @@ def section(content: Mapping[str, Any]) -> list[str]:
         lines += sources(results)
     missing = [title for title, name in wanted.items() if name not in {one.name for one in results.values()}]
     if missing:
-        lines += ["", f"Not measured yet: {'; '.join(missing)}."]
+        lines += ["", "Not measured yet:", "", *(f"- {title}" for title in missing)]
     return lines
 
 
@@ -161,7 +168,7 @@ def _layout() -> dict[str, Any]:
 def machines() -> str:
     """On what all results were made."""
     found = []
-    for folder in sorted(RESULTS.iterdir()):
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         found.append(f"{about['machine']}, one thread a student, {versions}")

@@ -109,9 +109,9 @@ def _numbered(features: "Dataset", numbers: Indices, batch: int, called: Callabl
     if counts[largest] > batch:
         raise InputError(
             f"The group {called(int(first[largest]))} has {counts[largest]} rows, and a batch has room for {batch} "
-            "(per_device_train_batch_size, or the share of it that unlabelled_ratio leaves). It cannot be cut, because "
-            f"each of its teacher rows may be of any of its rows: make room for {counts[largest]} or more (with fewer "
-            "gradient_accumulation_steps for the same update), or make smaller groups."
+            "(per_device_train_batch_size, or the share of it that unlabelled_ratio leaves). It cannot be cut, "
+            f"because each of its teacher rows may be of any of its rows: make room for {counts[largest]} or more "
+            "(with fewer gradient_accumulation_steps for the same update), or make smaller groups."
         )
     if counts[largest] == 1:
         logger.warning(

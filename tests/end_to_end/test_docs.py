@@ -34,6 +34,7 @@ NOT_RUN = {
     "docs/extending.md": ["lines for divergences.py, which tests/end_to_end/test_docs.py puts there"],
     "docs/large_models.md": ["needs several devices"],
     "docs/many_devices.md": ["needs several devices"],
+    "docs/models.md": ["needs a teacher of your own; tests/training/test_layer_selection.py"],
     "docs/served_teachers.md": ["needs a server", "needs a server"],
     "docs/small_classifiers.md": ["needs a server", "needs files of your own; tests/runs/test_teacher_groups.py"],
     "recipes/README.md": ["needs a server", "needs the answers of a large model"],
