@@ -31,8 +31,8 @@ def logits_by_length(
         inputs (`Mapping[str, Tensor]`): `input_ids`, `attention_mask` and what else the model reads, `[S, L]`, padded
             on the right.
     """
-    mask_SL = inputs["attention_mask"]
-    if mask_SL.device.type != "cpu" or torch.distributed.is_initialized():
+    mask_SL = inputs.get("attention_mask")
+    if mask_SL is None or mask_SL.device.type != "cpu" or torch.distributed.is_initialized():
         return _forward(model, inputs, states)
     lengths = mask_SL.sum(dim=1).tolist()
     parts = parts_by_length(lengths)

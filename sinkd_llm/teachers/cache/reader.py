@@ -247,7 +247,7 @@ class CachedTeacher:
         if self.over_choices:
             return
         check_reading(self.manifest, self.folder, student, tokenizer, reading)
-        if self.classes is not None:
+        if self.manifest.teacher.classes is not None:
             check_class_order(self.classes, class_words(unwrap(student).config), classes)
 
     def check_teacher(self, name: str | None, revision: str, quantised: str | None = None) -> None:
