@@ -21,6 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sinkd_llm.environment import processor
+
 RESULTS = Path(__file__).parent / "results"
 HARDWARE = "hardware.json"
 PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval", "pot", "geomloss", "sinkd-llm")
@@ -49,11 +51,7 @@ def hardware() -> dict[str, str]:
     """Processor, threads in use and versions."""
     import torch
 
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
-    facts = {"processor": processor, "threads": str(torch.get_num_threads()), "python": platform.python_version()}
+    facts = {"processor": processor(), "threads": str(torch.get_num_threads()), "python": platform.python_version()}
     if torch.cuda.is_available():
         facts["gpu"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     for package in PACKAGES:

@@ -11,7 +11,6 @@ which `python -m tools.results_page` makes the page.
 import argparse
 import csv
 import json
-import platform
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,10 @@ from typing import Any
 
 import yaml
 
+from sinkd_llm.environment import processor
+
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 RESULTS = HERE / "results"
 MODELS = RESULTS / "models.json"
 # Of the comparison's record: what a table says of a row, and what is said of its difference to the baseline.
@@ -44,7 +46,7 @@ def in_order(name: str, known: dict[str, dict[str, Any]]) -> list[str]:
 
 def command_of(name: str, known: dict[str, dict[str, Any]], work: str, data_dir: str) -> str:
     """The command of a step, on one line."""
-    return " ".join(known[name]["command"].split()).format(work=work, data=data_dir)
+    return " ".join(known[name]["command"].split()).format(work=shlex.quote(work), data=shlex.quote(data_dir))
 
 
 def is_comparison(step: dict[str, Any]) -> bool:
@@ -57,7 +59,7 @@ def run(command: str) -> None:
     words = shlex.split(command)
     start = {"sinkd": [sys.executable, "-m", "sinkd_llm"], "python": [sys.executable]}[words[0]]
     print("$", command, flush=True)
-    code = subprocess.run([*start, *words[1:]], check=False).returncode
+    code = subprocess.run([*start, *words[1:]], check=False, cwd=ROOT).returncode
     if code:
         raise SystemExit(code)
 
@@ -75,7 +77,7 @@ def keep(name: str, folder: Path, command: str) -> None:
             writer.writerow([*_cells(row, OF_ROW), *_cells(row["against"] or {}, OF_DIFFERENCE)])
     about = {
         "command": command,
-        "machine": machine(),
+        "machine": processor(),
         **{key: found[key] for key in ("task", "metric", "baseline", "seeds", "examples", "held_out_examples")},
         **{key: found[key] for key in ("finished", "versions", "sentences")},
     }
@@ -97,15 +99,6 @@ def _cells(values: dict[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
         yield "" if value is None else float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def machine() -> str:
-    """The processor's name."""
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     known = steps()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,6 +107,12 @@ def main() -> None:
     parser.add_argument("--work", default="runs/experiments", help="where teachers, rows and runs lie")
     parser.add_argument("--jobs", type=int, default=1, help="students that are trained at the same time")
     arguments = parser.parse_args()
+    if not Path(arguments.data_dir).is_dir():
+        parser.error(f"--data_dir {arguments.data_dir} is no folder; give the one with the data sets")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs is {arguments.jobs}; give 1 or more")
+    # The recipes are named from the top of the repository, where the commands run.
+    arguments.data_dir, arguments.work = (str(Path(path).resolve()) for path in (arguments.data_dir, arguments.work))
     for name in arguments.names:
         for step in in_order(name, known):
             command = command_of(step, known, arguments.work, arguments.data_dir)

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 
 from sinkd_llm._version import __version__
 
@@ -49,6 +50,16 @@ def describe_device(device: object) -> str:
         count = torch.get_num_threads()
         return f"{count} CPU thread{'' if count == 1 else 's'} ({platform.machine()})"
     return str(device)
+
+
+def processor() -> str:
+    """The processor's name, as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        lines = []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def peak_memory_bytes() -> int:

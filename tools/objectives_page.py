@@ -1,9 +1,10 @@
 """Writes docs/objectives.md from the table of what a loss can be made of: `python -m tools.objectives_page`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sinkd_llm.objectives.catalogue import NEEDS, advice, parts
+from tools.markdown import table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "objectives.md"
 _INTRODUCTION = """\
@@ -29,11 +30,9 @@ def page() -> str:
     return "\n".join(
         [
             _INTRODUCTION,
-            *_table(("data", "parts", "settings", ""), chosen),
+            *table(("data", "parts", "settings", ""), chosen),
             _PARTS,
-            *_table(
-                ("part", "switched on by", "of a row, or of a problem of n rows", "needs", "what it is for"), made
-            ),
+            *table(("part", "switched on by", "of a row, or of a problem of n rows", "needs", "what it is for"), made),
             "\nWhat is needed:\n",
             *(f"- *{name}*: {meaning}." for name, meaning in NEEDS.items()),
             "",
@@ -43,11 +42,6 @@ def page() -> str:
 
 def _code(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
 
 
 if __name__ == "__main__":

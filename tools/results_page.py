@@ -7,15 +7,16 @@ Writes docs/results.md and README's block of results from `experiments/results`:
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sinkd_llm.report.comparison import CONTROL, MAJORITY, STUDENT
-from sinkd_llm.units import format_duration
+from sinkd_llm.report.comparison import CONTROL, MAJORITY, STUDENT, Contrast, interval_of, mean_of, p_of
+from sinkd_llm.units import NOT_KNOWN, format_duration
+from tools.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, LAYOUT = ROOT / "experiments" / "results", ROOT / "experiments" / "page.yaml"
@@ -58,24 +59,22 @@ class Result:
 
 def score_cell(row: Row | None) -> str:
     """`0.826 ± 0.003`."""
-    if row is None:
-        return ""
-    return f"{float(row['mean']):.3f}" + (f" ± {float(row['sd']):.3f}" if row["sd"] else "")
+    return "" if row is None else mean_of(float(row["mean"]), _number(row["sd"]))
 
 
 def difference_cell(row: Row | None) -> str:
     """`-0.025 [-0.032, -0.018], p < 0.001`: of the row to the baseline, p after Holm's correction."""
     if row is None:
         return ""
-    if not row["estimate"]:
-        return "–"
-    text = f"{float(row['estimate']):+.3f}"
-    if row["low"]:
-        text += f" [{float(row['low']):+.3f}, {float(row['high']):+.3f}]"
-    if row["p_holm"]:
-        p = float(row["p_holm"])
-        text += f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-    return text
+    estimate = _number(row["estimate"])
+    if estimate is None:
+        return NOT_KNOWN
+    one = Contrast(estimate, _number(row["low"]), _number(row["high"]), p_holm=_number(row["p_holm"]))
+    return f"{estimate:+.3f} {interval_of(one)}, {p_of(one)}"
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
 
 
 def names_of(results: Iterable[Result]) -> list[str]:
@@ -89,7 +88,7 @@ def scores(results: Mapping[str, Result]) -> list[str]:
         [_shown(name, results), *(score_cell(one.rows.get(name)) for one in results.values())]
         for name in names_of(results.values())
     ]
-    return _table(["", *results], rows)
+    return table(["", *results], rows)
 
 
 def held_out(results: Mapping[str, Result]) -> list[str]:
@@ -98,7 +97,7 @@ def held_out(results: Mapping[str, Result]) -> list[str]:
         [name, *(f"{float(one.rows[name]['held_out']):.3f}" if name in one.rows else "" for one in results.values())]
         for name in names_of(results.values())
     ]
-    return _table(["on held-out training rows", *results], rows)
+    return table(["on held-out training rows", *results], rows)
 
 
 def differences(results: Mapping[str, Result]) -> list[str]:
@@ -114,7 +113,7 @@ def differences(results: Mapping[str, Result]) -> list[str]:
         [_shown(name, results), *(difference_cell(one.rows.get(name)) for one in results.values())] for name in shown
     ]
     to = dict.fromkeys(one.baseline for one in results.values())
-    return ["", *_table([f"difference to {', '.join(to)}", *results], rows)]
+    return ["", *table([f"difference to {', '.join(to)}", *results], rows)]
 
 
 def _shown(name: str, results: Mapping[str, Result]) -> str:
@@ -192,18 +191,13 @@ def readme_block() -> str:
         [label, *(score_cell(one.rows.get(name)) for one in results.values())]
         for name, label in content["rows"].items()
     ]
-    return "\n".join([content["text"].strip(), "", *_table(["", *results], rows), "", content["reading"].strip(), ""])
+    return "\n".join([content["text"].strip(), "", *table(["", *results], rows), "", content["reading"].strip(), ""])
 
 
 def with_block(readme: str) -> str:
     """The text of README with the block as the results have it."""
     before, rest = readme.split(BEGIN)
     return f"{before}{BEGIN}\n{readme_block()}{END}{rest.split(END)[1]}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
 
 
 def main() -> None:

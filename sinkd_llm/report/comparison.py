@@ -216,11 +216,11 @@ def _differences(found: Comparison) -> list[str]:
             better = (one.estimate > 0) != (found.metric in LOSSES)
             said.append(
                 f"{row.name} is {'better' if better else 'worse'} than {found.baseline} by {score(abs(one.estimate))} "
-                f"{_interval(one)}, {_p_of(one)} after Holm's correction over {_count(family, 'comparison')}."
+                f"{interval_of(one)}, {p_of(one)} after Holm's correction over {_count(family, 'comparison')}."
             )
         else:
             said.append(
-                f"{row.name} and {found.baseline}: no difference is supported ({_interval(one)}, {_p_of(one)}), and "
+                f"{row.name} and {found.baseline}: no difference is supported ({interval_of(one)}, {p_of(one)}), and "
                 f"none larger than {score(one.bound)}."
             )
     return said
@@ -266,15 +266,14 @@ def comparison_table(found: Comparison) -> "Table":
 
 def table_cells(found: Comparison, row: ComparedRow) -> list[str]:
     """What the table says of a row: name, score, difference, its interval, p, time, memory."""
-    spread = f" ± {row.sd:.3f}" if row.sd is not None else ""
     change, interval, p = NOT_KNOWN, "", NOT_KNOWN
     if row.name == found.baseline:
         change, p = "baseline", ""
     elif row.against is not None:
-        change, interval, p = f"{row.against.estimate:+.3f}", _interval(row.against), _p(row.against.p_holm)
+        change, interval, p = f"{row.against.estimate:+.3f}", interval_of(row.against), _p(row.against.p_holm)
     seconds = NOT_KNOWN if row.seconds is None else format_duration(row.seconds)
     memory = NOT_KNOWN if row.memory_bytes is None else format_bytes(row.memory_bytes)
-    return [row.cell, f"{row.mean:.3f}{spread}", change, interval, p, seconds, memory]
+    return [row.cell, mean_of(row.mean, row.sd), change, interval, p, seconds, memory]
 
 
 def write_comparison(folder: Path, found: Comparison, curves: "Sequence[Curve]" = ()) -> None:
@@ -344,7 +343,13 @@ def score(value: float | None) -> str:
     return NOT_KNOWN if value is None else f"{value:.4f}"
 
 
-def _interval(one: Contrast) -> str:
+def mean_of(mean: float, sd: float | None) -> str:
+    """`0.826 ± 0.003`."""
+    return f"{mean:.3f}" + (f" ± {sd:.3f}" if sd is not None else "")
+
+
+def interval_of(one: Contrast) -> str:
+    """`[-0.032, -0.018]`, or nothing where it is not known."""
     return "" if one.low is None or one.high is None else f"[{one.low:+.3f}, {one.high:+.3f}]"
 
 
@@ -352,7 +357,7 @@ def _p(value: float | None) -> str:
     return NOT_KNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _p_of(one: Contrast) -> str:
+def p_of(one: Contrast) -> str:
     """`p = 0.031`, `p < 0.001`."""
     text = _p(one.p_holm)
     return f"p {text}" if text.startswith("<") else f"p = {text}"

@@ -90,7 +90,8 @@ class FileSets:
             name, (said, rows) = next(iter(self.unequal.items()))
             lines.append(
                 f"Groups with more or fewer answers than rows: {len(self.unequal):,} (of {shown(name)} {said:g} for "
-                f"{rows}); there each answer stands for its share of the rows."
+                f"{rows}); there each answer stands for its share of the rows. Settings that leave rows out, as "
+                "heldout_share, max_train_samples and labelled_rows_only do, leave fewer rows, too."
             )
         if self.unmatched:
             lines.append(

@@ -74,6 +74,12 @@ def groups_and_labels(rows: Any, args: "SinKDConfig") -> GroupsAndLabels:
     Raises:
         SettingError: where no row has a label.
     """
+    if LABELS not in rows.column_names:
+        raise SettingError(
+            "unlabelled_ratio",
+            "is set, and the signal is over tokens, where every row has its answer; set signal to choices, or leave "
+            "it out.",
+        )
     numbers = rows.with_format("numpy")
     labelled = np.asarray(numbers[LABELS][:]) != IGNORE_INDEX
     if not labelled.any():

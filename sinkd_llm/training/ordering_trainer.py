@@ -38,9 +38,9 @@ class OrderingTrainer(EvaluatingTrainer):
         if dataset is None:
             return None
         features: Dataset = self._tokenized(dataset, ranking=False)
-        column, batch = self.args.group_column, room_for_groups(self.args)
         if self.teacher is None or self.args.transport_scope != GROUP:  # groups are the teacher's
             return features
+        column, batch = self.args.group_column, room_for_groups(self.args)
         if self.args.unlabelled_ratio is not None and self.teacher.model is not None:
             raise SettingError(
                 "unlabelled_ratio",
@@ -100,10 +100,7 @@ class OrderingTrainer(EvaluatingTrainer):
         # Transformers makes the loader of these two attributes.
         self.train_dataset, self.data_collator = rows, reads
         if processes > 1 or in_groups:
-            self.train_dataset, self.data_collator = (
-                RowsAndBlanks(rows),
-                BlankingCollator(reads),
-            )
+            self.train_dataset, self.data_collator = RowsAndBlanks(rows), BlankingCollator(reads)
         try:
             loader = super().get_train_dataloader()
         finally:

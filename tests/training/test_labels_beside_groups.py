@@ -1,16 +1,20 @@
 """Labelled rows beside whole groups in every batch: which rows, how often, and what is learned from them."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sinkd_llm import SinKDTrainer
 from sinkd_llm.errors import InputError
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks
-from sinkd_llm.training.labels_beside_groups import GroupsAndLabels, room_for_groups
+from sinkd_llm.training.labels_beside_groups import GroupsAndLabels, groups_and_labels, room_for_groups
+from tests.support.rows import opinions
 
 
 @settings(max_examples=100, deadline=None)
@@ -62,6 +66,25 @@ def test_a_row_for_its_label_has_neither_a_name_nor_a_group() -> None:
         return {"names": [row["example_id"] for row in features]}
 
     assert BlankingCollator(collate)(taken) == {"names": ["b", None, None]}
+
+
+@pytest.mark.parametrize(("ratio", "labelled"), [(0.0, {True}), (1.0, {False}), (0.5, {True, False})])
+def test_without_groups_a_share_may_be_all_or_none(
+    train: Callable[..., SinKDTrainer], ratio: float, labelled: set[bool]
+) -> None:
+    choices = [" negative", " positive"]
+    made = [
+        {**row, "choices": choices, "label": i % 2 if i < 8 else -1, "completion": choices[i % 2] if i < 8 else ""}
+        for i, row in enumerate(opinions(16))
+    ]
+    trainer = train(train_dataset=Dataset.from_list(made), eval_dataset=None, signal="choices", unlabelled_ratio=ratio)
+    batches = [batch["labels"] != -100 for batch in trainer.get_train_dataloader()]
+    assert {flag for batch in batches for flag in batch.tolist()} == labelled
+
+
+def test_beside_groups_the_signal_is_over_choices() -> None:
+    with pytest.raises(InputError, match="unlabelled_ratio is set, and the signal is over tokens"):
+        groups_and_labels(Dataset.from_dict({"group": [0, 0]}), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, 0.99])

@@ -22,9 +22,9 @@ def logits_by_length(
     The logits of a classification head, `[S, V]`, equal to those of one forward but for rounding and dropout's draws,
     and the mean hidden state of each row, `[S, H]`, where `states` asks for it.
 
-    One process on a CPU runs the rows in parts, by length: there, time goes by the tokens, padding included, and two
-    thirds of a batch of rows as they come are padding. Rows in whole groups cannot be put together by length
-    beforehand. A GPU is faster with one forward, and processes that share a model must agree on their number.
+    One process on a CPU runs the rows in parts, by length: there, time goes by the tokens, padding included, and rows
+    in whole groups cannot be put together by length beforehand. A GPU is faster with one forward, and processes that
+    share a model must agree on their number.
 
     Args:
         model (`nn.Module`): possibly wrapped.
@@ -32,7 +32,8 @@ def logits_by_length(
             on the right.
     """
     mask_SL = inputs.get("attention_mask")
-    if mask_SL is None or mask_SL.device.type != "cpu" or torch.distributed.is_initialized():
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if mask_SL is None or mask_SL.device.type != "cpu" or not alone:
         return _forward(model, inputs, states)
     lengths = mask_SL.sum(dim=1).tolist()
     parts = parts_by_length(lengths)
