@@ -120,7 +120,8 @@ def by_part(
     """
     if decoder_layers is not None and len(stacks) == 1:
         raise InputError(
-            f"{type(model).__name__} has one stack of layers, so the number of decoder layers means nothing; drop it."
+            f"{type(model).__name__} has one stack of layers, so that nothing can be said of a decoder's: leave "
+            "student_decoder_layers out, and a list for the decoder (layer_selection)."
         )
     both: tuple[Layers, Layers] = (layers, layers if decoder_layers is None else decoder_layers)
     return dict(zip(stacks, both, strict=False))

@@ -149,8 +149,8 @@ def _merge(folder: Path, data: RunData, training_args: "SinKDConfig", cache_args
         )
     if len({path.resolve() for path in (*caches, folder)}) <= len(caches):
         raise InputError(
-            f"--merge and --output {folder} name one folder twice; give each cache once, and another folder for what "
-            "is made of them."
+            f"Of the caches of --merge and --output {folder} two are one folder; give each cache once, and another "
+            "folder for what is made of them."
         )
     return _by_one_process(
         folder,

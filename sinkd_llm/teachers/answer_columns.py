@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.teachers.answer_texts import choice_meant, folded
 from sinkd_llm.values import listed, plain, shown
 
@@ -95,10 +95,12 @@ def find_teller(
             f"choices; name prob_0 to prob_{len(choices) - 1}, one for each of {listed(choices)}."
         )
     if any(own):
-        missing = [choice for choice, column in zip(choices, own, strict=True) if column is None]
+        missing = [choice.strip() for choice, column in zip(choices, own, strict=True) if column is None]
+        others = [name for name in columns if name not in own]
+        hint = "" if len(missing) > 1 else nearest(missing[0], others)
         raise InputError(
-            f"The file {source} has no column with the probability of {listed(missing)}, though it has "
-            f"{listed([column for column in own if column])}; give one for each choice."
+            f"The file {source} has no column for {listed(missing)}, though it has "
+            f"{listed([column for column in own if column])}; give one for each choice.{hint}"
         )
     raise InputError(
         f"The file {source} has no column that says an answer; its columns are {listed(columns)}. Name one 'answer' "

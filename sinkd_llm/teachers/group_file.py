@@ -362,7 +362,7 @@ def _counted(values: Sequence[Any], choices: tuple[str, ...], where: str) -> Par
     if all(map(is_missing, values)):
         return None
     counts = [
-        0 if is_missing(value) else _whole(value, f"The count of {shown(choice)} on {where}")
+        0 if is_missing(value) else _whole(value, f"The count of {shown(choice.strip())} on {where}")
         for choice, value in zip(choices, values, strict=True)
     ]
     if not any(counts):

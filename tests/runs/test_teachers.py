@@ -384,7 +384,7 @@ def test_how_a_teacher_was_asked_is_part_of_its_cache(task: Path, student: str, 
     merge = ["--merge", str(tmp_path / "sums"), str(tmp_path / "means")]
     with pytest.raises(InputError, match="by sum and by token"):
         cache(task, student, tmp_path, "both", *merge)
-    with pytest.raises(InputError, match="name one folder twice"):
+    with pytest.raises(InputError, match="two are one folder"):
         cache(task, student, tmp_path, "sums", *merge, "--overwrite", "true")
     assert CachedTeacher(tmp_path / "sums").over_choices
 

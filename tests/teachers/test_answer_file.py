@@ -252,7 +252,7 @@ def test_columns_that_could_be_two_things_are_said(read: Any) -> None:
         ("text,answer\nfoo,positive\n", "'text' has 'foo', the rows have 'Review: text number 0"),
         ("number,answer\n1,positive\n", "no column that says which row an answer is for; its columns are 'number'"),
         ("id,said\nt-0,positive\n", "no column that says an answer; its columns are 'said'"),
-        ("id,positive\nt-0,0.7\n", "no column with the probability of ' negative', though it has 'positive'"),
+        ("id,positive\nt-0,0.7\n", "no column for 'negative', though it has 'positive'"),
         ("id,prob_0,prob_1,prob_2\nt-0,0.5,0.5,0\n", "'prob_2', but line 2 of .* is for a row of 2 choices"),
         ("row,answer\n0,positive\none,positive\n", "'row' on line 3 of .* is 'one'; give the row's position"),
         ("row,answer\n0,positive\n-1,positive\n", "'row' on line 3 of .* is -1"),

@@ -143,13 +143,14 @@ def test_a_file_of_rows_is_none_of_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("group,card,pin,fee\na,2,0,-1\n", r"The count of ' fee' on line 2 .*is '-1'; give a whole number"),
-        ("group,card,pin,fee\na,2,0,nan\n", r"The count of ' fee' on .*is 'nan'; give a whole number"),
-        ("group,card,pin,fee\na,2,0.5,1\n", r"The count of ' pin' on .*is '0.5'; give a whole number"),
+        ("group,card,pin,fee\na,2,0,-1\n", r"The count of 'fee' on line 2 .*is '-1'; give a whole number"),
+        ("group,card,pin,fee\na,2,0,nan\n", r"The count of 'fee' on .*is 'nan'; give a whole number"),
+        ("group,card,pin,fee\na,2,0.5,1\n", r"The count of 'pin' on .*is '0.5'; give a whole number"),
         ("group,card,pin,fee\na,0,0,0\nb,1,1,0\n", "All counts on line 2 .* are 0"),
         ("group,card,pin,fee\na,2,0,1\na,2,0,1\n", "counts the answers of the group 'a' twice, on line 2 .* line 3"),
         ("group,card,pin,fee,count\na,2,0,1,3\n", "it is not known which of both counts"),
-        ("group,card,pin\na,2,1\n", "no column with the probability of ' fee'"),
+        ("group,card,pin\na,2,1\n", "no column for 'fee'"),
+        ("group,card,pin,fees\na,2,1,1\n", "no column for 'fee', .* Did you mean 'fees'"),
         (
             "group,card,pin,fee\na,0.5,0.5,0\nb,0.1,0.2,0.7\n",
             "one distribution for each group, such as 'a' with 3 rows",
@@ -173,8 +174,8 @@ def test_files_that_are_refused(content: str, message: str, read: Read) -> None:
     [
         ({"card": 2, "cheque": 1}, "has a count for 'cheque', which is none of the choices"),
         ([1, 2], "but the row has 3 choices: .*give a count for each"),
-        ([1, 2, float("nan")], "The count of ' fee' on .* is nan"),
-        ({"card": True}, "The count of ' card' on .* is True"),
+        ([1, 2, float("nan")], "The count of 'fee' on .* is nan"),
+        ({"card": True}, "The count of 'card' on .* is True"),
     ],
 )
 def test_lists_of_counts_that_are_refused(counts: Any, message: str, read: Read) -> None:

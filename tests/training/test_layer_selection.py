@@ -281,5 +281,5 @@ def test_a_run_that_goes_on_has_the_same_layers_or_is_refused(
 
 def test_a_model_of_one_stack_has_no_decoder_layers(args: Any, tiny_causal_lm: Any) -> None:
     for changes in ({"student_decoder_layers": 1}, {"layer_selection": "0,1;0"}):
-        with pytest.raises(InputError, match="has one stack of layers, so the number of decoder layers means nothing"):
+        with pytest.raises(InputError, match="has one stack of layers, so that nothing can be said of a decoder"):
             choose_layers(tiny_causal_lm(layers=3), args(**changes), None, None)
