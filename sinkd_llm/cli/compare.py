@@ -60,8 +60,9 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         prog="sinkd compare",
         usage="sinkd compare --config RECIPE.yaml --grid GRID.yaml [--flag VALUE ...]",
-        description="Distil with every combination of some settings and several seeds, choose on held-out training "
-        "rows, and say which differences are more than chance. A comparison that was stopped goes on.",
+        description="Distil (without a teacher: fine-tune) with every combination of some settings and several seeds, "
+        "choose on held-out training rows, and say which differences are more than chance. A comparison that was "
+        "stopped goes on.",
         epilog="Any flag of sinkd distill overrides the recipe of all runs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

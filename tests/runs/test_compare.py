@@ -65,7 +65,7 @@ class Runs:
             return Ended(0)
         if self.stops_after is not None and len(self.trained) >= self.stops_after:
             raise KeyboardInterrupt
-        self.started.append(["distill", recipe.read_text()])
+        self.started.append([argv[0], recipe.read_text()])
         for part, said in self.fails.items():
             if part in recipe.read_text():
                 command.log.write_text(said)
@@ -75,7 +75,7 @@ class Runs:
 
     @property
     def trained(self) -> list[str]:
-        return [entry[1] for entry in self.started if entry[0] == "distill"]
+        return [entry[1] for entry in self.started if entry[0] != "cache"]
 
     def write(self, folder: Path, settings: dict) -> None:
         folder.mkdir(parents=True)
@@ -345,6 +345,16 @@ def test_cells_share_the_teachers_answers_where_they_can(compare):
     assert any("teacher_cache" in text for text in states.trained)
 
 
+def test_a_recipe_without_a_teacher_compares_fine_tuning(compare, recipe, capsys):
+    runs = Runs()
+    changes = {"model_name_or_path": recipe["teacher_model_name_or_path"], "teacher_model_name_or_path": None}
+    found = compare({"grid": {"learning_rate": [1e-4, 1e-3]}, "seeds": [0, 1]}, runs, changes, baselines=True)
+    assert [entry[0] for entry in runs.started] == ["finetune"] * 4
+    assert "the runs fine-tune on the labels" in capsys.readouterr().err
+    assert GOLD not in [row.name for row in found.rows]  # all of them are this already
+    assert found.best == "learning_rate=0.001"
+
+
 @pytest.mark.parametrize(
     ("grid", "changes", "message"),
     [
@@ -354,7 +364,12 @@ def test_cells_share_the_teachers_answers_where_they_can(compare):
         ({"grid": {"alpha": [0.5]}, "metric": "f1"}, {}, "metric is 'f1', which the task does not have"),
         ({"grid": {"alpha": [0.5]}}, {"task": None, "dataset_name": "rows.jsonl"}, "recipe has a dataset_name"),
         ({"grid": {"alpha": [0.5]}}, BEST_STEP, "a comparison scores the last step"),
-        ({"grid": {"alpha": [0.5]}}, {"teacher_model_name_or_path": None}, "teacher_model_name_or_path is missing"),
+        (
+            {"grid": {"alpha": [0.5]}},
+            {"teacher_model_name_or_path": None},
+            "varies alpha, which is of what",
+        ),
+        ({"grid": {"learning_rate": [1e-4]}}, {"teacher_model_name_or_path": None}, "--model_name_or_path is missing"),
     ],
 )
 def test_what_is_refused_before_anything_is_written(compare, tmp_path, grid, changes, message):

@@ -40,6 +40,8 @@ def gold_cells(cells: Iterable[tuple[Cell, "Arguments"]], data: RunData) -> list
     weights = {name: 0.0 for name in objective & settings_of_run if name.endswith("_weight")}
     found: dict[str, Cell] = {}
     for cell, (_, training_args, _) in cells:
+        if not training_args.has_teacher:  # it learns from nothing else already
+            continue
         settings = {name: value for name, value in cell.settings.items() if name not in objective}
         settings |= {"alpha": 0.0, **weights}
         labels = list(data.train["label"]) if "label" in data.train.column_names else []

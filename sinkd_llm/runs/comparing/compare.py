@@ -23,8 +23,10 @@ from sinkd_llm.runs.comparing.scores import check_metric
 from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import check_path, refuse_inputs, run_inputs, user_path
-from sinkd_llm.runs.training import check_distill
+from sinkd_llm.runs.training import check_distill, check_finetune
 from sinkd_llm.secrets import masked, masked_command
+from sinkd_llm.terminal import say
+from sinkd_llm.training.settings.rules import NEEDS_TEACHER
 
 if TYPE_CHECKING:
     from sinkd_llm.tasks import Task
@@ -76,7 +78,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     """
     Run every cell of a grid with every seed, and compare.
 
-    What is finished already, from the same recipe, grid, data, models and version, is not run again.
+    The runs are those of `sinkd distill`, or of `sinkd finetune` where no teacher is named. What is finished, from the same recipe, grid, data, models and version, is not run again.
 
     Args:
         request ([`Request`]): what is asked.
@@ -124,7 +126,21 @@ def _cells(request: Request, grid: Grid) -> tuple[list[Cell], dict[str, Argument
     if share is None:
         share = float(request.recipe.get("heldout_share") or DEFAULT_HELDOUT_SHARE)
     cells = [replace(cell, settings={**cell.settings, "heldout_share": share}) for cell in grid.cells]
-    return cells, {cell.name: _arguments(request, cell) for cell in cells}
+    arguments = {cell.name: _arguments(request, cell) for cell in cells}
+    if not any(training_args.has_teacher for _, training_args, _ in arguments.values()):
+        _refuse_without_teacher(request, cells)
+        say("No teacher is named, so the runs fine-tune on the labels (sinkd finetune).")
+    return cells, arguments
+
+
+def _refuse_without_teacher(request: Request, cells: Sequence[Cell]) -> None:
+    """Without a teacher no cell differs by what is learnt from one."""
+    without = next((name for cell in cells for name in cell.settings if name in NEEDS_TEACHER), None)
+    if without is not None:
+        raise InputError(
+            f"{request.grid} varies {without}, which is of what a student learns from a teacher, and no teacher is "
+            "named; give --teacher_model_name_or_path, --teacher_url, --teacher_file or --teacher_cache."
+        )
 
 
 def _arguments(request: Request, cell: Cell) -> Arguments:
@@ -135,8 +151,11 @@ def _arguments(request: Request, cell: Cell) -> Arguments:
             "(for rows of your own, a task file: docs/tasks.md)."
         )
     arguments = request.parse(settings)
-    _, training_args, model_args = arguments
-    check_distill(training_args, model_args)
+    task_args, training_args, model_args = arguments
+    if training_args.has_teacher:
+        check_distill(training_args, model_args)
+    else:
+        check_finetune(training_args, model_args, task_args)
     if training_args.load_best_model_at_end:
         raise InputError(
             "load_best_model_at_end is set, and it chooses a step by the rows on which cells are compared; leave it "

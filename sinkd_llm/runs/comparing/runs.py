@@ -13,7 +13,7 @@ import yaml
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
 from sinkd_llm.report.predictions import EVALUATION, read_predictions
-from sinkd_llm.report.results import AFTER, RunRecord, find_row, is_finished
+from sinkd_llm.report.results import RunRecord, is_finished
 from sinkd_llm.runs.comparing.grid import Cell
 from sinkd_llm.runs.comparing.identity import Arguments, answers_of, changed, made_of
 from sinkd_llm.runs.comparing.processes import Command, Ended, Start, run_commands
@@ -37,7 +37,7 @@ class Plan:
     Args:
         folder (`Path`): of the comparison.
         recipe (`Mapping[str, Any]`): its settings.
-        flags (`list[str]`): of `sinkd distill`, which win.
+        flags (`list[str]`): of the runs' command, which win.
         shares_answers (`bool`): the teacher runs once, and its answers are kept.
         keep_models (`bool`): the students stay after they are scored.
     """
@@ -122,7 +122,7 @@ def run_all(
     problems = _ask_teachers(plan, names, arguments, jobs, start)
     failed = {(run.cell.name, run.seed): problems[names[run]] for run in left if names.get(run) in problems}
     left = [run for run in left if (run.cell.name, run.seed) not in failed]
-    commands = [_command(plan, run, names.get(run)) for run in left]
+    commands = [_command(plan, run, names.get(run), arguments[run.cell.name]) for run in left]
     for count, ended in enumerate(run_commands(commands, jobs, start), 1):
         run = left[ended.index]
         problem = _problem(run, ended)
@@ -137,7 +137,7 @@ def run_all(
 
 def _takes_answers(args: "SinKDConfig") -> bool:
     """Whether a run can learn from answers that were kept, which have no hidden states, and has none of its own."""
-    return args.teacher_cache is None and not args.objective().states.in_use
+    return args.has_teacher and args.teacher_cache is None and not args.objective().states.in_use
 
 
 def _say_changed(run: Run) -> None:
@@ -156,7 +156,7 @@ def _say_changed(run: Run) -> None:
     say(f"{run.name} is run again: {', '.join(differs[:_NAMED])}{more} {verb} changed")
 
 
-def _command(plan: Plan, run: Run, answers: str | None) -> Command:
+def _command(plan: Plan, run: Run, answers: str | None, arguments: Arguments) -> Command:
     """How a run is started: from its last checkpoint, if it has one."""
     goes_on = last_whole(run.folder) is not None
     run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,8 @@ def _command(plan: Plan, run: Run, answers: str | None) -> Command:
     if answers is not None:
         settings["teacher_cache"] = str(plan.answers_in(answers))
     how = ["--resume_from_checkpoint", "true"] if goes_on else ["--overwrite_output_dir", "true"]
-    words = ["distill", "--config", str(_written(run.beside("yaml"), settings)), *plan.flags]
+    command = "distill" if arguments[1].has_teacher else "finetune"
+    words = [command, "--config", str(_written(run.beside("yaml"), settings)), *plan.flags]
     return Command([*words, "--output_dir", str(run.folder), *how], run.beside("log"))
 
 
@@ -239,8 +240,8 @@ def _problem(run: Run, ended: Ended) -> str | None:
 
 
 def _success(run: Run) -> str:
-    row = find_row(RunRecord.read(run.folder).rows, AFTER)
-    if row is None or row.primary_metric is None:
+    row = RunRecord.read(run.folder).rows[-1]
+    if row.primary_metric is None:
         return "done"
     return f"{row.primary_metric} {format_score(row.metrics[row.primary_metric])}"
 
