@@ -142,6 +142,7 @@ def compare(tmp_path, recipe):
     return run
 
 
+NO_TEACHER = {"model_name_or_path": "some-model", "teacher_model_name_or_path": None, "student_layers": None}
 BEST_STEP = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
 VARIANTS = {"kl": {"learning_rate": 1e-4}, "strong": {"learning_rate": 1e-3}}
 TWO = {"variants": VARIANTS, "seeds": [0, 1, 2]}

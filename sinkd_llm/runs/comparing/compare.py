@@ -78,7 +78,8 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     """
     Run every cell of a grid with every seed, and compare.
 
-    The runs are those of `sinkd distill`, or of `sinkd finetune` where no teacher is named. What is finished, from the same recipe, grid, data, models and version, is not run again.
+    The runs are those of `sinkd distill`, or of `sinkd finetune` where no teacher is named. What is finished already,
+    from the same recipe, grid, data, models and version, is not run again.
 
     Args:
         request ([`Request`]): what is asked.
