@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.metrics.calibration import calibration_error, distributions
 
-# Of the expected calibration error, as in Guo et al. 2017.
-BINS = 15
 # A top probability above this leaves next to nothing for the other choices.
 SHARP = 0.99
 # A teacher has memorised its rows where its score on them is above the held-out one by more than chance gives (once in
@@ -117,19 +116,7 @@ def examine(
 def _findings(scores_RC: Sequence["np.ndarray[Any, Any]"], labels_R: Sequence[int | None]) -> Findings:
     if not len(scores_RC):
         raise InputError("The teacher says nothing of any row, so there is nothing to examine; check its rows.")
-    width = max(len(row) for row in scores_RC)
-    # A choice that a row does not have has no probability.
-    padded_RC = np.full((len(scores_RC), width), -np.inf)
-    for index, row in enumerate(scores_RC):
-        padded_RC[index, : len(row)] = row
-    top_R1 = padded_RC.max(-1, keepdims=True)
-    if not np.isfinite(top_R1).all():
-        index = int(np.flatnonzero(~np.isfinite(top_R1[:, 0]))[0])
-        raise InputError(
-            f"The teacher's scores of row {index} are {scores_RC[index]}, which is no distribution; leave the row out."
-        )
-    probabilities_RC = np.exp(padded_RC - top_R1)
-    probabilities_RC /= probabilities_RC.sum(-1, keepdims=True)
+    probabilities_RC = distributions(scores_RC)
     logs_RC = np.log(probabilities_RC, out=np.zeros_like(probabilities_RC), where=probabilities_RC > 0)
     confidence_R, chosen_R = probabilities_RC.max(-1), probabilities_RC.argmax(-1)
     gold_R = np.array([-1 if label is None else label for label in labels_R])
@@ -147,23 +134,6 @@ def _findings(scores_RC: Sequence["np.ndarray[Any, Any]"], labels_R: Sequence[in
         sharp=float((confidence_R > SHARP).mean()),
         median_top=float(np.median(confidence_R)),
     )
-
-
-def calibration_error(confidence_L: "np.ndarray[Any, Any]", right_L: "np.ndarray[Any, Any]") -> float:
-    """
-    The expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3) with 15 bins of equal width.
-
-    Args:
-        confidence_L (`np.ndarray`): the top probability of each row, in (0, 1].
-        right_L (`np.ndarray`): whether its choice is right.
-
-    Returns:
-        `float`: the mean over rows of the distance between a bin's accuracy and its mean confidence, in [0, 1].
-    """
-    # A bin holds its upper edge, so that 1 is in the last one.
-    bin_L = np.digitize(confidence_L, np.arange(1, BINS) / BINS, right=True)
-    distance = sum(abs(float((right_L[bin_L == b] - confidence_L[bin_L == b]).sum())) for b in np.unique(bin_L))
-    return distance / len(confidence_L)
 
 
 def majority(labels_R: Sequence[int | None]) -> float | None:

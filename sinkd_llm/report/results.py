@@ -20,7 +20,28 @@ REPORT_FILE = "report.html"
 TEACHER, BEFORE, AFTER = "teacher", "student before", "student after"
 
 # Lower is better: no share of the teacher's score, and no bar in the page.
-LOSSES = ("loss", "eval_loss", "perplexity")
+LOSSES = ("loss", "eval_loss", "perplexity", "log_loss", "brier", "ece", "ece_adaptive", "kl_to_teacher")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """
+    How well a model does on each class of a task whose rows all have the same choices.
+
+    Attributes:
+        names (`list[str]`): the choices, in their order.
+        precision, recall, f1 (`list[float]`): of each, in [0, 1]; 0 where it is undefined.
+        support (`list[int]`): rows of which each is the right answer.
+        confusion (`list[list[int]]`): how many rows there are of each right answer and each chosen one, as
+            `[right, chosen, rows]`, where there are any.
+    """
+
+    names: list[str]
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    support: list[int]
+    confusion: list[list[int]]
 
 
 @dataclass
@@ -37,6 +58,10 @@ class ResultRow:
             the hub.
         num_examples (`int`): rows scored.
         seconds (`float`): time of scoring them.
+        intervals (`dict[str, tuple[float, float]]`): the 95 % interval of each of its scores that has one.
+        classes ([`ClassTable`], *optional*): the same for each class.
+        latency_ms_p50, latency_ms_p95 (`float`, *optional*): median and 95th percentile of the time of one row alone.
+        peak_memory_bytes (`int`, *optional*): its weights, and the most that one row needs beside them.
     """
 
     name: str
@@ -46,6 +71,28 @@ class ResultRow:
     size_bytes: int | None = None
     num_examples: int = 0
     seconds: float = 0.0
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    classes: ClassTable | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> "ResultRow":
+        """
+        A row from what JSON holds of it; entries of later versions are left out.
+
+        Raises:
+            TypeError, KeyError, ValueError: if there are others than these fields have.
+        """
+        known = {entry.name for entry in fields(cls)}
+        given = {name: value for name, value in entries.items() if name in known}
+        given["intervals"] = {
+            name: (float(low), float(high)) for name, (low, high) in (given.get("intervals") or {}).items()
+        }
+        if given.get("classes") is not None:
+            given["classes"] = ClassTable(**given["classes"])
+        return cls(**given)
 
     @property
     def examples_per_second(self) -> float | None:
@@ -131,8 +178,7 @@ class RunRecord:
         """
         try:
             content = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-            known = {entry.name for entry in fields(ResultRow)}
-            rows = [ResultRow(**{k: v for k, v in row.items() if k in known}) for row in content["rows"]]
+            rows = [ResultRow.of(row) for row in content["rows"]]
             for name in ("training", "settings", "all_settings", "versions"):
                 if not isinstance(content[name], dict):
                     raise TypeError(f"{name} is no mapping")

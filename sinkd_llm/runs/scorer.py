@@ -164,8 +164,7 @@ class Scorer:
                 f"the teacher cache records {len(predictions)} predictions of {record.get('num_examples')} rows: its "
                 "manifest.json is damaged; write the cache again with --overwrite."
             )
-        known = ResultRow.__dataclass_fields__
-        return ResultRow(**{name: value for name, value in record.items() if name in known})
+        return ResultRow.of(record)
 
     def recorded_choices(self, model: Any) -> list[int] | None:
         """

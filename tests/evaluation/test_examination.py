@@ -9,7 +9,6 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation.examination import (
     Examination,
     Findings,
-    calibration_error,
     examine,
     majority,
     sentences,
@@ -53,14 +52,6 @@ def test_findings_equal_the_definitions() -> None:
     assert found.calibration_error == pytest.approx(error / len(right), abs=1e-12)
     assert found.sharp == sharp / 200 > 0
     assert found.median_top == pytest.approx(float(np.median(tops)), abs=1e-12)
-
-
-def test_calibration_error_by_hand() -> None:
-    # Bins (0.6, 0.667] and (0.933, 1]: |1/2 − 0.65| · 2/4 + |1 − 1| · 2/4.
-    assert calibration_error(np.array([0.65, 0.65, 1.0, 1.0]), np.array([True, False, True, True])) == pytest.approx(
-        0.075
-    )
-    assert calibration_error(np.array([1.0]), np.array([False])) == 1
 
 
 def test_certain_rows_and_rows_without_labels() -> None:

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.report.results import ResultRow, RunRecord, append_record, begin_records, is_finished, read_records
+from sinkd_llm.report.results import (
+    ClassTable,
+    ResultRow,
+    RunRecord,
+    append_record,
+    begin_records,
+    is_finished,
+    read_records,
+)
 from tests.support.results import AFTER, ROWS, TEACHER, record
 
 
@@ -24,6 +32,21 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["rows"][2]["share_of_teacher"] == pytest.approx(0.9)
     assert content["rows"][2]["examples_per_second"] == 100
+
+
+def test_intervals_classes_and_times_are_read_as_they_were_written(tmp_path):
+    cells = [[0, 0, 1], [1, 0, 1], [1, 1, 1]]
+    table = ClassTable(["no", "yes"], [0.5, 1.0], [1.0, 0.5], [2 / 3, 2 / 3], [1, 2], cells)
+    row = ResultRow("student after", {"acc": 2 / 3}, intervals={"acc": (0.2, 0.9)}, classes=table)
+    row.latency_ms_p50, row.latency_ms_p95, row.peak_memory_bytes = 3.5, 4.5, 7
+    record([row]).write(tmp_path)
+    assert RunRecord.read(tmp_path).rows == [row]
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["rows"][0]["classes"]["precision"] = None
+    del content["rows"][0]["classes"]["support"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no finished run"):
+        RunRecord.read(tmp_path)
 
 
 def test_entries_of_another_version_are_left_out(tmp_path):
