@@ -1,9 +1,11 @@
 """Secrets are told by the name of a setting or by the shape of its value, and never written or printed."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 MASK = "***"
@@ -23,11 +25,19 @@ _TEXT_TOKENS = {
 _SECRET_VALUE = re.compile(
     r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{12,}|sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}|gh[pousr]_[A-Za-z0-9]{16,}"
     r"|github_pat_\w{16,}|glpat-[\w-]{12,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,})"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}|(?i:(?<=bearer )|(?<=basic ))(?=[\w.~+/-]*\d)[\w.~+/-]{6,}=*)"
 )
 _URL_USER = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 _URL_QUERY = re.compile(r"([?&;](?P<name>[\w.-]+)=)[^&#;\s'\"]+")
-_ASSIGNMENT = re.compile(r"([\"']?(?P<name>[A-Za-z][\w-]*)[\"']?\s*[:=]\s*[\"']?)(?P<value>[^\s\"',}]+)")
+_ASSIGNMENT = re.compile(
+    r"(?P<before>[\"']?(?P<name>[A-Za-z][\w-]*)[\"']?\s*[:=]\s*)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|(?:(?i:bearer|basic)\s+)?[^\s\"',}]+)"
+)
+# The home folders of users, wherever they lie; a server's address is none.
+_HOME = re.compile(
+    r"(?<![\w/\\.~:-])(?:[A-Za-z]:)?(?:[/\\][\w.-]+)*?[/\\](?:home|Users|users)[/\\][^/\\\s'\",:;]+"
+    r"|(?<![\w/\\.~:-])/root(?![\w.-])"
+)
 
 
 def is_secret_name(name: str) -> bool:
@@ -61,7 +71,49 @@ def masked(values: Any) -> Any:
         return {name: _masked_value(str(name), value) for name, value in values.items()}
     if isinstance(values, (list, tuple)):
         return type(values)(masked(value) for value in values) if type(values) in (list, tuple) else values
-    return masked_text(values) if isinstance(values, str) else values
+    return _masked_argument(values) if isinstance(values, str) else values
+
+
+def without_home(text: str) -> str:
+    """`text` with `~` in place of home folders, whose names are mostly those of people."""
+    own = os.path.expanduser("~")
+    if len(PurePath(own).parts) > 1:  # not the root
+        text = re.sub(rf"(?<![\w/\\.~-]){re.escape(own)}(?![\w.-])", "~", text)
+    return _HOME.sub("~", text)
+
+
+def recordable(values: Any) -> Any:
+    """
+    What may be kept of settings and shown to others: neither a secret, nor that there was one, nor a home folder.
+
+    Args:
+        values (`Any`): as in [`masked`]; paths become text.
+
+    Returns:
+        `Any`: the same without the entries of mappings whose names say that they hold a secret.
+    """
+    if isinstance(values, Mapping):
+        return {name: recordable(value) for name, value in values.items() if not is_secret_name(str(name))}
+    if isinstance(values, (list, tuple, set, frozenset)):
+        return [recordable(value) for value in values]
+    if isinstance(values, (str, PurePath)):
+        return without_home(_masked_argument(str(values)))
+    return values
+
+
+def recordable_command(words: Sequence[str]) -> str:
+    """A command line as [`recordable`] leaves it: flags that hold a secret are left out, with their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skip and not word.startswith("--"):
+            continue
+        skip = word.startswith("--") and is_secret_name(name)
+        if not skip:
+            kept.append(word)
+        skip = skip and not equals
+    return shlex.join(without_home(word) for word in masked_words(kept))
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
@@ -96,13 +148,20 @@ def masked_command(words: Sequence[str]) -> str:
 
 
 def _masked_value(name: str, value: Any) -> Any:
-    if is_secret_name(name) and not isinstance(value, (bool, Mapping, list, tuple)) and value not in (None, ""):
-        return MASK
-    return masked(value)
+    return _hidden(value) if is_secret_name(name) else masked(value)
+
+
+def _hidden(value: Any) -> Any:
+    """What stands under the name of a secret: several may, as a list or with names of their own."""
+    if isinstance(value, Mapping):
+        return {name: _hidden(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hidden(inner) for inner in value]
+    return value if isinstance(value, bool) or value in (None, "") else MASK
 
 
 def _masked_argument(word: str) -> str:
-    """A value of a flag: a mapping as JSON, `NAME=value,…`, or plain text."""
+    """A value of a flag or of a setting: a mapping as JSON, `NAME=value,…`, or plain text."""
     if word.lstrip().startswith(("{", "[")):
         try:
             values = json.loads(word)
@@ -111,5 +170,5 @@ def _masked_argument(word: str) -> str:
         else:
             hidden = masked(values)
             return word if hidden == values else json.dumps(hidden)
-    word = _ASSIGNMENT.sub(lambda m: m[1] + MASK if is_secret_name(m["name"]) else m[0], word)
+    word = _ASSIGNMENT.sub(lambda m: m["before"] + MASK if is_secret_name(m["name"]) else m[0], word)
     return masked_text(word)

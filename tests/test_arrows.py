@@ -57,7 +57,7 @@ ALONE = {
     "optimal_transport": {"errors"},
     "objectives": {"errors", "distributed"},
     "metrics": {"errors"},
-    "report": {"errors", "files", "units"},
+    "report": {"errors", "files", "secrets", "terminal", "units"},
 }
 
 

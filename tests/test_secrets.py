@@ -1,8 +1,19 @@
 """No secret is written or printed."""
 
+from pathlib import Path
+
 import pytest
 
-from sinkd_llm.secrets import is_secret_name, masked, masked_command, masked_text, masked_words
+from sinkd_llm.secrets import (
+    is_secret_name,
+    masked,
+    masked_command,
+    masked_text,
+    masked_words,
+    recordable,
+    recordable_command,
+    without_home,
+)
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -94,3 +105,47 @@ def test_command_lines():
     shown += ["***", "--model_init_kwargs", '{"token": "***", "revision": "main"}']
     assert masked_words(words) == shown
     assert masked_command(["sinkd", "--hub_token", "a b"]) == "sinkd --hub_token '***'"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a=1,api_key=z", "a=1,api_key=***"),
+        ("api_key: 'a b c', x=1", "api_key: ***, x=1"),
+        ("Authorization: Bearer abc", "Authorization: ***"),
+        ({"headers": {"Authorization": "Bearer abc"}}, {"headers": {"Authorization": "***"}}),
+        ({"token": ["a", {"b": 3}]}, {"token": ["***", {"b": "***"}]}),
+        ("sent with Bearer abc123def", "sent with Bearer ***"),
+        ("the bearer of news", "the bearer of news"),
+    ],
+)
+def test_values_of_settings_at_any_depth_and_in_any_form(value, shown):
+    assert masked({"x": value}) == {"x": shown}
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        *(("/home/ada/d/e", "~/d/e"), ("/Users/Ada/x", "~/x"), ("C:\\Users\\Ada\\x", "~\\x"), ("/var/home/ada", "~")),
+        *(("/root", "~"), ("--x=/home/ada/x", "--x=~/x"), ("see /home/ada/a, /home/bo/b", "see ~/a, ~/b")),
+        *(("/rooted/x", "/rooted/x"), ("/work/root", "/work/root"), ("~/x", "~/x"), ("/home", "/home")),
+        *(("https://h.org/home/page", "https://h.org/home/page"), ("data/home/x.csv", "data/home/x.csv")),
+    ],
+)
+def test_home_folders(path, shown):
+    assert without_home(path) == shown
+
+
+def test_the_own_home_folder_wherever_it_lies(monkeypatch):
+    monkeypatch.setenv("HOME", "/srv/people/ada")
+    assert without_home("/srv/people/ada/x and /srv/people/adam/x") == "~/x and /srv/people/adam/x"
+    monkeypatch.setenv("HOME", "/")
+    assert without_home("/srv/x") == "/srv/x"
+
+
+def test_what_is_kept_of_settings_does_not_even_say_that_there_was_a_secret():
+    settings = {"hub_token": TOKEN, "alpha": 1.0, "kwargs": {"token": "t", "cache": Path("/home/ada/c")}, "a": {"x"}}
+    assert recordable(settings) == {"alpha": 1.0, "kwargs": {"cache": "~/c"}, "a": ["x"]}
+    words = ["sinkd", "distill", "--hub_token", "x", "--alpha", "1", "--hub-token=y", "--data_dir", "/home/ada/d"]
+    assert recordable_command(words) == "sinkd distill --alpha 1 --data_dir '~/d'"
+    assert recordable_command(["sinkd", "--hub_token"]) == "sinkd"

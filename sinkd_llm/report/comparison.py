@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.files import write_whole
 from sinkd_llm.report.results import LOSSES
+from sinkd_llm.secrets import recordable, without_home
 from sinkd_llm.units import NOT_KNOWN, format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def write_comparison(folder: Path, found: Comparison, curves: "Sequence[Curve]" 
         curves (`Sequence[Curve]`, *optional*): drawings for the page.
     """
     write_whole(folder / CSV_FILE, _as_csv(found))
-    content = {**asdict(found), "sentences": sentences(found)}
+    content = recordable({**asdict(found), "sentences": sentences(found)})
     write_whole(folder / JSON_FILE, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
     write_whole(folder / PAGE_FILE, render_comparison(found, curves))
 
@@ -309,7 +310,7 @@ def _as_csv(found: Comparison) -> str:
                 *(run.metrics.get(name, "") for name in metrics),
                 *(run.held_out.get(name, "") for name in held_out),
                 *("" if getattr(run, name) is None else getattr(run, name) for name in cost),
-                run.problem or "",
+                without_home(run.problem or ""),
             ]
         )
     return stream.getvalue()

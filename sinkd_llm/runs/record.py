@@ -10,7 +10,7 @@ from sinkd_llm.environment import describe_device, peak_memory_bytes, versions
 from sinkd_llm.report.results import ResultRow, RunRecord
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
-from sinkd_llm.secrets import masked, masked_command
+from sinkd_llm.secrets import recordable, recordable_command
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -46,8 +46,8 @@ def write_results(
     ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per character"
     RunRecord(
         command=command,
-        command_line=masked_command(["sinkd", command, *argv]) if argv is not None else "Python",
-        task=data.name,
+        command_line=recordable_command(["sinkd", command, *argv]) if argv is not None else "Python",
+        task=recordable(data.name),
         seed=training_args.seed,
         finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         device=describe_device(training_args.device),
@@ -55,8 +55,8 @@ def write_results(
         evaluation=f"{count} rows" + (f"; {ranked}" if data.task is not None else ""),
         training=training,
         rows=rows,
-        settings=masked(dict(sorted((changed | objective).items()))),
-        all_settings=masked(dict(sorted(everything.items()))),
+        settings=recordable(dict(sorted((changed | objective).items()))),
+        all_settings=recordable(dict(sorted(everything.items()))),
         versions=versions(),
         layers=layers.as_dict() if layers is not None else None,
     ).write(output_dir)

@@ -24,7 +24,7 @@ from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import check_path, refuse_inputs, run_inputs, user_path
 from sinkd_llm.runs.training import check_distill, check_finetune
-from sinkd_llm.secrets import masked, masked_command
+from sinkd_llm.secrets import masked, masked_command, recordable_command
 from sinkd_llm.terminal import say
 from sinkd_llm.training.settings.rules import NEEDS_TEACHER
 
@@ -112,7 +112,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
         found = compared(grid, metric, entries, data, _rows_by_seed(first) if request.baselines else None)
         found = replace(
             found,
-            command_line=masked_command(["sinkd", "compare", *request.argv]),
+            command_line=recordable_command(["sinkd", "compare", *request.argv]),
             notes=[*found.notes, *notes, *notes_on_answers(folder)],
             finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             versions=versions(),
