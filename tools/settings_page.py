@@ -31,7 +31,7 @@ _SECTIONS = (
         "`sinkd finetune`, `sinkd distill` and `sinkd cache`",
         OptionalTermArguments,
     ),
-    ("Several processes", "`sinkd finetune` and `sinkd distill`", LaunchArguments),
+    ("How a command runs", "`sinkd finetune` and `sinkd distill`", LaunchArguments),
     ("Teacher cache", "`sinkd cache`", CacheArguments),
     ("Evaluation", "`sinkd evaluate`", EvaluateArguments),
 )

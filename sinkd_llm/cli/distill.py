@@ -11,9 +11,14 @@ def main(argv: Sequence[str]) -> int:
     check_names("distill", argv)
     if (code := launch("distill", argv)) is not None:
         return code
-    from sinkd_llm.cli.parsing import parse_training
-    from sinkd_llm.cli.printing import show_run
+    from sinkd_llm.cli.parsing import parse_recipe
+    from sinkd_llm.cli.printing import show_rehearsal, show_run
     from sinkd_llm.runs import run_distill
+    from sinkd_llm.runs.rehearsal import rehearse
 
-    show_run(run_distill(*parse_training("distill", argv), argv=argv))
+    *arguments, launching = parse_recipe("distill", argv)
+    if launching.dry_run:
+        show_rehearsal(rehearse("distill", *arguments, processes=launching.num_processes or 1, argv=argv))
+    else:
+        show_run(run_distill(*arguments, argv=argv))
     return 0

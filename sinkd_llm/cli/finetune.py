@@ -11,9 +11,14 @@ def main(argv: Sequence[str]) -> int:
     check_names("finetune", argv)
     if (code := launch("finetune", argv)) is not None:
         return code
-    from sinkd_llm.cli.parsing import parse_training
-    from sinkd_llm.cli.printing import show_run
+    from sinkd_llm.cli.parsing import parse_recipe
+    from sinkd_llm.cli.printing import show_rehearsal, show_run
     from sinkd_llm.runs import run_finetune
+    from sinkd_llm.runs.rehearsal import rehearse
 
-    show_run(run_finetune(*parse_training("finetune", argv), argv=argv))
+    *arguments, launching = parse_recipe("finetune", argv)
+    if launching.dry_run:
+        show_rehearsal(rehearse("finetune", *arguments, processes=launching.num_processes or 1, argv=argv))
+    else:
+        show_run(run_finetune(*arguments, argv=argv))
     return 0

@@ -24,15 +24,17 @@ def launch(command: str, argv: Sequence[str]) -> int | None:
     Runs `sinkd <command> <argv>` in several processes if `argv`, or its `--config` file, asks for it.
 
     Returns:
-        `int` or `None`: the exit code of the first process that failed, or 0; `None` if nothing was asked for, or
-        if this is one of the processes of a launch already.
+        `int` or `None`: the exit code of the first process that failed, or 0; `None` if nothing was asked for, if
+        it is a `--dry_run`, or if this is one of the processes of a launch already.
 
     Raises:
         InputError: if there is no such configuration, or nothing says how many processes.
     """
     if "LOCAL_RANK" in os.environ or {"--help", "-h", "--help_all"} & set(argv):
         return None
-    config, number = _asked(argv)
+    config, number, dry = _asked(argv)
+    if dry:
+        return None
     if config is None:
         if number is not None:
             raise InputError(
@@ -43,28 +45,30 @@ def launch(command: str, argv: Sequence[str]) -> int | None:
     return _launch(find_config(config), number, [command, *argv])
 
 
-def _asked(argv: Sequence[str]) -> tuple[str | None, int | None]:
-    """`accelerate_config` and `num_processes`, read without torch: a launcher need not wait for it."""
+def _asked(argv: Sequence[str]) -> tuple[str | None, int | None, bool]:
+    """`accelerate_config`, `num_processes` and `dry_run`, read without torch: a launcher need not wait for it."""
     parser = CommandParser(add_help=False)
     parser.add_argument("--config")
     for name in ("accelerate_config", "num_processes"):
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
+    parser.add_argument("--dry_run", "--dry-run", dest="dry_run", nargs="?", const="true")
     try:
         known, _ = parser.parse_known_args(list(argv))
     except InputError:  # a flag without its value: the command's own parser says it better
-        return None, None
+        return None, None, False
     values = read_config(known.config) if known.config else {}
     config = known.accelerate_config or values.get("accelerate_config")
+    dry = str(known.dry_run if known.dry_run is not None else values.get("dry_run")).lower() in ("true", "yes", "1")
     number = known.num_processes if known.num_processes is not None else values.get("num_processes")
     if number is None:
-        return None if config is None else str(config), None
+        return None if config is None else str(config), None, dry
     try:
         processes = int(str(number))
     except ValueError:
         processes = 0
     if RANGES["num_processes"].refusal(processes) is not None:
         raise InputError(f"num_processes is {shown(number)}; {RANGES['num_processes'].in_words()}.")
-    return None if config is None else str(config), processes
+    return None if config is None else str(config), processes, dry
 
 
 def config_files() -> dict[str, Path]:

@@ -172,8 +172,8 @@ class SinKDParser(CommandParser, TrlParser):
 
 # Command -> the dataclass that it alone takes, and the title of its flags.
 _OWN: dict[str, tuple[type, str]] = {
-    "finetune": (LaunchArguments, "several processes"),
-    "distill": (LaunchArguments, "several processes"),
+    "finetune": (LaunchArguments, "how it runs"),
+    "distill": (LaunchArguments, "how it runs"),
     "cache": (CacheArguments, "teacher cache"),
 }
 

@@ -1,7 +1,8 @@
 """What several commands print: lines that fit a terminal, and the end of a training run."""
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import peak_memory_bytes
 from sinkd_llm.report.results import METRICS_FILE, REPORT_FILE, RESULTS_FILE
@@ -11,10 +12,12 @@ from sinkd_llm.units import format_bytes
 
 if TYPE_CHECKING:
     from sinkd_llm.runs import RunResult
-
+    from sinkd_llm.runs.rehearsal import Rehearsal
 
 # Of a terminal as it opens, and of what is pasted into a report.
 WIDTH = 80
+# Characters of a prompt that say how it is rendered.
+LONGEST_TEXT = 1500
 
 
 def show_wrapped(text: str, indent: str = "  ") -> None:
@@ -22,6 +25,46 @@ def show_wrapped(text: str, indent: str = "  ") -> None:
     show(
         "\n".join(textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
     )
+
+
+def show_row(row: Mapping[str, Any], longest: int | None = None) -> None:
+    """
+    A row as it is rendered: its id, its prompt, its choices, and which of them is right.
+
+    Args:
+        row (`Mapping`): of a task, or with `prompt` and `completion`.
+        longest (`int`, *optional*): characters of a text that are shown of a longer one. By default all.
+    """
+    show(f"\n── {row.get('id', 'a row')}")
+    show(_shortened(_text(row["prompt"]), longest))
+    # Quoted, because the space before an answer is part of it.
+    for index, choice in enumerate(row.get("choices") or [row["completion"]]):
+        show(f"  {'→' if index == row.get('label', 0) else ' '} {_shortened(_text(choice), longest)!r}")
+    if row.get("label") == -1:
+        show("    (no label)")
+
+
+def _text(said: Any) -> str:
+    """A text, or the turns of a conversation one below the other."""
+    if isinstance(said, str):
+        return said
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)
+
+
+def _shortened(text: str, longest: int | None) -> str:
+    if longest is None or len(text) <= longest:
+        return text
+    return f"{text[:longest]}… ({len(text):,} characters)"
+
+
+def show_rehearsal(rehearsal: "Rehearsal") -> None:
+    """What `--dry_run` has found: rows as they are rendered, and what the run would take."""
+    for row in rehearsal.examples:
+        show_row(row, LONGEST_TEXT)
+    show("")
+    for name, text in rehearsal.lines.items():
+        show_wrapped(f"{name:<10}{text}", indent=" " * 10)
+    show_wrapped(f"sinkd {rehearsal.command} --dry_run: nothing was written. Leave the flag out to start.")
 
 
 def show_run(result: "RunResult") -> None:

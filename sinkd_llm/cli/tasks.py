@@ -74,6 +74,7 @@ def _answers(task: "TaskInfo") -> str:
 
 
 def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
+    from sinkd_llm.cli.printing import show_row
     from sinkd_llm.tasks import load_task
     from sinkd_llm.terminal import show
 
@@ -83,23 +84,12 @@ def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
     rows = task.load(split, data_dir, limit=limit)
     show(f"{task.name}: metrics {', '.join(task.metric_names)}")
     for row in rows:
-        _show_row(row)
+        show_row(row)
     return 0
 
 
-def _show_row(row: dict[str, Any]) -> None:
-    from sinkd_llm.terminal import show
-
-    show(f"\n── {row['id']}")
-    show(row["prompt"])
-    # Quoted, because the space before an answer is part of it.
-    for index, choice in enumerate(row.get("choices", [row["completion"]])):
-        show(f"  {'→' if index == row.get('label', 0) else ' '} {choice!r}")
-    if row.get("label") == -1:
-        show("    (no label)")
-
-
 def _check(name: str, data_dir: str | None, split: str | None, model: str | None, kind: str | None) -> int:
+    from sinkd_llm.cli.printing import show_row
     from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.runs.task_check import check_task
     from sinkd_llm.tasks import load_task
@@ -118,7 +108,7 @@ def _check(name: str, data_dir: str | None, split: str | None, model: str | None
     show(f"{task.name}: metrics {', '.join(task.metric_names)}" + (f", tokens of {model}" if model else ""))
     _show_splits(check)
     for found in check.splits[:1]:
-        _show_row(found.example)
+        show_row(found.example)
     for warning in check.warnings:
         show(f"\nwarning: {warning}")
     if check.problems:

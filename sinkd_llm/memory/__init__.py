@@ -10,7 +10,7 @@ from sinkd_llm.memory.device import (
     model_size,
     optimizer_bytes,
 )
-from sinkd_llm.memory.step import StepMemory, trace_step
+from sinkd_llm.memory.step import NotCountedError, StepMemory, trace_step
 
 __all__ = [
     "QUANTISATIONS",
@@ -18,6 +18,7 @@ __all__ = [
     "TEACHER_PLACES",
     "DeviceMemory",
     "ModelSize",
+    "NotCountedError",
     "StepMemory",
     "device_memory",
     "model_size",

@@ -30,6 +30,10 @@ from sinkd_llm.training.forward import Forward
 from sinkd_llm.training.projection import StateTerms
 
 
+class NotCountedError(InputError):
+    """Raised for a run whose memory cannot be counted without its weights: nothing is wrong with it."""
+
+
 @dataclass(frozen=True)
 class StepMemory:
     """
@@ -82,7 +86,7 @@ def trace_step(
         autocast (`torch.dtype`, *optional*): type of matrix products, for a run with `bf16` or `fp16`.
 
     Raises:
-        InputError: if the model's code needs values that only real weights have.
+        NotCountedError: if the model's code needs values that only real weights have.
     """
     on_meta = _on_meta(batch)
     models = [student] if teacher is None else [student, teacher.model]
@@ -95,7 +99,7 @@ def trace_step(
             with counter:
                 return _step(student, teacher, objective, on_meta, verbalizer_ids, head, states, counter, autocast)
         except RuntimeError as error:  # an operation that the meta device does not have
-            raise InputError(
+            raise NotCountedError(
                 f"The memory of {type(unwrap(student)).__name__} cannot be counted without its weights "
                 f"({first_line(error)}); start the run with --max_steps 2 and read its peak memory instead."
             ) from error

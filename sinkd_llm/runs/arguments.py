@@ -148,9 +148,12 @@ class TaskArguments:
 @dataclass
 class LaunchArguments:
     """
-    How many processes a command runs in.
+    How a command runs: in how many processes, or not at all.
 
     Args:
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Load settings, data and tokenizers, show three rows as they are rendered, the updates, the memory and the
+            time that the run would take, and stop. Nothing is written, and `output_dir` is not made.
         accelerate_config (`str`, *optional*):
             Run in several processes: the name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the
             path of an accelerate configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not
@@ -162,6 +165,7 @@ class LaunchArguments:
         InputError: for a value that its setting does not take.
     """
 
+    dry_run: bool = False
     accelerate_config: str | None = None
     num_processes: int | None = None
 

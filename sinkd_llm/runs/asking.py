@@ -59,25 +59,39 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
     Raises:
         InputError: for rows without choices, and as [`cache_answers`].
     """
-    if args.teacher_cache is not None:
-        _refuse_another(args.teacher_cache, args)
+    check_use(data, args)
+    if args.teacher_cache is not None or (args.teacher_url is None and args.teacher_file is None):
         return
-    if args.teacher_url is None and args.teacher_file is None:
-        if balance_asked(data):
-            raise InputError(
-                "--balance is over the answers to all rows, and a teacher that is a model here answers in every step; "
-                "write its cache ('sinkd cache'), balance that ('sinkd cache --merge CACHE --balance …'), and train "
-                "with --teacher_cache."
-            )
-        return
-    if args.teacher_rows_per_request > 1:
-        _check_lists(args)
     with args.main_process_first(local=False, desc="asking the teacher"):
         folder = cache_dir() / "answers" / _name(data, args)
         manifest = cache_answers(folder, data, args) if is_main_process() else None
         args.teacher_cache = str(folder)
     if manifest is not None:
         say(f"The teacher's answers are in {folder} (sinkd cache --output keeps them elsewhere)")
+
+
+def check_use(data: RunData, args: "SinKDConfig") -> None:
+    """
+    Refuses what [`use_answers`] would refuse, before a server is asked or a file is read.
+
+    Args:
+        data, args: as for [`use_answers`].
+
+    Raises:
+        InputError: as [`use_answers`].
+    """
+    if args.teacher_cache is not None:
+        _refuse_another(args.teacher_cache, args)
+    elif args.teacher_url is not None or args.teacher_file is not None:
+        if args.teacher_rows_per_request > 1:
+            _check_lists(args)
+        _check_asking(data, args)
+    elif balance_asked(data):
+        raise InputError(
+            "--balance is over the answers to all rows, and a teacher that is a model here answers in every step; "
+            "write its cache ('sinkd cache'), balance that ('sinkd cache --merge CACHE --balance …'), and train "
+            "with --teacher_cache."
+        )
 
 
 def _check_lists(args: "SinKDConfig") -> None:
@@ -118,33 +132,9 @@ def cache_answers(
     Raises:
         InputError: for rows without choices; as the server or the file is asked; and if no row has an answer.
     """
-    if "choices" not in data.train.column_names:
-        raise InputError(
-            f"The rows of {data.name} have no answer choices, and a teacher that is a file or a server says something "
-            "of choices; give --task with choices."
-        )
-    if args.signal == "tokens":
-        raise InputError(
-            "signal is tokens, and a teacher that is a file or a server says something of answer choices; leave "
-            "signal out."
-        )
+    _check_asking(data, args)
     teacher = str(args.teacher_url or args.teacher_file)
     how = {"choice_normalisation": args.choice_normalisation} if args.teacher_url is not None else {}
-    if args.group_column is not None and args.group_column not in data.train.column_names:
-        raise InputError(
-            f"group_column is {args.group_column!r}, and the rows of {data.name} have the columns "
-            f"{', '.join(data.train.column_names)}; give one of these."
-        )
-    if args.teacher_file is not None and data.asked:
-        raise InputError(
-            f"{' and '.join(data.asked)} say what a teacher reads that is asked now, and {teacher} has its answers "
-            "already; leave them out."
-        )
-    if args.teacher_rows_per_request > 1 and data.asked:
-        raise InputError(
-            f"{' and '.join(data.asked)} say what a teacher reads of a row alone, and teacher_rows_per_request is "
-            f"{args.teacher_rows_per_request}: a list has the rows' texts; leave one of both out."
-        )
     questions = questions_of(data.train, args.group_column)
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
     answers, theirs = _asked(data, args, questions, held_out)
@@ -172,6 +162,36 @@ def cache_answers(
         score=record,
         overwrite=overwrite,
     )
+
+
+def _check_asking(data: RunData, args: "SinKDConfig") -> None:
+    """Refuses rows and settings about which a server or a file cannot be asked."""
+    if "choices" not in data.train.column_names:
+        raise InputError(
+            f"The rows of {data.name} have no answer choices, and a teacher that is a file or a server says something "
+            "of choices; give --task with choices."
+        )
+    if args.signal == "tokens":
+        raise InputError(
+            "signal is tokens, and a teacher that is a file or a server says something of answer choices; leave "
+            "signal out."
+        )
+    if args.group_column is not None and args.group_column not in data.train.column_names:
+        raise InputError(
+            f"group_column is {args.group_column!r}, and the rows of {data.name} have the columns "
+            f"{', '.join(data.train.column_names)}; give one of these."
+        )
+    if args.teacher_file is not None and data.asked:
+        raise InputError(
+            f"{' and '.join(data.asked)} say what a teacher reads that is asked now, and {args.teacher_file} has its "
+            "answers already; leave them out."
+        )
+    if args.teacher_rows_per_request > 1 and data.asked:
+        raise InputError(
+            f"{' and '.join(data.asked)} say what a teacher reads of a row alone, and teacher_rows_per_request is "
+            f"{args.teacher_rows_per_request}: a list has the rows' texts; leave one of both out."
+        )
+    balance_asked(data)  # refuses a prior that is not of these choices
 
 
 def check_asked(data: RunData, folder: str) -> None:

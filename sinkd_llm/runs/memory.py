@@ -8,6 +8,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.memory import (
     DeviceMemory,
     ModelSize,
+    NotCountedError,
     StepMemory,
     device_memory,
     model_size,
@@ -16,7 +17,7 @@ from sinkd_llm.memory import (
 )
 from sinkd_llm.models.kinds import IGNORE_INDEX
 from sinkd_llm.runs.arguments import TaskArguments
-from sinkd_llm.runs.data import load_run_data
+from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.training import apply_model_arguments, check_distill, check_finetune
 
 if TYPE_CHECKING:
@@ -85,16 +86,22 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    task_args: TaskArguments, training_args: "SinKDConfig", model_args: "ModelConfig"
+    task_args: TaskArguments,
+    training_args: "SinKDConfig",
+    model_args: "ModelConfig",
+    data: RunData | None = None,
 ) -> MemoryEstimate:
     """
     Count what the run that these arguments describe would hold, on the meta device.
 
-    Args are the same as in [`run_distill`] or, without a teacher, in [`run_finetune`].
+    Args:
+        task_args, training_args, model_args: as in [`run_distill`] or, without a teacher, in [`run_finetune`].
+        data ([`RunData`], *optional*): the rows, where they are loaded already.
 
     Raises:
         InputError: for settings that contradict each other, and for models whose configuration or tokenizer cannot
             be read.
+        NotCountedError: for a run whose memory is not known before it has begun.
     """
     import torch
 
@@ -109,12 +116,13 @@ def estimate_memory(
     from sinkd_llm.teachers import LocalTeacher
     from sinkd_llm.training.pair import Pair, load_student
     from sinkd_llm.training.prepare import prepare
+    from sinkd_llm.training.signal import why_rows_need_choices
 
     teacher_name = training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
     (check_distill if training_args.has_teacher else check_finetune)(training_args, model_args)
     if training_args.signal == "choices" or {"teacher_file", "teacher_url"} & {*training_args.named_teachers}:
-        raise InputError(
+        raise NotCountedError(
             "The estimate counts what tokens take, and this run compares answer choices, which take another step; "
             "start it with --max_steps 2 and read its peak memory instead."
         )
@@ -123,9 +131,15 @@ def estimate_memory(
         teacher_name = model_args.model_name_or_path  # stands for logits over the same vocabulary; it is not loaded
     apply_model_arguments(training_args, model_args)
     try:
-        rows: Dataset | None = load_run_data(task_args, training_args.sample_seed).train
+        data = data or load_run_data(task_args, training_args.sample_seed)
+        rows: Dataset | None = data.train
     except InputError as error:
         rows, missing = None, str(error)
+    if training_args.has_teacher and rows is not None and (reason := why_rows_need_choices(rows)) is not None:
+        raise NotCountedError(
+            f"The answer choices are compared, because {reason}, and the estimate counts what tokens take; start the "
+            "run with --max_steps 2 and read its peak memory instead."
+        )
 
     trust = training_args.trust_remote_code
     teacher = None
@@ -137,7 +151,7 @@ def estimate_memory(
     student = load_student(model_args.model_name_or_path, teacher, training_args, None, classes, load=blueprint)
     tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
     if teacher is not None and kind_of(teacher).scores_classes != kind_of(student).scores_classes:
-        raise InputError(
+        raise NotCountedError(
             f"The teacher is {kind_of(teacher).title} and the student {kind_of(student).title}, so that answer "
             "choices are compared, which the estimate does not count; start the run with --max_steps 2 and read its "
             "peak memory instead."

@@ -252,7 +252,7 @@ def _train(
     if command == "distill":
         use_answers(run.data, training_args)
     with no_empty_folder(run.output_dir) if is_main_process() else nullcontext():
-        trainer = _load_trainer(run, training_args, model_args)
+        trainer = load_trainer(run, training_args, model_args)
         # One process holds the folder for all of a launch; the others wait until it is theirs.
         holds = run_folder(run.output_dir, overwrite=task_args.overwrite_output_dir, continuing=run.continuing)
         with holds if is_main_process() else nullcontext() as folder:
@@ -260,8 +260,8 @@ def _train(
             return _act(run, trainer, folder, (task_args, training_args, model_args), argv)
 
 
-def _load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
-    """Models, tokenizer and rows, loaded and checked to fit each other and the checkpoint."""
+def load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "ModelConfig") -> "SinKDTrainer":
+    """Models, tokenizer and rows of a run, loaded and checked to fit each other and the checkpoint."""
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 

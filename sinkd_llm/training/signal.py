@@ -49,13 +49,13 @@ def signal_for(
         InputError: where the pair or the rows do not allow what `args.signal` asks for.
     """
     if args.signal == "tokens" or (args.signal == "auto" and "choices" not in _columns(rows)):
-        if (reason := _why_rows_need_choices(rows)) is not None:
+        if (reason := why_rows_need_choices(rows)) is not None:
             raise InputError(f"signal is tokens, but {reason}; set signal to choices (or auto).")
         return FoundSignal(False)  # what does not fit is refused where the pair is checked
     tokenizer, theirs = tokenizers
     if theirs is None:
         theirs = own_tokenizer(teacher, teacher_name, tokenizer, args.trust_remote_code)
-    reason = _why_choices(student, teacher, tokenizer, theirs) or _why_rows_need_choices(rows)
+    reason = _why_choices(student, teacher, tokenizer, theirs) or why_rows_need_choices(rows)
     if args.signal == "auto" and reason is None:
         return FoundSignal(False)
     _check_rows(args, rows)
@@ -79,8 +79,8 @@ def signal_to_cache(args: SinKDConfig, teacher_tokenizer: Any, tokenizer: Any, r
     """
     over_choices = args.signal == "choices"
     if args.signal == "auto" and "choices" in _columns(rows):
-        over_choices = _differ(teacher_tokenizer, tokenizer) or _why_rows_need_choices(rows) is not None
-    elif (reason := _why_rows_need_choices(rows)) is not None and not over_choices:
+        over_choices = _differ(teacher_tokenizer, tokenizer) or why_rows_need_choices(rows) is not None
+    elif (reason := why_rows_need_choices(rows)) is not None and not over_choices:
         raise InputError(f"signal is tokens, but {reason}; set signal to choices (or auto).")
     if not over_choices:
         return FoundSignal(False)
@@ -117,7 +117,7 @@ def signal_of_cache(args: SinKDConfig, teacher: CachedTeacher, rows: Any) -> Fou
                 "write another cache."
             )
         return FoundSignal(True)
-    if (reason := _why_rows_need_choices(rows)) is not None:
+    if (reason := why_rows_need_choices(rows)) is not None:
         raise InputError(
             f"The teacher cache {args.teacher_cache} holds tokens, but {reason}; write it again with signal choices."
         )
@@ -140,7 +140,8 @@ def _differ(theirs: Any, tokenizer: Any) -> bool:
     return False
 
 
-def _why_rows_need_choices(rows: Any) -> str | None:
+def why_rows_need_choices(rows: Any) -> str | None:
+    """Why rows to train on can be compared over their answer choices alone, in words; `None` where they need not."""
     columns = _columns(rows)
     if TEACHER in columns:
         return "the teacher reads another prompt than the student"
