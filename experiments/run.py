@@ -14,13 +14,15 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sinkd_llm.environment import processor
+from sinkd_llm.errors import nearest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -34,13 +36,26 @@ OF_DIFFERENCE = ("estimate", "low", "high", "p", "p_holm", "p_seeds", "seeds", "
 def steps() -> dict[str, dict[str, Any]]:
     """The commands, by name, see the head of experiments.yaml."""
     content = yaml.safe_load((HERE / "experiments.yaml").read_text(encoding="utf-8"))
-    found: dict[str, dict[str, Any]] = content["steps"]
+    found: dict[str, dict[str, Any]] = {}
+    for name, step in content["steps"].items():
+        values = step.get("for", {})
+        for chosen in product(*values.values()):
+            words = dict(zip(values, map(str, chosen), strict=True))
+            after = [_filled(other, words) for other in step.get("after", [])]
+            found[_filled(name, words)] = {"command": _filled(step["command"], words), "after": after}
     return found
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    """A text with the values of a step; `{work}` and `{data}` are left for the user's folders."""
+    for name, value in words.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
 def in_order(name: str, known: dict[str, dict[str, Any]]) -> list[str]:
     """A step after all that it needs."""
-    needed = [other for before in known[name].get("after", []) for other in in_order(before, known)]
+    needed = [other for before in known[name]["after"] for other in in_order(before, known)]
     return list(dict.fromkeys([*needed, name]))
 
 
@@ -102,11 +117,14 @@ def _cells(values: dict[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
 def main() -> None:
     known = steps()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=list(known), metavar="name", help=", ".join(known))
+    parser.add_argument("names", nargs="+", metavar="name", help=", ".join(known))
     parser.add_argument("--data_dir", default="data", help="folder with the data in its original formats")
     parser.add_argument("--work", default="runs/experiments", help="where teachers, rows and runs lie")
     parser.add_argument("--jobs", type=int, default=1, help="students that are trained at the same time")
     arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in known:
+            parser.error(f"there is no step {name!r}.{nearest(name, known)} All: {', '.join(known)}.")
     if not Path(arguments.data_dir).is_dir():
         parser.error(f"--data_dir {arguments.data_dir} is no folder; give the one with the data sets")
     if arguments.jobs < 1:

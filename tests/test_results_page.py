@@ -10,7 +10,7 @@ import yaml
 from experiments import run
 from sinkd_llm.cli.parsing import parse_training
 from sinkd_llm.runs.comparing.grid import read_grid
-from sinkd_llm.runs.training import check_distill
+from sinkd_llm.runs.training import check_distill, check_finetune
 from tools import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,13 @@ def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, step in run.steps().items() if run.is_comparison(step)])
+def _comparisons() -> list[str]:
+    """A step for each recipe with a grid."""
+    steps = {name: step["command"].split() for name, step in run.steps().items() if run.is_comparison(step)}
+    return list({(words[3], words[5]): name for name, words in steps.items()}.values())
+
+
+@pytest.mark.parametrize("name", _comparisons())
 def test_every_variant_of_a_grid_is_a_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = run.command_of(name, run.steps(), "runs/experiments", "data").split()[2:]
@@ -101,5 +107,30 @@ def test_every_variant_of_a_grid_is_a_run(name: str, monkeypatch: pytest.MonkeyP
         settings = {**content, **cell.settings}
         settings = {key: value for key, value in settings.items() if f"--{key}" not in flags}
         given = [f"--{key}={value}" for key, value in settings.items()]
-        _, training, model = parse_training("distill", [*given, *more, "--output_dir", output])
-        check_distill(training, model)
+        task, training, model = parse_training("distill", [*given, *more, "--output_dir", output])
+        check_distill(training, model) if training.has_teacher else check_finetune(training, model, task)
+
+
+def test_a_step_for_several_values_is_a_step_for_each() -> None:
+    known = run.steps()
+    assert {"banking77-groups-8", "clinc150-groups-32", "banking77-swapped-50"} < known.keys()
+    assert run.in_order("clinc150-groups-8", known) == [
+        "teacher-clinc150",
+        "rows-clinc150",
+        "start-clinc150",
+        "clinc150-groups-8",
+    ]
+    for name, step in known.items():
+        words = run.command_of(name, known, "WORK", "DATA")
+        assert "{" not in words, words
+        assert f"WORK/{name}" in words
+        assert set(step["after"]) <= known.keys()
+
+
+def test_a_step_that_is_not_known_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py", "bankin77-pairs"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no step 'bankin77-pairs'. Did you mean 'banking77-pairs'?" in capsys.readouterr().err

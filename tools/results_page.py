@@ -7,7 +7,7 @@ Writes docs/results.md and README's block of results from `experiments/results`:
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,28 @@ def names_of(results: Iterable[Result]) -> list[str]:
 
 
 def scores(results: Mapping[str, Result]) -> list[str]:
-    """A table of scores: a row for each objective, a column for each result."""
-    rows = [
-        [_shown(name, results), *(score_cell(one.rows.get(name)) for one in results.values())]
-        for name in names_of(results.values())
-    ]
-    return table(["", *results], rows)
+    """A table of scores of each objective in each result."""
+    return _by_objective("", names_of(results.values()), results, score_cell)
+
+
+def _by_objective(
+    corner: str, names: Sequence[str], results: Mapping[str, Result], cell: Callable[[Row | None], str]
+) -> list[str]:
+    """Objectives down and results across, or the other way round, where there are more results than objectives."""
+    if len(results) <= len(names):
+        rows = [[_shown(name, results), *(cell(one.rows.get(name)) for one in results.values())] for name in names]
+        return table([corner, *results], rows)
+    rows = [[title, *(cell(one.rows.get(name)) for name in names)] for title, one in results.items()]
+    return table([corner, *(_shown(name, results) for name in names)], rows)
+
+
+def each(results: Mapping[str, Result]) -> list[str]:
+    """A table of each result, with its scores and differences: for results that have no objective in common."""
+    lines: list[str] = []
+    for title, one in results.items():
+        rows = [[name, score_cell(row), difference_cell(row)] for name, row in one.rows.items()]
+        lines += ["", *table([title, "score", f"difference to {one.baseline}"], rows)]
+    return lines[1:]
 
 
 def held_out(results: Mapping[str, Result]) -> list[str]:
@@ -109,11 +125,8 @@ def differences(results: Mapping[str, Result]) -> list[str]:
     ]
     if not shown:
         return []
-    rows = [
-        [_shown(name, results), *(difference_cell(one.rows.get(name)) for one in results.values())] for name in shown
-    ]
     to = dict.fromkeys(one.baseline for one in results.values())
-    return ["", *table([f"difference to {', '.join(to)}", *results], rows)]
+    return ["", *_by_objective(f"difference to {', '.join(to)}", shown, results, difference_cell)]
 
 
 def _shown(name: str, results: Mapping[str, Result]) -> str:
@@ -149,7 +162,12 @@ def section(content: Mapping[str, Any]) -> list[str]:
     results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
     lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
     if results:
-        lines += held_out(results) if content.get("held_out") else [*scores(results), *differences(results)]
+        if content.get("held_out"):
+            lines += held_out(results)
+        elif content.get("separate"):
+            lines += each(results)
+        else:
+            lines += [*scores(results), *differences(results)]
         if "reading" in content:
             lines += ["", content["reading"].strip()]
         lines += sources(results)
