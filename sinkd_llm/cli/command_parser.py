@@ -125,9 +125,10 @@ def refuse_unknown_keys(parser: argparse.ArgumentParser, path: str, config: Iter
 def meant_flag(name: str, flags: Collection[str]) -> str:
     """` Did you mean '--x'?`: the flag for what other tools call `name`, or one that is spelt much the same."""
     bare = name.lstrip("-").replace("-", "_")
-    if bare in OTHER_NAMES or bare.lower() in OTHER_NAMES:
-        meant = OTHER_NAMES.get(bare, OTHER_NAMES.get(bare.lower()))
-        return f" Did you mean '--{meant}'?" if f"--{meant}" in flags else ""
+    others = OTHER_NAMES.get(bare, OTHER_NAMES.get(bare.lower()))
+    if others is not None:
+        meant = next((other for other in others if f"--{other}" in flags), None)
+        return "" if meant is None else f" Did you mean '--{meant}'?"
     known = sorted(flag[2:] for flag in flags if flag.startswith("--") and "-" not in flag[2:])
     close = nearest(bare, known, 0.75)
     return close.replace("'", "'--", 1) if close else ""

@@ -16,9 +16,10 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.runs import run_distill
     from sinkd_llm.runs.rehearsal import rehearse
 
-    *arguments, launching = parse_recipe("distill", argv)
+    task_args, training_args, model_args, launching = parse_recipe("distill", argv)
     if launching.dry_run:
-        show_rehearsal(rehearse("distill", *arguments, processes=launching.num_processes or 1, argv=argv))
+        processes = launching.num_processes or 1
+        show_rehearsal(rehearse("distill", task_args, training_args, model_args, processes=processes, argv=argv))
     else:
-        show_run(run_distill(*arguments, argv=argv))
+        show_run(run_distill(task_args, training_args, model_args, argv=argv))
     return 0

@@ -16,9 +16,10 @@ def main(argv: Sequence[str]) -> int:
     from sinkd_llm.runs import run_finetune
     from sinkd_llm.runs.rehearsal import rehearse
 
-    *arguments, launching = parse_recipe("finetune", argv)
+    task_args, training_args, model_args, launching = parse_recipe("finetune", argv)
     if launching.dry_run:
-        show_rehearsal(rehearse("finetune", *arguments, processes=launching.num_processes or 1, argv=argv))
+        processes = launching.num_processes or 1
+        show_rehearsal(rehearse("finetune", task_args, training_args, model_args, processes=processes, argv=argv))
     else:
-        show_run(run_finetune(*arguments, argv=argv))
+        show_run(run_finetune(task_args, training_args, model_args, argv=argv))
     return 0

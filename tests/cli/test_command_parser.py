@@ -5,6 +5,8 @@ import re
 import pytest
 
 from sinkd_llm.cli import COMMANDS, main
+from sinkd_llm.cli.parsing import all_parsers
+from sinkd_llm.training.settings.rules import OTHER_NAMES
 
 TRAINING = ["distill", "--task", "quickstart", "--teacher_model_name_or_path", "x"]
 
@@ -37,6 +39,15 @@ def refused(capsys, argv):
         ("--warmup_ratio", "--warmup_steps"),
         ("--torch_dtype", "--dtype"),
         ("--recipe", "--config"),
+        ("--output", "--output_dir"),
+        ("-o", "--output_dir"),
+        ("--temp", "--temperature"),
+        ("--T", "--temperature"),
+        ("--steps", "--max_steps"),
+        ("--bs", "--per_device_train_batch_size"),
+        ("--wd", "--weight_decay"),
+        ("--warmup", "--warmup_steps"),
+        ("--dry", "--dry_run"),
         ("--learning_rat", "--learning_rate"),
     ],
 )
@@ -54,6 +65,27 @@ def test_a_key_of_a_recipe_likewise(capsys, tmp_path):
     recipe.write_text("task: quickstart\nlr: 1e-4\n")
     message = refused(capsys, ["distill", "--config", str(recipe)])
     assert message == f"{recipe} has the unknown key 'lr'. Did you mean 'learning_rate'?"
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "meant"),
+    [
+        ("evaluate", "--bs", "--batch_size"),
+        ("evaluate", "--output_dir", "--output"),
+        ("evaluate", "--limit", "--max_eval_samples"),
+        ("cache", "--teacher", "--teacher_model_name_or_path"),
+        ("finetune", "--num-epochs", "--num_train_epochs"),
+    ],
+)
+def test_a_name_leads_to_the_flag_that_the_command_has(capsys, command, flag, meant):
+    assert f"unknown flag {flag}. Did you mean '{meant}'?" in refused(capsys, [command, flag, "1"])
+
+
+def test_every_name_leads_to_a_flag_of_some_command():
+    flags = {flag for parser in all_parsers().values() for flag in parser._option_string_actions}
+    flags |= {"--config", "--limit", "--num_devices", "--estimate", "--validation_share"}
+    missing = {f"--{name}" for names in OTHER_NAMES.values() for name in names} - flags
+    assert not missing
 
 
 @pytest.mark.parametrize(
