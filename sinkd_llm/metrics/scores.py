@@ -99,17 +99,23 @@ def exact_match(predictions: Values, references: Values, rows: Rows) -> float:
     index is the gold one. This is MultiRC's exact match over questions (Khashabi et al. 2018) and ReCoRD's over
     queries (Zhang et al. 2018).
     """
+    right = right_questions(predictions, references, rows)
+    return sum(right) / len(right)
+
+
+def right_questions(predictions: Values, references: Values, rows: Rows) -> list[bool]:
+    """Whether each question is answered right, as [`exact_match`] counts them, in the order of their first rows."""
     right = right_rows(predictions, references, rows)
-    groups = _column(rows, "group") or range(len(right))
+    groups = row_column(rows, "group") or range(len(right))
     by_question: dict[Any, list[bool]] = defaultdict(list)
     for group, row_right in zip(groups, right, strict=True):
         by_question[group].append(row_right)
-    return sum(map(all, by_question.values())) / len(by_question)
+    return list(map(all, by_question.values()))
 
 
 def right_rows(predictions: Values, references: Values, rows: Rows) -> list[bool]:
     """Whether each row's chosen answer is right: one of its `answers`, or, without that column, the gold index."""
-    answers = _column(rows, "answers")
+    answers = row_column(rows, "answers")
     if answers is None:
         return [chosen == gold for chosen, gold in zip(predictions, references, strict=True)]
     chosen_texts = [normalize_answer(text) for text in _chosen_texts(predictions, rows)]
@@ -122,14 +128,19 @@ def token_f1(predictions: Values, references: Values, rows: Rows) -> float:
 
     Words are the words of [`normalize_answer`]. ReCoRD's F1 (Zhang et al. 2018); SQuAD's is the same.
     """
-    answers = _column(rows, "answers")
+    scores = token_f1s(predictions, references, rows)
+    return sum(scores) / len(scores)
+
+
+def token_f1s(predictions: Values, references: Values, rows: Rows) -> list[float]:
+    """The [`token_f1`] of each row."""
+    answers = row_column(rows, "answers")
     if answers is None:
         raise InputError("The metric token_f1 compares texts and needs rows with a column 'answers'.")
-    scores = [
+    return [
         max((overlap_f1(text, gold) for gold in golds), default=0.0)
         for text, golds in zip(_chosen_texts(predictions, rows), answers, strict=True)
     ]
-    return sum(scores) / len(scores)
 
 
 CLASSIFICATION: dict[str, Callable[[Values, Values], float]] = {
@@ -240,7 +251,7 @@ def _check_lengths(predictions: Sequence, references: Sequence, rows: Rows | Non
     if not len(references):
         raise InputError("There are no predictions to score; give at least one row.")
     for name in ("choices", "group", "answers", "target"):
-        column = _column(rows, name)
+        column = row_column(rows, name)
         if column is not None and len(column) != len(references):
             raise InputError(
                 f"There are {len(column)} rows ({name}) for {len(references)} references; pass the rows that were "
@@ -248,7 +259,8 @@ def _check_lengths(predictions: Sequence, references: Sequence, rows: Rows | Non
             )
 
 
-def _column(rows: Rows | None, name: str) -> list | None:
+def row_column(rows: Rows | None, name: str) -> list | None:
+    """A column of the scored rows, if they have it."""
     if rows is None:
         return None
     names = getattr(rows, "column_names", None) or list(rows)
@@ -256,7 +268,7 @@ def _column(rows: Rows | None, name: str) -> list | None:
 
 
 def _chosen_texts(predictions: Values, rows: Rows) -> list[str]:
-    choices = _column(rows, "choices")
+    choices = row_column(rows, "choices")
     if choices is None:
         raise InputError("The scored rows have no column 'choices', so a chosen answer has no text.")
     return [row_choices[int(index)].strip() for row_choices, index in zip(choices, predictions, strict=True)]
@@ -270,7 +282,7 @@ def on_target_scale(
 
     Without that column: the given values, or the numbers and what the gold choices say.
     """
-    targets = _column(rows, "target")
+    targets = row_column(rows, "target")
     if targets is None:
         return (predictions, references) if numbers is None else (numbers, _choice_numbers(references, rows))
     if None in targets:

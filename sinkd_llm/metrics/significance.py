@@ -15,29 +15,23 @@ where D runs over bootstrap draws of the examples (Efron 1979; crossed effects a
 bootstrap", Annals of Applied Statistics 1(2), whose plain form counts I three times). Draws of a handful of seeds know
 too little of their spread, so seeds enter with a t distribution, with Satterthwaite's degrees of freedom.
 
-Shape suffixes: S seeds, N examples, D draws, K classes, C draws that are made at once.
+Shape suffixes: S seeds, N examples, D draws, C draws that are made at once.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.metrics.counted import OF_CLASSES, OF_NUMBERS, drawn, of_classes, of_numbers
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
     Array = np.ndarray[Any, Any]
 
 DRAWS = 10_000
-# Numbers in the memory of the draws that are made at once.
-_AT_ONCE = 4_000_000
-# These follow from how often each class was right, given and meant.
-OF_CLASSES = ("acc", "mcc", "f1", "f1_macro")
-OF_NUMBERS = ("pearson", "spearman")
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -101,83 +95,12 @@ def resample(
         )
     if draws < 2:
         raise InputError(f"draws is {draws}; give 2 or more.")
-    score = _of_classes if metric in OF_CLASSES else _of_numbers
+    score = of_classes if metric in OF_CLASSES else of_numbers
     scorers = [score(metric, np.asarray(row), np.asarray(references_N)) for row in predictions_SN]
     once_1N = np.ones((1, examples))
     score_S = np.array([scorer(once_1N)[0] for scorer in scorers])
-    random = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, draws, chunk := max(1, _AT_ONCE // examples)):
-        counts_CN = _counts(random, min(chunk, draws - start), examples)
-        parts.append(np.stack([scorer(counts_CN) for scorer in scorers], axis=1))
+    parts = [np.stack([scorer(counts_CN) for scorer in scorers], axis=1) for counts_CN in drawn(examples, draws, seed)]
     return Resampled(score_S, np.concatenate(parts), examples)
-
-
-def _counts(random: np.random.Generator, draws: int, examples: int) -> "Array":
-    """How often each example is in a draw of as many as there are."""
-    drawn_CN = random.integers(examples, size=(draws, examples))
-    drawn_CN += examples * np.arange(draws)[:, None]
-    return np.bincount(drawn_CN.ravel(), minlength=draws * examples).reshape(draws, examples).astype(np.float64)
-
-
-def _of_classes(metric: str, predictions_N: "Array", references_N: "Array") -> Callable[["Array"], "Array"]:
-    """A metric of classes as a function of how often each example counts, `[C, N]` to `[C]`."""
-    right_N = predictions_N == references_N
-    if metric == "acc":
-        return lambda counts_CN: counts_CN @ right_N / counts_CN.sum(1)
-    classes = np.array([1]) if metric == "f1" else np.unique(np.concatenate([predictions_N, references_N]))
-    said_KN, meant_KN, right_KN = (
-        _members(classes, values) for values in (predictions_N, references_N, np.where(right_N, references_N, -1))
-    )
-
-    def score(counts_CN: "Array") -> "Array":
-        counts_NC = counts_CN.T
-        said_KC, meant_KC, right_KC = said_KN @ counts_NC, meant_KN @ counts_NC, right_KN @ counts_NC
-        if metric == "mcc":
-            # Gorodkin 2004, equation 8, as scikit-learn has it.
-            total_C, hits_C = counts_NC.sum(0), right_KC.sum(0)
-            above_C = hits_C * total_C - (said_KC * meant_KC).sum(0)
-            spread_C = (total_C**2 - (said_KC**2).sum(0)) * (total_C**2 - (meant_KC**2).sum(0))
-            return np.divide(above_C, np.sqrt(spread_C), out=np.zeros_like(above_C), where=spread_C > 0)
-        occurs_KC = said_KC + meant_KC
-        f1_KC = np.divide(2 * right_KC, occurs_KC, out=np.zeros_like(right_KC), where=occurs_KC > 0)
-        return f1_KC.sum(0) / np.maximum((occurs_KC > 0).sum(0), 1)
-
-    return score
-
-
-def _members(classes: "Array", values_N: "Array") -> "csr_matrix":
-    """Which examples have which class, `[K, N]`; a value that is no class has none."""
-    from scipy.sparse import csr_matrix
-
-    row_N = np.searchsorted(classes, values_N)
-    known = np.flatnonzero((row_N < len(classes)) & (classes[np.minimum(row_N, len(classes) - 1)] == values_N))
-    return csr_matrix((np.ones(len(known)), (row_N[known], known)), shape=(len(classes), len(values_N)))
-
-
-def _of_numbers(metric: str, predictions_N: "Array", references_N: "Array") -> Callable[["Array"], "Array"]:
-    """A correlation as a function of how often each example counts, `[C, N]` to `[C]`; 0 where a side is constant."""
-
-    def score(counts_CN: "Array") -> "Array":
-        total_C1 = counts_CN.sum(1, keepdims=True)
-        centred = []
-        for values_N in (predictions_N, references_N):
-            ranked = metric == "spearman"
-            values_CN = _ranks(values_N, counts_CN) if ranked else np.broadcast_to(values_N, counts_CN.shape)
-            centred.append(values_CN - (counts_CN * values_CN).sum(1, keepdims=True) / total_C1)
-        first_CN, second_CN = centred
-        shared_C = (counts_CN * first_CN * second_CN).sum(1)
-        spread_C = (counts_CN * first_CN**2).sum(1) * (counts_CN * second_CN**2).sum(1)
-        return np.divide(shared_C, np.sqrt(spread_C), out=np.zeros_like(shared_C), where=spread_C > 1e-24)
-
-    return score
-
-
-def _ranks(values_N: "Array", counts_CN: "Array") -> "Array":
-    """The mean rank of each example among those of its draw; examples with the same value share theirs."""
-    distinct, place_N = np.unique(values_N, return_inverse=True)
-    counts_CK = (_members(np.arange(len(distinct)), place_N) @ counts_CN.T).T
-    return (counts_CK.cumsum(1) - (counts_CK - 1) / 2)[:, place_N]
 
 
 @dataclass(frozen=True)
