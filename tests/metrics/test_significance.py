@@ -70,7 +70,7 @@ def test_many_classes_as_scikit_learn_has_them(random):
 def test_draws_in_parts_are_the_draws_at_once(random, monkeypatch):
     references, predictions = random.integers(2, size=50), random.integers(2, size=(2, 50))
     whole = resample("acc", predictions, references, draws=20).score_DS
-    monkeypatch.setattr("sinkd_llm.metrics.significance._AT_ONCE", 150)  # three draws at a time
+    monkeypatch.setattr("sinkd_llm.metrics.counted._AT_ONCE", 150)  # three draws at a time
     assert np.array_equal(resample("acc", predictions, references, draws=20).score_DS, whole)
 
 
