@@ -17,6 +17,7 @@ _LAZY = {
     "load_tokenizer": "sinkd_llm.models",
     "select_layers": "sinkd_llm.models",
     "evaluate_task": "sinkd_llm.evaluation",
+    "load_student": "sinkd_llm.answering.load",
     "pairwise_cost": "sinkd_llm.optimal_transport",
     "sinkhorn": "sinkd_llm.optimal_transport",
     "DistillationObjective": "sinkd_llm.objectives",
@@ -25,6 +26,7 @@ _LAZY = {
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
+    from sinkd_llm.answering.load import load_student
     from sinkd_llm.errors import InputError
     from sinkd_llm.evaluation import evaluate_task
     from sinkd_llm.models import load_model, load_tokenizer, select_layers

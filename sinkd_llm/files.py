@@ -2,9 +2,10 @@
 
 import os
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 def cache_dir() -> Path:
@@ -33,10 +34,7 @@ def bytes_under(folder: Path, pattern: str = "*", keep: Callable[[Path], bool] =
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """
-    Write a file so that it holds either what it held before or all of `content`, whenever the process or machine dies.
-
-    The file keeps its permissions, and a symbolic link stays one: what it points to is written. A device or a pipe,
-    which has nothing to lose, is written to as it is.
+    Write a file so that it holds either what it held before or all of `content`, as [`whole_file`] does.
 
     Args:
         path (`Path`): the file; its folder exists.
@@ -45,20 +43,38 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: naming `path`, if it is a folder or cannot be written.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    with whole_file(path) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """
+    A stream into a file that holds what it held before until the block ends without an error, and then all of it,
+    whenever the process or machine dies.
+
+    The file keeps its permissions, and a symbolic link stays one: what it points to is written. A device or a pipe,
+    which has nothing to lose, is written to as it is.
+
+    Args:
+        path (`Path`): the file; its folder exists.
+
+    Raises:
+        OSError: naming `path`, if it is a folder or cannot be written.
+    """
     target = Path(os.path.realpath(path))
     mode = target.stat().st_mode if target.exists() else None
     if mode is not None and not stat.S_ISREG(mode):
         try:
             with target.open("wb") as stream:  # raises IsADirectoryError for a folder
-                stream.write(data)
+                yield stream
         except OSError as error:
             raise _named(error, path) from error
         return
     part = target.with_name(f".{target.name}.part")
     try:
         with part.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             if mode is not None:
                 part.chmod(stat.S_IMODE(mode))

@@ -15,7 +15,7 @@ MANIFEST_FILE = "sinkd_manifest.json"
 FORMAT = 1
 
 # What goes on changing in a run folder, or that a reader may edit: it says nothing about the model.
-_CHANGING = {MANIFEST_FILE, "results.json", "metrics.jsonl", "report.html"}
+_CHANGING = {MANIFEST_FILE, "results.json", "metrics.jsonl", "report.html", "sinkd_answers.json"}
 _EDITED = "README.md"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _OTHER_FOLDERS = re.compile(r"checkpoint-\d+|runs|\..*")
@@ -76,6 +76,17 @@ def changed_files(folder: Path) -> list[str]:
     """
     content = _read(folder / MANIFEST_FILE)
     return [name for name, record in content["files"].items() if _problem(folder, name, record) is not None]
+
+
+def manifest_sum(folder: Path) -> str | None:
+    """
+    What tells the model of a folder from every other: the sum of its manifest; `None` where there is no manifest.
+
+    Raises:
+        InputError: if the manifest is damaged.
+    """
+    found = _read(folder / MANIFEST_FILE).get("sha256")
+    return None if found is None else str(found)
 
 
 def _problem(folder: Path, name: str, record: dict[str, Any]) -> str | None:

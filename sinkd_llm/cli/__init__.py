@@ -34,7 +34,9 @@ COMMANDS = {
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "compare": "distil with many settings and seeds; which differences are real?",
     "evaluate": "score a model on a task by ranking the answers",
+    "predict": "answer new rows with a student: a file, or piped in",
     "objectives": "which loss for which data, and what a loss can be made of",
+    "recipes": "list the recipes that come with the package, or print one",
     "tasks": "list the tasks, show rendered rows, or check a task of your own",
     "env": "show versions, devices and what is missing",
 }

@@ -30,6 +30,7 @@ from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.predicting import predictions_of
 from sinkd_llm.runs.record import write_results
 from sinkd_llm.runs.scorer import Scorer
+from sinkd_llm.runs.unseen_rows import write_facts
 from sinkd_llm.secrets import masked_command
 from sinkd_llm.terminal import is_main_process, say
 from sinkd_llm.training.checkpoints import find_checkpoint
@@ -329,11 +330,8 @@ def _act(
         rows.append(recorded)
     rows.append(scorer.row(names[0], trainer.model))
 
-    say(
-        f"Training on {len(data.train)} rows"
-        + (f", from {checkpoint.name}" if checkpoint is not None else "")
-        + " (Ctrl-C saves and stops) …"
-    )
+    begins = f", from {checkpoint.name}" if checkpoint is not None else ""
+    say(f"Training on {len(data.train)} rows{begins} (Ctrl-C saves and stops) …")
     try:
         with explained(output_dir, run.resume):
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -360,6 +358,7 @@ def _act(
     }
     if is_main_process():
         with explained(output_dir, run.resume):
+            write_facts(output_dir, data, trainer.args)
             write_predictions(output_dir, answers)
             write_results(output_dir, run.command, argv, data, rows, training, arguments, trainer.model)
             write_report(output_dir)

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,10 @@ def _local_advice(config: Mapping[str, Any]) -> str:
     files = ", ".join(_listed(names)[0] for names in local["files"].values())
     folder = _listed(local["folder"])[0]
     return f"Check the network, or pass --data_dir with the folder that holds {folder} ({files})."
+
+
+def without_gaps(rows: Rows, column: str | None) -> Rows:
+    """The rows with null where some lack a column that others have."""
+    if column is None or not any(column in row for row in rows.rows):
+        return rows
+    return replace(rows, rows=[row if column in row else {**row, column: None} for row in rows.rows])

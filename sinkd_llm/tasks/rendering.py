@@ -271,7 +271,7 @@ class RowRenderer:
 
     def _generated(self, row: Mapping[str, Any], split: str, where: str) -> str:
         source = self.config["doc_to_target"]
-        if self._without_target(row, split):
+        if split == UNLABELLED or self._without_target(row, split):
             return ""
         text = str(source) if isinstance(source, int) else self._value("doc_to_target", row, where)
         if split == "test" and (text is None or (isinstance(text, str) and not text.strip())):

@@ -4,6 +4,7 @@ The same file is meant to run in lm-evaluation-harness, so every key here is one
 only this project reads stands under `metadata`, which it leaves free.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,24 @@ def read_task_file(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
         InputError: if a file is missing, no YAML, or includes itself; for a key that is unknown, refused,
             missing or of the wrong type.
     """
-    merged, origins = _merge(path.resolve(), set())
+    return _whole(*_merge(path.resolve(), set()), path)
+
+
+def checked_keys(keys: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """
+    As [`read_task_file`], of keys that were merged before and are kept in another file than a task file.
+
+    Args:
+        keys (`Mapping[str, Any]`): key to value.
+        path (`Path`): where they are kept, for messages.
+    """
+    for key, value in keys.items():
+        _check_key(key, value, path)
+    return _whole(dict(keys), dict.fromkeys(keys, path), path)
+
+
+def _whole(merged: dict[str, Any], origins: dict[str, Path], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The keys, if all of them together are a task."""
     # A null in the file takes back what an include set.
     config = {key: value for key, value in merged.items() if value is not None}
     for key in REQUIRED:

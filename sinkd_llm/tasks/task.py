@@ -1,7 +1,6 @@
 """A task: its rows, rendered, and its metrics."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,12 @@ from sinkd_llm.metrics import (
 )
 from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
-from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files
+from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files, without_gaps
 from sinkd_llm.tasks.own_columns import check_columns, check_ids
 from sinkd_llm.tasks.rendered import rendered_rows, streamed_rows
 from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
 from sinkd_llm.tasks.sample import check_sample, drawn_rows
-from sinkd_llm.tasks.schema import read_task_file
+from sinkd_llm.tasks.schema import checked_keys, read_task_file
 from sinkd_llm.tasks.unlabelled import counted_rows, find_file, unlabelled_examples, unlabelled_rows
 from sinkd_llm.values import shown
 
@@ -49,6 +48,7 @@ class Task:
         path (`str` or `Path`): the YAML file.
         keep (sequence of `str`, *optional*): columns of the data that its rows keep as text, beside what is rendered.
         id_column (`str`, *optional*): the column of the data that holds a row's own id. Default: ids are made.
+        keys (`Mapping`, *optional*): the keys of the task, includes merged, which `path` keeps in another form.
 
     Attributes:
         name (`str`): its `task` key.
@@ -67,9 +67,16 @@ class Task:
             are empty, equal or no text, and unknown metrics; for a column to keep that rows have already.
     """
 
-    def __init__(self, path: str | Path, *, keep: Sequence[str] = (), id_column: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        keep: Sequence[str] = (),
+        id_column: str | None = None,
+        keys: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self.config, self.origins = read_task_file(self.path)
+        self.config, self.origins = read_task_file(self.path) if keys is None else checked_keys(keys, self.path)
         self.name: str = self.config["task"]
         self.output_type: str = self.config["output_type"]
         self.description: str = self.config.get("metadata", {}).get("description", "")
@@ -234,7 +241,7 @@ class Task:
         """As [`load`], without the cache."""
         rows = load_rows(self.config, self.path, split, data_dir)
         if labelled is False:
-            rows = _without_gaps(rows, self._renderer.target_column())
+            rows = without_gaps(rows, self._renderer.target_column())
         indices = drawn_rows(len(rows), limit, seed)
         own = self._renderer.id_column
         check_columns(rows, [*(self._kept if split == "train" else ()), *([own] if own is not None else [])])
@@ -390,10 +397,3 @@ class Task:
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
         return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))
-
-
-def _without_gaps(rows: Rows, column: str | None) -> Rows:
-    """The rows with null where some lack a column that others have."""
-    if column is None or not any(column in row for row in rows.rows):
-        return rows
-    return replace(rows, rows=[row if column in row else {**row, column: None} for row in rows.rows])

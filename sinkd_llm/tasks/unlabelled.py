@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 _TABLES = (".csv", ".tsv")
-_SUFFIXES = (".txt", *STREAMS)
+SUFFIXES = (".txt", *STREAMS)
 # Of the rows that are compared at a time.
 _AT_ONCE = 10_000
 _NAMED = 5
@@ -50,10 +50,10 @@ def find_file(path: str | Path, task_file: Path) -> Path:
         raise InputError(f"The file of rows without labels is {shown(path)}, which is no path; give the file's path.")
     if os.path.isdir(os.path.expanduser(path)):
         raise InputError(f"unlabelled_file is the folder {path}; give a file of rows in it.")
-    if Path(path).suffix.lower() not in _SUFFIXES:
+    if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(
             f"The file {path} of rows without labels ends in {shown(Path(path).suffix)}; name it by what it holds, "
-            f"{', '.join(_SUFFIXES)} (one text a line in .txt)."
+            f"{', '.join(SUFFIXES)} (one text a line in .txt)."
         )
     given = Path(os.path.expanduser(path))  # unlike `Path.expanduser`, also for a user that is not there
     for file in (given, task_file.parent / given):
@@ -68,7 +68,9 @@ def find_file(path: str | Path, task_file: Path) -> Path:
     )
 
 
-def unlabelled_rows(file: Path, config: Mapping[str, Any], task_file: Path, columns: AbstractSet[str]) -> RowStream:
+def unlabelled_rows(
+    file: Path, config: Mapping[str, Any], task_file: Path, columns: AbstractSet[str], suffix: str | None = None
+) -> RowStream:
     """
     The rows of a raw file, with the columns of the task's rows as far as they can be told.
 
@@ -79,12 +81,13 @@ def unlabelled_rows(file: Path, config: Mapping[str, Any], task_file: Path, colu
             with the options of the task's own.
         task_file (`Path`): for messages.
         columns (`set[str]`): what the task reads of a row. A `.txt` file needs a task that reads one.
+        suffix (`str`, *optional*): the end of a name that says what the file holds. Default: the end of its own.
 
     Raises:
         InputError: see [`~sinkd_llm.row_streams`]; for a `.txt` file of a task that reads other than one column, and
             in a pass for an empty line.
     """
-    suffix = file.suffix.lower()
+    suffix = suffix or file.suffix.lower()
     local = config.get("metadata", {}).get("local", {})
     if suffix == ".txt":
         return _texts_of(file, config["task"], columns)
@@ -155,13 +158,33 @@ def unlabelled_examples(
     for index, (where, row) in enumerate(rows):
         if index != wanted:
             continue
-        example = renderer.example(renderer.draft(row, index, UNLABELLED, where), task, UNLABELLED, None)
-        _refuse_empty(row, where, columns, example.text)
-        own = own_id(row)
-        yield example if own is None else replace(example, id=own), where
+        yield unlabelled_example(row, where, index, renderer, task, columns), where
         wanted = next(numbers, None)
         if wanted is None:
             return
+
+
+def unlabelled_example(
+    row: Mapping[str, Any], where: str, index: int, renderer: RowRenderer, task: str, columns: AbstractSet[str]
+) -> Example:
+    """
+    The example of a row without a label.
+
+    Args:
+        row (`Mapping[str, Any]`): column name to value; a label that it has is not looked at.
+        where (`str`): its place, for messages.
+        index (`int`): its number, for the id of a row that has none of its own.
+        renderer ([`RowRenderer`]): of the task.
+        task (`str`): the task's name.
+        columns (`set[str]`): what the renderer reads of a row.
+
+    Raises:
+        InputError: as [`RowRenderer`], and for a row without text, by its place.
+    """
+    example = renderer.example(renderer.draft(row, index, UNLABELLED, where), task, UNLABELLED, None)
+    _refuse_empty(row, where, columns, example.text)
+    own = own_id(row)
+    return example if own is None else replace(example, id=own)
 
 
 def _refuse_empty(row: Mapping[str, Any], where: str, columns: AbstractSet[str], text: str | None) -> None:

@@ -1,0 +1,82 @@
+"""A student from its folder: what runs it follows from the files there."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.answering.facts import StudentFacts, kept_keys
+from sinkd_llm.answering.student import Student
+from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.tasks.registry import load_task
+from sinkd_llm.tasks.task import Task
+
+ONNX_MODEL = "model.onnx"
+_TOKENIZER_SETTINGS = ("revision", "trust_remote_code")
+
+
+def load_student(
+    path: str | Path, task: str | Path | None = None, *, reading: Reading | None = None, **loading: Any
+) -> Student:
+    """
+    A student that answers rows.
+
+    Args:
+        path (`str` or `Path`): the folder of a run, or one that `sinkd export` wrote; with a task, any model that
+            [`load_model`] takes.
+        task (`str` or `Path`, *optional*): a task's name or YAML file, for a model without one. Beside the task that a
+            student was trained on, one with the same choices.
+        reading ([`Reading`], *optional*): how rows become tokens. Default: as in training; of a model that no run
+            wrote, at most 1,024 tokens.
+        loading: more keyword arguments of [`load_model`]; of no use to a folder with `model.onnx`.
+
+    Returns:
+        [`Student`]: with the calibration and the route of its folder, if it has them.
+
+    Raises:
+        InputError: for a folder without a task where none is given, a task that is another one than the student's, a
+            model that cannot be loaded, or cannot answer the task.
+    """
+    folder = Path(path).expanduser()
+    facts = StudentFacts.load(folder)
+    answered = _task_of(folder, facts, task, str(path))
+    if facts is None:
+        facts = StudentFacts(kept_keys(answered), reading or Reading(max_length=1024))
+    elif reading is not None:
+        facts = replace(facts, reading=reading)
+    if (folder / ONNX_MODEL).is_file():
+        from importlib import import_module
+
+        # It stands on ONNX Runtime, and the rest of this room on Transformers: one of both need not be installed.
+        student: Student = import_module("sinkd_llm.answering.onnx_student").OnnxStudent(folder, answered, facts)
+        return student
+    from sinkd_llm.answering.torch_student import TorchStudent
+    from sinkd_llm.environment import default_device
+    from sinkd_llm.models import load_model, load_tokenizer
+
+    of_tokenizer = {name: loading[name] for name in _TOKENIZER_SETTINGS if name in loading}
+    tokenizer = load_tokenizer(str(path), **of_tokenizer)
+    model = load_model(path, **loading)
+    if loading.get("quantization_config") is None and loading.get("device_map") is None:
+        model.to(default_device())
+    return TorchStudent(model, tokenizer, answered, facts)
+
+
+def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | None, name: str) -> Task:
+    if facts is None:
+        if given is None:
+            raise InputError(
+                f"{name} does not say what task it answers: it has no sinkd_answers.json, which a run with a task "
+                "leaves there. Give --task, a task's name or YAML file."
+            )
+        return load_task(given)
+    own = facts.load_task(folder)
+    if given is None:
+        return own
+    task = load_task(given)
+    if (task.output_type, task.choices) != (own.output_type, own.choices):
+        raise InputError(
+            f"The student in {folder} was trained on the task {own.name!r}, and {task.name!r} has other answers; "
+            "leave --task out, or give the task of the student."
+        )
+    return task

@@ -1,0 +1,190 @@
+"""A student that answers rows: what all of them share, whatever runs the model. It imports no torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from sinkd_llm.answering.calibration import NONE
+from sinkd_llm.answering.facts import StudentFacts
+from sinkd_llm.errors import InputError
+from sinkd_llm.tasks.rendering import Example, RowRenderer
+from sinkd_llm.tasks.task import Task
+from sinkd_llm.tasks.unlabelled import own_id, unlabelled_example
+from sinkd_llm.values import listed, shown
+
+# Batches whose rows are read before the first of them is answered: rows of like length share a batch.
+BATCHES_AHEAD = 8
+Placed = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    What a student says of a row.
+
+    Args:
+        id (`str` or `int`): the row's own id, from its column `id`, or its number from 0.
+        choice (`str`): the answer that it chooses, or the text that it writes.
+        index (`int`, *optional*): of the choice among the row's; `None` of a text.
+        probability (`float`, *optional*): of the choice, calibrated if the student is; `None` of a text.
+        probabilities (`dict[str, float]`): of all choices of the row, in their order.
+        decision (`"answer"` or `"ask"`, *optional*): whether the student is sure enough; `None` without a route.
+    """
+
+    id: str | int
+    choice: str
+    index: int | None
+    probability: float | None
+    probabilities: dict[str, float]
+    decision: str | None = None
+
+
+class Student(ABC):
+    """
+    A student in use.
+
+    Args:
+        task ([`Task`]): what it answers.
+        facts ([`StudentFacts`]): how it reads rows, its calibration and its route.
+
+    Attributes:
+        choices (`tuple[str, ...]` or `None`): the answers that every row may have, as words; `None` where they vary or
+            are written.
+        generates (`bool`): whether it writes its answers.
+    """
+
+    def __init__(self, task: Task, facts: StudentFacts) -> None:
+        self.task, self.facts = task, facts
+        self._renderer = RowRenderer(task.config, task.origins)
+        self._columns = self._renderer.columns_read()
+        self.choices = None if task.choices is None else self._words(task.choices)
+        self.generates = task.output_type == "generate_until"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the student reads of a row."""
+        return sorted(self._columns)
+
+    @abstractmethod
+    def log_probabilities(self, examples: Sequence[Example]) -> list[list[float]]:
+        """
+        The log-probability of every choice of each example, in nats, before calibration.
+
+        Args:
+            examples (sequence of [`Example`]): rendered rows, of which the label is not looked at. They are one batch.
+        """
+
+    def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[Answer]:
+        """
+        Answer rows, as they come: few of them are in memory at a time.
+
+        Args:
+            rows (iterable of `str` or `Mapping`): texts, of a task that reads one column, or rows as the task's data
+                have them, column name to value. Labels need not be there and are not looked at.
+            batch_size (`int`, *optional*, defaults to `32`): rows that are answered together.
+
+        Returns:
+            `Iterator[Answer]`: in the order of the rows.
+
+        Raises:
+            InputError: at once, for rows that are none and a batch_size below 1; and as the rows are read, for one
+                without text, with a column missing, or with choices that cannot be.
+        """
+        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
+            raise InputError(f"rows is {shown(rows)}, which is no list of rows; for a single row give [row].")
+        return self.answers(self.placed(rows), batch_size)
+
+    def placed(self, rows: Iterable[str | Mapping[str, Any]]) -> Iterator[Placed]:
+        """Each of some texts or rows as a row, after a name for messages."""
+        for index, row in enumerate(rows):
+            where = f"row {index}"
+            if isinstance(row, str):
+                if len(self._columns) != 1:
+                    raise InputError(
+                        f"{where} is a text, but the task {self.task.name!r} reads {self._reads()} of a row; give "
+                        "mappings of column names to values."
+                    )
+                row = {next(iter(self._columns)): row}
+            if not isinstance(row, Mapping):
+                raise InputError(f"{where} is {shown(row)}, neither a text nor a mapping of column names to values.")
+            yield where, row
+
+    def answers(
+        self, rows: Iterable[Placed], batch_size: int = 32, batches_ahead: int = BATCHES_AHEAD
+    ) -> Iterator[Answer]:
+        """
+        As [`predict`], of rows that have names already.
+
+        Args:
+            rows (iterable of `tuple[str, Mapping]`): the place of each row, for messages, and the row; such as a
+                [`~sinkd_llm.row_streams.RowStream`].
+            batch_size (`int`, *optional*, defaults to `32`): rows that are answered together.
+            batches_ahead (`int`, *optional*, defaults to `8`): batches whose rows are read before the first answer.
+        """
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InputError(f"batch_size is {shown(batch_size)}; give a whole number, 1 or more.")
+        return self._answers(self.examples(rows), batch_size, batch_size * batches_ahead)
+
+    def examples(self, rows: Iterable[Placed]) -> Iterator[tuple[str | int, str, Example]]:
+        """The id of each row, its place, and the row as its task renders it."""
+        for index, (where, row) in enumerate(rows):
+            example = unlabelled_example(row, where, index, self._renderer, self.task.name, self._columns)
+            name = own_id(row)
+            yield index if name is None else name, where, example
+
+    def _answers(
+        self, examples: Iterator[tuple[str | int, str, Example]], batch_size: int, window: int
+    ) -> Iterator[Answer]:
+        while some := list(islice(examples, window)):
+            # The name under which messages speak of a row is its place, which a user finds again.
+            rows = [_named(example, where) for _, where, example in some]
+            order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))
+            found: dict[int, Answer] = {}
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                ids = [some[i][0] for i in batch]
+                found |= zip(batch, self.answer_batch(ids, [rows[i] for i in batch]), strict=True)
+            yield from (found[i] for i in range(len(rows)))
+
+    def answer_batch(self, ids: Sequence[str | int], examples: Sequence[Example]) -> list[Answer]:
+        """
+        The answers to rendered rows that are read together.
+
+        Args:
+            ids (sequence of `str` or `int`): of the answers.
+            examples (sequence of [`Example`]): as for [`log_probabilities`].
+        """
+        probabilities_NC = (self.facts.calibration or NONE).apply(self.log_probabilities(examples))
+        return [
+            self.answer_of(name, self.choices or self._words(example.choices), probabilities)
+            for name, example, probabilities in zip(ids, examples, probabilities_NC, strict=True)
+        ]
+
+    def answer_of(self, name: str | int, words: Sequence[str], probabilities: Sequence[float]) -> Answer:
+        """
+        The answer that follows from the calibrated probabilities of the choices.
+
+        Args:
+            name (`str` or `int`): the answer's id.
+            words (sequence of `str`): the choices.
+            probabilities (sequence of `float`): of each.
+        """
+        index = max(range(len(words)), key=probabilities.__getitem__)
+        probability, route = probabilities[index], self.facts.route
+        decision = None if route is None else route.decision(probability)
+        by_word = dict(zip(words, probabilities, strict=True))
+        return Answer(name, words[index], index, probability, by_word, decision)
+
+    def _words(self, choices: Sequence[str]) -> tuple[str, ...]:
+        return tuple(choice.removeprefix(self._renderer.delimiter) for choice in choices)
+
+    def _reads(self) -> str:
+        return f"the columns {listed(self.columns)}" if self._columns else "no column"
+
+
+def _named(example: Example, where: str) -> Example:
+    from dataclasses import replace
+
+    return replace(example, id=where)
