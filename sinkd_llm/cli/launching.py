@@ -4,13 +4,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.cli.recipe_file import read_config
+from sinkd_llm.cli.shipped import shipped_files
 from sinkd_llm.errors import InputError, first_line, nearest, shown
 from sinkd_llm.interrupts import leave_terminal, terminating_signals
 from sinkd_llm.quiet import hide_failures_of_torchrun
@@ -73,13 +73,7 @@ def _asked(argv: Sequence[str]) -> tuple[str | None, int | None, bool]:
 
 def config_files() -> dict[str, Path]:
     """The accelerate configurations of `ds_configs/`, by name."""
-    beside = Path(__file__).resolve().parents[2] / FOLDER
-    if beside.is_dir():  # a checkout
-        files = sorted(beside.glob("*.yaml"))
-    else:  # an installed wheel puts them where its record says
-        record = metadata.files("sinkd-llm") or []
-        files = [Path(str(f.locate())).resolve() for f in record if f.parent.name == FOLDER and f.suffix == ".yaml"]
-    return {file.stem: file for file in files}
+    return shipped_files(FOLDER)
 
 
 def config_names() -> list[str]:

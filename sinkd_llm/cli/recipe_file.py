@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
+from sinkd_llm.cli.shipped import find_recipe
 from sinkd_llm.errors import InputError, shown
 from sinkd_llm.training.settings.rules import REFUSED_ENVIRONMENT
 from sinkd_llm.yaml_files import read_yaml_mapping
@@ -17,17 +17,19 @@ def read_config(path: str, flag: str = "--config") -> dict[str, Any]:
     The settings of a recipe.
 
     Args:
-        path (`str`): the file.
+        path (`str`): the file, or the name of a recipe that comes with the package.
         flag (`str`, *optional*, defaults to `"--config"`): what named it, for messages.
 
     Raises:
         InputError: if the file is missing, not UTF-8, not YAML, or not a mapping; see [`read_yaml_mapping`].
     """
     if not path.strip():
-        raise InputError(f"{flag} needs a file: {flag} recipes/sst2_student_sinkd.yaml.")
+        raise InputError(
+            f"{flag} needs a file or the name of a recipe: {flag} sst2_student_sinkd ('sinkd recipes' lists them)."
+        )
     if "\x00" in path:
         raise InputError(f"{flag} is {shown(path)}, which holds a NUL character; no path has one.")
-    return read_yaml_mapping(Path(path).expanduser(), "recipe")
+    return read_yaml_mapping(find_recipe(path), "recipe")
 
 
 def environment_of(path: str, config: dict[str, Any]) -> dict[str, str]:

@@ -94,19 +94,6 @@ def test_names_are_those_of_the_folder() -> None:
     assert find_config(str(DS_CONFIGS / "ddp.yaml")) == DS_CONFIGS / "ddp.yaml"
 
 
-def test_an_installed_package_finds_its_files_by_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import PackagePath
-
-    installed = []
-    for name in ("share/sinkd_llm/ds_configs/zero3.yaml", "share/sinkd_llm/ds_configs/zero3.json", "x/zero3.yaml"):
-        path = PackagePath(name)
-        path.dist = type("Record", (), {"locate_file": staticmethod(lambda p: tmp_path / str(p))})()
-        installed.append(path)
-    monkeypatch.setattr(launching, "__file__", str(tmp_path / "site" / "sinkd_llm" / "cli" / "launching.py"))
-    monkeypatch.setattr(launching.metadata, "files", lambda name: installed)
-    assert config_files() == {"zero3": tmp_path / "share/sinkd_llm/ds_configs/zero3.yaml"}
-
-
 # ---- what is launched
 
 
