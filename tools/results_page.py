@@ -209,7 +209,15 @@ def readme_block() -> str:
         [label, *(score_cell(one.rows.get(name)) for one in results.values())]
         for name, label in content["rows"].items()
     ]
-    return "\n".join([content["text"].strip(), "", *table(["", *results], rows), "", content["reading"].strip(), ""])
+    text = content["text"].strip().replace("{p}", _p_of_all(results.values(), content["rows"]))
+    return "\n".join([text, "", *table(["", *results], rows), "", content["reading"].strip(), ""])
+
+
+def _p_of_all(results: Iterable[Result], names: Iterable[str]) -> str:
+    """`p < 0.01` for the largest p of the differences between some rows and the baselines."""
+    found = [_number(one.rows[name]["p_holm"]) for one in results for name in names if one.rows[name]["p_holm"]]
+    worst = max(p for p in found if p is not None)
+    return next((f"p < {bound}" for bound in (0.001, 0.01, 0.05) if worst < bound), f"p up to {worst:.2f}")
 
 
 def with_block(readme: str) -> str:
