@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from sinkd_llm.memory.step import StepMemory
+from sinkd_llm.models.adapter_facts import adapter_parameters
 
 SETUPS = ("none", "zero1", "zero2", "zero3", "zero3_offload")
 TEACHER_PLACES = ("replicate", "shard", "offload", "cache")
@@ -38,7 +39,7 @@ class ModelSize:
     A model's parameters and their bytes; tied ones count once.
 
     Attributes:
-        parameters, trained (`int`): numbers of parameters.
+        parameters, trained (`int`): numbers of parameters, as [`~sinkd_llm.models.count_parameters`] gives them.
         weights, trained_weights (`int`): bytes of all and of the trained ones.
         width (`int`): the hidden size h. `reduce_bucket_size: auto` is h^2 parameters.
     """
@@ -68,6 +69,7 @@ def model_size(
     """
     packed = _packed_weights(model) if quantisation != "none" else {}
     total = trained = weights = trained_weights = 0
+    beside = adapter_parameters(model)
     for parameter in model.parameters():
         count = parameter.numel()
         if id(parameter) in packed:
@@ -77,7 +79,8 @@ def model_size(
                 size = count + 4 * packed[id(parameter)]
         else:
             size = count * (bytes_each or parameter.element_size())
-        total, weights = total + count, weights + int(size)
+        total += 0 if id(parameter) in beside else count
+        weights += int(size)
         if parameter.requires_grad:
             trained, trained_weights = trained + count, trained_weights + int(size)
     weights += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())

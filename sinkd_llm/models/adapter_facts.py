@@ -71,28 +71,47 @@ def base_weights(adapted: Any, state_dict: Mapping[str, Tensor] | None = None) -
         adapted (`PeftModel`): with any number of adapters.
         state_dict (`Mapping`, *optional*): the gathered weights of `adapted`, where it holds only a part of them.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
     base = unwrap(adapted)
     if state_dict is None:
         weights = base.state_dict()
     else:
         weights = {name.removeprefix("base_model.model."): value for name, value in state_dict.items()}
-    # Below these modules only the named children belong to the base.
-    kept_below: dict[str, tuple[str, ...]] = {}
+    kept = _kept_below(base)
+    return {plain_name(name) if kept else name: value for name, value in weights.items() if _is_kept(name, kept)}
+
+
+def adapter_parameters(model: Any) -> set[int]:
+    """
+    The identities of the parameters that a PEFT model has beside its base's: the matrices of its adapter, and the
+    copies of what is trained whole. A model without an adapter has none.
+
+    Args:
+        model (`nn.Module`): possibly wrapped.
+    """
+    base = unwrap(model)
+    kept = _kept_below(base) if base is not model else {}
+    return {id(parameter) for name, parameter in base.named_parameters() if not _is_kept(name, kept)}
+
+
+def _kept_below(base: Any) -> dict[str, tuple[str, ...]]:
+    """The modules that PEFT put around others, and the names of their children that belong to the base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kept: dict[str, tuple[str, ...]] = {}
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer):
-            kept_below[name] = ("base_layer",)
+            kept[name] = ("base_layer",)
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            kept_below[name] = ("original_module", "token_adapter")
+            kept[name] = ("original_module", "token_adapter")
+    return kept
 
-    def belongs(name: str) -> bool:
-        words = name.split(".")
-        below = ((".".join(words[:i]), words[i]) for i in range(1, len(words)))
-        return all(child in kept_below.get(parent, (child,)) for parent, child in below)
 
-    return {plain_name(name) if kept_below else name: value for name, value in weights.items() if belongs(name)}
+def _is_kept(name: str, kept: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a weight belongs to the base, by the name that it has since PEFT put its layers around it."""
+    words = name.split(".")
+    below = ((".".join(words[:i]), words[i]) for i in range(1, len(words)))
+    return all(child in kept.get(parent, (child,)) for parent, child in below)
 
 
 def base_by_name(model: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.library_errors import is_memory_full
+from sinkd_llm.models.adapter_facts import adapter_parameters
 from sinkd_llm.models.completeness import check_complete
 from sinkd_llm.models.finite import check_finite_weights
 from sinkd_llm.models.foreign import fetch_adapter, reading, what_was_said
@@ -237,11 +238,20 @@ def _with_adapter(base: Any, source: ModelSource, base_name: str, trainable: boo
     return model
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Numbers of all and of trainable parameters; tied ones count once, packed ones unpacked."""
+def count_parameters(model: nn.Module, *, adapters: bool = False) -> tuple[int, int]:
+    """
+    Numbers of all and of trainable parameters; tied ones count once, packed ones unpacked.
+
+    Args:
+        model (`nn.Module`): possibly wrapped.
+        adapters (`bool`, *optional*, defaults to `False`): count what an adapter has beside its base among all. By
+            default it is counted among the trainable parameters alone: a model has the same number of parameters
+            before and after its adapter is folded in.
+    """
+    beside = set() if adapters else adapter_parameters(model)
     total = trainable = 0
     for parameter in model.parameters():
         count = prod(whole_shape(parameter)) * weights_in_each(parameter)
-        total += count
+        total += 0 if id(parameter) in beside else count
         trainable += count if parameter.requires_grad else 0
     return total, trainable

@@ -129,7 +129,7 @@ def product_flops(model: nn.Module, tokens: float, rows: float, *, trains: bool,
         trains (`bool`): there is a backward pass: a product for the inputs, and one for each weight that is trained.
         recomputes (`bool`, *optional*, defaults to `False`): the backward pass runs the body again (checkpointing).
     """
-    total, trained = count_parameters(model)
+    total, trained = count_parameters(model, adapters=True)
     inner = unwrap(model)
     head, head_trained = _size(inner.get_output_embeddings())
     table, table_trained = _size(inner.get_input_embeddings())

@@ -587,7 +587,12 @@ def test_counting(tiny_causal_lm: Any, tmp_path: Path) -> None:
     assert total == trainable == model.num_parameters()
     adapted = with_adapter(model)
     added = 2 * 4 * (32 + 32) + 2 * 4 * (32 + 16)  # two layers, rank 4: q_proj and v_proj
-    assert count_parameters(adapted) == (total + added, added)
+    assert count_parameters(adapted) == (total, added)
+    assert count_parameters(adapted, adapters=True) == (total + added, added)
+    assert count_parameters(adapted.merge_and_unload())[0] == total
+    whole = with_adapter(tiny_causal_lm(tie_word_embeddings=False), modules_to_save=["lm_head"])
+    head = whole.get_base_model().lm_head.weight.numel()
+    assert count_parameters(whole) == (count_parameters(whole.merge_and_unload())[0], added + head)
     tied = tiny_causal_lm("gpt2")
     untied = tied.lm_head.weight.numel()
     assert count_parameters(tied)[0] == sum(p.numel() for p in tied.state_dict().values()) - untied
