@@ -25,6 +25,7 @@ LEAVES: dict[str, set[str]] = {
     "text_lines": {"errors"},
     "row_streams": {"errors", "text_lines", "values"},
     "row_files": {"errors", "row_streams", "text_lines"},
+    "row_splits": {"errors"},
     "yaml_files": {"errors", "values"},
     "distributed": {"errors"},
 }
@@ -41,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "teachers": {"models", "objectives"},
     "evaluation": {"inputs", "metrics", "models", "teachers"},
     "answering": {"evaluation", "inputs", "metrics", "models", "tasks"},
+    "exporting": {"answering", "inputs", "models", "tasks"},
     "training": {"evaluation", "inputs", "models", "objectives", "optimal_transport", "report", "teachers"},
     "memory": {"inputs", "models", "objectives", "teachers", "training"},
 }

@@ -34,7 +34,7 @@ class TaskArguments:
         dataset_config (`str`, *optional*):
             Configuration of the hub data set.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
-            Split of `dataset_name` to train on.
+            Split of `dataset_name` to train on, or a part of it: `"train[:80%]"`, `"train[100:]"`.
         unlabelled_file (`str`, *optional*):
             Rows without labels to train on besides, which a teacher labels: a `.txt` with one text a line, or `.csv`,
             `.tsv`, `.jsonl`, `.json` or `.parquet` with the columns of the task's rows.
@@ -55,6 +55,10 @@ class TaskArguments:
             Hold out about this share of the labelled training rows, which follow from a hash of their text: nothing is
             trained on them, and the student is scored on them at the end, to choose settings by. They keep their
             labels under `labels_per_class`.
+        validation_share (`float`, *optional*, defaults to `0.0`):
+            For rows without a validation split: evaluate on about this share of the labelled training rows, and train
+            on the others. A hash of a row's text decides, so that the split never depends on order or seed, and equal
+            texts are on one side.
         teacher_task (`str`, *optional*):
             Another task over the same rows, whose prompt the teacher reads: a name or a YAML file.
         teacher_num_fewshot (`int`, *optional*, defaults to `0`):
@@ -69,7 +73,8 @@ class TaskArguments:
         balance_method (`str`, *optional*, defaults to `"sinkhorn"`):
             How: `"sinkhorn"` until the mean probability of each choice is its share, or `"calibration"`, one step.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
-            Split of `dataset_name` to evaluate on; left out if the data set has no such split.
+            Split of `dataset_name` to evaluate on, or a part (`"train[80%:]"`); left out if the data set has no such
+            split.
         max_train_samples (`int`, *optional*):
             Train on a sample of this many rows, drawn with `data_seed` (default: `seed`).
         teacher_examined_rows (`int`, *optional*, defaults to `128`):
@@ -97,6 +102,7 @@ class TaskArguments:
     labels_per_class: int | None = None
     labelled_rows_only: bool = False
     heldout_share: float = 0.0
+    validation_share: float = 0.0
     teacher_task: str | None = None
     teacher_num_fewshot: int = 0
     balance: str | None = None

@@ -289,15 +289,19 @@ def _in_file(
             "have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
         )
     # Positions without a split are those of the training rows.
-    alone = by_position and not found.of_split
+    of_training = data.arguments is not None and data.arguments.validation_share > 0
+    alone = by_position and not found.of_split and not of_training
     for sentence in found.sentences():
         say(sentence)
-    return found.answers, {} if alone else _of_held_out(rows, held_out, own)
+    splits = (_TRAIN,) if of_training else _HELD_OUT
+    return found.answers, {} if alone else _of_held_out(rows, held_out, own, splits)
 
 
-def _of_held_out(rows: Rows, held_out: Sequence[Question], id_column: str | None) -> Mapping[str, Any]:
+def _of_held_out(
+    rows: Rows, held_out: Sequence[Question], id_column: str | None, splits: Sequence[str]
+) -> Mapping[str, Any]:
     """What a file says of the rows for evaluation, if it says anything of them."""
-    for split in _HELD_OUT if held_out else ():
+    for split in splits if held_out else ():
         try:
             return answers_in(rows, held_out, split, id_column).answers
         except InputError:

@@ -1,6 +1,6 @@
 """The rows of a run: a task's, or a data set of prompt-completion rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,14 @@ import numpy as np
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
-from sinkd_llm.runs.task_rows import EVALUATION_SAMPLE_SEED, held_out_rows, task_split, training_rows
+from sinkd_llm.row_splits import is_part, names_in, parts_of
+from sinkd_llm.runs.task_rows import (
+    EVALUATION_SAMPLE_SEED,
+    held_out_rows,
+    split_by_hash,
+    training_rows,
+    validation_rows,
+)
 from sinkd_llm.runs.teacher_rows import rows_for_teacher
 from sinkd_llm.terminal import say
 
@@ -43,7 +50,8 @@ class RunData:
         """Whether a row's place in its split can be told: from its id, or because all rows are here."""
         if self.arguments is None:
             return True
-        sampled = self.task is None and self.arguments.max_train_samples is not None
+        chosen = self.arguments.max_train_samples is not None or self.arguments.validation_share > 0
+        sampled = self.task is None and chosen
         return self.arguments.id_column is None and not sampled
 
 
@@ -65,7 +73,7 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
 
         task = load_task(arguments.task, keep=keep, id_column=arguments.id_column)
         train = training_rows(task, arguments, seed)
-        evaluation = task_split(task, "validation", arguments.data_dir, arguments.max_eval_samples)
+        evaluation = validation_rows(task, arguments)
         _say_leak(train, evaluation)
         if arguments.teacher_task is not None or arguments.teacher_num_fewshot:
             train, evaluation = rows_for_teacher(task, train, evaluation, arguments, seed)
@@ -75,17 +83,42 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
         return RunData(task.name, task, train, evaluation, asked_with, held_out, arguments)
     name = str(arguments.dataset_name)
     loaded = _load_splits(name, arguments, keep)
-    train_split, test_split = arguments.dataset_train_split, arguments.dataset_test_split
-    if train_split not in loaded:
+    train, evaluation = (
+        _part(loaded, split) for split in (arguments.dataset_train_split, arguments.dataset_test_split)
+    )
+    if train is None:
         raise InputError(
-            f"the data set {name} has no split {train_split!r}; it has {', '.join(loaded)}: choose one "
-            "with --dataset_train_split."
+            f"the data set {name} has no split {arguments.dataset_train_split!r}; it has {', '.join(loaded)}: choose "
+            "one with --dataset_train_split."
         )
-    train = _sample(loaded[train_split], arguments.max_train_samples, seed)
-    evaluation = loaded.get(test_split)
+    if arguments.validation_share and evaluation is not None:
+        raise InputError(
+            f"validation_share is {arguments.validation_share:g}, and {name} has the split "
+            f"{arguments.dataset_test_split!r} to evaluate on; leave validation_share out."
+        )
+    _check_columns(name, train, evaluation)
+    if arguments.validation_share:
+        train, evaluation = split_by_hash(train, arguments.validation_share)
+    train = _sample(train, arguments.max_train_samples, seed)
     if evaluation is not None:
         evaluation = _sample(evaluation, arguments.max_eval_samples, EVALUATION_SAMPLE_SEED)
-    for dataset in (train, evaluation):
+    return RunData(Path(name).name, None, train, evaluation, arguments=arguments)
+
+
+def _part(loaded: "Mapping[str, Dataset]", spec: str) -> "Dataset | None":
+    """A split of a data set, or what a text such as `train[:80%]` names of it; `None` where there is no such split."""
+    import datasets
+
+    if spec in loaded or not is_part(spec):
+        return loaded.get(spec)
+    if any(split not in loaded for split in names_in(spec)):
+        return None
+    parts = parts_of(spec, {split: len(rows) for split, rows in loaded.items()})
+    return datasets.concatenate_datasets([loaded[part.split].select(range(part.start, part.stop)) for part in parts])
+
+
+def _check_columns(name: str, *splits: "Dataset | None") -> None:
+    for dataset in splits:
         missing = {"prompt", "completion"} - set(
             dataset.column_names if dataset is not None else ("prompt", "completion")
         )
@@ -95,7 +128,6 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
                 f"{', '.join(dataset.column_names)}; prompt-completion rows have 'prompt' and "
                 "'completion'. For a classification data set write a task file and give --task."
             )
-    return RunData(Path(name).name, None, train, evaluation, arguments=arguments)
 
 
 def _say_leak(train: "Dataset", evaluation: "Dataset") -> None:
@@ -123,7 +155,10 @@ def _load_splits(name: str, arguments: "TaskArguments", keep: Sequence[str]) -> 
     path = Path(name).expanduser()
     if path.suffix.lower() in BY_SUFFIX:
         # A file is one split, whatever it is called.
-        return {arguments.dataset_train_split: _rows_of_file(BY_SUFFIX[path.suffix.lower()](path), keep)}
+        spec = arguments.dataset_train_split
+        return {
+            names_in(spec)[0] if is_part(spec) else spec: _rows_of_file(BY_SUFFIX[path.suffix.lower()](path), keep)
+        }
     if path.is_file():
         read_text(path)  # says what a packed or binary file is, and what to do
         raise InputError(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.environment import default_device
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.results import ResultRow
-from sinkd_llm.runs.data import task_split
 from sinkd_llm.runs.folder import source_size_bytes
+from sinkd_llm.runs.task_rows import task_split
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:

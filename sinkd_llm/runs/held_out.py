@@ -17,20 +17,22 @@ _ROWS_AT_ONCE = 1000
 _ALL = 2**64
 
 
-def hold_out(rows: "Dataset", share: float) -> "tuple[Dataset, Dataset]":
+def hold_out(rows: "Dataset", share: float, purpose: str = "") -> "tuple[Dataset, Dataset]":
     """
     The rows to train on, and those with a label that are held out.
 
     Args:
-        rows ([`~datasets.Dataset`]): rows of a task.
+        rows ([`~datasets.Dataset`]): rows of a task, or with a prompt and a completion.
         share (`float`): about so much of the rows is held out, in [0, 1).
+        purpose (`str`, *optional*): which rows follow from it, too: for another purpose they are others, so that a
+            second share can be held out of the rest. At most 16 bytes.
 
     Returns:
         `tuple[Dataset, Dataset]`: rows without a label are in the first one, unless a held-out row has their text.
     """
     if not share:
         return rows, rows.select([])
-    keys = _keys(rows)
+    keys = _keys(rows, purpose)
     labels = list(rows["label"]) if "label" in rows.column_names else [None] * len(rows)
     held = [i for i, key in enumerate(keys) if key < share * _ALL and labels[i] != NO_LABEL]
     taken = {keys[i] for i in held}
@@ -50,13 +52,14 @@ def smallest(rows: "Dataset", count: int) -> "Dataset":
     return rows.select(sorted(sorted(range(len(rows)), key=keys.__getitem__)[:count]))
 
 
-def _keys(rows: "Dataset") -> list[int]:
+def _keys(rows: "Dataset", purpose: str = "") -> list[int]:
     """A hash of each row's text: what is read of the data, where the task says so, before a prompt is made of it."""
     columns = [name for name in ("text", "text_pair") if name in rows.column_names] or ["prompt"]
     keys = []
     for batch in rows.select_columns(columns).iter(_ROWS_AT_ONCE):
         for texts in zip(*(batch[name] for name in columns), strict=True):
             said = "\x1f".join(str(text or "") for text in texts)
-            digest = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            text = said.encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(text, digest_size=8, person=purpose.encode()).digest()
             keys.append(int.from_bytes(digest, "little"))
     return keys

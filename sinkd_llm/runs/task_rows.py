@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.runs.held_out import hold_out, smallest, without_texts_of
+from sinkd_llm.tasks.loading import SPLIT_KEYS
+from sinkd_llm.tasks.sample import drawn_rows
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ def training_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Datas
     more = None if arguments.labelled_rows_only else _unlabelled_rows(task, arguments, seed)
     if more is None:
         return train
-    if len(held_out):
-        more = without_texts_of(more, held_out)
+    for kept_apart in (held_out, _split_by_hash(task, arguments)[1]):
+        if len(kept_apart):
+            more = without_texts_of(more, kept_apart)
     return datasets.concatenate_datasets([train, more])
 
 
@@ -75,11 +78,83 @@ def held_out_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Datas
 
 
 def _given_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Dataset":
-    """The rows of the training split, with all labels that there are."""
+    """The rows of the training split, with all labels that there are, without those that are a validation split."""
     limit = arguments.max_train_samples
-    labelled = False if arguments.allow_unlabelled else None
     drawn = None if limit is None else seed
-    return task.load("train", arguments.data_dir, limit=limit, seed=drawn, labelled=labelled)
+    if arguments.validation_share:
+        train, _ = _split_by_hash(task, arguments)
+        return train.select(drawn_rows(len(train), limit, drawn))
+    return task.load("train", arguments.data_dir, limit=limit, seed=drawn, labelled=_labelled(arguments))
+
+
+def _labelled(arguments: "TaskArguments") -> bool | None:
+    return False if arguments.allow_unlabelled else None
+
+
+def _split_by_hash(task: "Task", arguments: "TaskArguments") -> "tuple[Dataset, Dataset]":
+    """All rows of the training file: those to train on, and those that `validation_share` makes a validation split."""
+    if not arguments.validation_share:
+        return (nothing := _no_rows()), nothing
+    rows = task.load("train", arguments.data_dir, labelled=_labelled(arguments))
+    return split_by_hash(rows, arguments.validation_share)
+
+
+def _no_rows() -> "Dataset":
+    import datasets
+
+    return datasets.Dataset.from_dict({})
+
+
+def split_by_hash(rows: "Dataset", share: float) -> "tuple[Dataset, Dataset]":
+    """
+    The rows to train on, and those to evaluate on: a row's text decides, so that neither the order of the rows nor a
+    seed changes anything, and equal texts are on one side.
+
+    Args:
+        rows ([`~datasets.Dataset`]): rows of a task, or with a prompt and a completion.
+        share (`float`): about so much of the rows is to evaluate on, in (0, 1). These have a label.
+
+    Raises:
+        InputError: if no row is on one of the sides.
+    """
+    train, validation = hold_out(rows, share, "validation")
+    for part, side, change in ((train, "to train on", "lower"), (validation, "with a label to evaluate on", "raise")):
+        if not len(part):
+            raise InputError(
+                f"validation_share is {share:g}, and of {len(rows):,} rows none is left {side}; {change} it, or take "
+                "more rows."
+            )
+    return train, validation
+
+
+def validation_rows(task: "Task", arguments: "TaskArguments") -> "Dataset":
+    """
+    The rows of a task to evaluate on: its validation split, or what `validation_share` takes of its training rows.
+
+    Args:
+        task ([`Task`]): the task.
+        arguments ([`TaskArguments`]): `data_dir`, `validation_share`, `max_eval_samples`.
+
+    Raises:
+        InputError: if there is no validation split and no share, or both.
+    """
+    share, has_split = arguments.validation_share, SPLIT_KEYS["validation"] in task.config
+    if share and has_split:
+        raise InputError(
+            f"validation_share is {share:g}, and the task {task.name!r} has a validation split of its own; leave "
+            f"validation_share out, or write a task file with {SPLIT_KEYS['validation']}: null."
+        )
+    if not share and not has_split:
+        raise InputError(
+            f"The task {task.name!r} has no validation split to evaluate on: {SPLIT_KEYS['validation']} is not set in "
+            f"{task.path}. Set it there, or set validation_share to 0.1, which takes a tenth of the training rows, by "
+            "a hash of their text."
+        )
+    limit = arguments.max_eval_samples
+    if not share:
+        return task_split(task, "validation", arguments.data_dir, limit)
+    _, rows = _split_by_hash(task, arguments)
+    return rows if limit is None else smallest(rows, limit)
 
 
 def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.models.kinds import TEACHER
-from sinkd_llm.runs.task_rows import task_split, training_rows
+from sinkd_llm.runs.task_rows import training_rows, validation_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +41,7 @@ def rows_for_teacher(
     if arguments.teacher_task is not None:
         theirs = load_task(arguments.teacher_task)
         rows = training_rows(theirs, arguments, seed)
-        scored = task_split(theirs, "validation", arguments.data_dir, arguments.max_eval_samples)
+        scored = validation_rows(theirs, arguments)
     between = str(theirs.config.get("fewshot_delimiter", _BETWEEN))
     count = arguments.teacher_num_fewshot
     shots = _shots(rows, count + 1, seed) if count else []

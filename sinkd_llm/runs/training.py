@@ -204,7 +204,7 @@ def prepare_run(
     if data.evaluation is None and training_args.eval_strategy != "no":
         raise InputError(
             f"eval_strategy is {training_args.eval_strategy!s}, but {data.name} has no split "
-            f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no."
+            f"{task_args.dataset_test_split!r} to evaluate on; set eval_strategy to no, or validation_share to 0.1."
         )
     if data.evaluation is None and training_args.eval_on_start:
         raise InputError(f"eval_on_start is set, but {data.name} has no rows to evaluate on; leave it out.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.row_files import READERS, Rows, read_csv, read_json
+from sinkd_llm.row_splits import indices_of, is_part, names_in, parts_of
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
 from sinkd_llm.tasks.labels import says_no_label
 from sinkd_llm.tasks.schema import as_written
@@ -62,8 +63,12 @@ def local_files(config: Mapping[str, Any], path: Path, split: str, data_dir: Pat
     """
     if config["dataset_path"] in ("csv", "json"):
         files = config.get("dataset_kwargs", {}).get("data_files")
-        names = files.get(config.get(SPLIT_KEYS[split])) if isinstance(files, dict) else files
-        listed = _listed(names) if isinstance(names, str | list) else []
+        if not isinstance(files, dict):
+            found = [files]
+        else:
+            spec = str(config.get(SPLIT_KEYS[split]))
+            found = [files.get(name) for name in (names_in(spec) if is_part(spec) and spec not in files else (spec,))]
+        listed = [name for names in found if isinstance(names, str | list) for name in _listed(names)]
         return [_find(str(name), path, data_dir) for name in listed]
     local = config.get("metadata", {}).get("local")
     if data_dir is None or local is None or split not in local["files"]:
@@ -104,7 +109,20 @@ def _benchmark_folder(config: Mapping[str, Any], path: Path, split: str, data_di
         arguments["skip_incomplete"] = True
     if "members" in local:
         arguments["member"] = local["members"][split]
-    return _as_on_hub((READERS | BENCHMARK_READERS)[local["format"]](file, **arguments), local)
+    rows = _as_on_hub((READERS | BENCHMARK_READERS)[local["format"]](file, **arguments), local)
+    spec = str(config[SPLIT_KEYS[split]])
+    return _part_of(rows, spec) if is_part(spec) else rows
+
+
+def _part_of(rows: Rows, spec: str) -> Rows:
+    """The part of a file's rows that a split names."""
+    names = names_in(spec)
+    if len(names) > 1:
+        raise InputError(
+            f"The split {shown(spec)} is made of several, and with data_dir a split is one file; name one of them."
+        )
+    kept = indices_of(parts_of(spec, {names[0]: len(rows)}))
+    return replace(rows, rows=[rows.rows[i] for i in kept], places=[rows.where(i) for i in kept])
 
 
 def _listed(value: str | list[str]) -> list[str]:
@@ -181,6 +199,26 @@ def _own_files(config: Mapping[str, Any], path: Path, split_name: str, data_dir:
     if not isinstance(data_files, dict):
         # As in `datasets`, files without a split name are the train split.
         data_files = {"train": data_files} if data_files else {}
+    whole = split_name in data_files or not is_part(split_name)  # a split may have any name
+    names = (split_name,) if whole else names_in(split_name)
+    splits = {name: _split_of_files(name, data_files, kind, options, path, data_dir) for name in names}
+    if whole:
+        return splits[split_name]
+    parts = parts_of(split_name, {name: len(rows) for name, rows in splits.items()})
+    placed = [(splits[part.split], index) for part in parts for index in range(part.start, part.stop)]
+    source = next(iter(splits.values())).source
+    return Rows([rows.rows[i] for rows, i in placed], source, [rows.where(i) for rows, i in placed])
+
+
+def _split_of_files(
+    split_name: str,
+    data_files: Mapping[str, Any],
+    kind: str,
+    options: Mapping[str, Any],
+    path: Path,
+    data_dir: Path | None,
+) -> Rows:
+    """All rows of the files of one split."""
     if split_name not in data_files:
         raise InputError(
             f"dataset_kwargs.data_files in {path} has no files for the split {split_name!r}; write "

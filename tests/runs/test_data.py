@@ -30,6 +30,12 @@ def test_a_local_file_is_the_train_split(jsonl):
     assert data.task is None
 
 
+def test_parts_of_a_file_are_splits(jsonl):
+    parts = {"dataset_train_split": "train[:75%]", "dataset_test_split": "train[75%:]"}
+    data = load_run_data(TaskArguments(dataset_name=jsonl(ROWS), **parts), seed=0)
+    assert (data.train.to_list(), data.evaluation.to_list()) == (ROWS[:6], ROWS[6:])
+
+
 def test_a_folder_with_both_splits(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -112,3 +112,66 @@ def test_lists_of_different_lengths_are_damage(tmp_path):
     (tmp_path / PREDICTIONS_FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"predictions\.json"):
         read_predictions(tmp_path)
+
+
+def alone(folder: Path, rows=ROWS) -> str:
+    """A task of one file without a validation split."""
+    return str(write_task(folder / "alone.yaml", rows, validation_split=None))
+
+
+def test_one_file_is_split_by_the_texts_of_its_rows(tmp_path):
+    arguments = TaskArguments(task=alone(tmp_path, [*ROWS, *ROWS[:50]]), validation_share=0.2)
+    data = load_run_data(arguments, 0)
+    train, evaluation = {*texts(data.train)}, {*texts(data.evaluation)}
+    assert not train & evaluation
+    assert len(train | evaluation) == 200
+    assert len(data.train) + len(data.evaluation) == 250
+    assert 20 <= len(evaluation) <= 60
+    # Neither the seed nor the order of the rows nor a sample of them changes a side.
+    again = load_run_data(
+        TaskArguments(task=alone(tmp_path, ROWS[::-1]), validation_share=0.2, max_train_samples=40), 1
+    )
+    assert {*texts(again.evaluation)} == evaluation
+    assert len(again.train) == 40
+    assert {*texts(again.train)} < train
+    sample = TaskArguments(task=alone(tmp_path), validation_share=0.2, max_eval_samples=7)
+    assert len(load_run_data(sample, 3).evaluation) == 7
+
+
+def test_a_share_to_choose_settings_by_is_taken_of_the_rest(tmp_path):
+    data = load_run_data(TaskArguments(task=alone(tmp_path), validation_share=0.2, heldout_share=0.2), 0)
+    assert {len({*texts(part)}) > 20 for part in (data.held_out, data.evaluation)} == {True}
+    parts = [{*texts(part)} for part in (data.train, data.held_out, data.evaluation)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 200
+
+
+def test_no_unlabelled_row_has_the_text_of_an_evaluation_row(tmp_path):
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in ROWS))
+    given = {"unlabelled_file": str(tmp_path / "more.jsonl"), "allow_unlabelled": True}
+    data = load_run_data(TaskArguments(task=alone(tmp_path), validation_share=0.3, **given), 0)
+    assert not {*texts(data.train)} & {*texts(data.evaluation)}
+    assert len(data.train) == 2 * (200 - len(data.evaluation))
+
+
+def test_rows_with_a_completion_are_split_likewise(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,completion\n" + "".join(f"{i} + 1 =,{i + 1}\n" for i in range(100)))
+    assert load_run_data(TaskArguments(dataset_name=str(file)), 0).evaluation is None
+    data = load_run_data(TaskArguments(dataset_name=str(file), validation_share=0.25), 0)
+    assert sorted(texts(data.train) + texts(data.evaluation)) == sorted(f"{i} + 1 =" for i in range(100))
+    assert 10 <= len(data.evaluation) <= 40
+    assert not data.places_known
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"validation_split": None}, {}, "has no validation split to evaluate on.* set validation_share to 0.1"),
+        ({}, {"validation_share": 0.1}, "has a validation split of its own; leave validation_share out"),
+        ({"validation_split": None}, {"validation_share": 1e-9}, "none is left with a label to evaluate on; raise it"),
+    ],
+)
+def test_what_cannot_be_split_is_said(tmp_path, changes, settings, message):
+    task = write_task(tmp_path / "mine.yaml", ROWS[:20], **changes)
+    with pytest.raises(InputError, match=message):
+        load_run_data(TaskArguments(task=str(task), **settings), 0)

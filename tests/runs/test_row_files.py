@@ -7,7 +7,8 @@ import pytest
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.runs import TaskArguments
-from sinkd_llm.runs.data import load_run_data, task_split
+from sinkd_llm.runs.data import load_run_data
+from sinkd_llm.runs.task_rows import task_split
 from sinkd_llm.tasks import load_task
 
 GOOD = '{"prompt": "a", "completion": " b"}\n'

@@ -35,6 +35,35 @@ def test_columns(own: Task) -> None:
     assert data.features["label"].dtype == "int64"
 
 
+def test_a_part_of_a_split(write_task, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"Question {i}?", "label": i % 2}) + "\n" for i in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    files = {"dataset_kwargs": {"data_files": {"train": "rows.jsonl"}}}
+    task = Task(write_task(**files, training_split="train[:80%]", validation_split="train[80%:]"))
+    assert task.load("train")["prompt"] == [f"Q: Question {i}?\nA:" for i in range(8)]
+    assert task.load("validation")["prompt"] == ["Q: Question 8?\nA:", "Q: Question 9?\nA:"]
+    (tmp_path / "rows.jsonl").write_text("".join([*lines[:9], '{"text": "one more", "label": 7}\n']))
+    with pytest.raises(InputError, match=r"line 10 of .*rows.jsonl"):
+        task.load("validation")
+    (tmp_path / "more.jsonl").write_text("".join(lines[:2]))
+    files = {"dataset_kwargs": {"data_files": {"train": "rows.jsonl", "more": ["more.jsonl", "more.jsonl"]}}}
+    both = Task(write_task(**files, training_split="train[2:4]+more[50%:]"))
+    assert [row[12:13] for row in both.load("train")["prompt"]] == ["2", "3", "0", "1"]
+    with pytest.raises(InputError, match="has no files for the split 'test'"):
+        Task(write_task(**files, training_split="test[:2]")).load("train")
+
+
+def test_a_part_of_a_benchmark_s_file(write_task, tmp_path: Path) -> None:
+    (tmp_path / "T").mkdir()
+    (tmp_path / "T" / "train.csv").write_text("text,label\n" + "".join(f"Question {i}?,{i % 2}\n" for i in range(10)))
+    local = {"folder": "T", "format": "csv", "files": {"train": "train.csv", "validation": "train.csv"}}
+    local["labels"] = {0: 0, 1: 1}
+    parts = {"training_split": "train[:70%]", "validation_split": "train[70%:]"}
+    task = Task(write_task(dataset_path="nobody/x", dataset_kwargs=None, metadata={"local": local}, **parts))
+    assert [len(task.load(split, tmp_path)) for split in ("train", "validation")] == [7, 3]
+    assert task.load("validation", tmp_path)["prompt"][0] == "Q: Question 7?\nA:"
+
+
 def test_limit_and_seed(own: Task) -> None:
     every = own.load("train")["id"]
     assert own.load("train", limit=5)["id"] == every[:5]

@@ -174,6 +174,7 @@ RANGES: dict[str, Range] = {
     "max_unlabelled_samples": _ROWS,
     "labels_per_class": _COUNT,
     "heldout_share": Range(0, 1, below=True),
+    "validation_share": Range(0, 1, below=True),
     "merge_weights": Range(0, 1_000_000, above=True),
     "teacher_num_fewshot": Range(0, 10_000, whole=True),
     "balance_strength": Range(0, 1),
