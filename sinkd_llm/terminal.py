@@ -98,18 +98,28 @@ def show(content: "str | Table") -> None:
     if isinstance(content, str):
         _write(sys.stdout, printable(content) + "\n")
         return
-    from rich.console import Console
-
-    # A pipe or a log has no width of its own but what COLUMNS says; rich would fold a table at 80 columns there.
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal() else 120
-    # Text of tables is text: `[bold]` and `:smile:` in a file name mean nothing.
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = _console()
     _make_printable(content)
     # Where the terminal is narrower than the table, its lines are folded by the terminal: nothing is left out.
     console.width = max(console.width, _narrowest(content, console))
     with console.capture() as captured:
         console.print(content)
     _write(sys.stdout, captured.get())
+
+
+def columns() -> int:
+    """How wide a table to stdout may be: as the terminal is, as `COLUMNS` says, or 120 in a pipe or a log."""
+    return int(_console().width)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # A pipe or a log has no width of its own but what COLUMNS says; rich would fold a table at 80 columns there.
+    own = sys.stdout is not None and sys.stdout.isatty()
+    width = None if own or os.environ.get("COLUMNS", "").isdecimal() else 120
+    # Text of tables is text: `[bold]` and `:smile:` in a file name mean nothing.
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def _narrowest(table: "Table", console: "Console") -> int:

@@ -13,6 +13,11 @@ def format_score(value: float | None) -> str:
     return NOT_KNOWN if value is None else f"{value:.3f}"
 
 
+def format_milliseconds(value: float | None) -> str:
+    """`8.31 ms`, `250 ms`."""
+    return NOT_KNOWN if value is None else f"{value:.2f} ms" if value < 10 else f"{value:.0f} ms"
+
+
 def format_share(value: float | None) -> str:
     """A share in [0, 1] as `91.2 %`."""
     return NOT_KNOWN if value is None else f"{100 * value:.1f} %"

@@ -14,6 +14,7 @@ from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.joint import SPANNING_SCOPES, SpanningProblem
 from sinkd_llm.objectives.mixture import DistillationObjective
 from sinkd_llm.objectives.objective_settings import DIAGNOSTICS, FUSED, TERMS
+from sinkd_llm.objectives.plan_part import LARGEST_PART, PlanPart
 from sinkd_llm.objectives.problems import GROUP, TRANSPORT_SCOPES, VOCABULARIES, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, TeacherSignal, TopKSignal
 from sinkd_llm.objectives.sinkd import SinKDTerm, sinkd_term
@@ -28,6 +29,7 @@ __all__ = [
     "DIVERGENCE_CHOICES",
     "FUSED",
     "GROUP",
+    "LARGEST_PART",
     "SPANNING_SCOPES",
     "TERMS",
     "TRANSPORT_SCOPES",
@@ -37,6 +39,7 @@ __all__ = [
     "Divergence",
     "HeadOf",
     "ObjectiveOutput",
+    "PlanPart",
     "SinKDTerm",
     "SpanningProblem",
     "StateSettings",

@@ -31,7 +31,7 @@ from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted,
 from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
 from sinkd_llm.objectives.cross_costs import CrossCosts, cross_costs
 from sinkd_llm.objectives.head_of import HeadOf
-from sinkd_llm.objectives.problems import COST_BOUND, Problems, TransportSettings
+from sinkd_llm.objectives.problems import COST_BOUND, Pairing, Problems, TransportSettings
 from sinkd_llm.objectives.signals import DenseSignal, Signal, TeacherSignal, as_signal, joined, vocabulary_of
 from sinkd_llm.objectives.sinkd import SinKDTerm
 from sinkd_llm.objectives.transport_term import Planned
@@ -114,6 +114,11 @@ class SpanningProblem:
         key_M = layout.gather(position) if settings.transport_scope == "position" else None
         self._problems = Problems.of(key_M, layout.total, settings.transport_group_size, group_seed)
         self._solved: dict[str, _Solved] = {}
+
+    @property
+    def pairing(self) -> Pairing:
+        """Which of the M rows meet, in the order of the plans."""
+        return self._problems.pairing
 
     def request(self, student: Tensor | HeadOf, part: int) -> TransportRequest:
         """

@@ -4,7 +4,7 @@ Shape suffixes: N supervised tokens, V vocabulary (the student's, the teacher's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from sinkd_llm.objectives.objective_settings import (
     TRANSPORTED,
     ObjectiveSettings,
 )
+from sinkd_llm.objectives.plan_part import PlanPart, part_of
 from sinkd_llm.objectives.problems import GROUP
 from sinkd_llm.objectives.signals import (
     Signal,
@@ -46,6 +47,7 @@ from sinkd_llm.objectives.sinkd import solved_term
 from sinkd_llm.objectives.sweep import sweep
 from sinkd_llm.objectives.terms import ObjectiveOutput, Term, added_up
 from sinkd_llm.objectives.tile_pair import Wanted
+from sinkd_llm.objectives.transport_term import TransportTerm
 from sinkd_llm.objectives.transported import NEEDS_DISTRIBUTIONS, term_of
 
 # The label of a row that has none, as torch has it.
@@ -136,7 +138,7 @@ class DistillationObjective(ObjectiveSettings):
                 Fill `diagnostics`: `row_error`, `diagonal_mass` and `plan_entropy` under `sinkhorn/` and
                 `transported/`, `teacher_entropy` and `student_entropy` (nats at temperature 1, over the ids that both
                 have; not of a regression). A [`TopKSignal`] has no `teacher_entropy`; it has `sinkhorn/cost_width`,
-                see [`SinKDTerm`].
+                see [`SinKDTerm`]. And fill `plans`.
 
         Returns:
             [`ObjectiveOutput`]
@@ -163,8 +165,10 @@ class DistillationObjective(ObjectiveSettings):
         taught = num_taught if num_taught is not None else items if taught_M is None else M
         terms: list[Term] = []
         diagnostics: dict[str, Tensor] = {}
+        plans: dict[str, PlanPart] = {}
         labels_weight = 1.0 if signal is None else 1 - self.alpha
         request, problems = None, None
+        transported: list[TransportTerm] = []
         if signal is not None and self.transports:
             if transport is None:
                 settings, V = self.transport_settings, min(vocabulary_of(student), signal.vocabulary_size)
@@ -202,7 +206,7 @@ class DistillationObjective(ObjectiveSettings):
                 assert transport is not None
                 sinkd = transport[0].term(compared.costs, to_cost, transport[1])
             terms.append(Term(SINKHORN, self.sinkhorn_weight, sinkd.value, M, taught))
-            diagnostics |= sinkd.diagnostics() if with_diagnostics else {}
+            transported.append(sinkd)
         if request is not None and (mixing := self.transported_settings) is not None:
             if transport is None:
                 moved = term_of(student, request, mixing, sets)
@@ -210,11 +214,16 @@ class DistillationObjective(ObjectiveSettings):
                 costs = cross_costs(student, request, mixing.transported_temperature)
                 moved = transport[0].transported_term(costs, request, transport[1])
             terms.append(Term(TRANSPORTED, mixing.transported_weight, moved.value * mixing.factor, M, taught))
-            diagnostics |= moved.diagnostics() if with_diagnostics else {}
+            transported.append(moved)
+        if with_diagnostics and request is not None:
+            whole = transport[0].pairing if transport is not None else request.pairing
+            for one in transported:
+                diagnostics |= one.diagnostics()
+                plans |= part_of(one, whole, example_N, position_N, request.own, sets is not None)
         if with_diagnostics and not regression:
             diagnostics |= _entropies(student, signal)
 
-        return added_up(terms, diagnostics, M, taught)
+        return replace(added_up(terms, diagnostics, M, taught), plans=plans)
 
     def _check_terms(self, taught: bool, regression: bool, sets: TeacherSets | None) -> None:
         """Refuses rows that the terms in use say nothing of."""

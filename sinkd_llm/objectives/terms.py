@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sinkd_llm.objectives.plan_part import PlanPart
+
 
 @dataclass
 class ObjectiveOutput:
@@ -24,12 +26,15 @@ class ObjectiveOutput:
         shares (`dict[str, Tensor | float]`):
             Of each term, and of the diagnostics under `""`: the number of its rows, divided by what its sum is divided
             by in the loss.
+        plans (`dict[str, PlanPart]`):
+            With the diagnostics: a part of one plan of each transport term that has plans, by the term's name.
     """
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, Tensor | float] = field(default_factory=dict)
+    plans: dict[str, PlanPart] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +90,9 @@ def with_terms(output: ObjectiveOutput, terms: Sequence[Term]) -> ObjectiveOutpu
     """
     more = added_up(terms, {}, 0, 1)
     shares = {**more.shares, **output.shares}  # of the diagnostics those that there were
-    return ObjectiveOutput(output.loss + more.loss, output.terms | more.terms, output.diagnostics, shares)
+    return ObjectiveOutput(
+        output.loss + more.loss, output.terms | more.terms, output.diagnostics, shares, output.plans
+    )
 
 
 def _at_least_1(count: Tensor | int, device: torch.device) -> Tensor | int:

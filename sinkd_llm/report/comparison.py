@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.files import write_whole
 from sinkd_llm.report.results import LOSSES
+from sinkd_llm.report.templates import render_page
 from sinkd_llm.secrets import recordable, without_home
 from sinkd_llm.units import NOT_KNOWN, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sinkd_llm.report.curves import Curve
+    from sinkd_llm.report.drawing import Drawing
 
 CSV_FILE, JSON_FILE, PAGE_FILE = "results.csv", "results.json", "comparison.html"
 # Names of rows, and of what they are.
@@ -277,14 +278,14 @@ def table_cells(found: Comparison, row: ComparedRow) -> list[str]:
     return [row.cell, mean_of(row.mean, row.sd), change, interval, p, seconds, memory]
 
 
-def write_comparison(folder: Path, found: Comparison, curves: "Sequence[Curve]" = ()) -> None:
+def write_comparison(folder: Path, found: Comparison, curves: "Sequence[Drawing]" = ()) -> None:
     """
     Write `results.csv` (a row a run), `results.json` and `comparison.html`.
 
     Args:
         folder (`Path`): of the comparison.
         found ([`Comparison`]): what was found.
-        curves (`Sequence[Curve]`, *optional*): drawings for the page.
+        curves (`Sequence[Drawing]`, *optional*): drawings for the page.
     """
     write_whole(folder / CSV_FILE, _as_csv(found))
     content = recordable({**asdict(found), "sentences": sentences(found)})
@@ -323,20 +324,27 @@ def _cell(settings: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def render_comparison(found: Comparison, curves: "Sequence[Curve]" = ()) -> str:
+def render_comparison(found: Comparison, curves: "Sequence[Drawing]" = ()) -> str:
     """The page as HTML text. No script, no outside file."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(loader=PackageLoader("sinkd_llm", "report"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("comparison.html.jinja").render(
+    return render_page(
+        "comparison.html.jinja",
         found=found,
         header=["", found.metric, f"difference to {found.baseline}", "95 % interval", "p (Holm)", "time", "memory"],
         rows=[table_cells(found, row) for row in found.rows],
+        bold=[i for i, row in enumerate(found.rows) if row.name == found.baseline],
+        runs=[_run_cells(found, run) for run in found.runs],
         sentences=sentences(found),
         curves=curves,
         duration=format_duration(sum(run.seconds or 0 for run in found.runs)),
-        score=score,
     )
+
+
+def _run_cells(found: Comparison, run: RunEntry) -> list[str]:
+    cells = [run.cell, str(run.seed)]
+    if run.problem is not None:
+        return [*cells, "failed", *[NOT_KNOWN] * 3]
+    scores = [score(run.metrics.get(found.metric)), score(run.held_out.get(found.metric))]
+    return [*cells, *scores, str(run.steps), f"{run.seconds or 0:.1f}"]
 
 
 def score(value: float | None) -> str:

@@ -1,37 +1,19 @@
-"""The curves of a run as SVG: its loss terms, scores and diagnostics over the steps."""
+"""The curves of a run: its loss terms, scores and diagnostics over the steps."""
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sinkd_llm.report.drawing import CURVES, SOFT, Drawing, draw, page_colour, plain_axes
 from sinkd_llm.report.results import BEFORE, LOSSES, TEACHER, ResultRow
 from sinkd_llm.report.terms import COST, ENTROPY, LEARNING_RATE, LOSS, PLAN, Plot, score_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#1f5f8b", "#c8553d", "#588157", "#8a5a9e", "#b8860b", "#5c6b73", "#2a9d8f")
-_REFERENCE = "#444444"
+Points = list[tuple[float, float]]
+
 # With fewer points each is marked.
 _FEW_POINTS = 25
-
-
-@dataclass(frozen=True)
-class Curve:
-    """
-    A drawn plot.
-
-    Attributes:
-        title (`str`): of the plot.
-        svg (`str`): the drawing, to stand inside a page.
-        legend (`list[tuple[str, str, str]]`): label, colour and line style of CSS. It is the page's: one inside the
-            drawing would not wrap to the width that there is.
-    """
-
-    title: str
-    svg: str
-    legend: list[tuple[str, str, str]]
 
 
 def score_metric(rows: Sequence[ResultRow]) -> str | None:
@@ -39,7 +21,7 @@ def score_metric(rows: Sequence[ResultRow]) -> str | None:
     return next((name for row in rows for name in row.metrics if name not in LOSSES), None)
 
 
-def draw_curves(rows: Sequence[ResultRow], records: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def draw_curves(rows: Sequence[ResultRow], records: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """
     All plots that there are records for.
 
@@ -51,56 +33,65 @@ def draw_curves(rows: Sequence[ResultRow], records: Sequence[Mapping[str, Any]])
     compared = [row for row in rows if row.name in (TEACHER, BEFORE)]
     references = {row.name: row.metrics[metric] for row in compared if metric is not None and metric in row.metrics}
     drawn = [
-        draw(LOSS, records),
-        draw(score_plot(metric), records, references),
-        *(draw(plot, records) for plot in (PLAN, COST, ENTROPY, LEARNING_RATE)),
+        draw_plot(LOSS, records),
+        draw_plot(score_plot(metric), records, references),
+        *(draw_plot(plot, records) for plot in (PLAN, COST, ENTROPY, LEARNING_RATE)),
     ]
     return [curve for curve in drawn if curve is not None]
 
 
-def draw(
+def draw_plot(
     plot: Plot, records: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None
-) -> Curve | None:
-    """One plot; `None` without data."""
-    series = {}
-    for name, label in plot.labels.items():
-        points = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
-        if points:
-            series[label] = points
-    if not series:
+) -> Drawing | None:
+    """One plot of a run's records; `None` without data."""
+    series = {label: points_of(records, name) for name, label in plot.labels.items()}
+    return draw_lines(plot.title, plot.unit, series, references)
+
+
+def points_of(records: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """The steps at which a quantity was logged, and its values."""
+    return [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
+
+
+def draw_lines(
+    title: str, unit: str, series: Mapping[str, Points], references: Mapping[str, float] | None = None
+) -> Drawing | None:
+    """
+    Quantities over the steps; `None` without a point.
+
+    Args:
+        title, unit (`str`): of the plot, and of its values.
+        series (`Mapping[str, Points]`): the points of each quantity, by what it is called.
+        references (`Mapping[str, float]`, *optional*): values that do not change.
+    """
+    shown = {label: points for label, points in series.items() if points}
+    if not shown:
         return None
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    coloured = list(zip(shown.items(), _cycled(len(shown)), strict=True))
+    lines = list(zip((references or {}).items(), ("dashed", "dotted"), strict=False))
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5}):
-        # Figure without pyplot: no global state, no window system, safe in a thread.
-        figure = Figure(figsize=(5.6, 2.9), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        legend = []
-        for (label, points), colour in zip(series.items(), _COLOURS, strict=False):
+    def paint(axes: "Axes") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        for (_, points), (colour, style) in coloured:
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=colour, lw=1.6, marker="o" if len(points) < _FEW_POINTS else "", ms=3.2)
-            legend.append((label, colour, "solid"))
-        for (label, value), style in zip((references or {}).items(), ("dashed", "dotted"), strict=False):
-            axes.axhline(value, color=_REFERENCE, lw=1.1, ls=style)
-            legend.append((label, _REFERENCE, style))
-        _finish(axes, plot.unit)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return Curve(plot.title, svg[svg.index("<svg") :], legend)
+            marker = "o" if len(points) < _FEW_POINTS else ""
+            axes.plot(steps, values, color=colour, lw=1.6, ls=style, marker=marker, ms=3.2)
+        for (_, value), style in lines:
+            axes.axhline(value, color=SOFT, lw=1.1, ls=style)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.margins(x=0.02)
+        plain_axes(axes)
+
+    legend = [(label, page_colour(colour), style) for (label, _), (colour, style) in coloured]
+    legend += [(label, page_colour(SOFT), style) for (label, _), style in lines]
+    named = f"{title}: {', '.join(label for label, _, _ in legend)}, over the steps of training"
+    return Drawing(title, draw(named, paint), legend)
 
 
-def _finish(axes: "Axes", unit: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
-    axes.set_xlabel("step")
-    axes.set_ylabel(unit)
-    axes.margins(x=0.02)
-    axes.grid(axis="y", color="#e3e3e0", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
+def _cycled(number: int) -> list[tuple[str, str]]:
+    """Colours with line styles, so that as many lines can be told apart as there are."""
+    every = [(colour, style) for style in ("solid", "dashed", "dotted") for colour in CURVES]
+    return [every[i % len(every)] for i in range(number)]

@@ -1,19 +1,64 @@
-"""`report.html`: one page that needs nothing else, made of `results.json` and `metrics.jsonl` alone."""
+"""`report.html`: one page that needs nothing else, made of the records in the folder of a run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sinkd_llm.files import write_whole
+from sinkd_llm.metrics.calibration import ReliabilityBin, reliability
+from sinkd_llm.report.classes import classes_of
 from sinkd_llm.report.curves import draw_curves, score_metric
-from sinkd_llm.report.results import METRICS_FILE, REPORT_FILE, RunRecord, not_readable, read_records
-from sinkd_llm.report.table import describe_training, summary, table_columns
-from sinkd_llm.units import format_bytes
+from sinkd_llm.report.drawing import draw_reliability
+from sinkd_llm.report.predictions import EVALUATION, PREDICTIONS_FILE, TEACHER, Predictions, read_predictions
+from sinkd_llm.report.results import AFTER, METRICS_FILE, REPORT_FILE, RunRecord, not_readable, read_records
+from sinkd_llm.report.rows_shown import row_lists
+from sinkd_llm.report.table import describe_rows, describe_training, quantities, summary
+from sinkd_llm.report.templates import render_page
+from sinkd_llm.report.transport_plan import KeptPlan, PlanView, read_plan, view_of
+from sinkd_llm.secrets import recordable
+from sinkd_llm.units import NOT_KNOWN, format_bytes, format_score, format_share
+
+# Of more classes the others are folded away.
+_WEAKEST = 15
+_TERMS = {"sinkhorn": "SinKD", "transported": "the transported cross-entropy"}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """
+    What the folder of a run holds beside its model.
+
+    Attributes:
+        record ([`RunRecord`]): of `results.json`.
+        logged (sequence of `Mapping`): the log records of `metrics.jsonl`.
+        answers (`Mapping[str, Predictions]`): of `predictions.json`; empty for a run of an earlier version, and for
+            rows without a task.
+        plan ([`KeptPlan`], *optional*): a transport plan, if one was kept.
+    """
+
+    record: RunRecord
+    logged: Sequence[Mapping[str, Any]] = ()
+    answers: Mapping[str, Predictions] = field(default_factory=dict)
+    plan: KeptPlan | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "RunFiles":
+        """
+        Of a folder.
+
+        Raises:
+            InputError: if it holds no readable `results.json`, or another of its files is damaged.
+        """
+        folder = Path(folder)
+        record, logged = RunRecord.read(folder), read_records(folder / METRICS_FILE)
+        answers = read_predictions(folder) if (folder / PREDICTIONS_FILE).exists() else {}
+        return cls(record, logged, answers, read_plan(folder))
 
 
 def write_report(folder: str | Path) -> Path:
     """
-    Write `report.html` from the `results.json` and `metrics.jsonl` of a run folder.
+    Write `report.html` from the other files of a run folder.
 
     Args:
         folder (`str` or `Path`): of a finished run.
@@ -22,39 +67,79 @@ def write_report(folder: str | Path) -> Path:
         `Path`: the page.
 
     Raises:
-        InputError: if the folder holds no readable `results.json`.
+        InputError: as of [`RunFiles.read`].
     """
     folder = Path(folder)
-    record = RunRecord.read(folder)
+    files = RunFiles.read(folder)
     try:
-        page = render_report(record, read_records(folder / METRICS_FILE))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # JSON of the right keys and other values
+        page = render_report(files)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # JSON of the right keys and others
         raise not_readable(folder) from error
     path = folder / REPORT_FILE
     write_whole(path, page)
     return path
 
 
-def render_report(record: RunRecord, logged: Sequence[Mapping[str, Any]]) -> str:
-    """
-    The page as HTML text: table, curves as inline SVG, settings. No script, no outside file.
-
-    Args:
-        record ([`RunRecord`]): of the run.
-        logged (`Sequence[Mapping[str, Any]]`): its log records.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    columns = table_columns(record.rows)
-    metric = score_metric(record.rows)
-    environment = Environment(loader=PackageLoader("sinkd_llm", "report"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("page.html.jinja").render(
+def render_report(files: RunFiles) -> str:
+    """The page as HTML text: tables, drawings as inline SVG, rows, settings. It works without script."""
+    record = files.record
+    said, metric = quantities(record.rows), score_metric(record.rows)
+    classes = classes_of(record.rows)
+    plan = view_of(files.plan) if files.plan is not None else None
+    return render_page(
+        "page.html.jinja",
         results=record,
-        header=["", *columns],
-        cells=[[row.name, *cells] for row, *cells in zip(record.rows, *columns.values(), strict=True)],
+        header=["", *(row.name for row in record.rows)],
+        quantities=list(said.items()),
+        bar_metric=metric,
         bars=[row.metrics.get(metric) if metric else None for row in record.rows],
+        has_intervals=any(row.intervals for row in record.rows),
         summary=summary(record.rows),
-        curves=draw_curves(record.rows, logged),
+        curves=draw_curves(record.rows, files.logged),
+        reliability=draw_reliability(reliability_of(files.answers)),
+        classes=classes,
+        class_cells=[_class_cells(astuple(line)) for line in classes.lines] if classes else [],
+        weakest=_WEAKEST,
+        lists=row_lists(files.answers),
+        plan=plan,
+        plan_term=_TERMS.get(plan.kept.term, plan.kept.term) if plan else "",
+        plan_cells=_plan_cells(plan) if plan else [],
+        layers=_layers(record.layers),
+        settings=recordable(record.settings),
+        all_settings=recordable(record.all_settings),
         duration=describe_training(record.training),
+        rows_in_words=describe_rows(record.training),
         memory=format_bytes(record.peak_memory_bytes),
     )
+
+
+def reliability_of(answers: Mapping[str, Predictions]) -> list[tuple[str, list[ReliabilityBin]]]:
+    """How often the models are right that are so sure, as far as their probabilities are known."""
+    found = []
+    for name, of in ((AFTER, EVALUATION), (TEACHER, TEACHER)):
+        one = answers.get(of)
+        if one is not None and one.probabilities and all(isinstance(label, int) for label in one.references):
+            found.append((name, reliability(one.probabilities, one.references)))
+    return found
+
+
+def _class_cells(line: tuple[Any, ...]) -> list[str]:
+    name, support, *scores = line
+    return [name, str(support), *(format_score(score) for score in scores if score is not None)]
+
+
+def _plan_cells(plan: PlanView) -> list[list[str]]:
+    cells = []
+    for line in plan.lines:
+        partners = "; ".join(f"{number} ({format_share(share)}) {what}" for number, what, share in line.partners)
+        own = [format_share(line.own)] if plan.kept.same_rows else []
+        text = line.text if not line.name else f"{line.text} ({line.name})"
+        cells.append([str(line.number), line.gold or NOT_KNOWN, text, *own, partners or NOT_KNOWN])
+    return cells
+
+
+def _layers(layers: Mapping[str, Any] | None) -> list[tuple[str, list[bool]]]:
+    """For each part of the model that the student was cut from, which of its layers the student has."""
+    if layers is None or not {"kept", "of"} <= layers.keys():
+        return []
+    return [(part, [i in layers["kept"][part] for i in range(total)]) for part, total in layers["of"].items()]

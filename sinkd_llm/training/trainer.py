@@ -36,6 +36,7 @@ from sinkd_llm.training.given import (
     named_or_loaded,
 )
 from sinkd_llm.training.grouped_rows import GroupCollator
+from sinkd_llm.training.last_plan import LastPlan
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
@@ -169,6 +170,7 @@ class SinKDTrainer(StateTrainer):
         self._answer_tokenizer = prepared.rows.tokenize
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
         self._term_log = TermLog()
+        self.last_plan: LastPlan | None = None
         self._last_batch: Mapping[str, Any] | None = None
         collator: Any = data_collator or prepared.rows.collate
         super().__init__(
@@ -299,7 +301,7 @@ class SinKDTrainer(StateTrainer):
             num_taught=taught,
             num_examples=None if num_items_in_batch is None else self._num_examples,
             window=self._window,
-            with_diagnostics=model.training and self._logs_after_this_step(),
+            with_diagnostics=model.training and self._is_looked_at(),
         )
         if self._window is not None and self._window.is_done:
             self._window = None
@@ -309,13 +311,16 @@ class SinKDTrainer(StateTrainer):
             check = partial(self.teacher.check_finite, inputs) if self.teacher is not None else None
             self._gate.add({**output.terms, "loss": output.loss}, names_of(inputs), check)
             self._last_batch = inputs
+            if output.plans:
+                self.last_plan = LastPlan(output.plans, names_of(inputs), self.state.global_step + 1)
             self._term_log.add(output, scale, self.state.global_step)
         loss = output.loss * scale if averaged else output.loss
         return (loss, {}) if return_outputs else loss
 
-    def _logs_after_this_step(self) -> bool:
-        """Diagnostics cost a little, so they are computed only where the logger shows them."""
-        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 10)) == 0
+    def _is_looked_at(self) -> bool:
+        """Diagnostics cost a little, so they are computed only where the logger shows them, and in the last step."""
+        step = self.state.global_step + 1
+        return step % max(1, int(self.state.logging_steps or 10)) == 0 or step == self.state.max_steps
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, looked at together with the terms of the update: the last moment to stop it."""

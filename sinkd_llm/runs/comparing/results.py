@@ -16,7 +16,8 @@ from sinkd_llm.report.comparison import (
     Contrast,
     RunEntry,
 )
-from sinkd_llm.report.curves import Curve, draw
+from sinkd_llm.report.curves import draw_plot
+from sinkd_llm.report.drawing import Drawing
 from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, read_predictions
 from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
 from sinkd_llm.report.results import METRICS_FILE, RunRecord, read_records
@@ -228,7 +229,7 @@ def _row(
     )
 
 
-def curves_of(found: Comparison) -> list[Curve]:
+def curves_of(found: Comparison) -> list[Drawing]:
     """How the rows of the table learnt: means over seeds of their loss, and of their score where it was logged."""
     rows = [row for row in found.rows if any(run.cell == row.cell for run in found.runs)][:_MOST_CURVES]
     drawn = []
@@ -238,7 +239,7 @@ def curves_of(found: Comparison) -> list[Curve]:
             for step, value in _means(found, row.cell, key).items():
                 points.setdefault(step, {})[row.name] = value
         records = [{"step": step, **points[step]} for step in sorted(points)]
-        drawn.append(draw(Plot(title, unit, {row.name: row.name for row in rows}), records))
+        drawn.append(draw_plot(Plot(title, unit, {row.name: row.name for row in rows}), records))
     return [curve for curve in drawn if curve is not None]
 
 
