@@ -10,9 +10,10 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def csv_rows(
     Args:
         path (`Path`): the file.
         column_names (`list[str]`, *optional*): the columns of a file without a header line.
-        delimiter (`str`, *optional*): one character. By default a comma, or what parts the names of the header line: a
-            tab, a semicolon or a vertical bar.
+        delimiter (`str`, *optional*): one character. By default what Excel's line `sep=;` before the header says, or
+            what parts the names of the header line: a comma, a tab, a semicolon or a vertical bar. Where several of
+            these stand between the names, it is the first one that parts the first rows into as many fields.
         quoting (`int`, *optional*): 3 if quotes are text, as in Python's `csv` and in pandas; 0 if they are not. By
             default 0, but a file that can be read both ways, with other rows, is refused, and one with tabs whose
             quotes are not used as in a CSV file is read as text.
@@ -95,8 +97,10 @@ def csv_rows(
     Raises:
         InputError: as in [`tsv_rows`], and for quotes that can be read in two ways.
     """
-    mark = delimiter or _delimiter_of(next(text_lines(path), ""))
-    literal, quoted = partial(_literal, path, mark), partial(_quoted, path, mark)
+    said = _SAYS_DELIMITER.fullmatch(next(text_lines(path), "").rstrip("\r\n"))
+    before = 1 if said else 0
+    mark = delimiter or (said[1] if said else _delimiter_of(path))
+    literal, quoted = partial(_literal, path, mark, before), partial(_quoted, path, mark, before)
     if quoting == csv.QUOTE_NONE:
         return _table(path, literal, column_names)
     count, whole = _counted(literal)
@@ -147,28 +151,28 @@ def _line_of_quote(literal: _Records, quoted: _Records) -> int:
     return last
 
 
-def _literal(path: Path, delimiter: str) -> Iterator[_Record]:
-    """Records where quotes are text."""
+def _literal(path: Path, delimiter: str, before: int = 0) -> Iterator[_Record]:
+    """Records where quotes are text; `before`: lines before the header."""
     for number, line in enumerate(text_lines(path), 1):
-        if line.strip():
+        if number > before and line.strip():
             yield number, line.removesuffix("\n").removesuffix("\r").split(delimiter)
 
 
-def _quoted(path: Path, delimiter: str) -> Iterator[_Record]:
+def _quoted(path: Path, delimiter: str, before: int = 0) -> Iterator[_Record]:
     """Records where quotes are not; a `csv.Error` has the line on which a record begins as its note."""
-    before = csv.field_size_limit(path.stat().st_size + 1)  # by default 131,072 characters
-    line = 1
+    limit = csv.field_size_limit(path.stat().st_size + 1)  # by default 131,072 characters
+    line = 1 + before
     try:
-        reader = csv.reader(_csv_lines(path), delimiter=delimiter, strict=True)
+        reader = csv.reader(islice(_csv_lines(path), before, None), delimiter=delimiter, strict=True)
         for fields in reader:
             if fields:
                 yield line, fields
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + before
     except csv.Error as error:
         error.add_note(str(line))
         raise
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(limit)
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
@@ -180,11 +184,24 @@ def _csv_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def _delimiter_of(header: str) -> str:
-    """A comma, unless the header line has none and another mark parts its names."""
-    if "," in header:
-        return ","
-    return next((mark for mark in ("\t", ";", "|") if mark in header), ",")
+# What Excel writes before the header, for itself.
+_SAYS_DELIMITER = re.compile(r'"?sep=([^"\w])"?', re.IGNORECASE)
+_DELIMITERS = (",", "\t", ";", "|")
+# Records that tell which of several marks parts fields, and which is a part of a name.
+_TELLING = 20
+
+
+def _delimiter_of(path: Path) -> str:
+    """What parts the names of the header line; a comma where nothing does, for then there is one column."""
+    bare = re.sub(r'"[^"]*"', "", next(text_lines(path), ""))
+    marks = [mark for mark in _DELIMITERS if mark in bare]
+    if len(marks) < 2:
+        return marks[0] if marks else ","
+    for mark in marks:
+        with suppress(csv.Error):
+            if len({len(fields) for _, fields in islice(_quoted(path, mark), _TELLING)}) == 1:
+                return mark
+    return marks[0]
 
 
 def _table(path: Path, records: _Records, names: list[str] | None, skip_incomplete: bool = False) -> RowStream:

@@ -1,6 +1,7 @@
 """The lines of a UTF-8 file, one at a time: what is no text is refused with what it is, or with its line."""
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,10 @@ _OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
     *((mark, "UTF-16", "convert it with iconv -f utf-16 -t utf-8") for mark in (b"\xff\xfe", b"\xfe\xff")),
 )
 _LONGEST_MARK = max(len(beginning) for beginning, _, _ in _OTHER_FORMATS)
+
+
+# Bytes that no text has in UTF-8 or in an older encoding of one byte a character; ESC is a part of some encodings.
+_CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 class NotUtf8Error(InputError):
@@ -85,6 +90,12 @@ def _decoded(line: bytes, number: int, path: Path) -> str:
         # Spreadsheet programs put a byte order mark in front.
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
+        if controls := len(_CONTROLS.findall(line)):
+            raise InputError(
+                f"Line {number} of {path} is no text in any encoding: it holds {controls:,} control bytes beside "
+                f"others that are not UTF-8 (byte {error.object[error.start]:#04x}). Give a table that is text (CSV, "
+                "JSON lines), or a Parquet file that is named so."
+            ) from error
         raise NotUtf8Error(
             f"Line {number} of {path} is not UTF-8 (byte {error.object[error.start]:#04x}); convert the file, "
             "for example with iconv -f latin1 -t utf-8."

@@ -79,6 +79,42 @@ def test_a_header_says_what_parts_the_fields(write_file) -> None:
     assert read_csv(write_file("text,a;b\nx,1\n")).rows == [{"text": "x", "a;b": "1"}]
 
 
+EXCEL = '{}Text;Wert;Klasse\r\n"Der Film; er war, ja, gut";3,5;gut\r\nSchlecht;-1,25;schlecht\r\n'
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "sep=;\r\n", "\ufeffsep=;\r\n", '\ufeff"sep=;"\r\n'])
+def test_what_excel_exports(before: str, write_file) -> None:
+    rows = read_csv(write_file(EXCEL.format(before)))
+    assert rows.rows == [
+        {"Text": "Der Film; er war, ja, gut", "Wert": "3,5", "Klasse": "gut"},
+        {"Text": "Schlecht", "Wert": "-1,25", "Klasse": "schlecht"},
+    ]
+    assert rows.where(1).startswith(f"line {3 + ('sep' in before)} of")
+
+
+def test_excel_s_line_counts_where_the_header_does_not_show_it(write_file) -> None:
+    assert read_csv(write_file("sep=\t\r\na,b\tc\r\n1\t2\r\n")).rows == [{"a,b": "1", "c": "2"}]
+    with pytest.raises(InputError, match=r"Line 4 of .* has 1 fields"):
+        read_csv(write_file("sep=;\na;b\n1;2\n3\n"))
+    with pytest.raises(InputError, match=r"Line 3 of .* is not valid CSV"):
+        read_csv(write_file('sep=;\na;b\n"1;2\n'))
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ('"Text, as it came";label\na;1\n', ["Text, as it came", "label"]),
+        ("text;score, in %;label\na, b;1,5;x\nc;2,5;y\n", ["text", "score, in %", "label"]),
+        ("text\tsize; mm\na\t1\n", ["text", "size; mm"]),
+        ("text\nwell; well\n", ["text"]),
+        ("text\na|b\n", ["text"]),
+        ('text\n"one, two"\n', ["text"]),
+    ],
+)
+def test_what_parts_the_fields_is_no_part_of_a_name_or_a_text(content: str, names: list[str], write_file) -> None:
+    assert list(read_csv(write_file(content)).rows[0]) == names
+
+
 def test_the_index_of_pandas_has_its_name(write_file) -> None:
     assert read_csv(write_file(",text\n0,a\n")).rows == [{"Unnamed: 0": "0", "text": "a"}]
     with pytest.raises(InputError, match="should name the columns, each once"):
