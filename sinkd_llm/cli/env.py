@@ -14,7 +14,7 @@ from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.cli.printing import show_wrapped
 from sinkd_llm.environment import package_version, total_memory_bytes, versions
 from sinkd_llm.errors import InputError, shown
-from sinkd_llm.terminal import show
+from sinkd_llm.terminal import say, show
 from sinkd_llm.training.settings.rules import RANGES
 from sinkd_llm.units import format_bytes, parse_bytes
 
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
 def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: Sequence[str]) -> int:
     from sinkd_llm.cli.flag_table import check_names
     from sinkd_llm.cli.recipe_file import read_config
+    from sinkd_llm.cli.stand_in import stand_in
 
     if devices is not None and (problem := RANGES["num_devices"].refusal(devices)) is not None:
         raise InputError(f"--num_devices {problem}")
@@ -71,9 +72,32 @@ def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: S
 
     from sinkd_llm.cli.memory_table import show_estimate
     from sinkd_llm.cli.parsing import parse_training
+    from sinkd_llm.memory import NotCountedError
+    from sinkd_llm.models.names import is_here
     from sinkd_llm.runs.memory import estimate_memory
 
-    arguments = parse_training(command, words)
+    task_args, training_args, model_args = parse_training(command, words)
+    assumed = stand_in(training_args.teacher_model_name_or_path, recipe)
+    if assumed is not None:
+        say(
+            f"The teacher {training_args.teacher_model_name_or_path} is not there yet: it is counted as {assumed[0]}, "
+            f"from which {assumed[1]} trains it."
+        )
+    if (base := stand_in(model_args.model_name_or_path, recipe)) is not None:
+        say(f"The model {model_args.model_name_or_path} is not there yet: it is counted as {base[0]} ({base[1]}).")
+        model_args.model_name_or_path = base[0]
+    try:
+        estimate = estimate_memory(task_args, training_args, model_args, stand_in=assumed and assumed[0])
+    except InputError as error:
+        flags = {
+            "--teacher_model_name_or_path": None if assumed else training_args.teacher_model_name_or_path,
+            "--model_name_or_path": model_args.model_name_or_path,
+        }
+        absent = [flag for flag, name in flags.items() if name and not is_here(name)]
+        if absent and not isinstance(error, NotCountedError):
+            hint = f"If it is not trained yet, name one of its size: {absent[0]} smollm2-135m."
+            raise InputError(f"{error} {hint}") from error
+        raise
 
     gpus = torch.cuda.device_count()
     if size is not None:
@@ -82,7 +106,7 @@ def _estimate(recipe: str, memory: str | None, devices: int | None, overrides: S
         size, memory_is = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     else:
         size, memory_is = total_memory_bytes(), "this machine's memory: no GPU here"
-    show_estimate(estimate_memory(*arguments), devices or gpus or 8, size, memory_is)
+    show_estimate(estimate, devices or gpus or 8, size, memory_is)
     return 0
 
 

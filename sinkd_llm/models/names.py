@@ -103,6 +103,11 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
     raise InputError(f"There is no folder or file {name!r}. {WHAT_CAN_BE_GIVEN}")
 
 
+def is_here(name: str) -> bool:
+    """Whether a name means a bundled model, or a file or folder of this machine."""
+    return name in BUNDLED or Path(name).expanduser().exists()
+
+
 def stored_file(source: ModelSource, name: str) -> Path | None:
     """A file of a folder, or of a hub repository as far as it was downloaded; `None` if it is not on this machine."""
     if source.kind != "hub":

@@ -90,6 +90,7 @@ def estimate_memory(
     training_args: "SinKDConfig",
     model_args: "ModelConfig",
     data: RunData | None = None,
+    stand_in: str | None = None,
 ) -> MemoryEstimate:
     """
     Count what the run that these arguments describe would hold, on the meta device.
@@ -97,6 +98,8 @@ def estimate_memory(
     Args:
         task_args, training_args, model_args: as in [`run_distill`] or, without a teacher, in [`run_finetune`].
         data ([`RunData`], *optional*): the rows, where they are loaded already.
+        stand_in (`str`, *optional*): a model that stands for the teacher, where that is not trained yet: it is counted
+            as if it were trained from this model on these rows.
 
     Raises:
         InputError: for settings that contradict each other, and for models whose configuration or tokenizer cannot
@@ -118,7 +121,7 @@ def estimate_memory(
     from sinkd_llm.training.prepare import prepare
     from sinkd_llm.training.signal import why_rows_need_choices
 
-    teacher_name = training_args.teacher_model_name_or_path
+    teacher_name = stand_in or training_args.teacher_model_name_or_path
     cached = training_args.teacher_cache is not None
     (check_distill if training_args.has_teacher else check_finetune)(training_args, model_args)
     if training_args.signal == "choices" or {"teacher_file", "teacher_url"} & {*training_args.named_teachers}:
@@ -142,12 +145,13 @@ def estimate_memory(
         )
 
     trust = training_args.trust_remote_code
+    classes = class_names(rows) if rows is not None else None
     teacher = None
     if teacher_name is not None:
         options: dict[str, Any] = dict(training_args.teacher_model_init_kwargs or {})  # type: ignore[arg-type]
         defaults = {"revision": training_args.teacher_model_revision, "trust_remote_code": trust}
+        defaults |= {} if stand_in is None else {"labels": classes}
         teacher = blueprint(teacher_name, **{**defaults, **options})
-    classes = class_names(rows) if rows is not None else None
     student = load_student(model_args.model_name_or_path, teacher, training_args, None, classes, load=blueprint)
     tokenizer = load_tokenizer(model_args.model_name_or_path or str(teacher_name), trust_remote_code=trust)
     if teacher is not None and kind_of(teacher).scores_classes != kind_of(student).scores_classes:

@@ -6,6 +6,8 @@ import pytest
 
 from sinkd_llm.cli import main
 from sinkd_llm.cli.memory_table import device_counts, table
+from sinkd_llm.cli.stand_in import stand_in
+from tests.support.models import save
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +190,39 @@ def test_columns_that_do_not_fit_follow_below():
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("a name") == 2
     assert all(f"{n} devices" in text for n in range(9))
+
+
+def test_a_teacher_that_is_not_trained_yet_is_counted_as_what_it_is_made_from(recipe, teacher, tmp_path, capsys):
+    (tmp_path / "teacher.yaml").write_text(f"model_name_or_path: {teacher}\noutput_dir: runs/not-there\n")
+    code, out, err = estimate(capsys, recipe, "--memory", "24GB", "--teacher_model_name_or_path", "runs/not-there")
+    assert code == 0, err
+    assert "from which" not in out
+    said = f"The teacher runs/not-there is not there yet: it is counted as {teacher}, from which"
+    assert f"{said} {tmp_path / 'teacher.yaml'} trains it." in err
+    code, _, err = estimate(capsys, recipe, "--teacher_model_name_or_path", "runs/nowhere")
+    assert code == 2
+    assert "name one of its size: --teacher_model_name_or_path smollm2-135m" in err
+
+
+def test_a_teacher_with_a_head_stands_there_with_one(tmp_path, tiny_model, marked_tokenizer, capsys):
+    base = save(tmp_path / "base", tiny_model("bert"), marked_tokenizer("bert"))
+    (tmp_path / "teacher.yaml").write_text(f"model_name_or_path: {base}\noutput_dir: runs/not-there\n")
+    (tmp_path / "student.yaml").write_text(
+        "teacher_model_name_or_path: runs/not-there\nstudent_layers: 1\ntask: quickstart\nuse_cpu: true\n"
+    )
+    code, out, err = estimate(capsys, tmp_path / "student.yaml", "--memory", "24GB")
+    assert code == 0, err
+    assert "sinkd distill" in out
+
+
+@pytest.mark.parametrize("name", ["sst2_student_sinkd", "sst2_student_cached"])
+def test_a_recipe_of_the_package_is_estimated_by_its_name_before_anything_is_trained(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = stand_in("runs/sst2-teacher", name)
+    assert found is not None
+    assert found[0] == "smollm2-135m"
+    assert found[1].endswith("sst2_teacher.yaml")
+    assert stand_in(None, name) is None
+    assert stand_in("runs/other", name) is None
+    (tmp_path / "runs" / "sst2-teacher").mkdir(parents=True)
+    assert stand_in("runs/sst2-teacher", name) is None
