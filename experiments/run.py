@@ -23,11 +23,14 @@ import yaml
 
 from sinkd_llm.environment import processor
 from sinkd_llm.errors import nearest
+from sinkd_llm.report.results import METRICS_FILE, read_records
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 MODELS = RESULTS / "models.json"
+# What is kept of the course of training, the mean over seeds of every logged step.
+CURVES = ("loss", "sinkhorn/diagonal_mass", "transported/diagonal_mass")
 # Of the comparison's record: what a table says of a row, and what is said of its difference to the baseline.
 OF_ROW = ("name", "kind", "cell", "mean", "sd", "held_out", "seconds", "memory_bytes")
 OF_DIFFERENCE = ("estimate", "low", "high", "p", "p_holm", "p_seeds", "seeds", "examples")
@@ -90,6 +93,10 @@ def keep(name: str, folder: Path, command: str) -> None:
         writer.writerow([*OF_ROW, *OF_DIFFERENCE])
         for row in found["rows"]:
             writer.writerow([*_cells(row, OF_ROW), *_cells(row["against"] or {}, OF_DIFFERENCE)])
+    with (into / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["cell", "step", *CURVES])
+        writer.writerows(_curves(found["runs"], folder))
     about = {
         "command": command,
         "machine": processor(),
@@ -97,6 +104,22 @@ def keep(name: str, folder: Path, command: str) -> None:
         **{key: found[key] for key in ("finished", "versions", "sentences")},
     }
     (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _curves(runs: list[dict[str, Any]], folder: Path) -> Iterator[list[Any]]:
+    """For each cell and step the means over its seeds of what was logged in all of them; what nobody logs is empty."""
+    for cell in dict.fromkeys(entry["cell"] for entry in runs):
+        own = [
+            folder / Path(entry["folder"]).relative_to(Path(entry["folder"]).parents[2])
+            for entry in runs
+            if entry["cell"] == cell
+        ]
+        logged = [{r["step"]: r for r in read_records(one / METRICS_FILE) if "loss" in r} for one in own]
+        for step in sorted(set.intersection(*map(set, logged))):
+            values = [[run[step].get(name) for run in logged] for name in CURVES]
+            means = ["" if None in seen else float(f"{sum(seen) / len(seen):.5g}") for seen in values]
+            if any(mean != "" for mean in means):
+                yield [cell, step, *means]
 
 
 def keep_model(name: str, folder: Path, command: str) -> None:

@@ -69,14 +69,22 @@ def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     row = {"name": "SinKD", "kind": "student", "cell": "SinKD", "mean": 0.8, "sd": 0.01, "against": against}
     content = {
         "rows": [row, {**row, "name": "transported", "against": None}],
+        "runs": [{"cell": "SinKD", "folder": f"elsewhere/runs/sinkd/seed-{seed}"} for seed in (0, 1)],
         **{"task": "banking77", "metric": "acc", "baseline": "transported", "seeds": [0], "examples": 3},
         **{"held_out_examples": 2, "finished": "today", "versions": {"torch": "2"}, "sentences": ["said"]},
     }
     (tmp_path / "results.json").write_text(json.dumps(content))
     (tmp_path / "results.csv").write_text("cell,seed\nSinKD,0\n")
+    for seed, losses in ((0, (2.0, 1.0)), (1, (4.0,))):
+        (tmp_path / "runs" / "sinkd" / f"seed-{seed}").mkdir(parents=True)
+        logged = [{"step": step, "loss": loss, "sinkhorn/diagonal_mass": 0.5} for step, loss in enumerate(losses, 1)]
+        lines = "".join(json.dumps(record) + "\n" for record in logged)
+        (tmp_path / "runs" / "sinkd" / f"seed-{seed}" / "metrics.jsonl").write_text(lines)
     run.keep("one", tmp_path, "sinkd compare")
     with (tmp_path / "results" / "one" / "table.csv").open() as file:
         kept = list(csv.DictReader(file))
+    curves = (tmp_path / "results" / "one" / "curves.csv").read_text().splitlines()
+    assert curves[1:] == ["SinKD,1,3.0,0.5,"]  # step 2 is not logged by every seed
     assert kept[0]["estimate"] == "-0.0251235"
     assert (kept[1]["estimate"], kept[1]["mean"]) == ("", "0.8")
     monkeypatch.setattr(results_page, "RESULTS", tmp_path / "results")
