@@ -2,14 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.evaluation.batches import on_device
 from sinkd_llm.evaluation.generation import (
     GenerationSettings,
     check_can_generate,
@@ -23,7 +24,11 @@ from sinkd_llm.inputs.contract import AnswerTokenizer, RowTokenizer
 from sinkd_llm.inputs.dataset import tokenize_dataset
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.metrics import UNDEFINED_FOR_ONE_CLASS, perplexity, right_rows
+from sinkd_llm.metrics.calibration import calibration_scores, probabilities_of
+from sinkd_llm.metrics.intervals import Interval, choice_intervals, text_intervals
 from sinkd_llm.models.kinds import context_length, kind_of
+from sinkd_llm.models.kinds.choices import score_choices
+from sinkd_llm.models.kinds.prefix_sharing import KeptPrefix
 from sinkd_llm.teachers.choices import row_keys
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from sinkd_llm.tasks import Task
 
 logger = logging.getLogger(__name__)
+# The log-likelihoods of the choices of rows, to their probabilities.
+Calibrate: TypeAlias = Callable[[Sequence[Sequence[float]]], list[list[float]]]
 
 
 @dataclass
@@ -44,7 +51,9 @@ class TaskScore:
         metrics (`dict[str, float]`): the task's own metrics: of the choices with the highest summed
             log-likelihood, and `acc_norm`, the accuracy of those with the highest log-likelihood per character, as
             lm-evaluation-harness has it (of a classification head, which reads no words, the accuracy); or of the
-            generated answers.
+            generated answers. Where there are probabilities and one choice of a row is right, after these `log_loss`
+            (nats), `brier` (summed over choices), `ece` and `ece_adaptive` (15 bins): see
+            [`~sinkd_llm.metrics.calibration`].
         num_examples (`int`): rows scored.
         seconds (`float`): wall-clock time of scoring rows that are tokenised.
         predictions (`list[int]` or `list[str]`): index of the chosen answer, or the generated text, in the order of
@@ -52,6 +61,10 @@ class TaskScore:
         log_likelihoods (`list[list[float]]`): of every choice, summed over its tokens, in nats; where answers are
             generated, of the reference answer, or nothing if the task asks for no perplexity.
         numbers (`list[float]`, *optional*): what a head with one output predicts, on the scale of the choices.
+        probabilities (`list[list[float]]`, *optional*): of every choice of a row, in [0, 1]: the softmax of its
+            log-likelihoods, or what a calibration makes of them. `None` where answers are generated, and for a head
+            that predicts a number.
+        intervals (`dict[str, tuple[float, float]]`): the 95 % interval of each score.
     """
 
     metrics: dict[str, float]
@@ -60,6 +73,8 @@ class TaskScore:
     predictions: list[Any]
     log_likelihoods: list[list[float]]
     numbers: list[float] | None = None
+    probabilities: list[list[float]] | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
     @property
     def examples_per_second(self) -> float:
@@ -103,6 +118,7 @@ class TaskEvaluator:
         on_progress: Callable[[int, int], None] | None = None,
         device: torch.device | None = None,
         share: bool = False,
+        calibrate: Calibrate | None = None,
     ) -> TaskScore:
         """
         Ranks the choices of the rows, or generates answers (`generate_until`), and computes the task's metrics.
@@ -117,7 +133,7 @@ class TaskEvaluator:
         try:
             if self.task.output_type == "generate_until":
                 return self._generated(model, batch_size, on_progress, spread)
-            return self._ranked(model, batch_size, on_progress, spread)
+            return self._ranked(model, batch_size, on_progress, spread, calibrate)
         finally:
             model.train(was_training)
 
@@ -134,7 +150,40 @@ class TaskEvaluator:
         collator = row_collator(model, self.tokenizer)
         return [key for row in features for key in row_keys(collator([row]))]
 
-    def _ranked(self, model: Any, batch_size: int, on_progress: Any, spread: dict[str, Any]) -> TaskScore:
+    def one_at_a_time(
+        self, model: "PreTrainedModel", places: Sequence[int], device: torch.device | None = None
+    ) -> Callable[[int], None]:
+        """
+        A function that answers one row alone: what there is to time.
+
+        Args:
+            model (`PreTrainedModel`): in eval mode.
+            places (`Sequence[int]`): of the rows that may be asked for.
+            device (`torch.device`, *optional*): as in [`evaluate_task`].
+
+        Returns:
+            `Callable[[int], None]`: takes the place of a row, which is tokenised already, makes a batch of it alone
+            and ranks its choices.
+
+        Raises:
+            InputError: for a task whose answers are generated: their length decides.
+        """
+        if self.task.output_type == "generate_until":
+            raise InputError(f"The answers of the task {self.task.name!r} are generated, and of unlike lengths.")
+        kind, collator, kept = kind_of(model), row_collator(model, self.tokenizer), KeptPrefix()
+        features = self._tokenized(row_tokenizer(model, self.tokenizer, self._reading_of(model)))
+        rows = {place: features[place] for place in places}
+
+        @torch.no_grad()
+        def answer(place: int) -> None:
+            batch = on_device(collator([rows[place]]), device or model.device)
+            score_choices(kind, model, batch, kept=kept).log_likelihood_BC.tolist()  # a GPU is waited for
+
+        return answer
+
+    def _ranked(
+        self, model: Any, batch_size: int, on_progress: Any, spread: dict[str, Any], calibrate: Calibrate | None
+    ) -> TaskScore:
         task, dataset, kind = self.task, self.dataset, kind_of(model)
         features = self._tokenized(row_tokenizer(model, self.tokenizer, self._reading_of(model)))
         started = time.perf_counter()
@@ -150,13 +199,24 @@ class TaskEvaluator:
                 len(labels),
                 " and ".join(undefined),
             )
-        predictions = [int(np.argmax(row)) for row in ranking.log_likelihoods]
+        probabilities = None
+        if ranking.numbers is None:
+            probabilities = (calibrate or probabilities_of)(ranking.log_likelihoods)
+        ranked = ranking.log_likelihoods if calibrate is None or probabilities is None else probabilities
+        predictions = [int(np.argmax(row)) for row in ranked]
         normalised = predictions if kind.scores_classes else self._by_character(ranking.log_likelihoods)
         numbers = None if ranking.numbers is None else on_scale_of(ranking.numbers, dataset["choices"])
-        metrics = dict(task.compute_metrics(predictions, labels, rows=dataset, numbers=numbers))
-        metrics["acc_norm"] = float(np.mean(right_rows(normalised, labels, dataset)))
+        own = dict(task.compute_metrics(predictions, labels, rows=dataset, numbers=numbers))
+        right = {"acc_norm": right_rows(normalised, labels, dataset)}
+        metrics = {**own, "acc_norm": float(np.mean(right["acc_norm"]))}
         seconds = time.perf_counter() - started
-        return TaskScore(metrics, len(labels), seconds, predictions, ranking.log_likelihoods, numbers)
+        # Where several choices are right, a label is only one of them.
+        believed = None if "answers" in dataset.column_names else probabilities
+        metrics |= {} if believed is None else calibration_scores(believed, labels)
+        intervals = choice_intervals(own, predictions, labels, dataset, numbers, believed, right)
+        return TaskScore(
+            metrics, len(labels), seconds, predictions, ranking.log_likelihoods, numbers, probabilities, intervals
+        )
 
     def _generated(self, model: Any, batch_size: int, on_progress: Any, spread: dict[str, Any]) -> TaskScore:
         task = self.task
@@ -170,12 +230,14 @@ class TaskEvaluator:
         texts = generate_answers(model, self.tokenizer, prompts, settings, batch_size, on_progress, **spread)
         metrics = dict(task.compute_metrics(texts, list(self.dataset["completion"]), rows=self.dataset))
         sums: list[float] = []
+        lengths: list[int] = []
         if "perplexity" in task.metric_names:
             collator = row_collator(model, self.tokenizer)
             sums, lengths = reference_log_likelihoods(model, collator, features, batch_size, **spread)
             metrics["perplexity"] = perplexity(sums, lengths)
         seconds = time.perf_counter() - started
-        return TaskScore(metrics, len(texts), seconds, texts, [[value] for value in sums])
+        intervals = text_intervals(task.metric_names, texts, list(self.dataset["completion"]), sums, lengths)
+        return TaskScore(metrics, len(texts), seconds, texts, [[value] for value in sums], intervals=intervals)
 
     def _reading_of(self, model: Any) -> Reading:
         return self.reading.within(context_length(model))
@@ -222,6 +284,7 @@ def evaluate_task(
     on_progress: Callable[[int, int], None] | None = None,
     device: torch.device | None = None,
     share: bool = False,
+    calibrate: Calibrate | None = None,
 ) -> TaskScore:
     """
     Scores a model on labelled rows of a task: ranks the choices, or generates answers (`generate_until`).
@@ -240,9 +303,11 @@ def evaluate_task(
         device (`torch.device`, *optional*): where batches go. Default: where the model's weights are.
         share (`bool`, *optional*, defaults to `False`): each process of a distributed launch scores a part of the
             rows, and all get the whole result. All must call this.
+        calibrate (`Callable`, *optional*): makes probabilities of the log-likelihoods of the choices of rows; the
+            choice with the highest one is the answer. Default: their softmax.
 
     Returns:
-        [`TaskScore`]: metrics, predictions, log-likelihoods and time.
+        [`TaskScore`]: metrics with their intervals, predictions, log-likelihoods, probabilities and time.
 
     Raises:
         InputError: for unlabelled rows, for a model that cannot write where answers are generated, and whatever
@@ -251,5 +316,5 @@ def evaluate_task(
     """
     reading = Reading(max_length, apply_chat_template, add_eos)
     return TaskEvaluator(task, dataset, tokenizer, reading).score(
-        model, batch_size=batch_size, on_progress=on_progress, device=device, share=share
+        model, batch_size=batch_size, on_progress=on_progress, device=device, share=share, calibrate=calibrate
     )

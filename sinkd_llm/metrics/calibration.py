@@ -60,6 +60,43 @@ def distributions(log_likelihoods: Sequence[Sequence[float]]) -> Array:
     return probabilities_NC / probabilities_NC.sum(axis=1, keepdims=True)
 
 
+def calibration_scores(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> dict[str, float]:
+    """
+    What runs say of probabilities: `log_loss`, `brier`, `ece` and `ece_adaptive`, see the functions below.
+
+    Arguments and errors are the same as of [`log_loss`].
+    """
+    wide_NC, label_N = checked(probabilities_NC, labels_N)
+    confidence_N, right_N = confidences(wide_NC, label_N)
+    return {
+        "log_loss": float(log_losses(wide_NC, label_N).mean()),
+        "brier": float(brier_scores(wide_NC, label_N).mean()),
+        "ece": calibration_error(confidence_N, right_N),
+        "ece_adaptive": calibration_error(confidence_N, right_N, adaptive=True),
+    }
+
+
+def divergences(teacher_NC: Sequence[Sequence[float]], student_NC: Sequence[Sequence[float]]) -> Array:
+    """
+    KL(teacher || student) of each row, `[N]`, in nats: what the student's probabilities lose against the teacher's.
+
+    Args:
+        teacher_NC, student_NC (`Sequence[Sequence[float]]`): probabilities of the same choices of each row.
+
+    Raises:
+        InputError: without a row, for rows that are no distribution, and for rows of other choices.
+    """
+    if [*map(len, teacher_NC)] != [*map(len, student_NC)]:
+        raise InputError(
+            f"The teacher's probabilities are of {len(teacher_NC)} rows and the student's of {len(student_NC)}, or of "
+            "other choices; compare the same rows."
+        )
+    first = [0] * len(teacher_NC)  # no label is read
+    (theirs_NC, _), (ours_NC, _) = checked(teacher_NC, first), checked(student_NC, first)
+    logs_NC = np.log(np.maximum(theirs_NC, _SMALLEST)) - np.log(np.maximum(ours_NC, _SMALLEST))
+    return (theirs_NC * logs_NC).sum(axis=1)
+
+
 def log_loss(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> float:
     """
     The mean negative logarithm of the probability of the right choice, in nats; 0 is best.

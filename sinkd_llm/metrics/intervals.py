@@ -58,6 +58,25 @@ def wilson(right: int, total: int, confidence: float = CONFIDENCE) -> Interval:
     return float(found.low), float(found.high)
 
 
+def share_interval(holds_N: Sequence[bool] | Array, groups: Sequence[Any] | None = None) -> Interval:
+    """
+    The 95 % interval of the share of rows of which something holds: Wilson's, or by the bootstrap over groups.
+
+    Args:
+        holds_N (`Sequence[bool]`): of each row.
+        groups (`Sequence`, *optional*): the group of each row, where rows belong together.
+    """
+    if groups is None:
+        return wilson(int(np.sum(holds_N)), len(holds_N))
+    return mean_interval(holds_N, groups)
+
+
+def mean_interval(values_N: Sequence[float] | Array, groups: Sequence[Any] | None = None) -> Interval:
+    """The 95 % interval of the mean of a number of each row, by the bootstrap; arguments as of [`share_interval`]."""
+    scorer = {"mean": mean_of(np.asarray(values_N, dtype=float))}
+    return bootstrap(scorer, len(values_N) if groups is None else groups)["mean"]
+
+
 def bootstrap(
     scorers: Mapping[str, Scorer],
     units: int | Sequence[Any],

@@ -1,7 +1,7 @@
 """`predictions.json` of a run: what its student answered to each row at the end. It is written and read here alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,13 @@ def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> N
 def _kept(one: Predictions) -> dict[str, Any]:
     content = {entry.name: getattr(one, entry.name) for entry in fields(one)}
     if one.probabilities is not None:
-        content["probabilities"] = [[round(float(value), DIGITS) for value in row] for row in one.probabilities]
+        content["probabilities"] = rounded(one.probabilities)
     return content
+
+
+def rounded(probabilities: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Probabilities with as many digits as files keep of them."""
+    return [[round(float(value), DIGITS) for value in row] for row in probabilities]
 
 
 def read_predictions(folder: Path) -> dict[str, Predictions]:

@@ -72,6 +72,13 @@ class TaskArguments:
             The part of the correction that is made, on the scale of logarithms: 0 none, 1 all.
         balance_method (`str`, *optional*, defaults to `"sinkhorn"`):
             How: `"sinkhorn"` until the mean probability of each choice is its share, or `"calibration"`, one step.
+        score_before (`bool`, *optional*, defaults to `True`):
+            Score the student before training, too.
+        profile (`bool`, *optional*, defaults to `True`):
+            Time teacher and student at the end on single rows, for about two seconds each: latency and memory in the
+            results.
+        keep_probabilities (`bool`, *optional*, defaults to `True`):
+            Keep the probabilities of all choices, and what the rows say, in `predictions.json`.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split of `dataset_name` to evaluate on, or a part (`"train[80%:]"`); left out if the data set has no such
             split.
@@ -109,6 +116,9 @@ class TaskArguments:
     balance_strength: float = 1.0
     balance_method: str = field(default="sinkhorn", metadata={"choices": METHODS})
     teacher_examined_rows: int = 128
+    score_before: bool = True
+    profile: bool = True
+    keep_probabilities: bool = True
     dataset_test_split: str = "test"
     max_train_samples: int | None = None
     max_eval_samples: int | None = None

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.kinds import TEACHER as READ_BY_TEACHER
+from sinkd_llm.report.predictions import rounded
 from sinkd_llm.report.results import TEACHER, ResultRow
 from sinkd_llm.runs.data import RunData
+from sinkd_llm.runs.profiling import profile
+from sinkd_llm.runs.result_rows import compare_with_teacher, fill_in
 from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.terminal import progress, say
@@ -48,6 +51,7 @@ class Scorer:
         self.by_name = by_name or (teacher is not None and teacher.over_choices)
         self._evaluator = self._task_evaluator(tokenizer)
         self._teacher_predictions: list[Any] | None = None
+        self.teacher_probabilities: list[list[float]] | None = None
         self.teacher_log_likelihoods: list[list[float]] | None = None
         self.scores: dict[str, TaskScore] = {}
         self._recorded: TeacherChoices | None = None
@@ -96,7 +100,7 @@ class Scorer:
         tokenized = self.trainer.evaluation_features() if self.trainer is not None else []
         return tokenized[1][0].tokenizer if len(tokenized) > 1 else self._evaluator.tokenizer
 
-    def row(self, name: str, model: Any, size_bytes: int | None = None) -> ResultRow:
+    def row(self, name: str, model: Any, size_bytes: int | None = None, *, profiled: bool = False) -> ResultRow:
         """
         A model's row of the results table. The students after a teacher are compared with it.
 
@@ -104,16 +108,22 @@ class Scorer:
             name (`str`): in the table; `"teacher"` for the teacher.
             model (`PreTrainedModel` or `PeftModel`): the model.
             size_bytes (`int`, *optional*): bytes of its files.
+            profiled (`bool`, *optional*, defaults to `False`): time it on single rows, too.
         """
         from sinkd_llm.models import count_parameters
+        from sinkd_llm.models.partitioning import on_device
 
         row = ResultRow(name, {}, *count_parameters(model), size_bytes)
         if self._evaluator is not None:
-            score = self.scores[name] = self.score(self._evaluator_of(name), name, model)
+            evaluator = self._evaluator_of(name)
+            score = self.scores[name] = self.score(evaluator, name, model)
             if name == TEACHER:
-                self.teacher_log_likelihoods = score.log_likelihoods
-            row.metrics, row.num_examples, row.seconds = dict(score.metrics), score.num_examples, score.seconds
+                self.teacher_log_likelihoods, self.teacher_probabilities = score.log_likelihoods, score.probabilities
+            fill_in(row, evaluator, score)
             self._compare(row, score, model)
+            if profiled:
+                with on_device(model, self.args.device):
+                    profile(row, evaluator, model, self.args.device)
         elif self.data.evaluation is not None and name != TEACHER and self.trainer is not None:
             say(f"Scoring {len(self.data.evaluation)} rows: {name} …")
             metrics = self.trainer.evaluate()
@@ -132,16 +142,20 @@ class Scorer:
 
         Returns:
             `dict` or `None`: the row of the results table, `rows` (a hash of the rows), and, where answers are chosen,
-            `predictions` (the chosen index of each row) and `keys` (what the teacher read of each row, as
-            [`~sinkd_llm.teachers.choices.row_keys`], in hexadecimal digits). `None` without a task or without rows.
+            `predictions` (the chosen index of each row), `keys` (what the teacher read of each row, as
+            [`~sinkd_llm.teachers.choices.row_keys`], in hexadecimal digits) and, where it gives any, `probabilities`
+            (of each row's choices). `None` without a task or without rows.
         """
         if self._evaluator is None:
             return None
         row = self.row(TEACHER, model, size_bytes)
-        keys = None
+        keys = probabilities = None
         if self._teacher_predictions is not None:
             keys = [key.hex() for key in self._keys(model)]
-        return {"rows": rows_hash(self.data), "predictions": self._teacher_predictions, "keys": keys, **asdict(row)}
+            if self.teacher_probabilities is not None:
+                probabilities = rounded(self.teacher_probabilities)
+        kept = {"predictions": self._teacher_predictions, "keys": keys, "probabilities": probabilities}
+        return {"rows": rows_hash(self.data), **kept, **asdict(row)}
 
     def recorded(self, record: dict[str, Any] | None) -> ResultRow | None:
         """
@@ -177,12 +191,17 @@ class Scorer:
         Raises:
             InputError: if the record is damaged.
         """
+        known = self._recorded_rows(model)
+        return None if known is None or self._recorded is None else self._recorded.of(*known)
+
+    def _recorded_rows(self, model: Any) -> tuple[list[bytes], list[int]] | None:
+        """By what a record knows the evaluation rows as a student reads them, and how many choices each has."""
         if not self._recorded or self._evaluator is None or "choices" not in self._evaluator.dataset.column_names:
             return None
         teacher = self.trainer.teacher if self.trainer is not None else None
         # Training reads the rows within the context of both.
         keys = self._keys(model, teacher.context_length if teacher is not None else None)
-        return self._recorded.of(keys, [len(choices) for choices in self._evaluator.dataset["choices"]])
+        return keys, [len(choices) for choices in self._evaluator.dataset["choices"]]
 
     def _keys(self, model: Any, max_length: int | None = None) -> list[bytes]:
         """By which a teacher's choices for the rows are known again: over answer choices the names of the rows."""
@@ -208,20 +227,20 @@ class Scorer:
             )
 
     def _compare(self, row: ResultRow, score: "TaskScore", model: Any) -> None:
-        """Keeps what the teacher chose, and says how often a student chooses the same."""
-        from sinkd_llm.evaluation import agreement
-
+        """Keeps what the teacher chose, and says how often a student chooses the same, and how far it is from it."""
         if self.data.task is None or self.data.task.output_type == "generate_until":
             return  # two free answers are hardly ever the same
         if row.name == TEACHER:
             self._teacher_predictions = score.predictions
             return
-        if self._teacher_predictions is None:
-            self._teacher_predictions = self.recorded_choices(model)
-        if self._teacher_predictions is None:
-            return
-        agrees = agreement(score.predictions, self._teacher_predictions)
-        row.metrics |= {} if agrees is None else {"agreement": agrees}
+        if self._teacher_predictions is None and (known := self._recorded_rows(model)) is not None:
+            assert self._recorded is not None
+            self._teacher_predictions = self._recorded.of(*known)
+            self.teacher_probabilities = self._recorded.probabilities_of(*known)
+        if self._teacher_predictions is not None:
+            compare_with_teacher(
+                row, self.data.evaluation, score, self._teacher_predictions, self.teacher_probabilities
+            )
 
 
 def rows_hash(data: RunData) -> str:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.interrupts import Interrupted, termination_raises
 from sinkd_llm.library_errors import naming_settings
-from sinkd_llm.report.page import write_report
-from sinkd_llm.report.predictions import write_predictions
 from sinkd_llm.report.results import AFTER, BEFORE, METRICS_FILE, TEACHER, ResultRow
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.asking import check_asked, use_answers
@@ -28,9 +26,8 @@ from sinkd_llm.runs.folder import (
 )
 from sinkd_llm.runs.inputs import run_inputs
 from sinkd_llm.runs.predicting import predictions_of
-from sinkd_llm.runs.record import write_results
+from sinkd_llm.runs.record import write_records
 from sinkd_llm.runs.scorer import Scorer
-from sinkd_llm.runs.unseen_rows import write_facts
 from sinkd_llm.secrets import masked_command
 from sinkd_llm.terminal import is_main_process, say
 from sinkd_llm.training.checkpoints import find_checkpoint
@@ -324,11 +321,13 @@ def _act(
     scorer = Scorer(data, trainer.processing_class, trainer.args, trainer)
     rows = []
     if trainer.teacher is not None and trainer.teacher.model is not None:
-        rows.append(scorer.row(TEACHER, trainer.teacher.model, source_size_bytes(str(teacher_name))))
+        size = source_size_bytes(str(teacher_name))
+        rows.append(scorer.row(TEACHER, trainer.teacher.model, size, profiled=arguments[0].profile))
         examine_model(data, trainer, scorer, arguments[0].teacher_examined_rows)
     elif trainer.teacher is not None and (recorded := scorer.recorded(trainer.teacher.recorded_score)) is not None:
         rows.append(recorded)
-    rows.append(scorer.row(names[0], trainer.model))
+    if arguments[0].score_before:
+        rows.append(scorer.row(names[0], trainer.model))
 
     begins = f", from {checkpoint.name}" if checkpoint is not None else ""
     say(f"Training on {len(data.train)} rows{begins} (Ctrl-C saves and stops) …")
@@ -344,10 +343,10 @@ def _act(
     if folder is not None:
         folder.set_aside(checkpoints=False)  # the model of a finished run that was gone on from
     with explained(output_dir, run.resume, saving=True):
-        trainer.save_model(str(output_dir))
+        trainer.save_whole(str(output_dir))
     if folder is not None:
         folder.model_is_whole = True
-    rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir)))
+    rows.append(scorer.row(names[1], trainer.model, weights_size_bytes(output_dir), profiled=arguments[0].profile))
     answers = predictions_of(scorer, names[1], trainer.model)
     training = {
         "steps": output.global_step,
@@ -358,10 +357,9 @@ def _act(
     }
     if is_main_process():
         with explained(output_dir, run.resume):
-            write_facts(output_dir, data, trainer.args)
-            write_predictions(output_dir, answers)
-            write_results(output_dir, run.command, argv, data, rows, training, arguments, trainer.model)
-            write_report(output_dir)
+            write_records(output_dir, run.command, argv, data, rows, answers, training, arguments, trainer)
+    if trainer.args.push_to_hub:
+        trainer.send()
     return RunResult(run.command, output_dir, rows, training)
 
 

@@ -18,6 +18,7 @@ class TeacherChoices:
 
     def __init__(self) -> None:
         self._chosen: dict[bytes, int] = {}
+        self._probabilities: dict[bytes, list[float]] = {}
 
     @classmethod
     def recorded(cls, score: Mapping[str, Any] | None) -> "TeacherChoices":
@@ -26,11 +27,15 @@ class TeacherChoices:
 
         Args:
             score (`Mapping`, *optional*): with `predictions`, the chosen indices, and `keys`, the [`row_keys`] of the
-                rows in hexadecimal digits; a record without them knows no row.
+                rows in hexadecimal digits; a record without them knows no row. It may have the `probabilities` of the
+                choices of each row.
         """
         found = cls()
         if score is not None and score.get("keys") and score.get("predictions"):
-            found.add([bytes.fromhex(key) for key in score["keys"]], score["predictions"])
+            keys = [bytes.fromhex(key) for key in score["keys"]]
+            found.add(keys, score["predictions"])
+            if score.get("probabilities"):
+                found._probabilities.update(zip(keys, score["probabilities"], strict=True))
         return found
 
     def __len__(self) -> int:
@@ -64,6 +69,27 @@ class TeacherChoices:
                     "manifest.json is damaged; write the cache again with --overwrite."
                 )
         return chosen
+
+    def probabilities_of(self, keys: Sequence[bytes], counts: Sequence[int]) -> list[list[float]] | None:
+        """
+        The probabilities of the choices of each row; `None` if those of one row are not known.
+
+        Args:
+            keys, counts: as of [`of`].
+
+        Raises:
+            InputError: for another number of probabilities than the row has choices: the record is damaged.
+        """
+        if any(key not in self._probabilities for key in keys):
+            return None
+        found = [self._probabilities[key] for key in keys]
+        for row, count in zip(found, counts, strict=True):
+            if len(row) != count:
+                raise InputError(
+                    f"the teacher cache records {len(row)} probabilities for a row with {count} choices: its "
+                    "manifest.json is damaged; write the cache again with --overwrite."
+                )
+        return found
 
 
 def why_unknown(score: Mapping[str, Any] | None) -> str:

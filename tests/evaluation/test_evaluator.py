@@ -69,6 +69,28 @@ def test_log_likelihoods_equal_the_naive_loop(
     assert score.examples_per_second > 0
 
 
+def test_probabilities_are_of_the_choices_of_a_row(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
+    model, rows = tiny_causal_lm("llama", seed=3), dataset()
+    score = evaluate_task(model, tiny_tokenizer, AccuracyTask(), rows)
+    for found, logs in zip(score.probabilities, score.log_likelihoods, strict=True):
+        assert found == pytest.approx(np.exp(logs) / np.exp(logs).sum())
+    golds = [gold for _, _, gold in ROWS]
+    assert list(score.metrics) == ["acc", "acc_norm", "log_loss", "brier", "ece", "ece_adaptive"] == [*score.intervals]
+    assert score.metrics["log_loss"] == pytest.approx(
+        -np.mean([np.log(row[gold]) for row, gold in zip(score.probabilities, golds, strict=True)])
+    )
+
+    def reverse(log_likelihoods: list[list[float]]) -> list[list[float]]:
+        return [[float(i + 1) / (len(row) * (len(row) + 1) / 2) for i in range(len(row))] for row in log_likelihoods]
+
+    calibrated = evaluate_task(model, tiny_tokenizer, AccuracyTask(), rows, calibrate=reverse)
+    assert calibrated.predictions == [len(choices) - 1 for _, choices, _ in ROWS]
+    assert calibrated.log_likelihoods == score.log_likelihoods
+    assert calibrated.metrics["acc_norm"] == score.metrics["acc_norm"]
+    several = evaluate_task(model, tiny_tokenizer, AccuracyTask(), rows.add_column("answers", [["x"]] * len(ROWS)))
+    assert list(several.metrics) == ["acc", "acc_norm"]
+
+
 def test_rows_with_fewer_choices_are_minus_infinity(tiny_causal_lm: Any, tiny_tokenizer: Any) -> None:
     features = tokenize_dataset(dataset(), DecoderOnlyTokenizer(tiny_tokenizer), ranking=True)
     batch = DecoderOnlyCollator(tiny_tokenizer.pad_token_id)(list(features))

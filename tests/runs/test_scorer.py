@@ -33,13 +33,21 @@ def test_the_rows_of_a_run_are_tokenised_by_its_trainer_alone(trainer: Any, monk
     rows = {name: scorer.row(name, model) for name, model in models.items()}
     assert rows[TEACHER].metrics == alone[TEACHER].metrics
     agreement = np.mean(np.equal(alone[TEACHER].predictions, alone[BEFORE].predictions))
-    assert rows[BEFORE].metrics == {**alone[BEFORE].metrics, "agreement": agreement}
+    teachers, students = (np.array(alone[name].probabilities) for name in (TEACHER, BEFORE))
+    kl = float((teachers * np.log(teachers / students)).sum(axis=1).mean())
+    assert rows[BEFORE].metrics == {
+        **alone[BEFORE].metrics,
+        "agreement": agreement,
+        "kl_to_teacher": pytest.approx(kl),
+    }
+    assert list(rows[BEFORE].intervals) == list(rows[BEFORE].metrics)
+    assert all(low <= rows[BEFORE].metrics[name] <= high for name, (low, high) in rows[BEFORE].intervals.items())
     assert trainer.evaluate()["eval_agreement"] == agreement
 
 
 def without_keys(record: dict[str, Any]) -> dict[str, Any]:
     """As an earlier version recorded it."""
-    return {name: value for name, value in record.items() if name != "keys"}
+    return {name: value for name, value in record.items() if name not in ("keys", "probabilities")}
 
 
 def test_what_is_recorded_of_a_teacher_stands_in_for_it(trainer: Any) -> None:
@@ -48,7 +56,10 @@ def test_what_is_recorded_of_a_teacher_stands_in_for_it(trainer: Any) -> None:
     record = beside.record(trainer.teacher.model, 7)
     row = later.recorded(record)
     assert (row.name, row.size_bytes, row.num_examples) == (TEACHER, 7, 9)
-    assert later.row(BEFORE, trainer.model).metrics == beside.row(BEFORE, trainer.model).metrics
+    assert later.row(BEFORE, trainer.model).metrics == pytest.approx(
+        beside.row(BEFORE, trainer.model).metrics, abs=1e-4
+    )
+    assert all(round(value, 5) == value for probabilities in record["probabilities"] for value in probabilities)
     other = Scorer(
         RunData("rows", AccuracyTask(), opinions(), opinions(8, 100)), trainer.processing_class, trainer.args
     )
@@ -75,13 +86,43 @@ def test_a_student_is_compared_with_a_recorded_teacher_where_all_choices_are_kno
     assert later.recorded(record) is None
     metrics = later.row(BEFORE, trainer.model).metrics
     expected = beside.row(BEFORE, trainer.model).metrics
-    assert metrics == (expected if known else {k: v for k, v in expected.items() if k != "agreement"})
+    of_teacher = ("agreement", "kl_to_teacher")
+    assert metrics == pytest.approx({k: v for k, v in expected.items() if known or k not in of_teacher}, abs=1e-4)
     assert (-1 in later.recorded_choices(trainer.model)) is not known
     opposed.recorded(other)
     opposite = opposed.row(BEFORE, trainer.model).metrics.get("agreement")
     assert opposite == (pytest.approx(1 - expected["agreement"]) if known else None)
     earlier.recorded(without_keys(record))
-    assert "agreement" not in earlier.row(BEFORE, trainer.model).metrics
+    assert not {*of_teacher} & {*earlier.row(BEFORE, trainer.model).metrics}
+
+
+def test_a_record_of_an_earlier_version_has_no_probabilities(trainer: Any) -> None:
+    data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
+    record = Scorer(data, trainer.processing_class, trainer.args).record(trainer.teacher.model)
+    later = Scorer(data, trainer.processing_class, trainer.args)
+    later.recorded({name: value for name, value in record.items() if name != "probabilities"})
+    metrics = later.row(BEFORE, trainer.model).metrics
+    assert "agreement" in metrics
+    assert "kl_to_teacher" not in metrics
+
+
+def test_recorded_probabilities_of_other_choices_are_refused(trainer: Any) -> None:
+    data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
+    record = Scorer(data, trainer.processing_class, trainer.args).record(trainer.teacher.model)
+    later = Scorer(data, trainer.processing_class, trainer.args)
+    later.recorded({**record, "probabilities": [[0.2, 0.3, 0.5]] * 9})
+    with pytest.raises(InputError, match="records 3 probabilities for a row with 2 choices"):
+        later.row(BEFORE, trainer.model)
+
+
+def test_a_model_is_timed_on_single_rows(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinkd_llm.runs.profiling._SECONDS", 600.0)
+    monkeypatch.setattr("sinkd_llm.runs.profiling._ANSWERS", 20)
+    data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
+    row = Scorer(data, trainer.processing_class, trainer.args).row(BEFORE, trainer.model, profiled=True)
+    assert 0 < row.latency_ms_p50 <= row.latency_ms_p95
+    weights = sum(p.numel() * 4 for p in trainer.model.parameters())
+    assert weights < row.peak_memory_bytes < 3 * weights
 
 
 def test_a_recorded_choice_that_is_none_is_refused(trainer: Any) -> None:

@@ -52,6 +52,8 @@ class AccuracyTask:
 
     output_type = "multiple_choice"
     config: ClassVar[dict[str, Any]] = {}
+    choices = None
+    metric_names = ("acc",)
 
     def compute_metrics(
         self, predictions: list[int], references: list[int], rows: Any = None, numbers: Any = None

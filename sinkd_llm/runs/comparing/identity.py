@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 Arguments: TypeAlias = "tuple[TaskArguments, SinKDConfig, ModelConfig]"
-# Where things are written, and what follows from that; how often a run is watched.
+# Where things are written, and what follows from that; how often a run is watched; what else is said of it.
 _ELSEWHERE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "logging_dir", "disable_tqdm"),
     *("report_to", "trackio_space_id", "project", "do_train", "do_eval", "do_predict", "dataloader_pin_memory"),
+    *("score_before", "profile", "keep_probabilities"),
 }
 # What the teacher's answers depend on, beside its own settings and all that says which rows there are.
 _OF_ANSWERS = {

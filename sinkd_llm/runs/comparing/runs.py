@@ -25,6 +25,8 @@ from sinkd_llm.units import format_duration, format_score, format_share
 if TYPE_CHECKING:
     from sinkd_llm.training.config import SinKDConfig
 
+# What hundreds of students need not say of themselves, unless the recipe asks for it.
+_NOT_COMPARED = {"score_before": False, "profile": False, "keep_probabilities": False}
 # Of what has changed, so many things are named.
 _NAMED = 3
 
@@ -161,7 +163,7 @@ def _command(plan: Plan, run: Run, answers: str | None, arguments: Arguments) ->
     goes_on = last_whole(run.folder) is not None
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     write_whole(run.beside("json"), json.dumps(run.made, indent=1) + "\n")
-    settings = {**plan.recipe, **run.cell.settings, "seed": run.seed}
+    settings = {**_NOT_COMPARED, **plan.recipe, **run.cell.settings, "seed": run.seed}
     if answers is not None:
         settings["teacher_cache"] = str(plan.answers_in(answers))
     how = ["--resume_from_checkpoint", "true"] if goes_on else ["--overwrite_output_dir", "true"]

@@ -262,14 +262,14 @@ def _check(content: Mapping[str, Any]) -> None:
         for name, value in score["metrics"].items():
             if not _is(value, _NUMBER):
                 raise ValueError(f"teacher_score.metrics.{name} is {value!r}")
-        _check_choices(score["predictions"], score.get("keys"))
+        _check_choices(score["predictions"], score.get("keys"), score.get("probabilities"))
         for name in ("parameters", "trainable_parameters", "num_examples", "seconds"):
             if not _is(score.get(name, 0), _NUMBER):
                 raise ValueError(f"teacher_score.{name} is {score[name]!r}")
 
 
-def _check_choices(predictions: Any, keys: Any) -> None:
-    """What was read of each row, in hexadecimal digits, beside the choice of the row."""
+def _check_choices(predictions: Any, keys: Any, probabilities: Any) -> None:
+    """What was read of each row, in hexadecimal digits, beside the choice of the row and its probabilities."""
     if keys is None:
         return
     _check_list("teacher_score.keys", keys, str)
@@ -278,6 +278,10 @@ def _check_choices(predictions: Any, keys: Any) -> None:
         raise ValueError(f"teacher_score.predictions has {min(predictions)}, which is no choice")
     for key in keys:
         bytes.fromhex(key)
+    if probabilities is not None:
+        _check_list("teacher_score.probabilities", probabilities, list, len(keys))
+        for row in probabilities:
+            _check_list("teacher_score.probabilities", row, _NUMBER)
 
 
 def _check_fields(part: str, values: Any) -> None:
