@@ -34,7 +34,12 @@ COMMANDS = {
     "distill": "train a student to follow a teacher: CE + divergence + SinKD",
     "compare": "distil with many settings and seeds; which differences are real?",
     "evaluate": "score a model on a task by ranking the answers",
+    "report": "make the page of a run again, or one page of several runs",
+    "calibrate": "make a student's probabilities as frequent as they say",
+    "route": "from which confidence on a student answers itself",
     "predict": "answer new rows with a student: a file, or piped in",
+    "export": "write a student for ONNX Runtime, llama.cpp, Transformers or PEFT",
+    "serve": "answer rows over HTTP with a student",
     "objectives": "which loss for which data, and what a loss can be made of",
     "recipes": "list the recipes that come with the package, or print one",
     "tasks": "list the tasks, show rendered rows, or check a task of your own",
@@ -68,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0].startswith("--local_rank="):
         del arguments[0]  # from the `deepspeed` launcher, which sets LOCAL_RANK too
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word may go on
+        from sinkd_llm.cli.completing import complete
+
+        complete(COMMANDS)
     debug = is_debugging()
     quieten_libraries()
     write_everything()

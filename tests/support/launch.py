@@ -19,6 +19,7 @@ MARKED_FILES = {
     "cli/test_evaluate.py": "end_to_end",
     "cli/test_main.py": "end_to_end",
     "cli/test_memory_table.py": "end_to_end",
+    "exporting/test_onnx.py": "end_to_end",  # torch's exporter takes seconds for the smallest model
     "memory/test_step.py": "end_to_end",  # a real step of every kind beside its estimate
     "models/test_kind_loading.py": "end_to_end",  # every kind saved, loaded and scored
     "models/test_probes.py": "end_to_end",  # models of every kind, at the width of a real one
