@@ -2,8 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, ClassVar, NoReturn
 
 from sinkd_llm.errors import InputError, nearest, plain, shown
 from sinkd_llm.terminal import say
@@ -17,9 +17,18 @@ _DASHES = "‐‑‒–—―−﹘﹣－"
 class CommandParser(argparse.ArgumentParser):
     """`argparse`, with every mistake as an [`InputError`] that names the flag, and no flag taken for another."""
 
+    # What is done with a parser in place of parsing: where a shell asks how a word may go on.
+    instead: ClassVar[Callable[[argparse.ArgumentParser], None] | None] = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse`."""
+        if CommandParser.instead is not None:
+            CommandParser.instead(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         end = "?" if "Did you mean" in message else "."

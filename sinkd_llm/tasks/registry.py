@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.metrics.averages import BENCHMARKS, tasks_of
 from sinkd_llm.tasks.task import Task
 from sinkd_llm.values import shown
 
@@ -58,6 +59,41 @@ def load_task(name_or_path: str | Path, *, keep: Sequence[str] = (), id_column: 
             "are built in; for your own task give the path of its .yaml file."
         )
     return Task(files[text], keep=keep, id_column=id_column)
+
+
+def task_names() -> list[str]:
+    """The names of all built-in tasks and prompts. No file is read."""
+    return list(_files())
+
+
+def expand_tasks(text: str) -> list[str]:
+    """
+    The tasks that a user names together, each once, in their order. No task file is read.
+
+    Args:
+        text (`str`): names and paths with commas between them. `glue` and `superglue` stand for the tasks of the
+            benchmark, a folder for its `.yaml` files but those whose name begins with `_`.
+
+    Raises:
+        InputError: if there is nothing beside a comma, and for a folder without a task file.
+    """
+    found: list[str] = []
+    for part in [text] if text.endswith((".yaml", ".yml")) and Path(text).is_file() else text.split(","):
+        name = part.strip()
+        if not name:
+            raise InputError(f"The tasks {shown(text)} hold an empty name; write the names with commas between them.")
+        if name in BENCHMARKS:
+            found += tasks_of(name)
+        elif "\0" not in name and Path(name).expanduser().is_dir():
+            folder = Path(name).expanduser()
+            files = sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+            files = [file for file in files if not file.name.startswith("_")]
+            if not files:
+                raise InputError(f"The folder {name} has no task file (.yaml); give a folder with one, or a task.")
+            found += map(str, files)
+        else:
+            found.append(name)
+    return list(dict.fromkeys(found))
 
 
 def list_tasks() -> list[TaskInfo]:
