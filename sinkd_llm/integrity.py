@@ -15,7 +15,10 @@ MANIFEST_FILE = "sinkd_manifest.json"
 FORMAT = 1
 
 # What goes on changing in a run folder, or that a reader may edit: it says nothing about the model.
-_CHANGING = {MANIFEST_FILE, "results.json", "metrics.jsonl", "report.html", "sinkd_answers.json"}
+_CHANGING = {
+    *(MANIFEST_FILE, "sinkd_answers.json", "results.json", "metrics.jsonl", "report.html"),
+    *("predictions.json", "transport_plan.json"),
+}
 _EDITED = "README.md"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _OTHER_FOLDERS = re.compile(r"checkpoint-\d+|runs|\..*")

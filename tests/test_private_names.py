@@ -131,7 +131,7 @@ TABLE = [
     *(
         Private(name, "training/", _TRAINER)
         for name in (
-            *("_determine_best_metric", "_get_eval_sampler", "_get_grad_norm"),
+            *("_determine_best_metric", "_finish_current_push", "_get_eval_sampler", "_get_grad_norm"),
             *("_get_num_items_in_batch", "_get_output_dir"),
             *("_get_train_sampler", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"),
             *("_prepare_inputs", "_push_from_checkpoint"),

@@ -28,7 +28,7 @@ _MODEL_FILES = (
 )
 _STAGING, _ASIDE = ".sinkd-saving-", ".sinkd-replaced-"
 # A page that people write on; it is written once and left alone then.
-_README = "README.md"
+README = "README.md"
 
 
 def check_place(folder: Path) -> None:
@@ -40,7 +40,7 @@ def check_place(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"Cannot save to {folder}: it is a file. Give a folder.")
-    claimed = set(_claimed(folder))
+    claimed = set(saved_files(folder))
     shards = (file.name for file in folder.glob("model-*-of-*.safetensors"))
     for name in (*_MODEL_FILES, *shards):
         if (folder / name).is_file() and name not in claimed:
@@ -78,7 +78,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def write_record(staging: Path, facts: dict[str, Any]) -> None:
     """Writes what a save knows of its student, which files belong to it, and their checksums, into a staged folder."""
-    files = sorted(name for name in _files_of(staging) if name != _README)
+    files = sorted(name for name in _files_of(staging) if name != README)
     record = {**facts, "files": [*files, STUDENT_RECORD, MANIFEST_FILE]}
     (staging / STUDENT_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_manifest(staging, facts)
@@ -88,8 +88,8 @@ def _files_of(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
-def _claimed(folder: Path) -> list[str]:
-    """The files in `folder` that an earlier save wrote."""
+def saved_files(folder: Path) -> list[str]:
+    """The files in `folder` that an earlier save of a student wrote, relative to it."""
     try:
         record = json.loads((folder / STUDENT_RECORD).read_text(encoding="utf-8"))
         names = [name for name in record["files"] if isinstance(name, str)]
@@ -103,13 +103,13 @@ def _claimed(folder: Path) -> list[str]:
 
 def _publish(staging: Path, folder: Path) -> None:
     new = _files_of(staging)
-    if (folder / _README).exists() and _README in new:
-        new.remove(_README)
+    if (folder / README).exists() and README in new:
+        new.remove(README)
     # Weights first and the manifest last: a folder that is half done is one without a configuration, or one whose
     # earlier manifest names files that are not there.
     new.sort(key=lambda name: (name == MANIFEST_FILE, name == STUDENT_RECORD, name.endswith(CONFIG), name))
     aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
-    replaced = {name for name in (*_claimed(folder), *new) if (folder / name).exists()}
+    replaced = {name for name in (*saved_files(folder), *new) if (folder / name).exists()}
     moved: list[tuple[Path, Path]] = []
     try:
         for name in sorted(replaced, key=lambda name: (name == MANIFEST_FILE, name)):

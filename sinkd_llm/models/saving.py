@@ -42,7 +42,7 @@ from sinkd_llm.models.names import (
     ModelSource,
 )
 from sinkd_llm.models.origin import noted_layers
-from sinkd_llm.models.placing import check_place, staged, write_record
+from sinkd_llm.models.placing import README, check_place, staged, write_record
 from sinkd_llm.models.quantisation import quantisation_of, saving_given_weights
 from sinkd_llm.models.reloading import can_compare, load_again, what_differs
 from sinkd_llm.models.wrappers import unwrap
@@ -217,6 +217,7 @@ def _save_adapted(model: Any, folder: Path, state_dict: dict[str, Tensor] | None
     # With its base beside it, an adapter need not carry embeddings that were resized.
     embeddings: bool | str = False if source is None else "auto"
     model.save_pretrained(folder, save_embedding_layers=embeddings, state_dict=state_dict)
+    (folder / README).unlink(missing_ok=True)  # PEFT's template, in which every entry is blank
     name = next(iter(model.peft_config))
     if (folder / name / ADAPTER_CONFIG).is_file():  # PEFT gives an adapter that is not called "default" its own folder
         for file in (folder / name).iterdir():

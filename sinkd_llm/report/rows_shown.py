@@ -11,6 +11,7 @@ from sinkd_llm.units import format_score
 MOST_ROWS = 200
 LONGEST_TEXT = 600
 _LONGEST_ANSWER = 160
+WON = "Won: the student is right, the teacher is not"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def row_lists(answers: Mapping[str, Predictions]) -> list[RowList]:
     return _listed(
         [
             ("Lost: the teacher is right, the student is not", rows.surest(lost)),
-            ("Won: the student is right, the teacher is not", rows.surest(won)),
+            (WON, rows.surest(won)),
             ("Both are wrong", rows.surest(both)),
         ],
         rows.row,

@@ -2,6 +2,10 @@
 
 import base64
 import hashlib
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sinkd_llm.secrets import masked_text, without_home
@@ -9,6 +13,7 @@ from sinkd_llm.terminal import printable
 from sinkd_llm.units import format_count, format_score, format_share
 
 SCRIPT = "page.js.jinja"
+_GENERATOR = '<meta name="generator" content="sinkd-llm">'
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -27,6 +32,12 @@ def render_page(template: str, **values: Any) -> str:
     return environment.get_template(template).render(script=script, policy=policy, **values)
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that [`render_page`] made."""
+    with path.open("rb") as file:
+        return _GENERATOR.encode() in file.read(4096)
+
+
 def render_text(template: str, **values: Any) -> str:
     """A text made of a template, in which control characters of values are written out."""
     return _environment(autoescape=False).get_template(template).render(**values)
@@ -43,13 +54,30 @@ def _environment(autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "score": format_score,
         "share": format_share,
         "count": format_count,
         "clean": lambda text: without_home(masked_text(str(text))),
+        "md": in_markdown,
+        "fenced": fenced,
     }
+    environment.filters |= filters
     return environment
+
+
+def in_markdown(text: object) -> str:
+    """A text within a line or a cell of Markdown, in which it is neither HTML nor Markdown."""
+    line = " ".join(without_home(masked_text(printable(text))).split())
+    return re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", html.escape(line, quote=False))
+
+
+def fenced(text: object) -> str:
+    """A text as a block of Markdown as it stands, whatever it holds."""
+    content = printable(text)
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", content)), default=0) + 1)
+    fence = max(fence, "```", key=len)
+    return f"{fence}\n{content}\n{fence}"
 
 
 def _shown(value: Any) -> Any:

@@ -13,6 +13,7 @@ from sinkd_llm.files import bytes_under
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
 from sinkd_llm.report.predictions import PREDICTIONS_FILE
 from sinkd_llm.report.results import METRICS_FILE, REPORT_FILE, RESULTS_FILE, is_finished
+from sinkd_llm.report.transport_plan import PLAN_FILE
 from sinkd_llm.runs.inputs import Input, check_path, refuse_inputs, user_path
 from sinkd_llm.terminal import say
 from sinkd_llm.training.checkpoints import CHECKPOINT, checkpoints, last_whole
@@ -28,7 +29,7 @@ _MODEL_FILE = re.compile(
 )
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|gguf|pt|pth)|(adapter_)?config\.json")
 # What a run writes beside its model.
-RECORDS = (RESULTS_FILE, METRICS_FILE, REPORT_FILE, PREDICTIONS_FILE)
+RECORDS = (RESULTS_FILE, METRICS_FILE, REPORT_FILE, PREDICTIONS_FILE, PLAN_FILE)
 _ANOTHER = "give another --output_dir"
 
 

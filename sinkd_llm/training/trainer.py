@@ -14,19 +14,18 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.pair import PairTokenizer
-from sinkd_llm.models.adapter_facts import base_by_name
 from sinkd_llm.models.kinds import IGNORE_INDEX
 from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.origin import name_of
 from sinkd_llm.models.pair_checks import check_not_read, check_scale, folders_read
-from sinkd_llm.models.partitioning import gathered_weights, is_partitioned, on_device
+from sinkd_llm.models.partitioning import on_device
 from sinkd_llm.models.probes import check_packing
-from sinkd_llm.models.saving import check_saveable, save_student
+from sinkd_llm.models.saving import check_saveable
 from sinkd_llm.objectives import GROUP
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import EvaluationMetrics
-from sinkd_llm.training.finite import FiniteGate, check_sound, names_of
+from sinkd_llm.training.finite import FiniteGate, names_of
 from sinkd_llm.training.forward import Forward
 from sinkd_llm.training.given import (
     check_arguments,
@@ -40,8 +39,8 @@ from sinkd_llm.training.last_plan import LastPlan
 from sinkd_llm.training.pair import load_pair
 from sinkd_llm.training.prepare import enable_checkpointing, prepare
 from sinkd_llm.training.processes import check_fsdp
+from sinkd_llm.training.saving_trainer import SavingTrainer
 from sinkd_llm.training.settings.distillation import check_proportions
-from sinkd_llm.training.state_trainer import StateTrainer
 from sinkd_llm.training.streams import stored_streams
 from sinkd_llm.training.term_log import TermLog
 from sinkd_llm.training.transport_cost import SayTransportCost
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     )
 
 
-class SinKDTrainer(StateTrainer):
+class SinKDTrainer(SavingTrainer):
     """
     Trainer for Sinkhorn knowledge distillation ([SinKD](https://huggingface.co/papers/2402.17110)).
 
@@ -339,34 +338,3 @@ class SinKDTrainer(StateTrainer):
             means = self.accelerator.reduce(means, reduction="mean")
             logs.update(zip(values, means.tolist(), strict=True))
         super().log(logs, start_time)
-
-    # ---- saving
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._check_sound()
-        super()._save_checkpoint(model, trial)
-
-    def _check_sound(self) -> None:
-        """Nothing is saved whose weights or outputs are not finite; all processes have to call this."""
-
-        def together(number: Tensor) -> Tensor:
-            return torch.as_tensor(self.accelerator.reduce(number, reduction="sum"))
-
-        check_sound(self.model_wrapped, self.forward.kind, self._last_batch, together)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the student so that `output_dir` loads by itself; a checkpoint holds only what training changes."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-            return
-        check_not_read(output_dir or self.args.output_dir or ".", self._read_from)
-        self._check_sound()
-        student = self.accelerator.unwrap_model(self.model)
-        weights = gathered_weights(student, base_by_name(student)) if is_partitioned(student) else None
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir or "."
-            save_student(student, self.processing_class, folder, state_dict=weights, check=self.args.check_saved)
-        self.accelerator.wait_for_everyone()  # no process may read the folder before it is whole
-        if self.args.push_to_hub:
-            tags = ["sinkd", "distillation"]  # of the model card
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision, tags=tags)
