@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"inputs", "metrics", "models", "teachers"},
     "answering": {"evaluation", "inputs", "metrics", "models", "tasks"},
     "exporting": {"answering", "inputs", "models", "tasks"},
+    "serving": {"answering", "models", "tasks"},
     "training": {"evaluation", "inputs", "models", "objectives", "optimal_transport", "report", "teachers"},
     "memory": {"inputs", "models", "objectives", "teachers", "training"},
 }

@@ -1,0 +1,1 @@
+"""A student behind HTTP: typed questions in, calibrated probabilities out, within limits."""
