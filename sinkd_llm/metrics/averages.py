@@ -54,6 +54,35 @@ def superglue_score(results: Mapping[str, Mapping[str, float]], partial: bool = 
     return _average("SuperGLUE", SUPERGLUE, results, partial)
 
 
+# What a benchmark's name stands for: what it is called, and its tasks with their metrics.
+BENCHMARKS = {"glue": ("GLUE", GLUE), "superglue": ("SuperGLUE", SUPERGLUE)}
+
+
+def tasks_of(benchmark: str) -> list[str]:
+    """The names of the tasks of one of `BENCHMARKS`."""
+    _, entries = BENCHMARKS[benchmark]
+    return list(dict.fromkeys(task for parts in entries.values() for task, _ in parts))
+
+
+def average_of(benchmark: str, results: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:
+    """
+    What one of `BENCHMARKS` averages over the tasks that there are, and what that is called.
+
+    Args:
+        benchmark (`str`): its name.
+        results (`Mapping[str, Mapping[str, float]]`): as of [`glue_score`].
+
+    Returns:
+        `tuple[str, float]` or `None`: such as `("GLUE", 0.81)`, or `("GLUE, 7 of 9 tasks", 0.79)`; `None` without one.
+    """
+    name, entries = BENCHMARKS[benchmark]
+    whole = sum(all(task in results for task, _ in parts) for parts in entries.values())
+    if not whole:
+        return None
+    label = name if whole == len(entries) else f"{name}, {whole} of {len(entries)} tasks"
+    return label, _average(name, entries, results, partial=True)
+
+
 def _average(
     name: str,
     benchmark: dict[str, tuple[tuple[str, str], ...]],

@@ -4,15 +4,15 @@ Each takes dataclasses and returns one, so that a script can call them as the co
 """
 
 from sinkd_llm.runs.arguments import TaskArguments
-from sinkd_llm.runs.evaluate import EvaluateResult, run_evaluate
+from sinkd_llm.runs.evaluate import Evaluations, run_evaluations
 from sinkd_llm.runs.training import RunResult, TrainingInterrupted, run_distill, run_finetune
 
 __all__ = [
-    "EvaluateResult",
+    "Evaluations",
     "RunResult",
     "TaskArguments",
     "TrainingInterrupted",
     "run_distill",
-    "run_evaluate",
+    "run_evaluations",
     "run_finetune",
 ]

@@ -266,8 +266,18 @@ class EvaluateArguments:
             Load the model in 4-bit NF4 (bitsandbytes).
         load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the model in 8 bit (bitsandbytes).
+        teacher_file (`str`, *optional*):
+            A teacher's answers to the rows (`.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`, such as `--output` of an
+            evaluation of the teacher): how often the model agrees, and how far its probabilities are.
+        teacher_cache (`str`, *optional*):
+            The folder of a cache whose teacher was scored on the rows, for the same.
+        profile (`bool`, *optional*, defaults to `True`):
+            Time the model on single rows of the first task, for about two seconds.
         output (`str`, *optional*):
-            Write scores and predictions to this JSON file.
+            Write scores and predictions to this JSON file; to a `.jsonl` file one row a line: id, right answer, chosen
+            one, probabilities of all choices, and the teacher's.
+        with_text (`bool`, *optional*, defaults to `False`):
+            The rows of a `.jsonl` file hold the rendered prompt, too.
 
     Raises:
         InputError: for a missing model or task, and for a value that its setting does not take.
@@ -289,11 +299,17 @@ class EvaluateArguments:
     load_in_8bit: bool = False
     attn_implementation: str | None = as_in(ModelConfig, "attn_implementation")
     trust_remote_code: bool = as_in(SinKDConfig, "trust_remote_code")
+    teacher_file: str | None = None
+    teacher_cache: str | None = None
+    profile: bool = True
     output: str | None = None
+    with_text: bool = False
 
     def __post_init__(self) -> None:
         if self.model_name_or_path is None:
             raise InputError("--model_name_or_path is missing: the model to score.")
+        if self.with_text and not str(self.output or "").lower().endswith(".jsonl"):
+            raise InputError("--with_text is about the rows of an --output file that ends in .jsonl; give one.")
         if self.task is None:
             raise InputError("--task is missing; 'sinkd tasks list' shows the tasks.")
         check_settings(self)

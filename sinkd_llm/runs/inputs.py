@@ -189,7 +189,7 @@ def check_scores_file(path: Path, inputs: Iterable[Input]) -> None:
                 continue
             raise InputError(f"{flag} is a file of {given.what} ({given.path}), which is read; give another file.")
         if given.closed and one in above and given.path.is_dir():
-            known = path.name.lower().endswith(_MODEL_ENDINGS) or path.suffix.lower() != ".json"
+            known = path.name.lower().endswith(_MODEL_ENDINGS) or path.suffix.lower() not in (".json", ".jsonl")
             if known or (identity is not None and not is_scores_file(path)):
                 raise InputError(
                     f"{flag} lies in {given.what} ({given.path}), and might be taken for a part of it; give a file "
@@ -203,12 +203,17 @@ def check_scores_file(path: Path, inputs: Iterable[Input]) -> None:
 
 
 def is_scores_file(path: Path) -> bool:
-    """Whether a file holds what `sinkd evaluate --output` writes."""
+    """Whether a file holds what `sinkd evaluate --output` writes: scores of tasks, or answers, a row a line."""
+    lines = path.suffix.lower() == ".jsonl"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = json.loads(file.readline() if lines else file.read())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and {"metrics", "predictions", "num_examples"} <= content.keys()
+    if not isinstance(content, dict):
+        return False
+    known = [{"task", "id", "gold", "choice"}] if lines else [{"metrics", "predictions", "num_examples"}]
+    return any(names <= content.keys() for names in [*known, *([] if lines else [{"results", "averages"}])])
 
 
 def user_path(flag: str, name: str | Path) -> Path:

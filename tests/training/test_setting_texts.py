@@ -11,7 +11,7 @@ from trl import ModelConfig
 from sinkd_llm import DistillationObjective, SinKDConfig
 from sinkd_llm.cli.parsing import parse_recipe
 from sinkd_llm.evaluation import evaluate_task
-from sinkd_llm.runs import run_evaluate
+from sinkd_llm.runs import run_evaluations
 from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
 from sinkd_llm.training.settings.optional_terms import OptionalTermArguments
 from sinkd_llm.training.settings.rules import NO_EFFECT, REFUSED_ENVIRONMENT
@@ -50,7 +50,7 @@ def test_the_help_of_each_setting_is_its_docstring_or_another_command_s(settings
 
 def test_what_evaluation_takes_in_python_has_the_defaults_of_its_command() -> None:
     flags = {one.name: one.default for one in dataclasses.fields(EvaluateArguments)}
-    for function in (run_evaluate, evaluate_task):
+    for function in (run_evaluations, evaluate_task):
         given = inspect.signature(function).parameters.values()
         defaults = {one.name: one.default for one in given if one.name in flags and one.default is not one.empty}
         assert {"batch_size", "max_length", "apply_chat_template", "add_eos"} <= defaults.keys()
