@@ -140,16 +140,17 @@ def _check_trackers(report_to: Any) -> None:
             continue
         if name in available:
             continue
-        choices = ", ".join([*available, "none"])
         if name in _TRACKERS:
+            here = ", ".join([*available, "none"])
             raise SettingError(
                 "report_to", f"names {name!r}, which is not installed here; pip install {_TRACKERS[name]}, or choose "
-                f"from {choices}."
+                f"from {here}."
             )  # fmt: skip
         close = nearest(str(name), list(_TRACKERS), 0.75)
         raise SettingError(
             "report_to",
-            f"names {shown(name)}, which is no tracker that Transformers knows; choose from {choices}.{close}",
+            f"names {shown(name)}, which is no tracker that Transformers knows; choose from "
+            f"{', '.join([*sorted(_TRACKERS), 'none'])}.{close}",
         )
 
 
