@@ -26,6 +26,7 @@ MARKED_FILES = {
     "models/test_saving.py": "end_to_end",  # students saved and loaded again, some in a process of their own
     "properties/test_commands.py": "end_to_end",
     "properties/test_task_files.py": "reliability",  # templates without end, each in a process of its own
+    "report/test_in_a_browser.py": "end_to_end",  # a browser draws every page
     "tasks/test_bounded.py": "reliability",
     "tasks/test_builtin.py": "end_to_end",  # every row of the benchmarks
     "tasks/test_lm_eval.py": "end_to_end",  # the import alone takes ten seconds
