@@ -15,7 +15,7 @@ from sinkd_llm.answering.load import load_student
 from sinkd_llm.answering.student import Student
 from sinkd_llm.errors import InputError
 from sinkd_llm.exporting import gguf_file, onnx_graph, onnx_int8, safetensors_folders
-from sinkd_llm.models import check_same_tokenizer, load_model, load_tokenizer
+from sinkd_llm.models import load_model, load_tokenizer
 from sinkd_llm.models.kinds import kind_of
 from sinkd_llm.models.names import ModelSource
 
@@ -109,7 +109,7 @@ def _from_gguf(folder: Path, exported: Exported) -> Student:
     student, file = exported.student, folder / gguf_file.GGUF_FILE
     with _cache_of_its_own():
         tokenizer = load_tokenizer(file)
-        check_same_tokenizer(student.tokenizer, tokenizer)
+        gguf_file.check_read_back(student.tokenizer, tokenizer)
         return TorchStudent(load_model(file, dtype="float32", probe=False), tokenizer, student.task, student.facts)
 
 

@@ -30,6 +30,8 @@ GGUF_FILE = "model.gguf"
 # positions turn are neighbours; Transformers has them half a head apart.
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _INTERLEAVED = ("llama",)
+# Transformers does not look at what a file says of it.
+_HEAD_OF_QWEN3 = 128
 # Types of numbers: GGUF's name of the type, and of a file of it.
 TYPES = {"f32": ("F32", "ALL_F32"), "f16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0")}
 
@@ -42,6 +44,14 @@ _CUTS = {
     (_SUFFIXES + _WORDS % r"\p{N}", "bytes"): "qwen2",
     (_SUFFIXES + _WORDS % r"\p{N}{1,3}", "bytes"): "llama-bpe",
 }
+
+# Texts that ways of cutting tell apart: digits, spaces, apostrophes, other scripts.
+_PROBES = (
+    "it's 1024 of 3.14159 %",
+    "  two spaces,\ta tab\n\nand lines ",
+    "¿Él: «naïve café»? — 東京は晴れ 🙂",
+    "WE'LL x_1!=0",
+)
 
 
 def check_gguf(student: "TorchStudent") -> None:
@@ -74,6 +84,11 @@ def check_gguf(student: "TorchStudent") -> None:
             raise InputError(
                 f"The student has {name}, which the GGUF writer here does not know; give --format merged."
             )
+    if config.model_type == "qwen3" and config.head_dim != _HEAD_OF_QWEN3:
+        raise InputError(
+            f"The student has attention heads of {config.head_dim} numbers, and Transformers reads GGUF files of "
+            f"Qwen3 back with {_HEAD_OF_QWEN3} alone; give --format merged."
+        )
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", False):
         raise InputError("The student looks at a sliding window, which no GGUF file here says; give --format merged.")
     _vocabulary(tokenizer)
@@ -119,6 +134,33 @@ def write_gguf(student: "TorchStudent", folder: Path, numbers: str = "f16") -> N
         writer.close()
 
 
+def check_read_back(tokenizer: Any, found: Any) -> None:
+    """
+    Makes sure that the tokenizer of a file is the student's; it may have tokens for the rows beyond the vocabulary.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the student's.
+        found (`PreTrainedTokenizerBase`): of the file.
+
+    Raises:
+        InputError: with the first difference.
+    """
+    theirs = found.get_vocab()
+    for token, index in tokenizer.get_vocab().items():
+        if theirs.get(token) != index:
+            raise InputError(
+                f"The token {shown(token)} has the number {index} in the student's tokenizer and {theirs.get(token)} "
+                "in the GGUF file; give --format merged."
+            )
+    for text in _PROBES:
+        ids, others = (one(text, add_special_tokens=False)["input_ids"] for one in (tokenizer, found))
+        if ids != others:
+            raise InputError(
+                f"The student reads {shown(text)} as the tokens {ids}, and the GGUF file as {others}: its tokenizer "
+                "cuts texts in another way. Give --format merged."
+            )
+
+
 def _rope(config: Any) -> Mapping[str, Any]:
     return getattr(config, "rope_parameters", None) or {}
 
@@ -152,7 +194,7 @@ def _write_tokenizer(writer: "GGUFWriter", tokenizer: Any, rows: int) -> None:
             kind = TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED
         elif index not in by_id:  # the matrix of embeddings is larger than the vocabulary
             kind = TokenType.UNUSED
-        tokens.append(by_id.get(index, f"[unused {index}]"))
+        tokens.append(by_id.get(index, f"[unused{index}]"))
         types.append(kind)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_cut(tokenizer))
