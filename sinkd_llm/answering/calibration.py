@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.metrics.calibration import checked, log_losses
 
 Floats = NDArray[np.float64]
 Rows = Sequence[Sequence[float]]
@@ -172,7 +173,7 @@ def fit_best(log_probabilities_NC: Rows, labels_N: Sequence[int]) -> tuple[Calib
     if classes is None or classes > MOST_CLASSES or len(labels) < ROWS_PER_CLASS * classes:
         return best, unseen
     by_vector = _cross_fitted(Calibration.fit_vector, log_probabilities_NC, labels)
-    gain_N = _losses(unseen, labels) - _losses(by_vector, labels)
+    gain_N = log_losses(*checked(unseen, labels_N)) - log_losses(*checked(by_vector, labels_N))
     if gain_N.mean() > gain_N.std(ddof=1) / np.sqrt(len(gain_N)):
         return Calibration.fit_vector(log_probabilities_NC, labels_N), by_vector
     return best, unseen
@@ -187,16 +188,11 @@ def _cross_fitted(fit: Any, log_probabilities_NC: Rows, labels: NDArray[np.int64
     fold_N = np.random.default_rng(0).permutation(len(labels)) % FOLDS
     found: list[list[float]] = [[] for _ in labels]
     for fold in range(FOLDS):
-        inside, outside = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
-        fitted = fit([log_probabilities_NC[i] for i in inside], labels[inside])
+        inside, outside = np.flatnonzero(fold_N != fold).tolist(), np.flatnonzero(fold_N == fold).tolist()
+        fitted = fit([log_probabilities_NC[i] for i in inside], labels[inside].tolist())
         for i, row in zip(outside, fitted.apply([log_probabilities_NC[i] for i in outside]), strict=True):
             found[i] = row
     return found
-
-
-def _losses(probabilities: Rows, labels: NDArray[np.int64]) -> Floats:
-    chosen = [row[label] for row, label in zip(probabilities, labels, strict=True)]
-    return -np.log(np.maximum(chosen, np.finfo(float).tiny))
 
 
 def mean_log_loss(log_NC: Floats, labels: NDArray[np.int64]) -> float:

@@ -16,7 +16,7 @@ _TOKENIZER_SETTINGS = ("revision", "trust_remote_code")
 
 
 def load_student(
-    path: str | Path, task: str | Path | None = None, *, reading: Reading | None = None, **loading: Any
+    path: str | Path, task: str | Path | Task | None = None, *, reading: Reading | None = None, **loading: Any
 ) -> Student:
     """
     A student that answers rows.
@@ -24,8 +24,8 @@ def load_student(
     Args:
         path (`str` or `Path`): the folder of a run, or one that `sinkd export` wrote; with a task, any model that
             [`load_model`] takes.
-        task (`str` or `Path`, *optional*): a task's name or YAML file, for a model without one. Beside the task that a
-            student was trained on, one with the same choices.
+        task (`str`, `Path` or [`Task`], *optional*): a task, its name or its YAML file, for a model without one.
+            Beside the task that a student was trained on, one with the same choices.
         reading ([`Reading`], *optional*): how rows become tokens. Default: as in training; of a model that no run
             wrote, at most 1,024 tokens.
         loading: more keyword arguments of [`load_model`]; of no use to a folder with `model.onnx`.
@@ -45,11 +45,9 @@ def load_student(
     elif reading is not None:
         facts = replace(facts, reading=reading)
     if (folder / ONNX_MODEL).is_file():
-        from importlib import import_module
+        from sinkd_llm.answering.onnx_student import OnnxStudent
 
-        # It stands on ONNX Runtime, and the rest of this room on Transformers: one of both need not be installed.
-        student: Student = import_module("sinkd_llm.answering.onnx_student").OnnxStudent(folder, answered, facts)
-        return student
+        return OnnxStudent(folder, answered, facts)
     from sinkd_llm.answering.torch_student import TorchStudent
     from sinkd_llm.environment import default_device
     from sinkd_llm.models import load_model, load_tokenizer
@@ -62,21 +60,25 @@ def load_student(
     return TorchStudent(model, tokenizer, answered, facts)
 
 
-def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | None, name: str) -> Task:
+def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task | None, name: str) -> Task:
     if facts is None:
         if given is None:
             raise InputError(
                 f"{name} does not say what task it answers: it has no sinkd_answers.json, which a run with a task "
                 "leaves there. Give --task, a task's name or YAML file."
             )
-        return load_task(given)
+        return _loaded(given)
     own = facts.load_task(folder)
     if given is None:
         return own
-    task = load_task(given)
+    task = _loaded(given)
     if (task.output_type, task.choices) != (own.output_type, own.choices):
         raise InputError(
             f"The student in {folder} was trained on the task {own.name!r}, and {task.name!r} has other answers; "
             "leave --task out, or give the task of the student."
         )
     return task
+
+
+def _loaded(task: str | Path | Task) -> Task:
+    return task if isinstance(task, Task) else load_task(task)

@@ -1,8 +1,8 @@
 """A student that answers rows: what all of them share, whatever runs the model. It imports no torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -139,14 +139,33 @@ class Student(ABC):
     ) -> Iterator[Answer]:
         while some := list(islice(examples, window)):
             # The name under which messages speak of a row is its place, which a user finds again.
-            rows = [_named(example, where) for _, where, example in some]
-            order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))
+            rows = [replace(example, id=where) for _, where, example in some]
             found: dict[int, Answer] = {}
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
+            for batch in _by_length(rows, batch_size):
                 ids = [some[i][0] for i in batch]
                 found |= zip(batch, self.answer_batch(ids, [rows[i] for i in batch]), strict=True)
             yield from (found[i] for i in range(len(rows)))
+
+    def all_log_probabilities(
+        self,
+        examples: Sequence[Example],
+        batch_size: int = 32,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[float]]:
+        """
+        As [`log_probabilities`], of any number of examples.
+
+        Args:
+            examples (sequence of [`Example`]): rendered rows.
+            batch_size (`int`, *optional*, defaults to `32`): examples that are read together.
+            on_progress (`Callable[[int, int], None]`, *optional*): called with rows done and rows in all.
+        """
+        found: dict[int, list[float]] = {}
+        for batch in _by_length(examples, batch_size):
+            found |= zip(batch, self.log_probabilities([examples[i] for i in batch]), strict=True)
+            if on_progress is not None:
+                on_progress(len(found), len(examples))
+        return [found[i] for i in range(len(examples))]
 
     def answer_batch(self, ids: Sequence[str | int], examples: Sequence[Example]) -> list[Answer]:
         """
@@ -184,7 +203,8 @@ class Student(ABC):
         return f"the columns {listed(self.columns)}" if self._columns else "no column"
 
 
-def _named(example: Example, where: str) -> Example:
-    from dataclasses import replace
-
-    return replace(example, id=where)
+def _by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Batches of the numbers of examples of like length, the longest first."""
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

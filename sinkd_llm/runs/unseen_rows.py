@@ -1,14 +1,33 @@
-"""Labelled rows that a student has not seen: what its folder keeps of them, and the rows themselves."""
+"""Labelled rows that a student has not seen: how a run's are found again, and rows of a file in their place."""
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.answering.facts import HeldOut, StudentFacts
+from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.row_streams import STREAMS
+from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
+from sinkd_llm.runs.held_out import without_texts_of
+from sinkd_llm.runs.task_rows import held_out_rows, task_split
+from sinkd_llm.tasks.rendering import Example
+from sinkd_llm.tasks.task import Task
+from sinkd_llm.tasks.unlabelled import repeated_rows
+from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sinkd_llm.training.config import SinKDConfig
+
+_HOW_TO = (
+    "Give --rows FILE with labelled rows that the student has not seen, or train it with --heldout_share 0.1, which "
+    "keeps a tenth of the training rows for this."
+)
 
 
 def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
@@ -32,3 +51,113 @@ def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
             seed=args.sample_seed,
         )
     StudentFacts.of_run(data.task, Reading.of(args), held_out, output_dir).write(output_dir)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """
+    Labelled rows that a student has not seen, and the rows that it is scored on, with its task's columns.
+
+    Attributes:
+        rows ([`~datasets.Dataset`]): to calibrate and to choose a threshold on; none of them is an evaluation row.
+        evaluation ([`~datasets.Dataset`], *optional*): the validation rows of the task, where it has them.
+        split (`str`, *optional*): of which `rows` are: `"train"`, or `None` for those of a file.
+        source (`str`): what `rows` are, in words.
+    """
+
+    rows: "Dataset"
+    evaluation: "Dataset | None"
+    split: str | None
+    source: str
+
+
+def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str | None, name: str) -> Unseen:
+    """
+    The training rows that a student's run held out, or the labelled rows of a file.
+
+    Args:
+        task ([`Task`]): the student's.
+        facts ([`StudentFacts`]): say which rows were held out.
+        rows (`str`, *optional*): a file of labelled rows, in a format and with the columns of the task's own.
+        data_dir (`str`, *optional*): the folder of the task's data.
+        name (`str`): of the student, for messages.
+
+    Raises:
+        InputError: for a task without answer choices; if nothing was held out and no file is given, with how to get
+            such rows; for a file with evaluation rows; and if no row is left.
+    """
+    if task.output_type != "multiple_choice":
+        raise InputError(
+            f"The answers of the task {task.name!r} are written, and what is written has no probability among choices "
+            "that could be calibrated; this is for tasks with answer choices."
+        )
+    config = task.config
+    if config["dataset_path"] in ("csv", "json") and "data_files" not in config.get("dataset_kwargs", {}):
+        raise InputError(
+            f"The folder of {name} does not say where the data of its task lie, for it may be used elsewhere; give "
+            "the task's file as --task."
+        )
+    if facts.held_out is not None and facts.held_out.id_column is not None:
+        task = Task(task.path, keys=config, id_column=facts.held_out.id_column)
+    evaluation = None
+    if config.get("validation_split") is not None:
+        evaluation = task_split(task, "validation", data_dir, None)
+    if rows is not None:
+        found = _rows_of_file(task, Path(os.path.expanduser(rows)))
+        if evaluation is not None and (repeated := repeated_rows(evaluation, found)).total:
+            raise InputError(
+                f"{repeated.total:,} of the {len(evaluation):,} rows for evaluation also stand in {rows} (the first: "
+                f"{', '.join(repeated.ids)}): what is fitted on them cannot be scored on them. Take them out of the "
+                "file."
+            )
+        return Unseen(found, evaluation, None, f"rows of {rows}")
+    held_out = facts.held_out
+    if held_out is None:
+        raise InputError(f"No training rows were held out when {name} was trained: it has seen them all. {_HOW_TO}")
+    arguments = TaskArguments(
+        task=str(task.path),
+        data_dir=data_dir,
+        heldout_share=held_out.heldout_share,
+        max_train_samples=held_out.max_train_samples,
+        allow_unlabelled=held_out.allow_unlabelled,
+    )
+    kept = held_out_rows(task, arguments, held_out.seed)
+    assert kept is not None
+    if evaluation is not None and len(other := without_texts_of(kept, evaluation)) < len(kept):
+        say(f"Left out {len(kept) - len(other):,} held-out training rows that are rows for evaluation as well.")
+        kept = other
+    if not len(kept):
+        raise InputError(f"No held-out training row is left that is no row for evaluation. {_HOW_TO}")
+    return Unseen(kept, evaluation, "train", "held-out training rows")
+
+
+def _rows_of_file(task: Task, file: Path) -> "Dataset":
+    """The labelled rows of a file that is as the task's own files are, or has the columns that the task names."""
+    suffix = file.suffix.lower()
+    if not file.is_file():
+        raise InputError(f"There is no file {file} of labelled rows; check --rows.")
+    if suffix not in STREAMS:
+        raise InputError(
+            f"The file {file} ends in {suffix or 'nothing'}; name it by what it holds, {', '.join(STREAMS)}."
+        )
+    local = task.config.get("metadata", {}).get("local")
+    changes: dict[str, Any]
+    if local is not None and suffix[1:] == local["format"]:
+        mine = {**local, "folder": ".", "files": {"train": file.name}}
+        changes = {"metadata": {**task.config["metadata"], "local": mine}}
+    else:
+        form = "csv" if suffix in (".csv", ".tsv") else "json"
+        options = task.config.get("dataset_kwargs", {}) if task.config["dataset_path"] == form else {}
+        changes = {"dataset_path": form, "dataset_kwargs": {**options, "data_files": {"train": str(file.absolute())}}}
+    own = Task(task.path, keys={**task.config, **changes, "training_split": "train"})
+    return own.load("train", file.parent, labelled=True)
+
+
+def examples_of(rows: "Dataset") -> list[Example]:
+    """The rows of a data set as a [`~sinkd_llm.answering.student.Student`] reads them."""
+    return [_example(row) for row in rows]
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    texts = {name: row[name] for name in ("text", "text_pair") if row.get(name) is not None}
+    return Example(row["id"], row["prompt"], tuple(row["choices"]), row["label"], row["completion"], **texts)

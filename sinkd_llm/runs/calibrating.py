@@ -1,0 +1,104 @@
+"""`calibrate`: how sure a student should be, found on rows that it has not seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sinkd_llm.answering.calibration import NONE, Calibration, fit_best
+from sinkd_llm.answering.load import load_student
+from sinkd_llm.errors import InputError
+from sinkd_llm.interrupts import termination_raises
+from sinkd_llm.metrics.calibration import brier_score, expected_calibration_error, log_loss
+from sinkd_llm.runs.unseen_rows import examples_of, unseen_rows
+from sinkd_llm.terminal import progress, say
+
+
+@dataclass(frozen=True)
+class CalibrateResult:
+    """
+    What a calibration changes.
+
+    Args:
+        calibration ([`Calibration`]): what was found.
+        rows (`int`): that it was fitted on.
+        source (`str`): what these are, in words.
+        before, after (`dict[str, float]`): `log_loss`, `brier` and `ece` of these rows without it, and with one that
+            was fitted on other rows.
+        kept (`bool`): whether it helps, and is kept with the student.
+        drops_route (`bool`): whether the student had a route, which was chosen on other probabilities.
+    """
+
+    calibration: Calibration
+    rows: int
+    source: str
+    before: dict[str, float]
+    after: dict[str, float]
+    kept: bool
+    drops_route: bool
+
+
+@termination_raises()
+def run_calibrate(
+    student_dir: str,
+    task: str | None = None,
+    *,
+    data_dir: str | None = None,
+    rows: str | None = None,
+    batch_size: int = 32,
+    **loading: Any,
+) -> CalibrateResult:
+    """
+    Fit a calibration of a student on labelled rows that it has not seen, and keep it in its folder if it helps.
+
+    Args:
+        student_dir (`str`): the folder of a run, or of an export.
+        task (`str`, *optional*): its task, where its folder does not say it, or does not know where its data lies.
+        data_dir (`str`, *optional*): the folder of the task's data.
+        rows (`str`, *optional*): a file of labelled rows in place of the training rows that the run held out.
+        batch_size (`int`, *optional*, defaults to `32`): rows that are read together.
+        loading: more keyword arguments of [`load_model`].
+
+    Raises:
+        InputError: for a student that is no folder, and as [`unseen_rows`] and [`Calibration.fit`].
+    """
+    folder = own_folder(student_dir)
+    say(f"Loading {student_dir} …")
+    student = load_student(folder, task, **loading)
+    unseen = unseen_rows(student.task, student.facts, rows, data_dir, student_dir)
+    examples, labels = examples_of(unseen.rows), [int(label) for label in unseen.rows["label"]]
+    with progress(f"Answering {len(examples):,} {unseen.source}") as on_progress:
+        log_probabilities = student.all_log_probabilities(examples, batch_size, on_progress)
+    found, crossed = fit_best(log_probabilities, labels)
+    before, after = scores_of(NONE.apply(log_probabilities), labels), scores_of(crossed, labels)
+    measured = {"rows": len(labels), "source": unseen.source, "before": before, "after": after}
+    found = replace(found, measured=measured)
+    kept = after["log_loss"] < before["log_loss"]
+    drops_route = kept and student.facts.route is not None
+    if kept:
+        replace(student.facts, calibration=found, route=None).write(folder)
+    return CalibrateResult(found, len(labels), unseen.source, before, after, kept, drops_route)
+
+
+def own_folder(student_dir: str) -> Path:
+    """
+    The folder of a student that something is to be kept in.
+
+    Raises:
+        InputError: if it is none.
+    """
+    folder = Path(student_dir).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"{student_dir} is no folder; give the folder of a run or of an export, where what is found out is kept."
+        )
+    return folder
+
+
+def scores_of(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> dict[str, float]:
+    """Log-loss, Brier score and expected calibration error of probabilities, for each of which 0 is best."""
+    return {
+        "log_loss": log_loss(probabilities_NC, labels_N),
+        "brier": brier_score(probabilities_NC, labels_N),
+        "ece": expected_calibration_error(probabilities_NC, labels_N),
+    }

@@ -1,0 +1,221 @@
+"""`route`: from which confidence on a student's answer is taken, and what is passed on to a larger model."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sinkd_llm.answering.calibration import NONE
+from sinkd_llm.answering.load import load_student
+from sinkd_llm.answering.routing import LEVEL, Answered, Route, answered_at, choose_threshold, rows_needed
+from sinkd_llm.answering.student import Student
+from sinkd_llm.errors import InputError
+from sinkd_llm.interrupts import termination_raises
+from sinkd_llm.report.results import RESULTS_FILE, RunRecord
+from sinkd_llm.runs.calibrating import own_folder
+from sinkd_llm.runs.unseen_rows import examples_of, unseen_rows
+from sinkd_llm.teachers.answer_file import answers_in, file_rows
+from sinkd_llm.teachers.questions import questions_of
+from sinkd_llm.terminal import progress, say
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+AGREEMENT, ACCURACY = "agreement", "accuracy"
+# What the rows for evaluation may be called in a file of answers.
+_EVALUATION = ("validation", "dev", "test")
+# Rows that are answered one by one to see how long one takes.
+_TIMED = 50
+
+
+@dataclass(frozen=True)
+class RouteResult:
+    """
+    A route, and what it is worth.
+
+    Args:
+        route ([`Route`]): the threshold.
+        chosen ([`Answered`]): how it does on the rows that it was chosen on; its bound is the guarantee.
+        checked ([`Answered`], *optional*): how it does on the rows for evaluation; `None` if right is not known there.
+        source (`str`): what the rows are that it was chosen on, in words.
+        student_ms (`float`): milliseconds that the student takes for a row alone, the median.
+        calibrated (`bool`): whether the student is.
+    """
+
+    route: Route
+    chosen: Answered
+    checked: Answered | None
+    source: str
+    student_ms: float
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows, what their split may be called in a file of answers, and what they are in words."""
+
+    rows: "Dataset"
+    splits: tuple[str | None, ...]
+    source: str
+
+
+@termination_raises()
+def run_route(
+    student_dir: str,
+    task: str | None = None,
+    *,
+    of: str | None = None,
+    target: float = 0.98,
+    level: float = LEVEL,
+    teacher_file: str | None = None,
+    teacher_model: str | None = None,
+    data_dir: str | None = None,
+    rows: str | None = None,
+    batch_size: int = 32,
+    **loading: Any,
+) -> RouteResult:
+    """
+    Choose from which confidence on a student answers, and keep that in its folder.
+
+    Args:
+        student_dir, task, data_dir, rows, batch_size, loading: as for [`run_calibrate`].
+        of (`str`, *optional*): `"agreement"` with the teacher or `"accuracy"`. Default: agreement, where what the
+            teacher chooses is given or the run's record says where it is.
+        target (`float`, *optional*, defaults to `0.98`): the share of answers that shall be right, in (0, 1).
+        level (`float`, *optional*, defaults to `0.95`): the probability with which it is, in (0, 1).
+        teacher_file (`str`, *optional*): a file of the teacher's answers, as for distillation.
+        teacher_model (`str`, *optional*): the teacher, a model that answers the rows now.
+
+    Raises:
+        InputError: if it is not known what the teacher chooses, if there are too few rows, or if no threshold can be
+            shown to reach the target; and as [`run_calibrate`].
+    """
+    folder = own_folder(student_dir)
+    for name, value in (("--target", target), ("--level", level)):
+        if not 0 < value < 1:
+            raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as 0.98.")
+    if teacher_file is not None and teacher_model is not None:
+        raise InputError("--teacher_file and --teacher_model_name_or_path are both given; a student has one teacher.")
+    if of != ACCURACY and teacher_file is None and teacher_model is None:
+        teacher_file, teacher_model = _recorded_teacher(folder)
+    of = of or (ACCURACY if teacher_file is None and teacher_model is None else AGREEMENT)
+    if of == AGREEMENT and teacher_file is None and teacher_model is None:
+        raise InputError(
+            "It is not known what the teacher chooses for rows that the student was not trained on: give its answers "
+            "as --teacher_file, or the teacher as --teacher_model_name_or_path, or --of accuracy, which needs labels "
+            "alone."
+        )
+    say(f"Loading {student_dir} …")
+    student = load_student(folder, task, **loading)
+    unseen = unseen_rows(student.task, student.facts, rows, data_dir, student_dir)
+    wanted = [_Part(unseen.rows, (unseen.split,), unseen.source)]
+    if unseen.evaluation is not None:
+        wanted.append(_Part(unseen.evaluation, _EVALUATION, "rows for evaluation"))
+    if of == ACCURACY:
+        right = [[int(label) for label in part.rows["label"]] for part in wanted]
+    elif teacher_file is not None:
+        right = _in_file(teacher_file, wanted, student)
+    else:
+        right = _by_model(str(teacher_model), wanted, student, batch_size)
+    known = [i for i, choice in enumerate(right[0]) if choice >= 0]
+    if len(known) < rows_needed(target, level):
+        raise InputError(
+            f"There are {len(known):,} {unseen.source} of which it is known what is right, and to show that "
+            f"{target:.1%} are right at a level of {level:.0%} takes {rows_needed(target, level):,} if all of them "
+            "are, and more for every mistake: give more with --rows, or a lower --target."
+        )
+    theirs = [right[0][i] for i in known]
+    confidence, agrees = _confidence(student, unseen.rows.select(known), theirs, unseen.source, batch_size)
+    chosen = choose_threshold(confidence, agrees, target, level)
+    if chosen is None:
+        raise InputError(
+            f"No confidence can be shown to give {target:.1%} right answers: over all {len(known):,} {unseen.source} "
+            f"the student is right in {np.mean(agrees):.1%}, and its surest answers are not right often enough. Give "
+            "more rows with --rows, a lower --target, or train the student further."
+        )
+    checked = None
+    if len(right) > 1 and (known := [i for i, choice in enumerate(right[1]) if choice >= 0]):
+        theirs = [right[1][i] for i in known]
+        scored = _confidence(student, wanted[1].rows.select(known), theirs, wanted[1].source, batch_size)
+        checked = answered_at(chosen.threshold, *scored, level)
+    milliseconds = _milliseconds(student, unseen.rows)
+    measured = {
+        "level": level,
+        "source": unseen.source,
+        "chosen": asdict(chosen),
+        "checked": None if checked is None else asdict(checked),
+        "student_ms": milliseconds,
+    }
+    route = Route(chosen.threshold, target, of, measured)
+    replace(student.facts, route=route).write(folder)
+    calibrated = student.facts.calibration is not None
+    return RouteResult(route, chosen, checked, unseen.source, milliseconds, calibrated)
+
+
+def _recorded_teacher(folder: Path) -> tuple[str | None, str | None]:
+    """The file of answers or the model that the student's run learned from, if they are still there."""
+    if not (folder / RESULTS_FILE).is_file():
+        return None, None
+    settings = RunRecord.read(folder).all_settings
+    file, model = settings.get("teacher_file"), settings.get("teacher_model_name_or_path")
+    if isinstance(file, str) and Path(file).expanduser().is_file():
+        return file, None
+    return None, model if isinstance(model, str) and Path(model).expanduser().exists() else None
+
+
+def _in_file(file: str, wanted: "Sequence[_Part]", student: Student) -> list[list[int]]:
+    """The index of the choice that a file of answers has for each row of each part, -1 where it says nothing."""
+    rows, held_out = file_rows(Path(os.path.expanduser(file))), student.facts.held_out
+    own = None if held_out is None else held_out.id_column
+    found: list[list[int]] = []
+    for part in wanted:
+        said: Mapping[str, Any] = {}
+        for split in part.splits:
+            try:
+                said = answers_in(rows, questions_of(part.rows), split, own).answers
+                break
+            except InputError:
+                if not found:
+                    raise
+                # A file of the training rows alone; what is wrong with it was said when these were read.
+        names = list(part.rows["id"])
+        found.append([int(np.argmax(said[name])) if name in said else -1 for name in names])
+    return found
+
+
+def _by_model(model: str, wanted: "Sequence[_Part]", student: Student, batch_size: int) -> list[list[int]]:
+    """The index of the choice that a teacher makes for each row of each part."""
+    say(f"Loading {model} …")
+    teacher = load_student(model, student.task)
+    found = []
+    for part in wanted:
+        with progress(f"The teacher answers {len(part.rows):,} {part.source}") as on_progress:
+            scores = teacher.all_log_probabilities(examples_of(part.rows), batch_size, on_progress)
+        found.append([int(np.argmax(row)) for row in scores])
+    return found
+
+
+def _confidence(
+    student: Student, rows: "Dataset", right: Sequence[int], source: str, batch_size: int
+) -> tuple[list[float], list[bool]]:
+    """The calibrated probability of the student's choice of each row, and whether the choice is the right one."""
+    with progress(f"Answering {len(rows):,} {source}") as on_progress:
+        scores = student.all_log_probabilities(examples_of(rows), batch_size, on_progress)
+    probabilities = (student.facts.calibration or NONE).apply(scores)
+    agrees = [int(np.argmax(row)) == index for row, index in zip(probabilities, right, strict=True)]
+    return [max(row) for row in probabilities], agrees
+
+
+def _milliseconds(student: Student, rows: "Dataset") -> float:
+    """The median time of a row alone."""
+    taken = []
+    for example in examples_of(rows.select(range(min(_TIMED, len(rows))))):
+        began = time.perf_counter()
+        student.answer_batch([0], [example])
+        taken.append(time.perf_counter() - began)
+    return 1000 * median(taken)

@@ -1,0 +1,189 @@
+"""`sinkd calibrate` and `sinkd route` on a made-up student: what they store, show and refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sinkd_llm.answering import torch_student
+from sinkd_llm.answering.facts import HeldOut, StudentFacts, kept_keys
+from sinkd_llm.cli import main
+from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.runs.held_out import hold_out
+from sinkd_llm.tasks import load_task
+from tests.support import models
+from tests.support.task_files import write_task
+
+SHARE = 0.5
+
+
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Texts of which the student says how likely each choice is, and labels that it is too sure of."""
+    random = np.random.default_rng(seed)
+    made = []
+    for index in range(count):
+        logit = float(random.normal(0, 2.5))
+        label = int(random.random() < 1 / (1 + np.exp(-logit)))
+        made.append({"text": f"film {seed}-{index} {3 * logit:.3f}", "label": label, "teacher": int(logit > 0)})
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student, beside its task and the task's rows."""
+    folder = tmp_path_factory.mktemp("made")
+    write_task(folder / "mine.yaml", metadata={"texts": ["text"]})
+    for name, count, seed in (("train", 1200, 0), ("validation", 400, 1), ("other", 500, 2)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows(count, seed))
+        (folder / f"{name}.jsonl").write_text(lines)
+    models.save(folder / "student", models.encoder_or_encoder_decoder("bert"), models.marked_tokenizer("bert"))
+    return folder
+
+
+@pytest.fixture
+def student(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def says(self: Any, examples: Any) -> list[list[float]]:
+        logits = [float(example.text.split()[-1]) for example in examples]
+        return [[-float(np.logaddexp(0, x)), -float(np.logaddexp(0, -x))] for x in logits]
+
+    monkeypatch.setattr(torch_student.TorchStudent, "log_probabilities", says)
+    facts = StudentFacts(kept_keys(load_task(made / "mine.yaml")), Reading(64))
+    replace(facts, held_out=HeldOut(SHARE, None, False, None, 0)).write(made / "student")
+    return made / "student"
+
+
+def kept(student: Path) -> StudentFacts:
+    facts = StudentFacts.load(student)
+    assert facts is not None
+    return facts
+
+
+def test_held_out_rows_make_probabilities_right(student: Path, made: Path, capsys) -> None:
+    argv = ["calibrate", str(student), "--task", str(made / "mine.yaml")]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    calibration = kept(student).calibration
+    assert calibration is not None
+    assert calibration.temperature == pytest.approx(3, rel=0.25)
+    held_out = len(hold_out(load_task(made / "mine.yaml").load("train"), SHARE)[1])
+    assert f"{held_out} held-out training rows" in said.out
+    measured = calibration.measured
+    assert measured["rows"] == held_out
+    for name in ("log_loss", "brier", "ece"):
+        assert measured["after"][name] < measured["before"][name]
+        assert f"{measured['after'][name]:.4f}" in said.out
+    assert "is stored in" in said.err
+
+
+def test_a_calibration_that_does_not_help_is_not_kept(student: Path, made: Path, monkeypatch, capsys) -> None:
+    from sinkd_llm.runs import calibrating
+
+    def useless(scores: Any, labels: Any) -> Any:
+        return calibrating.NONE, calibrating.NONE.apply(scores)
+
+    monkeypatch.setattr(calibrating, "fit_best", useless)
+    before = kept(student)
+    assert main(["calibrate", str(student), "--task", str(made / "mine.yaml")]) == 0
+    assert "nothing was stored" in capsys.readouterr().err
+    assert kept(student) == before
+
+
+def test_a_route_is_chosen_checked_and_used(student: Path, made: Path, capsys) -> None:
+    task = ["--task", str(made / "mine.yaml")]
+    assert main(["calibrate", str(student), *task]) == 0
+    costs = ["--teacher_ms", "500", "--teacher_price", "2"]
+    assert main(["route", str(student), *task, "--target", "0.9", *costs]) == 0
+    said = capsys.readouterr().out
+    route = kept(student).route
+    assert route is not None
+    assert (route.target, route.of) == (0.9, "accuracy")
+    chosen, checked = route.measured["chosen"], route.measured["checked"]
+    assert chosen["lower_bound"] >= 0.9
+    assert checked["rows"] == 400
+    assert checked["right"] / checked["answered"] > 0.87
+    passed = 1 - checked["answered"] / 400
+    for text in ("the guarantee", "its check", f"{1000 * passed:,.0f} are passed on", f"cost {passed * 2:,.4g}"):
+        assert text in said
+    output = made / "answers.jsonl"
+    assert main(["predict", str(student), str(made / "other.jsonl"), "--output", str(output), "--overwrite"]) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(found) == 500
+    for row in found:
+        assert row["decision"] == ("answer" if row["probability"] >= route.threshold - 1e-6 else "ask")
+    # Other probabilities need another route.
+    assert main(["calibrate", str(student), *task]) == 0
+    assert "run 'sinkd route' again" in capsys.readouterr().err
+    assert kept(student).route is None
+
+
+def test_agreement_with_a_file_of_answers(student: Path, made: Path, capsys) -> None:
+    answers = made / "teacher.jsonl"
+    every = [json.loads(line) for name in ("train", "validation") for line in (made / f"{name}.jsonl").open()]
+    answers.write_text("".join(json.dumps({"text": r["text"], "answer": r["teacher"]}) + "\n" for r in every))
+    argv = ["route", str(student), "--task", str(made / "mine.yaml"), "--teacher_file", str(answers)]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    route = kept(student).route
+    assert route is not None
+    assert route.of == "agreement"
+    assert route.measured["checked"]["right"] == route.measured["checked"]["answered"] > 390
+    assert "as the teacher" in said
+    assert "not calibrated" in said
+    answers.write_text("".join(json.dumps({"text": r["text"], "answer": r["teacher"]}) + "\n" for r in every[:1200]))
+    assert main(argv) == 0
+    assert "nothing checks the guarantee" in capsys.readouterr().out
+
+
+def test_agreement_with_a_model(student: Path, made: Path) -> None:
+    argv = ["route", str(student), "--task", str(made / "mine.yaml"), "--teacher_model_name_or_path", str(student)]
+    assert main(argv) == 0
+    route = kept(student).route
+    assert route is not None
+    assert route.measured["chosen"]["answered"] == route.measured["chosen"]["rows"]
+
+
+def test_rows_of_a_file(student: Path, made: Path, capsys) -> None:
+    replace(kept(student), held_out=None).write(student)
+    argv = ["calibrate", str(student), "--task", str(made / "mine.yaml")]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert "it has seen them all" in said
+    assert "--heldout_share" in said
+    assert main([*argv, "--rows", str(made / "validation.jsonl")]) == 2
+    assert "400 of the 400 rows for evaluation also stand in" in capsys.readouterr().err
+    assert main([*argv, "--rows", str(made / "other.jsonl")]) == 0
+    calibration = kept(student).calibration
+    assert calibration is not None
+    assert calibration.measured["rows"] == 500
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target", "1"], "between 0 and 1"),
+        (["--target", "nan"], "between 0 and 1"),
+        (["--target", "0.9999"], "give more with --rows"),
+        (["--target", "0.99"], "can be shown to give"),
+        (["--of", "agreement"], "not known what the teacher chooses"),
+        (["--teacher_ms", "-1"], "0 or more"),
+        (["--batch_size", "0"], "1 or more"),
+        (["--teacher_file", "a.csv", "--teacher_model_name_or_path", "b"], "one teacher"),
+        (["--rows", "nowhere.csv"], "no file"),
+        (["--teach_file", "x"], "unknown flag"),
+    ],
+)
+def test_what_cannot_be_routed(student: Path, made: Path, flags: list[str], message: str, capsys) -> None:
+    before = kept(student)
+    assert main(["route", str(student), "--task", str(made / "mine.yaml"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert kept(student) == before
+
+
+def test_a_folder_that_does_not_say_where_its_data_are(student: Path, tmp_path: Path, capsys) -> None:
+    assert main(["calibrate", str(student)]) == 2
+    assert "as --task" in capsys.readouterr().err
+    assert main(["calibrate", str(tmp_path / "nowhere")]) == 2
+    assert "is no folder" in capsys.readouterr().err
