@@ -184,7 +184,7 @@ class TaskEvaluator:
     def _ranked(
         self, model: Any, batch_size: int, on_progress: Any, spread: dict[str, Any], calibrate: Calibrate | None
     ) -> TaskScore:
-        task, dataset, kind = self.task, self.dataset, kind_of(model)
+        task, dataset, kind = self.task, self.task.as_scored(self.dataset), kind_of(model)
         features = self._tokenized(row_tokenizer(model, self.tokenizer, self._reading_of(model)))
         started = time.perf_counter()
         collator = row_collator(model, self.tokenizer)

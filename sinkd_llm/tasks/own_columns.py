@@ -1,6 +1,7 @@
 """Columns of the data that rows keep as they are: their own ids, and what says of which group or source they are."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.row_files import Rows
@@ -47,3 +48,18 @@ def check_ids(examples: Sequence[Example], places: Sequence[str], column: str) -
                 f"The id {shown(example.id)} of {place} is also the id of {first[example.id]}; give each row its own "
                 f"in the column {shown(column)}."
             )
+
+
+def without_columns(rows: Any, names: Collection[str]) -> Any:
+    """
+    Rows without some of their columns.
+
+    Args:
+        rows (`Dataset` or `Mapping[str, Sequence]`, *optional*): rows.
+        names (collection of `str`): columns that they may have.
+    """
+    if rows is None or not names:
+        return rows
+    if isinstance(rows, Mapping):
+        return {name: column for name, column in rows.items() if name not in names}
+    return rows.remove_columns([name for name in rows.column_names if name in names])

@@ -18,11 +18,11 @@ from sinkd_llm.metrics import (
 from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files, without_gaps
-from sinkd_llm.tasks.own_columns import check_columns, check_ids
+from sinkd_llm.tasks.own_columns import check_columns, check_ids, without_columns
 from sinkd_llm.tasks.rendered import rendered_rows, streamed_rows
 from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
 from sinkd_llm.tasks.sample import check_sample, drawn_rows
-from sinkd_llm.tasks.schema import checked_keys, read_task_file
+from sinkd_llm.tasks.schema import METADATA_SCORING, checked_keys, read_task_file
 from sinkd_llm.tasks.unlabelled import counted_rows, find_file, unlabelled_examples, unlabelled_rows
 from sinkd_llm.values import shown
 
@@ -316,7 +316,11 @@ class Task:
                 f"The metrics of the task {self.name!r} ({', '.join(self.metric_names)}) need the columns "
                 f"{', '.join(self.scoring_columns)} of the scored rows; pass the data set as rows."
             )
-        return compute_metrics(self.metric_names, predictions, references, rows, numbers)
+        return compute_metrics(self.metric_names, predictions, references, self.as_scored(rows), numbers)
+
+    def as_scored(self, rows: Any) -> Any:
+        """The rows as metrics read them: what they keep of the data is no scoring column, whatever it is called."""
+        return without_columns(rows, {*METADATA_SCORING} & {*self._kept})
 
     def _examples(self, rows: Rows, indices: Sequence[int], split: str, first: int = 0) -> list[Example]:
         """The examples of some rows, which are numbered from `first`; their labels are read together."""

@@ -46,3 +46,16 @@ def test_wrong_columns(task: Path) -> None:
         load_task(task, id_column="bag").load("train")
     with pytest.raises(InputError, match=r"The column 'choices' .* rows have a column of this name already"):
         load_task(task, keep=["choices"]).load("train")
+
+
+def test_a_kept_column_is_no_scoring_column(tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": i % 2, "group": "all"} for i in range(4)]
+    file = write_task(tmp_path / "opinions.yaml", rows, metadata={"metrics": ["em"]})
+    task = load_task(file, keep=["group"])
+    loaded = task.load("train")
+    assert loaded["group"][:] == ["all"] * 4
+    # Were the group a question, one wrong row would make all of it wrong.
+    for scored in (loaded, loaded.to_dict()):
+        assert task.compute_metrics([0, 1, 0, 0], loaded["label"][:], rows=scored)["em"] == 0.75
+    assert "group" not in task.as_scored(loaded).column_names
+    assert load_task(file).as_scored(loaded) is loaded
