@@ -116,7 +116,7 @@ def examine(
 def _findings(scores_RC: Sequence["np.ndarray[Any, Any]"], labels_R: Sequence[int | None]) -> Findings:
     if not len(scores_RC):
         raise InputError("The teacher says nothing of any row, so there is nothing to examine; check its rows.")
-    probabilities_RC = distributions(scores_RC)
+    probabilities_RC = distributions([row.tolist() for row in map(np.asarray, scores_RC)])
     logs_RC = np.log(probabilities_RC, out=np.zeros_like(probabilities_RC), where=probabilities_RC > 0)
     confidence_R, chosen_R = probabilities_RC.max(-1), probabilities_RC.argmax(-1)
     gold_R = np.array([-1 if label is None else label for label in labels_R])

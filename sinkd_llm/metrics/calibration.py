@@ -8,13 +8,15 @@ Shape suffixes: N rows, C choices, B bins.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from sinkd_llm.errors import InputError
 
 Array = np.ndarray[Any, Any]
+# Numbers of the choices of each row; rows may differ in how many they have.
+Rows: TypeAlias = Sequence[Sequence[float]]
 
 # As in Guo et al. 2017.
 BINS = 15
@@ -24,7 +26,7 @@ _SLACK = 1e-5
 _SMALLEST = float(np.finfo(np.float64).tiny)
 
 
-def probabilities_of(log_likelihoods: Sequence[Sequence[float]]) -> list[list[float]]:
+def probabilities_of(log_likelihoods: Rows) -> list[list[float]]:
     """
     The softmax over the choices of each row.
 
@@ -44,7 +46,7 @@ def probabilities_of(log_likelihoods: Sequence[Sequence[float]]) -> list[list[fl
     return [row[: len(given)] for row, given in zip(rows, log_likelihoods, strict=True)]
 
 
-def distributions(log_likelihoods: Sequence[Sequence[float]]) -> Array:
+def distributions(log_likelihoods: Rows) -> Array:
     """
     As [`probabilities_of`], of at least one row, as an array `[N, C]`: a choice that a row does not have is 0.
     """
@@ -60,7 +62,7 @@ def distributions(log_likelihoods: Sequence[Sequence[float]]) -> Array:
     return probabilities_NC / probabilities_NC.sum(axis=1, keepdims=True)
 
 
-def calibration_scores(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> dict[str, float]:
+def calibration_scores(probabilities_NC: Rows, labels_N: Sequence[int]) -> dict[str, float]:
     """
     What runs say of probabilities: `log_loss`, `brier`, `ece` and `ece_adaptive`, see the functions below.
 
@@ -76,7 +78,7 @@ def calibration_scores(probabilities_NC: Sequence[Sequence[float]], labels_N: Se
     }
 
 
-def divergences(teacher_NC: Sequence[Sequence[float]], student_NC: Sequence[Sequence[float]]) -> Array:
+def divergences(teacher_NC: Rows, student_NC: Rows) -> Array:
     """
     KL(teacher || student) of each row, `[N]`, in nats: what the student's probabilities lose against the teacher's.
 
@@ -97,7 +99,7 @@ def divergences(teacher_NC: Sequence[Sequence[float]], student_NC: Sequence[Sequ
     return (theirs_NC * logs_NC).sum(axis=1)
 
 
-def log_loss(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> float:
+def log_loss(probabilities_NC: Rows, labels_N: Sequence[int]) -> float:
     """
     The mean negative logarithm of the probability of the right choice, in nats; 0 is best.
 
@@ -113,7 +115,7 @@ def log_loss(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int
     return float(log_losses(*checked(probabilities_NC, labels_N)).mean())
 
 
-def brier_score(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> float:
+def brier_score(probabilities_NC: Rows, labels_N: Sequence[int]) -> float:
     """
     The mean over rows of the squared distance, summed over all choices, from the right answer, in [0, 2]; 0 is best.
 
@@ -126,7 +128,7 @@ def brier_score(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[
 
 
 def expected_calibration_error(
-    probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int], bins: int = BINS, adaptive: bool = False
+    probabilities_NC: Rows, labels_N: Sequence[int], bins: int = BINS, adaptive: bool = False
 ) -> float:
     """
     The mean over rows of the distance between the accuracy of a bin and its mean confidence, in [0, 1]; 0 is best.
@@ -179,7 +181,7 @@ class ReliabilityBin:
 
 
 def reliability(
-    probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int], bins: int = BINS, adaptive: bool = False
+    probabilities_NC: Rows, labels_N: Sequence[int], bins: int = BINS, adaptive: bool = False
 ) -> list[ReliabilityBin]:
     """
     The bins of [`expected_calibration_error`] that hold rows, from low to high confidence.
@@ -203,7 +205,7 @@ def reliability(
     return found
 
 
-def checked(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> tuple[Array, Array]:
+def checked(probabilities_NC: Rows, labels_N: Sequence[int]) -> tuple[Array, Array]:
     """
     Probabilities as an array `[N, C]`, in which a choice that a row does not have is 0, and labels as an array `[N]`.
 
@@ -265,7 +267,7 @@ def bins_of(confidence_N: Array, bins: int = BINS, adaptive: bool = False) -> tu
     return np.digitize(confidence_N, inner, right=True), np.concatenate([[0.0], inner, [1.0]])
 
 
-def _padded(rows: Sequence[Sequence[float]], value: float) -> Array:
+def _padded(rows: Rows, value: float) -> Array:
     """Rows of unlike lengths as one array, filled up with `value`."""
     lengths_N = np.fromiter(map(len, rows), np.int64, len(rows))
     padded_NC = np.full((len(rows), max(int(lengths_N.max()), 1)), value)

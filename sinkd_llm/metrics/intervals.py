@@ -154,7 +154,7 @@ def calibration_interval(
     by_chance = []
     for start in range(0, draws, chunk := max(1, 4_000_000 // len(sorted_N))):
         chance_CN = random.random((min(chunk, draws - start), len(sorted_N)), dtype=np.float32)
-        gap_CN = (chance_CN < sorted_N) - sorted_N
+        gap_CN: Array = (chance_CN < sorted_N) - sorted_N
         by_chance.append(np.abs(np.add.reduceat(gap_CN, starts, axis=1)).sum(1) / len(sorted_N))
     low, high = drawn_ends
     if error <= np.quantile(np.concatenate(by_chance), (1 + confidence) / 2):

@@ -84,7 +84,7 @@ def read_predictions(folder: Path) -> dict[str, Predictions]:
 
 
 def _read(content: Mapping[str, Any]) -> Predictions:
-    given = {
+    given: dict[str, Any] = {
         entry.name: content[entry.name] if entry.default is MISSING else content.get(entry.name)
         for entry in fields(Predictions)
     }
