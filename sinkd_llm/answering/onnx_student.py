@@ -33,7 +33,8 @@ class OnnxStudent(Student):
             `sinkd_answers.json`.
         task ([`Task`]): what it answers.
         facts ([`StudentFacts`]): calibration and route among them.
-        threads (`int`, *optional*): threads of a forward. Default: as many as ONNX Runtime finds processors.
+        threads (`int`, *optional*): threads of a forward. Default: `OMP_NUM_THREADS`, which torch takes, too; else as
+            many as ONNX Runtime finds processors.
 
     Raises:
         InputError: if a package or file is missing, or cannot be read, or `threads` is below 1.
@@ -43,6 +44,9 @@ class OnnxStudent(Student):
         super().__init__(task, facts)
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give 1 or more, or leave it out.")
+        wanted = os.environ.get("OMP_NUM_THREADS", "")
+        if threads is None and wanted.isdecimal() and int(wanted) > 0:
+            threads = int(wanted)
         self.folder = folder
         self._session = _session(folder / ONNX_FILE, threads)
         metadata = self._session.get_modelmeta().custom_metadata_map

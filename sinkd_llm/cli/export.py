@@ -95,7 +95,11 @@ def said(result: "ExportResult") -> str:
     """How the export was compared, and where it is."""
     found = result.comparison
     largest = "" if found.largest is None else f"; log-probabilities differ by up to {found.largest:.2g}"
+    route = (
+        "The student's route is left out, whose guarantee is about the probabilities that it was chosen on; 'sinkd "
+        f"route {result.folder}' chooses one for the export.\n"
+    )
     return (
         f"{found.differing} of {found.rows} rows get another answer ({found.share:.1%}){largest}.\n"
-        f"The export is in {result.folder}"
+        f"{route if result.without_route else ''}The export is in {result.folder}"
     )

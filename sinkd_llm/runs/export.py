@@ -39,13 +39,24 @@ class Profile:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `sinkd export` gives."""
+    """
+    What `sinkd export` gives.
+
+    Args:
+        folder (`Path`): where the export is.
+        format (`str`): its format.
+        before, after ([`Profile`]): the student and the export.
+        comparison ([`Comparison`]): of what both answered.
+        without_route (`bool`): whether the student's route was left out: its guarantee is about the probabilities that
+            it was chosen on, and the export's are others.
+    """
 
     folder: Path
     format: str
     before: Profile
     after: Profile
     comparison: "Comparison"
+    without_route: bool
 
 
 @termination_raises()
@@ -137,6 +148,7 @@ def run_export(
             before=Profile(source_size_bytes(student), first),
             after=Profile(_size(staging), last[0] if last else None),
             comparison=found,
+            without_route=loaded.facts.route is not None and (not made.exact(exported) or found.beyond_rounding),
         )
         text = _complete(staging, exported, result)
     # The folder is whole without it, and a page that somebody has written on is no part of a save.
@@ -243,6 +255,7 @@ def _complete(staging: Path, exported: "Exported", result: ExportResult) -> str:
     (staging / EXPORT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     write_record(staging, {"base_quantisation": trained_over(exported.source), "merged_in": None})
     facts = exported.student.facts
-    # What was measured on the student holds for its export: they answer alike, as was just seen.
-    replace(facts, model_sum=manifest_sum(staging)).write(staging)
+    route = None if result.without_route else facts.route
+    # A calibration holds for an export that answers alike, as was just seen.
+    replace(facts, route=route, model_sum=manifest_sum(staging)).write(staging)
     return readme(exported, result.format, result.folder.resolve().name, result.comparison)

@@ -11,6 +11,7 @@ import torch
 from sinkd_llm import load_model, load_student
 from sinkd_llm.answering.calibration import Calibration
 from sinkd_llm.answering.facts import ANSWERS_FILE, StudentFacts, kept_keys
+from sinkd_llm.answering.routing import Route
 from sinkd_llm.cli import export as command
 from sinkd_llm.errors import InputError
 from sinkd_llm.exporting import formats
@@ -26,6 +27,7 @@ from tests.support import models
 from tests.support.task_files import write_task
 
 TEXTS = ["good film", "awful plot", "great", "the food was not good but the plot is great", "bad bad", "an awful film"]
+ROUTE = Route(0.9, 0.98, "accuracy")
 ROWS = [{"text": text, "label": index % 2} for index, text in enumerate(TEXTS)]
 
 
@@ -35,8 +37,8 @@ def task(tmp_path: Path) -> Path:
 
 
 def with_facts(folder: Path, task: Path) -> Path:
-    facts = StudentFacts(kept_keys(load_task(task)), Reading(64), Calibration(2.0), model_sum=manifest_sum(folder))
-    facts.write(folder)
+    sure = {"calibration": Calibration(2.0), "route": ROUTE, "model_sum": manifest_sum(folder)}
+    StudentFacts(kept_keys(load_task(task)), Reading(64), **sure).write(folder)
     return folder
 
 
@@ -61,7 +63,7 @@ def test_an_adapter_is_folded_into_its_base(adapted: Path, task: Path, tmp_path:
         assert torch.equal(plain(ids).logits, load_model(adapted)(ids).logits)
     check_manifest(folder)
     student = load_student(folder)
-    assert student.facts.calibration == Calibration(2.0)
+    assert (student.facts.calibration, student.facts.route) == (Calibration(2.0), ROUTE)
     expected = [answer.probability for answer in load_student(adapted).predict(TEXTS)]
     assert [answer.probability for answer in student.predict(TEXTS)] == pytest.approx(expected, rel=1e-5)
 
@@ -99,6 +101,15 @@ def test_a_gguf_file_is_checked_as_it_is_read_back(adapted: Path, tmp_path: Path
     assert (result.comparison.rows, result.comparison.largest) == (4, 0.0)
     assert result.after.latency_ms is None
     assert {file.name for file in result.folder.iterdir()} > {GGUF_FILE, ANSWERS_FILE, "README.md"}
+    facts = StudentFacts.load(result.folder)
+    assert facts is not None
+    assert facts.route == ROUTE
+    # In fewer bits the probabilities are others, about which a route guarantees nothing.
+    result = run_export(str(adapted), tmp_path / "out", "gguf", rows=str(rows), numbers="f16")
+    facts = StudentFacts.load(result.folder)
+    assert facts is not None
+    assert (facts.calibration, facts.route) == (Calibration(2.0), None)
+    assert "route is left out" in command.said(result)
 
 
 def refused(match: str, student: Path, output: Path, format: str, **settings: Any) -> None:
