@@ -25,6 +25,7 @@ from tests.support.models import decoder, encoder_or_encoder_decoder, marked_tok
 from tests.support.samples import SAMPLES
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "recipes" / "README.md"]
+STUDENT = REPOSITORY / "docs" / "using_a_student.md"
 # The log says what was found on a day, with the names of that day.
 TODAY = [page for page in PAGES if page.name != "log.md"]
 # Languages of blocks that are shown to be read, or that other tests use (tests/tasks/test_docs.py: files of a task).
@@ -39,6 +40,10 @@ NOT_RUN = {
     "docs/small_classifiers.md": ["needs a server", "needs files of your own; tests/runs/test_teacher_groups.py"],
     "recipes/README.md": ["needs a server", "needs the answers of a large model"],
     "docs/teacher_cache.md": ["needs several devices"],
+    "docs/using_a_student.md": [
+        "runs until it is stopped; tests/cli/test_serve.py",
+        *["needs the server; tests/serving/test_page.py"] * 2,
+    ],
     "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
@@ -52,6 +57,9 @@ SHORT = {
     "cache": TRAIN,
     "evaluate": SCORE,
 }
+# The walk of docs/using_a_student.md needs held-out rows, so that it takes all of its few rows.
+WALK = ["--max_steps", "2", "--overwrite_output_dir", "--check_saved", "false"]
+ON_REVIEWS = {"finetune": WALK, "distill": WALK, "route": ["--target", "0.3"]}
 # Flags of the other programs that the pages call: pip, accelerate, deepspeed, torchrun, lm_eval, llama_cpp.server.
 FLAGS_OF_OTHERS = {"--no-deps", "--config_file", "--num_gpus", "--module", "--nproc_per_node"}
 FLAGS_OF_OTHERS |= {"--include_path", "--tasks", "--model", "--model_args", "--kv_overrides"}
@@ -127,6 +135,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tickets.yaml").write_text(shown["yaml"])
     for name in ("tickets_train.jsonl", "tickets_dev.jsonl"):
         (folder / name).write_text(shown["json"])
+    (folder / "reviews.yaml").write_text(next(b.text for b in blocks_of(STUDENT) if b.language == "yaml"))
+    for name, count in (("reviews", 200), ("reviews_dev", 20), ("new_reviews", 4)):
+        labels = (("positive", "negative")[i % 3 % 2] for i in range(count))
+        lines = (f"a {('good', 'bad')[i % 2]} film {name} {i},{label}" for i, label in enumerate(labels))
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
     (folder / "tickets_raw.txt").write_text("The printer is on fire.\nWhere is my invoice?\n")
     (folder / "my_instructions").mkdir()
     for name in ("train", "val"):
@@ -175,7 +188,8 @@ def run(folder: Path, tiny: dict[str, Path]) -> Run:
             else:
                 assert words[0] == "sinkd", words
                 launches = len(launched) + any("zero3" in word for word in words)
-                assert main([*words[1:], *SHORT.get(words[1], [])]) == 0, words
+                short = ON_REVIEWS if any("reviews" in word for word in words) else SHORT
+                assert main([*words[1:], *short.get(words[1], [])]) == 0, words
                 assert len(launched) == launches
         done.append(words)
 
@@ -236,6 +250,10 @@ def test_python_blocks_run(
     if '"runs/quickstart/teacher"' in block.text:
         run(["sinkd", "quickstart"])
         (tmp_path / "runs" / "quickstart").symlink_to(folder / "runs" / "quickstart")
+    elif '"runs/reviews-student"' in block.text:
+        for words in [words for other in SHELL if other.page == block.page for words in other.commands][:2]:
+            run(words)
+        (tmp_path / "runs" / "reviews-student").symlink_to(folder / "runs" / "reviews-student")
     elif '"runs/student"' in block.text and "output_dir" not in block.text:
         flags = ["--teacher_model_name_or_path", "smollm2-135m", "--student_layers", "2", "--use_peft"]
         run(["sinkd", "distill", "--task", "quickstart", "--output_dir", "runs/student", *flags])
