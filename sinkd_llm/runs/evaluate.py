@@ -163,7 +163,7 @@ def run_evaluations(
         if teacher_cache is not None:
             teacher = answers_of_cache(Path(teacher_cache), evaluator, model)
         if teacher is not None:
-            compare_with_teacher(row, rows, score, teacher.predictions, teacher.probabilities)
+            compare_with_teacher(row, task.as_scored(rows), score, teacher.predictions, teacher.probabilities)
         if profile and not results:
             profile_model(row, evaluator, model)
         results.append(EvaluateResult(task, rows, row, score, teacher, calibration))

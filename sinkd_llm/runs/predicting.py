@@ -78,7 +78,7 @@ def as_predictions(
     references = list(rows["completion"]) if written else [int(label) for label in rows["label"]]
     said, targets = None, None
     if any(name in REGRESSION for name in task.metric_names):
-        values = on_target_scale(predictions, references, rows, numbers)
+        values = on_target_scale(predictions, references, task.as_scored(rows), numbers)
         said, targets = (list(map(float, side)) for side in values)
     choices = choice_names(task)
     return Predictions(

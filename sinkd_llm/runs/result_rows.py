@@ -28,7 +28,7 @@ def fill_in(row: ResultRow, evaluator: "TaskEvaluator", score: "TaskScore") -> N
     row.metrics, row.intervals = dict(score.metrics), dict(score.intervals)
     row.num_examples, row.seconds = score.num_examples, score.seconds
     names = choice_names(evaluator.task)
-    if names is not None and "answers" not in evaluator.dataset.column_names:
+    if names is not None and "answers" not in evaluator.task.as_scored(evaluator.dataset).column_names:
         found = class_scores(score.predictions, list(evaluator.dataset["label"]), len(names))
         cells = [
             [right, chosen, count]
@@ -54,7 +54,7 @@ def compare_with_teacher(
 
     Args:
         row ([`ResultRow`]): of the student.
-        rows ([`~datasets.Dataset`]): that were scored.
+        rows ([`~datasets.Dataset`]): that were scored, as the task's metrics read them ([`Task.as_scored`]).
         score ([`TaskScore`]): of the student.
         predictions (`Sequence[int]`): what the teacher chose; -1 where that is not known.
         probabilities (`Sequence[Sequence[float]]`, *optional*): of the teacher.

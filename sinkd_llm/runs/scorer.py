@@ -238,9 +238,8 @@ class Scorer:
             self._teacher_predictions = self._recorded.of(*known)
             self.teacher_probabilities = self._recorded.probabilities_of(*known)
         if self._teacher_predictions is not None:
-            compare_with_teacher(
-                row, self.data.evaluation, score, self._teacher_predictions, self.teacher_probabilities
-            )
+            rows = self.data.task.as_scored(self.data.evaluation)
+            compare_with_teacher(row, rows, score, self._teacher_predictions, self.teacher_probabilities)
 
 
 def rows_hash(data: RunData) -> str:
