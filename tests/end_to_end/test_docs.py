@@ -31,6 +31,7 @@ TODAY = [page for page in PAGES if page.name != "log.md"]
 # Languages of blocks that are shown to be read, or that other tests use (tests/tasks/test_docs.py: files of a task).
 SHOWN = {"", "json", "yaml"}
 NOT_RUN = {
+    "README.md": ["docs/using_a_student.md has the whole walk, which is run"],
     "docs/compare.md": ["starts a process for every run; tests/runs/test_compare.py"],
     "docs/extending.md": ["lines for divergences.py, which tests/end_to_end/test_docs.py puts there"],
     "docs/large_models.md": ["needs several devices"],
