@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -283,8 +283,7 @@ class _Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            with suppress(OSError):  # the client has gone
-                await send(message)
+            await send(message)
 
         try:
             await self._app(scope, receive, noticed)

@@ -8,40 +8,18 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
-from sinkd_llm import load_student
-from sinkd_llm.serving.app import ServeSettings, StudentServer
 from sinkd_llm.serving.limits import ServeLimits
-from sinkd_llm.serving.running import bound, http_server
+from tests.support.served import running
 from tests.support.students import save_student
 
 TEXTS = ("good film", "awful plot", "great", "the food was not good but the plot is great", "bad")
 WRONG = (b"{", b'{"texts": []}', b'{"texts": [1]}', b"\xff\xfe", b'{"texts": ["' + b"x" * 3000 + b'"]}')
 THREADS, REQUESTS = 8, 100
-
-
-@contextmanager
-def running(student: Path, limits: ServeLimits) -> Iterator[tuple[StudentServer, int]]:
-    server = StudentServer(load_student(student), ServeSettings("tiny", limits))
-    process = http_server(server)
-    with bound("127.0.0.1", 0) as listening:
-        port = listening.getsockname()[1]
-        thread = threading.Thread(target=process.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            while not server.batcher.ready:
-                time.sleep(0.01)
-            yield server, port
-        finally:
-            process.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
