@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
+from sinkd_llm import load_task
+from sinkd_llm.answering.calibration import Calibration
+from sinkd_llm.answering.facts import ANSWERS_FILE, StudentFacts, kept_keys
 from sinkd_llm.cli import main
+from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.report.evaluation import classes_table, tasks_table
 from sinkd_llm.report.results import ClassTable, ResultRow
+from sinkd_llm.runs.evaluate import calibration_of
 from tests.support.models import save
 from tests.support.task_files import write_task
 
@@ -82,6 +87,25 @@ def test_rows_of_a_student_and_its_teacher(world: Path, tmp_path: Path, capsys: 
     assert evaluate(world, "--output", str(student), task=task) == 0
     student.write_text('{"id": 1}\n')
     assert evaluate(world, "--output", str(student), task=task) == 2
+
+
+def test_the_calibration_of_a_folder_is_applied_to_its_task(world: Path, tmp_path: Path, capsys: Any) -> None:
+    task, plain, calibrated = world / "tasks" / "first.yaml", tmp_path / "plain.jsonl", tmp_path / "calibrated.jsonl"
+    assert evaluate(world, "--output", str(plain), task="tasks/first.yaml") == 0
+    facts = StudentFacts(kept_keys(load_task(task)), Reading(max_length=1024), Calibration(0.25))
+    facts.write(world / "model")
+    try:
+        capsys.readouterr()
+        assert evaluate(world, "--output", str(calibrated), task="tasks/first.yaml") == 0
+        assert "first: probabilities are calibrated" in capsys.readouterr().out
+        assert calibration_of(str(world / "model"), load_task("rte")) is None  # other answers
+    finally:
+        (world / "model" / ANSWERS_FILE).unlink()
+    for before, after in zip(lines(plain), lines(calibrated), strict=True):
+        powers = {choice: value**4 for choice, value in before["probabilities"].items()}
+        expected = {choice: value / sum(powers.values()) for choice, value in powers.items()}
+        assert after["probabilities"] == pytest.approx(expected, abs=1e-4)
+        assert after["choice"] == before["choice"]
 
 
 def test_what_does_not_go_together_is_refused(world: Path, tmp_path: Path, capsys: Any) -> None:

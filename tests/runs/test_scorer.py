@@ -1,6 +1,7 @@
 """The scores of a run's models: rows are those of the trainer, and students are compared with their teacher."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from sinkd_llm import evaluate_task
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import evaluator
 from sinkd_llm.report.results import BEFORE, TEACHER
+from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
+from sinkd_llm.runs.evaluate import answers_of_cache
+from sinkd_llm.runs.predicting import predictions_of
 from sinkd_llm.runs.scorer import Scorer
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask, changed_trainer
@@ -113,6 +117,35 @@ def test_recorded_probabilities_of_other_choices_are_refused(trainer: Any) -> No
     later.recorded({**record, "probabilities": [[0.2, 0.3, 0.5]] * 9})
     with pytest.raises(InputError, match="records 3 probabilities for a row with 2 choices"):
         later.row(BEFORE, trainer.model)
+
+
+def test_evaluate_knows_the_teacher_of_a_cache(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
+    scorer = Scorer(data, trainer.processing_class, trainer.args)
+    record = scorer.record(trainer.teacher.model)
+    kept = SimpleNamespace(teacher_score=record, layout=SimpleNamespace(content="topk"))
+    monkeypatch.setattr("sinkd_llm.teachers.cache.manifest.Manifest.load", lambda folder: kept)
+    found = answers_of_cache(Path("cache"), scorer.evaluator_of_rows(data.evaluation), trainer.model)
+    assert found.predictions == record["predictions"]
+    assert found.probabilities == record["probabilities"]
+    with pytest.raises(InputError, match="--teacher_cache cache: The teacher cache does not know what the teacher"):
+        answers_of_cache(Path("cache"), scorer.evaluator_of_rows(opinions(9, 200)), trainer.model)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_probabilities_and_texts_of_rows_are_kept_if_they_are_to_be(kept: bool, trainer: Any) -> None:
+    arguments = TaskArguments(task="quickstart", keep_probabilities=kept)
+    data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100), arguments=arguments)
+    scorer = Scorer(data, trainer.processing_class, trainer.args)
+    scorer.row(TEACHER, trainer.teacher.model)
+    scorer.row(BEFORE, trainer.model)
+    found = predictions_of(scorer, BEFORE, trainer.model)
+    student, teacher = found["evaluation"], found["teacher"]
+    assert student.predictions == scorer.scores[BEFORE].predictions
+    assert student.probabilities == (scorer.scores[BEFORE].probabilities if kept else None)
+    assert teacher.probabilities == (scorer.scores[TEACHER].probabilities if kept else None)
+    assert student.texts == (list(data.evaluation["prompt"]) if kept else None)
+    assert student.choices is None  # rows of this task may have others
 
 
 def test_a_model_is_timed_on_single_rows(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
