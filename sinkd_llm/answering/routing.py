@@ -22,7 +22,7 @@ ANSWER, ASK = "answer", "ask"
 LEVEL = 0.95
 # The first test is on about this share of the rows: on fewer a sequence ends at an early mistake, on more it finds no
 # threshold for a student that answers less.
-_FIRST = 0.2
+_FIRST = 0.3
 
 
 @dataclass(frozen=True)
