@@ -154,17 +154,22 @@ def draw_heat_map(
 
     def paint(axes: "Axes") -> None:
         from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.ticker import MaxNLocator
 
         # Of one hue that is seen on light and on dark paper; 0 lets the paper through.
         shades = LinearSegmentedColormap.from_list("page", [(0.23, 0.51, 0.73, 0.0), (0.23, 0.51, 0.73, 1.0)])
-        axes.imshow(values, cmap=shades, vmin=0, interpolation="nearest", aspect="equal")
+        # Counted from 1, as the page does.
+        edges = (0.5, columns + 0.5, rows + 0.5, 0.5)
+        axes.imshow(values, cmap=shades, vmin=0, interpolation="nearest", aspect="equal", extent=edges)
         axes.set(ylabel=axes_names[0], xlabel=axes_names[1])
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_color(LINE)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
         if names is not None:
-            axes.set_yticks(range(rows), [_short(name) for name in names[0]])
-            axes.set_xticks(range(columns), [_short(name) for name in names[1]], rotation=90)
+            axes.set_yticks(range(1, rows + 1), [_short(name) for name in names[0]])
+            axes.set_xticks(range(1, columns + 1), [_short(name) for name in names[1]], rotation=90)
 
     return draw(title, paint, (WIDTH, WIDTH * max(0.45, min(1.2, rows / columns))))
 

@@ -162,7 +162,7 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
         scored_on=f"On {record.evaluation}." + " In brackets: 95 % intervals, over the rows." * _has_intervals(rows),
         calibration=facts.calibration or _uncalibrated(rows),
         limits=_limits(files),
-        bibtex=_BIBTEX if _weight(record, "sinkhorn_weight") and record.command == "distill" else "",
+        bibtex=_BIBTEX if _number(record, "sinkhorn_weight") and record.command == "distill" else "",
         version=record.versions.get("sinkd-llm", ""),
         command_line=recordable(record.command_line),
     ).rstrip("\n")
@@ -214,7 +214,7 @@ def _header(name: str, record: RunRecord, facts: CardFacts) -> str:
 
 def _what(record: RunRecord) -> str:
     teacher, base = _teacher(record), _name_of(record.all_settings.get("model_name_or_path"))
-    started = f"{base}" if base else "some layers of its teacher"
+    started = base or "Some layers of its teacher"
     if record.command != "distill":
         return f"{started}, fine-tuned on {record.task}."
     said = summary(record.rows)
@@ -291,17 +291,16 @@ def _training(record: RunRecord) -> str:
     done = describe_training(record.training) + (f" on {rows}" if rows else "") + f", seed {record.seed}."
     if record.command != "distill":
         return f"Cross-entropy on the answers; {done}"
-    given, parts = record.settings, []
-    alpha = float(given.get("alpha", 0.0))
+    parts, alpha = [], _number(record, "alpha")
     if alpha < 1:
         parts.append(_part(1 - alpha, "ce"))
-    divergence = str(given.get("divergence", "none"))
+    divergence = str(record.settings.get("divergence", "none"))
     if divergence != "none" and alpha > 0:
-        parts.append(_part(alpha, divergence) + f" at temperature {given.get('temperature', 1.0):g}")
+        parts.append(_part(alpha, divergence) + f" at temperature {_number(record, 'temperature'):g}")
     parts += [
         _part(weight, name)
         for name in ("sinkhorn", "transported", "hidden", "queue")
-        if (weight := _weight(record, f"{name}_weight"))
+        if (weight := _number(record, f"{name}_weight"))
     ]
     return f"The loss: {' + '.join(parts) or 'see the settings'}. {done}"
 
@@ -310,7 +309,8 @@ def _part(weight: float, term: str) -> str:
     return f"{weight:g} × {LOSS.labels.get(term, term)}"
 
 
-def _weight(record: RunRecord, name: str) -> float:
+def _number(record: RunRecord, name: str) -> float:
+    """A setting that is a number; 0 where it is none."""
     value = record.settings.get(name, record.all_settings.get(name))
     return float(value) if isinstance(value, int | float) else 0.0
 

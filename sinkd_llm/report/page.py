@@ -131,7 +131,7 @@ def _class_cells(line: tuple[Any, ...]) -> list[str]:
 def _plan_cells(plan: PlanView) -> list[list[str]]:
     cells = []
     for line in plan.lines:
-        partners = "; ".join(f"{number} ({format_share(share)}) {what}" for number, what, share in line.partners)
+        partners = "\n".join(f"{number} ({format_share(share)}) {what}" for number, what, share in line.partners)
         own = [format_share(line.own)] if plan.kept.same_rows else []
         text = line.text if not line.name else f"{line.text} ({line.name})"
         cells.append([str(line.number), line.gold or NOT_KNOWN, text, *own, partners or NOT_KNOWN])

@@ -73,7 +73,7 @@ def whole_run(classes: int = 3, rows: int = 60, hostile: bool = False) -> RunFil
     ]
     layers = {"kept": {"layers": [0, 2]}, "of": {"layers": 3}, "in_words": "The student has the layers 0, 2 of 3."}
     sides = [PlanRow(ids[i], texts[i], names[gold[i]]) for i in range(min(16, rows))]
-    masses = [[round(draw.random() / len(sides), 6) for _ in sides] for _ in sides]
+    masses = [[round(draw.random() / rows / len(sides), 6) for _ in sides] for _ in sides]
     plan = KeptPlan("sinkhorn", 20, masses, sides, sides, (rows, rows), True)
     whole = replace(record(scored), layers=layers)
     whole.training |= {"rows": 512, "labelled_rows": 64}
