@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.models.adapter_facts import base_source, base_weights, loads_merged_only, settle_base
 from sinkd_llm.models.finite import check_finite_weights
-from sinkd_llm.models.kinds import kind_of
+from sinkd_llm.models.kinds import context_length, kind_of
 from sinkd_llm.models.names import (
     ADAPTER_CONFIG,
     BASE_FOLDER,
@@ -112,17 +113,20 @@ def save_student(
 
 def _save_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
     """
-    Saves the tokenizer with the padding that the model needs where plain code batches its rows.
+    Saves the tokenizer with the padding that the model needs where plain code batches its rows, and with the model's
+    context where it has no length of its own: plain code truncates to that.
 
     A decoder goes on writing at the end of a row, so it is padded on the left. Encoders with absolute positions count
     them from the first token, padding included: a row that is padded on the left is another row to them.
     """
-    side = tokenizer.padding_side
+    side, length = tokenizer.padding_side, tokenizer.model_max_length
+    if length >= VERY_LARGE_INTEGER:
+        tokenizer.model_max_length = context_length(unwrap(model)) or length
     tokenizer.padding_side = "left" if kind_of(unwrap(model)).continues_prompt else "right"
     try:
         tokenizer.save_pretrained(folder)
     finally:
-        tokenizer.padding_side = side
+        tokenizer.padding_side, tokenizer.model_max_length = side, length
 
 
 def check_saveable(model: Any, will_be_spread: bool = False) -> None:

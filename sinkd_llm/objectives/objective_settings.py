@@ -174,11 +174,11 @@ class ObjectiveSettings:
             free.append(TRANSPORTED)  # the mean of a group says how much it has of each class
         if not free:
             return None
+        from_labels = "Learn from the labels, too (alpha below 1)" if labels else "No row has a label: give some one"
         return (
             f"Nothing beside {' and '.join(free)} says which class is which: it matches sets of rows, and a plan that "
-            "begins with a student who knows no class may give each class another one's rows. Learn from some labels "
-            "too (alpha below 1), from a divergence between pairs, or from pairs that mostly hold (transported_anchor "
-            "below 1)."
+            f"begins with a student who knows no class may give each class another one's rows. {from_labels}, or "
+            "learn from a divergence between pairs, or from pairs that mostly hold (transported_anchor below 1)."
         )
 
     @property

@@ -24,13 +24,15 @@ from sinkd_llm.teachers.cache.in_groups import check_objective
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.group_file import finds_groups_by, sets_in
-from sinkd_llm.teachers.questions import Question, questions_of, rows_of_pairs
+from sinkd_llm.teachers.questions import Question, each_row, questions_of, rows_of_pairs
 from sinkd_llm.teachers.served.asking import ask, ask_lists
 from sinkd_llm.teachers.served.finding import find_way
 from sinkd_llm.teachers.served.lists import list_questions
 from sinkd_llm.teachers.served.server import Server
 from sinkd_llm.teachers.served.ways import Way, projected
 from sinkd_llm.terminal import is_main_process, progress, say
+from sinkd_llm.training.prepare import check_over_choices
+from sinkd_llm.training.signal import check_choice_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,6 +88,9 @@ def check_use(data: RunData, args: "SinKDConfig") -> None:
         if args.teacher_rows_per_request > 1:
             _check_lists(args)
         _check_asking(data, args)
+        # A server is paid for its answers: what the trainer would refuse of them is refused now.
+        check_over_choices(args)
+        check_choice_rows(args, data.train)
     elif balance_asked(data):
         raise InputError(
             "--balance is over the answers to all rows, and a teacher that is a model here answers in every step; "
@@ -293,7 +298,8 @@ def _in_file(
     alone = by_position and not found.of_split and not of_training
     for sentence in found.sentences():
         say(sentence)
-    splits = (_TRAIN,) if of_training else _HELD_OUT
+    # A file that knows no splits says the same of all.
+    splits = (_TRAIN,) if of_training else _HELD_OUT if found.of_split else _HELD_OUT[:1]
     return found.answers, {} if alone else _of_held_out(rows, held_out, own, splits)
 
 
@@ -321,7 +327,7 @@ def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any
         "predictions": chosen,
         "keys": [name_key(held_out[i].name).hex() for i in known],
         "name": TEACHER,
-        "metrics": data.task.compute_metrics(chosen, list(rows["label"]), rows=rows),
+        "metrics": data.task.compute_metrics(chosen, rows["label"][:], rows=rows),
         "num_examples": len(known),
     }
 
@@ -330,7 +336,7 @@ def prints_of(rows: "Dataset", questions: Sequence[Question]) -> "Dataset":
     """What a cache over answer choices knows rows by: their names, and what they say."""
     import datasets
 
-    prints = [row_print(row) for row in rows]
+    prints = [row_print(row) for row in each_row(rows)]
     columns = {"example_id": [question.name for question in questions], "row_print": prints}
     kinds = {"example_id": datasets.Value("string"), "row_print": datasets.Value("int64")}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))

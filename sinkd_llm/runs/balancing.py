@@ -119,7 +119,7 @@ def _prior(data: RunData, given: str) -> tuple[tuple[str, ...], Any]:
             "those of one list; leave it out."
         )
     (choices,) = sets
-    return choices, prior_of(given, choices, (label for label in data.train["label"] if label != NO_LABEL))
+    return choices, prior_of(given, choices, (label for label in data.train["label"][:] if label != NO_LABEL))
 
 
 def _applied(found: Balance, asked: Sequence[Question], answers: Mapping[str, Any]) -> Answers:
@@ -150,7 +150,7 @@ def _compared(
     what: str, asked: Sequence[Question], rows: Any, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> str | None:
     """Score and calibration error before and after, over the rows that have an answer and a label."""
-    labels = dict(zip(rows["id"], rows["label"], strict=True)) if "id" in rows.column_names else {}
+    labels = dict(zip(rows["id"][:], rows["label"][:], strict=True)) if "id" in rows.column_names else {}
     known = [q.name for q in asked if q.name in before and labels.get(q.name, NO_LABEL) != NO_LABEL]
     if not known:
         return None

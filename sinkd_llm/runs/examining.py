@@ -41,7 +41,7 @@ def examine_model(data: RunData, trainer: "SinKDTrainer", scorer: "Scorer", coun
     if "choices" not in data.train.column_names or "target" in data.train.column_names:
         return  # what is examined are distributions over choices
     assert trainer.teacher is not None
-    known = [i for i, label in enumerate(data.train["label"]) if label != NO_LABEL]
+    known = [i for i, label in enumerate(data.train["label"][:]) if label != NO_LABEL]
     if not known:
         return
     labelled = data.train.select(sorted(random.Random(0).sample(known, min(count, len(known)))))
@@ -100,10 +100,12 @@ def say_examination(
         scores (`Mapping`): what the teacher says of them, by name.
         held_out, theirs: the same of the rows for evaluation, of which it may say nothing.
     """
-    labels = dict(zip(data.train["id"], data.train["label"], strict=True)) if "id" in data.train.column_names else {}
+    labels = (
+        dict(zip(data.train["id"][:], data.train["label"][:], strict=True)) if "id" in data.train.column_names else {}
+    )
     examined = [_known(taught, scores, labels)]
     if data.evaluation is not None and theirs:
-        gold = dict(zip(data.evaluation["id"], data.evaluation["label"], strict=True))
+        gold = labels_of(data.evaluation)
         examined.append(_known(held_out, theirs, gold))
     if not examined[0][0]:
         return
@@ -111,9 +113,9 @@ def say_examination(
     judged_labels, baseline = [label for label in examined[-1][1] if label is not None], None
     if data.evaluation is not None and len(examined) > 1:
         texts = texts_of(data.train), texts_of(data.evaluation)
-        train_labels = [None if label == NO_LABEL else label for label in data.train["label"]]
+        train_labels = [None if label == NO_LABEL else label for label in data.train["label"][:]]
         if any(label is not None for label in train_labels):
-            baseline = tfidf_baseline(texts[0], train_labels, texts[1], list(data.evaluation["label"]))
+            baseline = tfidf_baseline(texts[0], train_labels, texts[1], data.evaluation["label"][:])
     for sentence in sentences(examination, majority(judged_labels), baseline):
         say(sentence)
 
@@ -127,7 +129,9 @@ def say_shares(data: RunData, sets: Sequence[AnswerSet]) -> None:
         data ([`RunData`]): the rows.
         sets (sequence of [`AnswerSet`]): what it says.
     """
-    labels = dict(zip(data.train["id"], data.train["label"], strict=True)) if "id" in data.train.column_names else {}
+    labels = (
+        dict(zip(data.train["id"][:], data.train["label"][:], strict=True)) if "id" in data.train.column_names else {}
+    )
     rows, off = 0, 0.0
     for one in sets:
         gold = [labels.get(name, NO_LABEL) for name in one.names]
@@ -152,10 +156,16 @@ def _known(
     return [scores[question.name] for question in kept], [None if label == NO_LABEL else label for label in gold]
 
 
+def labels_of(rows: Any) -> dict[str, int]:
+    """The labels of rows that have ids, by these."""
+    # Whole columns: one value at a time takes `datasets` hundreds of times as long.
+    return dict(zip(rows["id"][:], rows["label"][:], strict=True)) if "id" in rows.column_names else {}
+
+
 def texts_of(rows: Any) -> list[str]:
     """What the words' baseline reads of rows: what the data say, or else the prompts."""
     if "text" not in rows.column_names:
-        return list(rows["prompt"])
+        return rows["prompt"][:]
     if "text_pair" not in rows.column_names:
-        return list(rows["text"])
-    return [f"{first} {second or ''}" for first, second in zip(rows["text"], rows["text_pair"], strict=True)]
+        return rows["text"][:]
+    return [f"{first} {second or ''}" for first, second in zip(rows["text"][:], rows["text_pair"][:], strict=True)]

@@ -33,7 +33,7 @@ def hold_out(rows: "Dataset", share: float, purpose: str = "") -> "tuple[Dataset
     if not share:
         return rows, rows.select([])
     keys = _keys(rows, purpose)
-    labels = list(rows["label"]) if "label" in rows.column_names else [None] * len(rows)
+    labels = rows["label"][:] if "label" in rows.column_names else [None] * len(rows)
     held = [i for i, key in enumerate(keys) if key < share * _ALL and labels[i] != NO_LABEL]
     taken = {keys[i] for i in held}
     return rows.select([i for i, key in enumerate(keys) if key not in taken]), rows.select(held)

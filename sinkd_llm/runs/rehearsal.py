@@ -132,7 +132,7 @@ def _labelled(rows: Any) -> Any:
     """Of each row, whether it has a label; rows without choices have their completion."""
     if "label" not in rows.column_names:
         return np.ones(len(rows), dtype=bool)
-    return np.asarray([label != NO_LABEL for label in rows["label"]])
+    return np.asarray([label != NO_LABEL for label in rows["label"][:]])
 
 
 def _rows_of_update(args: "SinKDConfig", processes: int) -> str:

@@ -32,7 +32,7 @@ def training_rows(task: "Task", arguments: "TaskArguments", seed: int) -> "Datas
     if arguments.labels_per_class is not None:
         train = _with_few_labels(train, arguments.labels_per_class, seed)
     if arguments.labelled_rows_only and "label" in train.column_names:
-        train = train.select([i for i, label in enumerate(train["label"]) if label != NO_LABEL])
+        train = train.select([i for i, label in enumerate(train["label"][:]) if label != NO_LABEL])
     more = None if arguments.labelled_rows_only else _unlabelled_rows(task, arguments, seed)
     if more is None:
         return train
@@ -161,7 +161,7 @@ def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":
     """The rows with the labels of `count` of each answer."""
     if "label" not in rows.column_names:
         raise InputError("labels_per_class is set, but the answers of this task are generated; leave it out.")
-    labels = list(rows["label"])
+    labels = rows["label"][:]
     fewer = {label: n for label, n in Counter(labels).items() if n < count and label != NO_LABEL}
     if fewer:
         least = min(fewer, key=fewer.__getitem__)
@@ -185,8 +185,8 @@ def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":
 
 def _with_labels(rows: "Dataset", kept: AbstractSet[int]) -> "Dataset":
     """The rows without the labels of all but some."""
-    few = [label if index in kept else NO_LABEL for index, label in enumerate(rows["label"])]
-    texts = [text if index in kept else "" for index, text in enumerate(rows["completion"])]
+    few = [label if index in kept else NO_LABEL for index, label in enumerate(rows["label"][:])]
+    texts = [text if index in kept else "" for index, text in enumerate(rows["completion"][:])]
     kinds = {name: rows.features[name] for name in ("label", "completion")}
     rest = rows.remove_columns([*kinds])
     columns = rest.add_column("label", few, feature=kinds["label"])

@@ -64,7 +64,7 @@ def as_teacher_reads(rows: Any) -> Any:
 
 def _shots(rows: "Dataset", count: int, seed: int) -> list[dict[str, Any]]:
     """Labelled rows, one more than needed, in case the row itself is among them."""
-    labelled = [i for i, label in enumerate(rows["label"]) if label != NO_LABEL]
+    labelled = [i for i, label in enumerate(rows["label"][:]) if label != NO_LABEL]
     if len(labelled) < count:
         raise InputError(
             f"teacher_num_fewshot is {count - 1}, and there are {len(labelled)} labelled training rows, of which one "

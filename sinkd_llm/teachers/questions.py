@@ -48,6 +48,10 @@ class Question:
         return max(map(length, self.choices))
 
 
+# Rows that are read together.
+_AT_ONCE = 1000
+
+
 @dataclass(frozen=True, eq=False)
 class AnswerSet:
     """
@@ -78,6 +82,13 @@ def rows_of_pairs(sets: Iterable[AnswerSet]) -> dict[str, "np.ndarray[Any, Any]"
     }
 
 
+def each_row(dataset: "Dataset") -> Iterator[dict[str, Any]]:
+    """The rows of a data set, read some at a time: one by one, each takes `datasets` about a millisecond."""
+    for columns in dataset.iter(_AT_ONCE):
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
 def questions_of(dataset: "Dataset", group_column: str | None = None) -> list[Question]:
     """
     What a teacher is asked of the rows of a data set: their prompt and choices, or what their column `teacher` holds.
@@ -87,7 +98,7 @@ def questions_of(dataset: "Dataset", group_column: str | None = None) -> list[Qu
         group_column (`str`, *optional*): the column that says of which group a row is; nothing or white space: none.
     """
     asked = []
-    for index, row in enumerate(dataset):
+    for index, row in enumerate(each_row(dataset)):
         theirs = {**row, **{k: v for k, v in (row.get(TEACHER) or {}).items() if v is not None}}
         text = row.get("text")
         name = str(row.get("id") if row.get("id") is not None else f"row {index}")

@@ -1,5 +1,6 @@
 """What a Python user gives to the trainer, looked at before anything is loaded."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.settings.without_effect import without_effect
+
+logger = logging.getLogger(__name__)
 
 
 def check_arguments(
@@ -28,6 +32,8 @@ def check_arguments(
             "takes everything that TrainingArguments takes: SinKDConfig(output_dir=…, alpha=…)."
         )
     args.check()
+    for sentence in without_effect(args):
+        logger.warning(sentence)
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs are visible to one process, which would split a batch and with it the "

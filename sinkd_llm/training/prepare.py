@@ -20,6 +20,7 @@ from sinkd_llm.teachers import Teacher
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.pair import Pair
 from sinkd_llm.training.projection import StateTerms
+from sinkd_llm.training.signal import why_rows_need_choices
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +87,7 @@ def prepare(
     if args.disable_dropout:
         disable_dropout(student)
     if pair.over_choices:
-        return _over_choices(pair, student, args)
+        return _over_choices(pair, student, args, train_dataset)
     rows = read_rows(student, pair.teacher, pair.tokenizer, args)
     restricted: Tensor | None = None
     if pair.teacher is not None and args.vocabulary == "verbalizers" and train_dataset is not None:
@@ -109,22 +110,39 @@ def state_terms(student: Any, teacher: Teacher | None, args: SinKDConfig) -> Sta
     return StateTerms(settings, state_width(student), state_width(teacher.model), args.seed)
 
 
-def _over_choices(pair: Pair, student: Any, args: SinKDConfig) -> Prepared:
-    """The same, where student and teacher are compared over the answer choices: no head is left to the loss."""
-    assert pair.teacher is not None
+def check_over_choices(args: SinKDConfig, reason: str | None = None) -> None:
+    """
+    Refuses settings that ask for what there is not where student and teacher are compared over the answer choices.
+
+    Args:
+        args ([`SinKDConfig`]): the settings.
+        reason (`str`, *optional*): why the rows can be compared in no other way.
+
+    Raises:
+        InputError: for the first of them.
+    """
     if args.fused == "always":
         raise InputError(
             "fused is always, but over the answer choices a model gives scores of choices, and no hidden states whose "
             "head the loss could take over; leave fused out."
         )
-    objective = args.objective()
-    pair.teacher.check_objective(objective, None, args.cache_tolerance)
-    if objective.states.in_use:
+    if args.objective().states.in_use:
+        way = "use a teacher with the student's tokenizer and head (signal tokens)"
+        because = ""
+        if reason is not None:
+            because, way = f", because {reason}", "train on rows for which that does not hold"
         raise InputError(
-            "hidden_weight or queue_weight is above 0, and student and teacher are compared over the answer choices, "
-            "for which a prompt is read in parts and beside its choices: no hidden state is of the prompt alone. Set "
-            "both to 0, or use a teacher with the student's tokenizer and head (signal tokens)."
+            "hidden_weight or queue_weight is above 0, and student and teacher are compared over the answer choices"
+            f"{because}: a prompt is then read in parts and beside its choices, and no hidden state is of the prompt "
+            f"alone. Set both to 0, or {way}."
         )
+
+
+def _over_choices(pair: Pair, student: Any, args: SinKDConfig, rows: "Dataset | None") -> Prepared:
+    """As [`prepare`], where student and teacher are compared over the answer choices: no head is left to the loss."""
+    assert pair.teacher is not None
+    check_over_choices(args, why_rows_need_choices(rows))
+    pair.teacher.check_objective(args.objective(), None, args.cache_tolerance)
     reading = Reading.of(args)
     tokenize, collate = choice_rows_for(
         student,

@@ -58,7 +58,7 @@ def signal_for(
     reason = _why_choices(student, teacher, tokenizer, theirs) or why_rows_need_choices(rows)
     if args.signal == "auto" and reason is None:
         return FoundSignal(False)
-    _check_rows(args, rows)
+    check_choice_rows(args, rows)
     if args.signal == "auto":
         logger.warning("The signal is over the answer choices, for %s.", reason)
     return FoundSignal(True, theirs)
@@ -84,7 +84,7 @@ def signal_to_cache(args: SinKDConfig, teacher_tokenizer: Any, tokenizer: Any, r
         raise InputError(f"signal is tokens, but {reason}; set signal to choices (or auto).")
     if not over_choices:
         return FoundSignal(False)
-    _check_rows(args, rows, to_train=False)
+    check_choice_rows(args, rows, to_train=False)
     return FoundSignal(True, teacher_tokenizer)
 
 
@@ -108,7 +108,7 @@ def signal_of_cache(args: SinKDConfig, teacher: CachedTeacher, rows: Any) -> Fou
             "write another cache."
         )
     if teacher.over_choices:
-        _check_rows(args, rows)
+        check_choice_rows(args, rows)
         was = teacher.asked.get("choice_normalisation")
         if was not in (None, args.choice_normalisation):
             raise InputError(
@@ -145,7 +145,7 @@ def why_rows_need_choices(rows: Any) -> str | None:
     columns = _columns(rows)
     if TEACHER in columns:
         return "the teacher reads another prompt than the student"
-    if {"choices", "label"} <= {*columns} and any(label in (None, NO_LABEL) for label in rows["label"]):
+    if {"choices", "label"} <= {*columns} and any(label in (None, NO_LABEL) for label in rows["label"][:]):
         return "some rows have no label, and so no answer with tokens"
     return None
 
@@ -161,8 +161,19 @@ def _columns(rows: Any) -> list[str]:
     return getattr(rows, "column_names", None) or []
 
 
-def _check_rows(args: SinKDConfig, rows: Any, to_train: bool = True) -> None:
-    """Refuses rows that cannot be compared over their choices, and what a student could not learn of them."""
+def check_choice_rows(args: SinKDConfig, rows: Any, to_train: bool = True) -> None:
+    """
+    Refuses rows that cannot be compared over their choices, and what a student could not learn of them.
+
+    Args:
+        args ([`SinKDConfig`]): the settings.
+        rows ([`~datasets.Dataset`], *optional*): the rows.
+        to_train (`bool`, *optional*, defaults to `True`): whether a student is trained on them now; a cache of them
+            serves other settings, too.
+
+    Raises:
+        InputError: for the first thing that does not fit.
+    """
     if rows is None:
         return
     if "choices" not in rows.column_names:

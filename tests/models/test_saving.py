@@ -537,3 +537,17 @@ def test_a_student_of_smollm2_loads_in_a_process_that_knows_nothing(smollm2: tup
     with torch.no_grad():
         expected = student(**ids).logits[0, -1].double().sum().item()
     assert float(ran.stdout) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_tokenizer_without_a_length_gets_the_model_s_context(tmp_path, tiny_model, marked_tokenizer):
+    from transformers import AutoTokenizer
+
+    model, tokenizer = tiny_model("bert"), marked_tokenizer("bert")
+    assert tokenizer.model_max_length > 10**20
+    save_student(model, tokenizer, tmp_path / "student", check=False)
+    assert AutoTokenizer.from_pretrained(tmp_path / "student").model_max_length == model.config.max_position_embeddings
+    assert tokenizer.model_max_length > 10**20
+    tokenizer.model_max_length = 17
+    save_student(model, tokenizer, tmp_path / "other", check=False)
+    assert AutoTokenizer.from_pretrained(tmp_path / "other").model_max_length == 17
+    tokenizer.model_max_length = int(1e30)

@@ -424,3 +424,20 @@ def test_settings_that_mean_nothing_over_choices(
 ) -> None:
     with pytest.raises(InputError, match=message):
         distilled(task, student, tmp_path, teacher_model_name_or_path=teacher, signal="choices", **more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocabulary": "verbalizers"}, "there are no other words to leave out"),
+        ({"packing": "true"}, "it lays single answers end to end"),
+        ({"fused": "always"}, "no hidden states whose head the loss could take over"),
+        ({"balance": "nothing.yaml"}, r"balance.*nothing\.yaml"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_refused_before_a_server_is_asked(
+    task: Path, student: str, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    # Nothing listens there: a run that asks says so.
+    with pytest.raises(InputError, match=message):
+        distilled(task, student, tmp_path, teacher_url="http://127.0.0.1:9", **changes)

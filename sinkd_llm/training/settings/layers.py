@@ -13,7 +13,9 @@ _EXAMPLE = "a list such as 0,2,5 (of an encoder-decoder 0,2,5; 0,3 for encoder a
 
 
 def layers_as_text(value: Any) -> Any:
-    """A list of indices, or of two lists, as the text that says the same; other values as they are."""
+    """An index, a list of them, or two lists, as the text that says the same; other values as they are."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, list | tuple) or not value:
         return value
     if all(isinstance(part, list | tuple) for part in value):
@@ -63,8 +65,8 @@ def settle_layers(args: Any) -> None:
         args ([`SinKDConfig`]): the settings.
 
     Raises:
-        SettingError: for a selection that is none, numbers that do not fit the lists, and a selection of layers for a
-            student that is not cut.
+        SettingError: for a selection that is none, a single index that may be meant as a number of layers, numbers
+            that do not fit the lists, and a selection of layers for a student that is not cut.
     """
     lists = listed_layers(args.layer_selection)
     if lists is None:
@@ -75,6 +77,13 @@ def settle_layers(args: Any) -> None:
                 "too.",
             )
         return
+    if len(lists) == len(lists[0]) == 1 and args.student_layers is None:
+        raise SettingError(
+            "layer_selection",
+            f"is {shown(args.layer_selection)}, which lists one layer, counted from 0, and may be meant as a number "
+            f"of layers. For {lists[0][0]} layers set student_layers to {lists[0][0]} instead; for a student of this "
+            "one layer set student_layers to 1 as well.",
+        )
     for name, indices in zip(("student_layers", "student_decoder_layers"), lists, strict=False):
         number = getattr(args, name)
         if number is not None and number != len(indices):

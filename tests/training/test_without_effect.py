@@ -1,0 +1,80 @@
+"""Settings that nothing reads are said, and what may be meant in two ways is refused."""
+
+import logging
+
+import pytest
+
+from sinkd_llm import SinKDConfig
+from sinkd_llm.errors import InputError
+from sinkd_llm.objectives import DistillationObjective, StateSettings, TransportedSettings
+from sinkd_llm.training.given import check_arguments
+from sinkd_llm.training.prepare import check_over_choices
+from sinkd_llm.training.settings.without_effect import without_effect
+
+
+def settings(folder, **changes):
+    return SinKDConfig(str(folder), use_cpu=True, report_to="none", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({}, []),
+        ({"queue_size": 100}, ["queue_size has no effect: queue_weight is 0."]),
+        (
+            {"queue_size": 100, "queue_temperature": 0.5},
+            ["queue_size and queue_temperature have no effect: queue_weight is 0."],
+        ),
+        ({"queue_size": 100, "queue_weight": 1.0}, []),
+        ({"transported_anchor": 0.5}, ["transported_anchor has no effect: transported_weight is 0."]),
+        (
+            {"layer_selection_rows": 8, "layer_selection": "0,1"},
+            [
+                "layer_selection_rows has no effect: layer_selection is 0,1, which looks at no rows (influence and "
+                "greedy do)."
+            ],
+        ),
+        ({"layer_selection_rows": 8, "layer_selection": "influence", "student_layers": 2}, []),
+    ],
+)
+def test_what_nothing_reads_is_said(tmp_path, changes, sentences, caplog):
+    args = settings(tmp_path, teacher_model_name_or_path="x", **changes)
+    assert without_effect(args) == sentences
+    with caplog.at_level(logging.WARNING, "sinkd_llm"):
+        check_arguments(args, None, None, None)
+    assert [record.getMessage() for record in caplog.records] == sentences
+
+
+def test_every_setting_of_an_optional_term_is_looked_at(tmp_path):
+    args, others = settings(tmp_path), {"queue_weight", "hidden_weight", "transported_weight"}
+    for kind in (StateSettings, TransportedSettings):
+        for name, default in vars(kind()).items():
+            if name not in others:
+                setattr(args, name, "identity" if isinstance(default, str) else default * 0.5)
+                assert any(name in sentence for sentence in without_effect(args)), name
+
+
+def test_one_index_may_be_meant_as_a_number(tmp_path):
+    for given in (2, "2", [2]):
+        with pytest.raises(InputError, match=r"lists one layer, .* For 2 layers set student_layers to 2"):
+            settings(tmp_path, layer_selection=given)
+    assert settings(tmp_path, layer_selection="2", student_layers=1).layer_selection == "2"
+
+
+def test_where_no_row_has_a_label_no_weight_of_labels_is_advised():
+    free = DistillationObjective(alpha=1.0, divergence="none", sinkhorn_weight=1.0)
+    assert "Learn from the labels, too (alpha below 1)" in free.lacks(labels=True)
+    said = free.lacks(labels=False)
+    assert "No row has a label: give some one" in said
+    assert "alpha" not in said
+
+
+def test_hidden_states_over_rows_without_labels_blame_the_rows(tmp_path):
+    args = settings(tmp_path, teacher_model_name_or_path="x", hidden_weight=1.0)
+    with pytest.raises(
+        InputError, match=r"because some rows have no label.*train on rows for which that does not hold"
+    ) as found:
+        check_over_choices(args, "some rows have no label, and so no answer with tokens")
+    assert "tokenizer" not in str(found.value)
+    with pytest.raises(InputError, match="use a teacher with the student's tokenizer and head"):
+        check_over_choices(args)
