@@ -33,6 +33,7 @@ _ASSIGNMENT = re.compile(
     r"(?P<before>[\"']?(?P<name>[A-Za-z][\w-]*)[\"']?\s*[:=]\s*)"
     r"(?P<value>\"[^\"]*\"|'[^']*'|(?:(?i:bearer|basic)\s+)?[^\s\"',}]+)"
 )
+_NO_PROSE = {"apikey", "authorization", "passphrase", "passwd", "password", "pwd"}
 # The home folders of users, wherever they lie; a server's address is none.
 _HOME = re.compile(
     r"(?<![\w/\\.~:-])(?:[A-Za-z]:)?(?:[/\\][\w.-]+)*?[/\\](?:home|Users|users)[/\\][^/\\\s'\",:;]+"
@@ -170,5 +171,12 @@ def _masked_argument(word: str) -> str:
         else:
             hidden = masked(values)
             return word if hidden == values else json.dumps(hidden)
-    word = _ASSIGNMENT.sub(lambda m: m["before"] + MASK if is_secret_name(m["name"]) else m[0], word)
-    return masked_text(word)
+    in_braces = word.lstrip().startswith("{")
+
+    def hidden_value(found: re.Match[str]) -> str:
+        name = found["name"]
+        # `Key: A` may be a line of a prompt; `api_key: A`, `key=A` and `{key: A}` are none.
+        prose = ":" in found["before"] and name.isalpha() and name.lower() not in _NO_PROSE and not in_braces
+        return found[0] if prose or not is_secret_name(name) else found["before"] + MASK
+
+    return masked_text(_ASSIGNMENT.sub(hidden_value, word))

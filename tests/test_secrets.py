@@ -117,6 +117,9 @@ def test_command_lines():
         ({"token": ["a", {"b": 3}]}, {"token": ["***", {"b": "***"}]}),
         ("sent with Bearer abc123def", "sent with Bearer ***"),
         ("the bearer of news", "the bearer of news"),
+        ("Key: A\nText: b", "Key: A\nText: b"),
+        ("{token: abc, x: 1}", "{token: ***, x: 1}"),
+        ("password: abc", "password: ***"),
     ],
 )
 def test_values_of_settings_at_any_depth_and_in_any_form(value, shown):
