@@ -15,11 +15,13 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.row_streams import RowStream
 from sinkd_llm.tasks.task import Task
 from sinkd_llm.tasks.unlabelled import SUFFIXES, unlabelled_rows
+from sinkd_llm.terminal import say
 from sinkd_llm.text_lines import text_lines
 from sinkd_llm.values import listed, shown
 
 STDIN = "-"
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
+_WORDS = {"jsonl": "JSON lines", "json": "a JSON array", "csv": "a table", "txt": "one text a line"}
 # What may part the names of a header line, and quotes around them.
 _BETWEEN_NAMES = re.compile(r"""["']?[,;|\t]["']?""")
 
@@ -47,7 +49,7 @@ def new_rows(source: str, task: Task, columns: Collection[str], form: str | None
     if source == STDIN:
         if sys.stdin is None or sys.stdin.closed:
             raise InputError("Standard input is closed; give a file, or pipe the rows in.")
-        with _kept(sys.stdin.buffer, "stdin") as file:
+        with _kept(sys.stdin.buffer, "standard input") as file:
             yield _rows_of(file, task, columns, form)
         return
     file = Path(os.path.expanduser(source))
@@ -69,11 +71,17 @@ def _kept(stream: BinaryIO, name: str) -> Iterator[Path]:
         file = Path(folder) / name
         with file.open("wb") as copy:
             shutil.copyfileobj(stream, copy)
-        yield file
+        try:
+            yield file
+        except InputError as error:
+            # A message names the file that was read, which is gone when it is read.
+            raise InputError(str(error).replace(str(file), name)) from error
 
 
 def _rows_of(file: Path, task: Task, columns: Collection[str], form: str | None) -> RowStream:
-    form = form or _form_of(file, task.name, columns)
+    if form is None:
+        form = _form_of(file, task.name, columns)
+        say(f"{file.name} is read as {_WORDS[form]}")
     return unlabelled_rows(file, task.config, task.path, {*columns}, f".{form}")
 
 
@@ -81,7 +89,7 @@ def _form_of(file: Path, task: str, columns: Collection[str]) -> str:
     """What a file holds whose name does not say it, by its first line with anything on it."""
     first = next((line.strip() for line in text_lines(file) if line.strip()), None)
     if first is None:
-        raise InputError(f"{file.name} is empty; give at least one row.")
+        raise InputError(f"The file {file.name} is empty; give at least one row.")
     if first.startswith("{") and _is_json(first):
         return "jsonl"
     if first.startswith("[") and first[1:].lstrip()[:1] in ("", "{"):
@@ -91,8 +99,8 @@ def _form_of(file: Path, task: str, columns: Collection[str]) -> str:
     if len(columns) == 1:
         return "txt"
     raise InputError(
-        f"It cannot be told what {file.name} holds, which begins with {shown(first)}: the task {task!r} reads the "
-        f"columns {listed(sorted(columns))} of a row. Give JSON lines or a table with these names, or say what it is "
+        f"It cannot be told what the file {file.name} holds, which begins with {shown(first)}: the task {task!r} reads "
+        f"the columns {listed(sorted(columns))} of a row. Give JSON lines or a table with these names, or say what it is "
         f"with --input_format ({', '.join(FORMATS)})."
     )
 

@@ -88,8 +88,9 @@ def test_lines_become_a_table(student: Path, tmp_path: Path, capsys: pytest.Capt
 def test_what_is_piped_in(student: Path, content: str, form: str | None, pipe, capsys) -> None:
     pipe(content)
     assert main(["predict", str(student), "-", *(["--input_format", form] if form else [])]) == 0
-    found = lines(capsys.readouterr().out)
-    assert [row["choice"] in ("negative", "positive") for row in found] == [True] * 3
+    said = capsys.readouterr()
+    assert [row["choice"] in ("negative", "positive") for row in lines(said.out)] == [True] * 3
+    assert ("standard input is read as" in said.err) == (form is None)
 
 
 def test_labels_are_not_looked_at(student: Path, pipe, capsys) -> None:
@@ -102,9 +103,9 @@ def test_labels_are_not_looked_at(student: Path, pipe, capsys) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"text\n", "no rows"),
+        (b"text\n", "The file standard input has no rows"),
         (b"text,other\ngood,1\n,2\n", "no text on line 3"),
-        (b"text\ngood\nb\xff d\n", "Line 3 of"),
+        (b"text\ngood\nb\xff d\n", "Line 3 of standard input is not UTF-8"),
         (b'{"text": "good"}\n{"txt": "bad"}\n', "line 2"),
         (b'{"text": "good"}\n{"text": \n', "not valid JSON"),
         (b"text,b\ngood,1\nbad\n", "1 fields, but 2"),
