@@ -20,6 +20,7 @@ from sinkd_llm.cli.launching import config_names
 from sinkd_llm.cli.shipped import recipes
 
 _YAML = FilesCompleter(("yaml", "yml"))
+_Names = Callable[[], Iterable[str]]
 
 
 def complete(commands: Collection[str]) -> None:
@@ -61,13 +62,17 @@ def _write(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_completers(parser: argparse.ArgumentParser) -> None:
-    completers: dict[str, Callable[[], Iterable[str]]] = {
+    completers: dict[str, _Names] = {
         **dict.fromkeys(("config", "estimate"), recipes),
         **dict.fromkeys(("task", "teacher_task"), _tasks),
         **dict.fromkeys(("model_name_or_path", "teacher_model_name_or_path"), _models),
         "accelerate_config": config_names,
     }
-    of_command = {"sinkd tasks show": _tasks, "sinkd tasks check": _tasks, "sinkd recipes show": recipes}
+    of_command: dict[str, _Names] = {
+        "sinkd tasks show": _tasks,
+        "sinkd tasks check": _tasks,
+        "sinkd recipes show": recipes,
+    }
     for one in _with_subparsers(parser):
         for action in one._actions:
             names = completers.get(action.dest) if action.option_strings else of_command.get(one.prog)
@@ -86,7 +91,7 @@ def _with_subparsers(parser: argparse.ArgumentParser) -> Iterable[argparse.Argum
 class _NamesAnd:
     """Known names, and files or folders."""
 
-    def __init__(self, names: Callable[[], Iterable[str]], files: Callable[..., Iterable[str]]) -> None:
+    def __init__(self, names: _Names, files: Callable[..., Iterable[str]]) -> None:
         self.names, self.files = names, files
 
     def __call__(self, prefix: str, **context: object) -> list[str]:

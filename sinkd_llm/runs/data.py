@@ -119,10 +119,9 @@ def _part(loaded: "Mapping[str, Dataset]", spec: str) -> "Dataset | None":
 
 def _check_columns(name: str, *splits: "Dataset | None") -> None:
     for dataset in splits:
-        missing = {"prompt", "completion"} - set(
-            dataset.column_names if dataset is not None else ("prompt", "completion")
-        )
-        if missing:
+        if dataset is None:
+            continue
+        if missing := {"prompt", "completion"} - set(dataset.column_names):
             raise InputError(
                 f"the rows of {name} have no column {sorted(missing)[0]!r}, only "
                 f"{', '.join(dataset.column_names)}; prompt-completion rows have 'prompt' and "
