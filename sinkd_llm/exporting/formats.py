@@ -107,18 +107,18 @@ def _from_gguf(folder: Path, exported: Exported) -> Student:
     from sinkd_llm.answering.torch_student import TorchStudent
 
     student, file = exported.student, folder / gguf_file.GGUF_FILE
-    with _cache_of_its_own():
+    with _cache_in(folder):
         tokenizer = load_tokenizer(file)
         gguf_file.check_read_back(student.tokenizer, tokenizer)
         return TorchStudent(load_model(file, dtype="float32", probe=False), tokenizer, student.task, student.facts)
 
 
 @contextmanager
-def _cache_of_its_own() -> Iterator[None]:
-    """Within, converted files are kept for as long as they are looked at: nobody will ask for them again."""
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Within, converted files are kept in `folder`, and then removed: nobody will ask for them again."""
     before = os.environ.get("SINKD_CACHE_DIR")
-    with tempfile.TemporaryDirectory(prefix="sinkd-export-") as folder:
-        os.environ["SINKD_CACHE_DIR"] = folder
+    with tempfile.TemporaryDirectory(prefix=".read-back-", dir=folder) as cache:
+        os.environ["SINKD_CACHE_DIR"] = cache
         try:
             yield
         finally:
@@ -217,7 +217,7 @@ for a forward, so that rows of one batch would change each other's answers.""",
         check=lambda exported: gguf_file.check_gguf(exported.student),
         write=lambda exported, folder: gguf_file.write_gguf(exported.student, folder, exported.numbers),
         load=_from_gguf,
-        room=1.2,
+        room=2.2,  # what is read back lies beside it for a while
         use="""llama.cpp runs it:
 
 ```bash

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.files import bytes_under, write_whole
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.runs.folder import no_empty_folder, source_size_bytes
 from sinkd_llm.terminal import progress, say
@@ -152,7 +153,7 @@ def run_export(
         )
         text = _complete(staging, exported, result)
     # The folder is whole without it, and a page that somebody has written on is no part of a save.
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "README.md", text)
     return result
 
 
@@ -225,8 +226,6 @@ def _evaluation_rows(task: "Task", data_dir: str | None, limit: int) -> "list[Ex
 
 def _size(folder: Path) -> int:
     """Bytes of the weights of an export."""
-    from sinkd_llm.files import bytes_under
-
     return bytes_under(folder, keep=lambda file: file.suffix in _WEIGHTS)
 
 
