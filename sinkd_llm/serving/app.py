@@ -170,13 +170,15 @@ class StudentServer:
             elif size > _DROPPED * most:
                 break
         if size > most:
+            cut_off = size > _DROPPED * most
             raise Refusal(
                 413,
                 "body_too_large",
-                f"The body has {'more than ' if size > _DROPPED * most else ''}{size:,} bytes, and may have {most:,}; "
-                "send fewer rows at once.",
+                f"The body has {'more than ' if cut_off else ''}{size:,} bytes, and may have {most:,}; send fewer "
+                "rows at once.",
                 given=size,
                 allowed=most,
+                closes=cut_off,
             )
         return bytes(body)
 
@@ -206,9 +208,8 @@ class StudentServer:
     def _late(self, received: bool) -> Refusal:
         limit = self.limits.timeout_s
         if not received:
-            return Refusal(
-                408, "slow_body", f"The body was not here after {limit:g} seconds; send it faster.", allowed=limit
-            )
+            message = f"The body was not here after {limit:g} seconds; send it faster."
+            return Refusal(408, "slow_body", message, allowed=limit, closes=True)
         return Refusal(
             503,
             "timeout",

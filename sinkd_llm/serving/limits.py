@@ -26,8 +26,8 @@ class ServeLimits:
 
     Args:
         max_batch (`int`, *optional*, defaults to `32`): the most rows that the model reads together.
-        max_wait_ms (`float`, *optional*, defaults to `2.0`): milliseconds that a row waits for others to share its
-            batch. While the model works, rows gather by themselves.
+        max_wait_ms (`float`, *optional*, defaults to `0.0`): milliseconds that a row waits for others to share its
+            batch, while the model is idle. While it works, rows gather by themselves.
         max_queue (`int`, *optional*, defaults to `1024`): the most rows that wait, of all clients; also the most
             requests at the same time.
         max_rows (`int`, *optional*, defaults to `256`): the most rows of a request.
@@ -43,7 +43,7 @@ class ServeLimits:
     """
 
     max_batch: int = 32
-    max_wait_ms: float = 2.0
+    max_wait_ms: float = 0.0
     max_queue: int = 1024
     max_rows: int = 256
     max_body_bytes: int = 1_000_000

@@ -13,6 +13,8 @@ class Refusal(Exception):
         message (`str`): what was given, why it is refused, what to do.
         given, allowed (`Any`, *optional*): both sides of a limit.
         retry_after (`int`, *optional*): seconds after which the same request may be answered.
+        closes (`bool`, *optional*, defaults to `False`): whether the connection ends, for the rest of the body may
+            still come.
     """
 
     def __init__(
@@ -24,10 +26,11 @@ class Refusal(Exception):
         given: Any = None,
         allowed: Any = None,
         retry_after: int | None = None,
+        closes: bool = False,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.message = status, kind, message
-        self.given, self.allowed, self.retry_after = given, allowed, retry_after
+        self.given, self.allowed, self.retry_after, self.closes = given, allowed, retry_after, closes
 
     def content(self) -> dict[str, Any]:
         """The JSON body of the reply."""
@@ -39,4 +42,5 @@ class Refusal(Exception):
     def headers(self) -> dict[str, str]:
         """Its HTTP headers."""
         found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        found |= {"Connection": "close"} if self.closes else {}
         return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})

@@ -91,9 +91,12 @@ def http_server(server: StudentServer) -> uvicorn.Server:
         server ([`StudentServer`]): what is served.
     """
     limits = server.limits
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # Its warnings are one for every request that is no HTTP, of which a client may send any number.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         server.app,
+        # uvicorn's other parser, httptools, takes headers without end.
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,

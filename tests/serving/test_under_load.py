@@ -15,7 +15,7 @@ import pytest
 
 from sinkd_llm.serving.limits import ServeLimits
 from tests.support.served import running
-from tests.support.students import save_student
+from tests.support.students import save_onnx_student
 
 TEXTS = ("good film", "awful plot", "great", "the food was not good but the plot is great", "bad")
 WRONG = (b"{", b'{"texts": []}', b'{"texts": [1]}', b"\xff\xfe", b'{"texts": ["' + b"x" * 3000 + b'"]}')
@@ -24,7 +24,7 @@ THREADS, REQUESTS = 8, 100
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_student(tmp_path_factory.mktemp("load") / "student", "classifier")
+    return save_onnx_student(tmp_path_factory.mktemp("load") / "student")
 
 
 def post(connection: HTTPConnection, body: bytes) -> tuple[int, dict]:
@@ -154,3 +154,33 @@ def test_what_waits_is_answered_at_the_end(student: Path, monkeypatch: pytest.Mo
     assert len(json.loads(reply.read())["answers"]) == 10
     with pytest.raises(OSError, match=r"refused|reset"):
         socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+def raw(port: int, *parts: bytes) -> bytes:
+    """All that comes back until the server ends the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        found = b""
+        try:
+            for part in parts:
+                client.sendall(part)
+            while part := client.recv(65536):
+                found += part
+        except ConnectionError:
+            pass
+        return found
+
+
+def test_what_never_ends_is_ended(student: Path) -> None:
+    start = b"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with running(student, ServeLimits(max_body_bytes=2000, timeout_s=0.5)) as (server, port):
+        assert b"slow_body" in raw(port, start + b"Content-Length: 100\r\n\r\n{")
+        endless = (b"%x\r\n" % 10_000 + b"x" * 10_000 + b"\r\n" for _ in range(5000))
+        # A client that is still sending may lose the reply with the connection.
+        raw(port, start + b"Transfer-Encoding: chunked\r\n\r\n", *endless)
+        assert numbers(port)['sinkd_errors_total{type="body_too_large"}'] == 1
+        headers = [b"X-%d: %s\r\n" % (i, b"y" * 10_000) for i in range(1000)]
+        assert raw(port, start, *headers)[:12] in (b"", b"HTTP/1.1 400")
+        assert b"400 Bad Request" in raw(port, b"\x16\x03\x01 no HTTP\r\n\r\n")
+        assert server.open_requests == 0
+        large = b'"' + b"x" * 20_000 + b'"'
+        assert post(HTTPConnection("127.0.0.1", port, timeout=20), large)[1]["error"]["given"] == len(large)

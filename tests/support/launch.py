@@ -27,6 +27,8 @@ MARKED_FILES = {
     "properties/test_commands.py": "end_to_end",
     "properties/test_task_files.py": "reliability",  # templates without end, each in a process of its own
     "report/test_in_a_browser.py": "end_to_end",  # a browser draws every page
+    "serving/test_running.py": "reliability",  # a process of its own, and signals
+    "serving/test_under_load.py": "reliability",
     "tasks/test_bounded.py": "reliability",
     "tasks/test_builtin.py": "end_to_end",  # every row of the benchmarks
     "tasks/test_lm_eval.py": "end_to_end",  # the import alone takes ten seconds
