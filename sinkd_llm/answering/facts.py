@@ -101,7 +101,7 @@ class StudentFacts:
                 task=dict(content["task"]),
                 reading=Reading(**content["reading"]),
                 calibration=_calibration(content["calibration"]),
-                route=None if content["route"] is None else Route(**content["route"]),
+                route=_route(content["route"]),
                 held_out=None if content["held_out"] is None else HeldOut(**content["held_out"]),
                 model_sum=content["model_sum"],
                 version=str(content["version"]),
@@ -151,3 +151,9 @@ def _calibration(content: Any) -> Calibration | None:
     if not found.temperature > 0:
         raise ValueError(f"the temperature is {found.temperature}")
     return found
+
+
+def _route(content: Any) -> Route | None:
+    if content is None:
+        return None
+    return Route(float(content["threshold"]), float(content["target"]), str(content["of"]), dict(content["measured"]))

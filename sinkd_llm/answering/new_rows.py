@@ -99,9 +99,9 @@ def _form_of(file: Path, task: str, columns: Collection[str]) -> str:
     if len(columns) == 1:
         return "txt"
     raise InputError(
-        f"It cannot be told what the file {file.name} holds, which begins with {shown(first)}: the task {task!r} reads "
-        f"the columns {listed(sorted(columns))} of a row. Give JSON lines or a table with these names, or say what it is "
-        f"with --input_format ({', '.join(FORMATS)})."
+        f"It cannot be told what the file {file.name} holds, which begins with {shown(first)}: the task {task!r} "
+        f"reads the columns {listed(sorted(columns))} of a row. Give JSON lines or a table with these names, or say "
+        f"what it is with --input_format ({', '.join(FORMATS)})."
     )
 
 
