@@ -105,6 +105,8 @@ def bootstrap(
     groups, group_N = (units, None) if isinstance(units, int) else _numbered(units)
     if groups < 1 or draws < 2:
         raise InputError(f"There are {groups} rows and {draws} draws; give at least 1 row and 2 draws.")
+    if not scorers:
+        return {}
     parts: dict[str, list[Array]] = {name: [] for name in scorers}
     for counts_CG in drawn(groups, draws, seed):
         counts_CN = counts_CG if group_N is None else counts_CG[:, group_N]
@@ -188,30 +190,23 @@ def choice_intervals(
         `dict[str, tuple[float, float]]`: by name, in the order of the arguments. Rows with the same `group` are drawn
         together; of `em` the groups are what is counted.
     """
-    groups = row_column(rows, "group")
-    said_N, meant_N = np.asarray(predictions), np.asarray(references)
+    names, groups = list(names), row_column(rows, "group")
     found: dict[str, Interval] = {}
     scorers: dict[str, Scorer] = {}
-    holds: dict[str, Array] = {}
+    holds = dict(shares or {})
     for name in names:
         if name == "em":
             right = right_questions(predictions, references, rows)
             found[name] = wilson(sum(right), len(right))
         elif name == "acc":
-            holds[name] = said_N == meant_N
-        elif name in OF_CLASSES:
-            scorers[name] = of_classes(name, said_N, meant_N)
-        elif name in OF_NUMBERS:
-            sides = on_target_scale(predictions, references, rows, numbers)
-            scorers[name] = of_numbers(name, *(np.asarray(side, dtype=float) for side in sides))
+            holds[name] = np.equal(predictions, references).tolist()
         else:
-            scorers[name] = mean_of(np.asarray(token_f1s(predictions, references, rows)))
-    holds |= {name: np.asarray(values) for name, values in (shares or {}).items()}
-    for name, right_N in holds.items():
+            scorers[name] = _scorer(name, predictions, references, rows, numbers)
+    for name, held in holds.items():
         if groups is None:
-            found[name] = wilson(int(right_N.sum()), len(right_N))
+            found[name] = wilson(sum(held), len(held))
         else:
-            scorers[name] = mean_of(right_N)
+            scorers[name] = mean_of(np.asarray(held))
     order = [*names, *(shares or {})]
     if probabilities is not None:
         wide_NC, label_N = calibration.checked(probabilities, references)
@@ -222,13 +217,25 @@ def choice_intervals(
             bin_N, _ = calibration.bins_of(top_N, adaptive=name == "ece_adaptive")
             scorers[name] = distance_in_bins(right_N - top_N, bin_N)
         order += OF_PROBABILITIES
-    found |= bootstrap(scorers, len(meant_N) if groups is None else groups, draws=draws, seed=seed)
+    found |= bootstrap(scorers, len(references) if groups is None else groups, draws=draws, seed=seed)
     if probabilities is not None:
         for name in ("ece", "ece_adaptive"):
             found[name] = calibration_interval(
                 top_N, right_N, found[name], adaptive=name == "ece_adaptive", draws=draws, seed=seed
             )
     return {name: found[name] for name in order}
+
+
+def _scorer(
+    name: str, predictions: Sequence[int], references: Sequence[int], rows: Rows, numbers: Sequence[float] | None
+) -> Scorer:
+    """A metric that is no share of rows, as a function of how often each row counts."""
+    if name in OF_CLASSES:
+        return of_classes(name, np.asarray(predictions), np.asarray(references))
+    if name in OF_NUMBERS:
+        sides = on_target_scale(predictions, references, rows, numbers)
+        return of_numbers(name, *(np.asarray(side, dtype=float) for side in sides))
+    return mean_of(np.asarray(token_f1s(predictions, references, rows)))
 
 
 def text_intervals(
