@@ -108,6 +108,8 @@ def run_export(
     for name, value in (("check", check), ("threads", threads)):
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}; give 1 or more.")
+    if not str(output).strip():
+        raise InputError("--output is empty; give the folder that the export is to be written to.")
     if (Path(student).expanduser() / ONNX_MODEL).is_file():
         raise InputError(f"{student} is an ONNX export already; give the folder of the run that it was made from.")
     check_packages(format)

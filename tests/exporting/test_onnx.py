@@ -159,6 +159,20 @@ for answer in load_student({str(tmp_path / "out")!r}).predict({PAIRS!r}):
     assert [float(p) for _, p in found] == pytest.approx([a.probability for a in expected], abs=1e-5)
 
 
+@pytest.mark.parametrize(("given", "variable", "expected"), [(3, "2", 3), (None, "2", 2), (None, "", 0)])
+def test_threads_are_those_that_were_asked_for(
+    pair: tuple[TorchStudent, OnnxStudent],
+    given: int | None,
+    variable: str,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    student, onnx_student = pair
+    made = OnnxStudent(onnx_student.folder, student.task, student.facts, threads=given)
+    assert made._session.get_session_options().intra_op_num_threads == expected
+
+
 def test_what_cannot_be_read_is_said(pair: tuple[TorchStudent, OnnxStudent], tmp_path: Path) -> None:
     student, onnx_student = pair
 

@@ -129,6 +129,8 @@ def test_what_is_refused_leaves_nothing(
     refused(r"--dtype bfloat16 goes with --format merged", adapted, out, "gguf", dtype="bfloat16", **rows)
     refused(r"a decoder-only model, which is not exported to ONNX", adapted, out, "onnx", **rows)
     refused(r"holds no adapter but a whole model", tmp_path / "base", out, "adapter", **rows)
+    with pytest.raises(InputError, match="--output is empty"):
+        run_export(str(adapted), " ", "merged", **rows)
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").touch()
     refused("is an ONNX export already", tmp_path / "onnx", out, "merged", **rows)
