@@ -338,8 +338,11 @@ def test_cells_share_the_teachers_answers_where_they_can(compare):
     compare({"variants": VARIANTS, "seeds": [0, 1]}, drawn, {"max_train_samples": 100})
     assert len({yaml.safe_load(text)["teacher_cache"] for text in drawn.trained}) == 2  # of other rows each
     alone = Runs()
-    compare({**TWO, "seeds": [5], "teacher_cache": "none"}, alone)
+    compare({**TWO, "seeds": [5], "teacher_cache": "none"}, alone, {"profile": True})
     assert not any("teacher_cache" in text for text in alone.trained)
+    said = [yaml.safe_load(text) for text in alone.trained]
+    wanted = [(one["score_before"], one["profile"], one["keep_probabilities"]) for one in said]
+    assert {*wanted} == {(False, True, False)}  # what a comparison does not need, unless its recipe asks for it
     states = Runs()  # which no cache has
     compare({"variants": {**VARIANTS, "states": {"queue_weight": 1.0, "max_steps": 2}}, "seeds": [6]}, states)
     assert ["teacher_cache" in text for text in states.trained if "queue_weight" in text] == [False]
