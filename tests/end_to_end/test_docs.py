@@ -4,18 +4,25 @@ A block below a line `<!-- not run: REASON -->` is passed over; these reasons ar
 pages show runs once.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import pkgutil
 import re
 import runpy
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -41,10 +48,7 @@ NOT_RUN = {
     "docs/small_classifiers.md": ["needs a server", "needs files of your own; tests/runs/test_teacher_groups.py"],
     "recipes/README.md": ["needs a server", "needs the answers of a large model"],
     "docs/teacher_cache.md": ["needs several devices"],
-    "docs/using_a_student.md": [
-        "runs until it is stopped; tests/cli/test_serve.py",
-        *["needs the server; tests/serving/test_page.py"] * 2,
-    ],
+    "docs/using_a_student.md": ["needs the server; tests/serving/test_page.py"],
     "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
@@ -186,6 +190,8 @@ def run(folder: Path, tiny: dict[str, Path]) -> Run:
             if words[0] == "python":
                 patch.setattr("sys.argv", words[1:])
                 runpy.run_path(words[1], run_name="__main__")
+            elif words[:2] == ["sinkd", "serve"]:
+                serve(words)
             else:
                 assert words[0] == "sinkd", words
                 launches = len(launched) + any("zero3" in word for word in words)
@@ -197,6 +203,32 @@ def run(folder: Path, tiny: dict[str, Path]) -> Run:
     return run
 
 
+def serve(words: list[str]) -> None:
+    """Runs a server until it has answered the question that the page puts to it."""
+    (question,) = (command for block in SHELL for command in block.commands if command[0] == "curl")
+    header, body = (question[question.index(flag) + 1] for flag in ("-H", "-d"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    request = Request(question[1].replace(":8000", f":{port}"), body.encode(), dict([header.split(": ")]))
+    replies: list[Any] = []
+
+    def ask() -> None:
+        for _ in range(1200):
+            with contextlib.suppress(OSError):  # it is not there yet, or not ready
+                replies.append(json.load(urlopen(request, timeout=30)))
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert main([*words[1:], "--port", str(port)]) == 0
+    asking.join()
+    (answer,) = replies[0]["answers"]
+    assert answer["choice"] in ("negative", "positive")
+
+
 TEACHER = ["sinkd", "finetune", "--config", "recipes/sst2_teacher.yaml", "--data_dir", "data"]
 
 
@@ -206,6 +238,8 @@ def test_shell_blocks_run(page: str, run: Run) -> None:
     if any("sst2_" in word for words in commands for word in words):
         run(TEACHER)  # which the first page that is read says to train
     for words in commands:
+        if words[0] == "curl":  # asked while the server runs
+            continue
         if words[0] == "make":
             words = made_by(words[1])
             if words[0] != "sinkd":
