@@ -28,7 +28,7 @@ from sinkd_llm.report.results import METRICS_FILE, read_records
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
-MODELS = RESULTS / "models.json"
+MODELS, IN_USE = RESULTS / "models.json", RESULTS / "in_use.json"
 # What is kept of the course of training, the mean over seeds of every logged step.
 CURVES = ("loss", "sinkhorn/diagonal_mass", "transported/diagonal_mass")
 # Of the comparison's record: what a table says of a row, and what is said of its difference to the baseline.
@@ -125,10 +125,20 @@ def _curves(runs: list[dict[str, Any]], folder: Path) -> Iterator[list[Any]]:
 def keep_model(name: str, folder: Path, command: str) -> None:
     """What a fine-tuned model scores, into `results/models.json`."""
     found = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
-    known = json.loads(MODELS.read_text(encoding="utf-8")) if MODELS.exists() else {}
-    known[name] = {"command": command, **{rows: said["metrics"] for rows, said in found.items()}}
-    MODELS.parent.mkdir(parents=True, exist_ok=True)
-    MODELS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+    _add(MODELS, name, {"command": command, **{rows: said["metrics"] for rows, said in found.items()}})
+
+
+def keep_in_use(name: str, folder: Path, command: str) -> None:
+    """What a student is worth that was calibrated, routed and exported, into `results/in_use.json`."""
+    found = json.loads((folder / "in_use.json").read_text(encoding="utf-8"))
+    _add(IN_USE, name, {"command": command, "machine": processor(), **found})
+
+
+def _add(file: Path, name: str, content: dict[str, Any]) -> None:
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known[name] = content
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
 
 
 def _cells(values: dict[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
@@ -167,6 +177,8 @@ def main() -> None:
                 done.touch()
             if command.startswith("sinkd finetune"):
                 keep_model(step, folder, as_written)
+            if command.startswith("python experiments/in_use.py"):
+                keep_in_use(step, folder, as_written)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sinkd_llm.report.comparison import CONTROL, MAJORITY, STUDENT, Contrast, interval_of, mean_of, p_of
-from sinkd_llm.units import NOT_KNOWN, format_duration
+from sinkd_llm.units import NOT_KNOWN, format_bytes, format_duration
 from tools.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,6 +177,39 @@ def section(content: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def in_use(content: Mapping[str, Any]) -> list[str]:
+    """A section of students that were calibrated, routed and exported."""
+    file = RESULTS / "in_use.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
+    rows = []
+    for title, name in content["in_use"].items():
+        for form, found in known[name]["forms"].items() if name in known else ():
+            chosen, checked = found["held_out"], found["evaluation"]
+            rows.append(
+                [
+                    f"{title}, {form}",
+                    f"{chosen['coverage']:.1%}",
+                    f"{checked['coverage']:.1%}",
+                    f"{checked['agreement']:.2%} ({checked['at_least']:.2%})",
+                    f"{found['after']['ece']:.3f}",
+                    format_bytes(found["bytes"]),
+                    f"{found['latency_ms_p50']:.1f} / {found['latency_ms_p95']:.1f} ms",
+                ]
+            )
+    header = ["", "answered, held-out rows", "answered, evaluation", "as the teacher (at least)", "calibration error"]
+    if rows:
+        lines += [*table([*header, "size", "a row alone, p50 / p95"], rows), ""]
+        lines += [
+            f"- {title}: `python experiments/run.py {name}`; {known[name]['machine']}."
+            for title, name in content["in_use"].items()
+            if name in known
+        ]
+    if missing := [title for title, name in content["in_use"].items() if name not in known]:
+        lines += ["", "Not measured yet:", "", *(f"- {title}" for title in missing)]
+    return lines
+
+
 def _layout() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(LAYOUT.read_text(encoding="utf-8"))
     return content
@@ -197,7 +230,7 @@ def page() -> str:
     layout = _layout()
     lines = [layout["introduction"].strip(), "", f"Made on: {machines()}."]
     for content in layout["sections"]:
-        lines += section(content)
+        lines += in_use(content) if "in_use" in content else section(content)
     return "\n".join([*lines, ""])
 
 
