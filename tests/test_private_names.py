@@ -138,7 +138,7 @@ TABLE = [
             *("_run_epoch", "_save", "_save_checkpoint", "_save_optimizer_and_scheduler", "_save_rng_state"),
         )
     ),
-    Private("_internal_call", "training/trainer.py", parameter_of("transformers:Trainer", "save_model")),
+    Private("_internal_call", "training/saving_trainer.py", parameter_of("transformers:Trainer", "save_model")),
     Private("_tr_loss", "training/resuming.py", written_by("transformers.trainer")),
     Private("_total_loss_scalar", "training/resuming.py", written_by("transformers.trainer")),
     Private("_VALID_DICT_FIELDS", "training/config.py", at("transformers:TrainingArguments")),

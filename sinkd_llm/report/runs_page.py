@@ -42,13 +42,13 @@ def render_runs(named: Mapping[str, RunFiles]) -> str:
 
 
 def names_of(folders: Sequence[PurePath]) -> list[str]:
-    """Short names of folders, all different: their last parts, as many as it takes."""
-    longest = max(len(folder.parts) for folder in folders)
-    for count in range(1, longest + 1):
-        names = ["/".join(folder.parts[-count:]) for folder in folders]
+    """Short names of different folders: their last parts, as many as it takes to tell them apart."""
+    parts = [[part for part in folder.parts if part != folder.anchor] for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of_one[-count:]) for of_one in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{'/'.join(folder.parts)} ({i + 1})" for i, folder in enumerate(folders)]
+    return [str(folder) for folder in folders]
 
 
 def _scores(runs: Mapping[str, RunRecord]) -> tuple[list[str], list[list[str]]]:
