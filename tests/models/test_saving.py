@@ -354,7 +354,7 @@ def test_a_save_that_fails_while_it_writes_makes_no_folder(
     tiny_causal_lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tokenizer:
-        padding_side = "left"
+        padding_side, model_max_length = "left", 512
 
         def save_pretrained(self, folder: Path) -> None:
             raise OSError(28, "No space left on device")
