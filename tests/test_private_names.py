@@ -194,6 +194,7 @@ TABLE = [
     Private("_group_actions", "cli/", on(lambda: argparse.ArgumentParser().add_argument_group())),
     Private("_action_groups", "cli/", _PARSER),
     Private("_HelpAction", "cli/flag_table.py", at("argparse")),
+    Private("_SubParsersAction", "cli/completing.py", at("argparse")),
     *(
         Private(name, "cli/help_texts.py", at("argparse:ArgumentDefaultsHelpFormatter"))
         for name in ("_format_action_invocation", "_format_args", "_get_help_string")
