@@ -70,7 +70,7 @@ FLAGS_OF_OTHERS = {"--no-deps", "--config_file", "--num_gpus", "--module", "--np
 FLAGS_OF_OTHERS |= {"--include_path", "--tasks", "--model", "--model_args", "--kv_overrides"}
 FLAGS_OF_OTHERS |= {"--n_ctx", "--logits_all"}
 # What the pages name as wrong, or as yours.
-WRONG_FLAGS = {"--lr", "--epochs"}
+WRONG_FLAGS = {"--lr", "--epochs", "--bs", "--teacher", "--beta"}
 YOURS = {"recipes/mine.yaml"}
 
 
