@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="sinkd route",
-        usage="sinkd route STUDENT [--target 0.98] [--teacher_file FILE] [--flag VALUE ...]",
+        usage="sinkd route STUDENT [--target 0.98] [--flag VALUE ...]",
         description="Choose from which confidence on a student answers, so that so many of its answers are right.",
     )
     parser.add_argument("student", metavar="STUDENT", help="the folder of a run or of an export")

@@ -23,6 +23,7 @@ from sinkd_llm.library_errors import is_memory_full
 from sinkd_llm.models.foreign import what_was_said
 from sinkd_llm.models.kinds import context_length, kind_of
 from sinkd_llm.models.kinds.class_heads import class_order, class_words
+from sinkd_llm.models.layers import attention_of
 from sinkd_llm.models.wrappers import forward_parameters, unwrap
 from sinkd_llm.quiet import quiet_transformers
 from sinkd_llm.units import format_bytes
@@ -179,7 +180,7 @@ def _traced(model: Any) -> Iterator[None]:
     """Within, a model is fit to be traced, and the exporter keeps what it says of its own work to itself."""
     from transformers import PreTrainedModel
 
-    before = model.config._attn_implementation if isinstance(model, PreTrainedModel) else None
+    before = attention_of(model) if isinstance(model, PreTrainedModel) else None
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     try:

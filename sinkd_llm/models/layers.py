@@ -175,6 +175,12 @@ def view_of_layers(model: Any, kept: Kept) -> Any:
         return rebuilt(model, config).eval()
 
 
+def attention_of(model: Any) -> str | None:
+    """The name of the kernel of a model's attention, such as `"sdpa"`, which its configuration is not saved with."""
+    name: str | None = model.config._attn_implementation
+    return name
+
+
 def rebuilt(model: Any, config: Any = None) -> Any:
     """
     `model` as its configuration alone describes it, around the very same weights.
@@ -194,7 +200,7 @@ def rebuilt(model: Any, config: Any = None) -> Any:
     # As from its file, so that what does not survive there does not survive here.
     config = model.config if config is None else config
     config = type(config).from_dict(json.loads(json.dumps(config.to_dict(), default=str)))
-    config._attn_implementation = model.config._attn_implementation
+    config._attn_implementation = attention_of(model)
     try:
         with torch.device("meta") if on_meta else init_empty_weights(include_buffers=False), no_init_weights():
             fresh = cls._from_config(config, dtype=model.dtype)
