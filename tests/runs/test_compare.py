@@ -370,7 +370,7 @@ def test_a_recipe_without_a_teacher_compares_fine_tuning(compare, recipe, capsys
         ({"grid": {"alpha": [0.5]}}, BEST_STEP, "a comparison scores the last step"),
         (
             {"grid": {"alpha": [0.5]}},
-            {"teacher_model_name_or_path": None},
+            NO_TEACHER,
             "varies alpha, which is of what",
         ),
         ({"grid": {"learning_rate": [1e-4]}}, {"teacher_model_name_or_path": None}, "--model_name_or_path is missing"),
