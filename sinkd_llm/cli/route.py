@@ -75,12 +75,13 @@ def _show(result: "RouteResult", args: Namespace) -> None:
     route = result.route
     right = "as the teacher" if route.of == "agreement" else "right"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
     table.add_column("rows")
     for name in ("answered", right, "at least"):
         table.add_column(name, justify="right")
-    table.add_row(f"{result.chosen.rows:,} {result.source}: the guarantee", *_cells(result.chosen))
+    table.add_row("the guarantee", f"{result.chosen.rows:,} {result.source}", *_cells(result.chosen))
     if result.checked is not None:
-        table.add_row(f"{result.checked.rows:,} rows for evaluation: its check", *_cells(result.checked))
+        table.add_row("its check", f"{result.checked.rows:,} rows for evaluation", *_cells(result.checked))
     show(table)
     show(
         f"From a confidence of {route.threshold:.4f} on the student answers: at least {route.target:.1%} of its "

@@ -174,7 +174,7 @@ class ObjectiveSettings:
             free.append(TRANSPORTED)  # the mean of a group says how much it has of each class
         if not free:
             return None
-        from_labels = "Learn from the labels, too (alpha below 1)" if labels else "No row has a label: give some one"
+        from_labels = "Learn from the labels, too (alpha below 1)" if labels else "No row has a label: label some"
         return (
             f"Nothing beside {' and '.join(free)} says which class is which: it matches sets of rows, and a plan that "
             f"begins with a student who knows no class may give each class another one's rows. {from_labels}, or "

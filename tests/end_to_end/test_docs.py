@@ -49,7 +49,10 @@ NOT_RUN = {
     "recipes/README.md": ["needs a server", "needs the answers of a large model"],
     "docs/teacher_cache.md": ["needs several devices"],
     "docs/using_a_student.md": ["needs the server; tests/serving/test_page.py"],
-    "docs/tasks.md": ["needs a download; tests/tasks/test_lm_eval.py reads the same files"],
+    "docs/tasks.md": [
+        "needs the data of several tasks; tests/tasks/test_expand.py",
+        "needs a download; tests/tasks/test_lm_eval.py reads the same files",
+    ],
 }
 # Added to every command of this name, to the recipes of the quickstart, and to the Python: little of everything.
 ROWS = {"max_train_samples": 8, "max_eval_samples": 4}

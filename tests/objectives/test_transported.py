@@ -485,7 +485,7 @@ def test_what_names_the_classes_is_asked_for() -> None:
         objective(alpha=1.0, sinkhorn_weight=1.0)
     free = objective()
     assert free.lacks(labels=True) is None
-    assert "Learn from some labels" in (free.lacks(labels=False) or "")
+    assert "No row has a label: label some" in (free.lacks(labels=False) or "")
     assert free.terms_of_pairs == ()
     for named, pairs in (
         (objective(alpha=1.0, divergence="js"), ("js",)),

@@ -91,7 +91,7 @@ def test_a_full_disk_when_the_model_is_saved(distill_argv, tmp_path, monkeypatch
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         fail = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        patch.setattr("sinkd_llm.training.trainer.save_student", lambda *_, **__: (_ for _ in ()).throw(fail))
+        patch.setattr("sinkd_llm.training.saving_trainer.save_student", lambda *_, **__: (_ for _ in ()).throw(fail))
         assert main(distill_argv(folder, *SAVING)) == 2
     line = error_line(capsys)
     assert f"{folder} could not be written (No space left on device). {folder}/checkpoint-6 is whole" in line

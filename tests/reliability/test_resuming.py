@@ -269,7 +269,7 @@ def test_sigterm_before_training_leaves_what_was_there(
     if overwrite:
         shutil.copytree(stopped, folder)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    monkeypatch.setattr(Scorer, "row", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Scorer, "row", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert main(distill_argv(folder, *SAVING, *(["--overwrite_output_dir"] if overwrite else []))) == 143
     assert "sinkd: stopped by SIGTERM" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before

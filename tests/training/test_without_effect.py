@@ -65,7 +65,7 @@ def test_where_no_row_has_a_label_no_weight_of_labels_is_advised():
     free = DistillationObjective(alpha=1.0, divergence="none", sinkhorn_weight=1.0)
     assert "Learn from the labels, too (alpha below 1)" in free.lacks(labels=True)
     said = free.lacks(labels=False)
-    assert "No row has a label: give some one" in said
+    assert "No row has a label: label some" in said
     assert "alpha" not in said
 
 
