@@ -26,6 +26,13 @@ def test_readme_shows_the_results() -> None:
     assert readme == results_page.with_block(readme), "run python -m tools.results_page"
 
 
+@pytest.mark.parametrize("page", [results_page.README, results_page.COMMANDS])
+def test_pages_show_the_table_of_the_quickstart(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert results_page.quickstart_table() in text, "run python -m tools.results_page"
+    assert text == results_page.with_quickstart(text)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_the_means_of_its_runs(name: str) -> None:
     found = results_page.Result.read(name)

@@ -5,6 +5,7 @@ Writes docs/results.md and README's block of results from `experiments/results`:
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from sinkd_llm.report.comparison import CONTROL, MAJORITY, STUDENT, Contrast, interval_of, mean_of, p_of
+from sinkd_llm.report.results import ResultRow
+from sinkd_llm.report.table import results_table
 from sinkd_llm.units import NOT_KNOWN, format_bytes, format_duration
 from tools.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, LAYOUT = ROOT / "experiments" / "results", ROOT / "experiments" / "page.yaml"
-PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+PAGE, README, COMMANDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "command_line.md"
+COLUMNS = 80
 BEGIN, END = "<!-- made by tools/results_page.py -->", "<!-- end of what tools/results_page.py made -->"
 Row = dict[str, str]
 
@@ -259,7 +264,30 @@ def with_block(readme: str) -> str:
     return f"{before}{BEGIN}\n{readme_block()}{END}{rest.split(END)[1]}"
 
 
+def quickstart_table() -> str:
+    """What `make quickstart` prints at its end, at 80 columns."""
+    rows = [ResultRow.of(row) for row in _quickstart()["rows"]]
+    console = Console(width=COLUMNS, file=io.StringIO(), color_system=None)
+    with console.capture() as said:
+        console.print(results_table(rows, COLUMNS))
+    lines = [line.rstrip() for line in said.get().splitlines()]
+    return "\n".join(line for line in lines if line)
+
+
+def _quickstart() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
+    return content
+
+
+def with_quickstart(text: str) -> str:
+    """A page whose code block of the quickstart's table is as its result has it."""
+    table_now = f"```\n{quickstart_table()}\n```"
+    return re.sub(r"```\n[^`]*student before[^`]*```", lambda _: table_now, text, count=1)
+
+
 def main() -> None:
+    for page_with_table in (README, COMMANDS):
+        page_with_table.write_text(with_quickstart(page_with_table.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")
 
