@@ -62,6 +62,11 @@ def load_student(
 
 def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task | None, name: str) -> Task:
     if facts is None:
+        if given is None and not folder.is_dir():
+            raise InputError(
+                f"There is no folder {name}; give the folder of a run or of an export. A model of the hub, or one "
+                "with a name of its own, needs --task, a task's name or YAML file."
+            )
         if given is None:
             raise InputError(
                 f"{name} does not say what task it answers: it has no sinkd_answers.json, which a run with a task "

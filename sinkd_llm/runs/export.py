@@ -203,12 +203,18 @@ def _examples(
 
 
 def _evaluation_rows(task: "Task", data_dir: str | None, limit: int) -> "list[Example]":
+    from sinkd_llm.answering.facts import ANSWERS_FILE
     from sinkd_llm.runs.task_rows import task_split
     from sinkd_llm.tasks import Example
 
     try:
         data = task_split(task, "validation", data_dir, limit)
     except InputError as error:
+        if task.path.name == ANSWERS_FILE and "dataset_kwargs" in task.config:  # it keeps no places of data
+            raise InputError(
+                f"There are no evaluation rows to compare the export on: {task.path} does not say where the data of "
+                f"the task {task.name!r} are. Give --task, its name or YAML file, or --rows FILE, rows without labels."
+            ) from error
         raise InputError(
             f"There are no evaluation rows to compare the export on: {error} Or give --rows FILE, rows without labels."
         ) from error

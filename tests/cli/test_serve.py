@@ -61,7 +61,7 @@ def test_no_student_and_a_taken_port(
     student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["serve", str(tmp_path / "nowhere"), "--port", "0"]) == 2
-    assert "nowhere does not say what task it answers" in capsys.readouterr().err
+    assert "There is no folder" in capsys.readouterr().err
     with bound("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
         assert main(["serve", str(student), "--port", str(port)]) == 2
