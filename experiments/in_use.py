@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.answering.load import load_student
-from sinkd_llm.exporting.comparison import latencies_ms
+from sinkd_llm.answering.timing import TIMED, latencies_ms
 from sinkd_llm.files import bytes_under, write_whole
 from sinkd_llm.report.results import AFTER, TEACHER, RunRecord, find_row
 from sinkd_llm.runs.calibrating import run_calibrate
@@ -25,8 +25,6 @@ from sinkd_llm.runs.routing import run_route
 from sinkd_llm.tasks import load_task
 
 TARGET = 0.98
-# Rows that are answered one by one to see how long one takes.
-TIMED = 200
 
 
 def form_of(folder: Path, weights: str, task: str, teacher_file: str) -> dict[str, Any]:

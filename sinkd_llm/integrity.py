@@ -12,11 +12,13 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
 
 MANIFEST_FILE = "sinkd_manifest.json"
+# What a student's folder keeps for its use, beside its model: calibrated and routed after it is saved.
+ANSWERS_FILE = "sinkd_answers.json"
 FORMAT = 1
 
 # What goes on changing in a run folder, or that a reader may edit: it says nothing about the model.
 _CHANGING = {
-    *(MANIFEST_FILE, "sinkd_answers.json", "results.json", "metrics.jsonl", "report.html"),
+    *(MANIFEST_FILE, ANSWERS_FILE, "results.json", "metrics.jsonl", "report.html"),
     *("predictions.json", "transport_plan.json"),
 }
 _EDITED = "README.md"

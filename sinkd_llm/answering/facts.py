@@ -13,22 +13,21 @@ from sinkd_llm.answering.routing import Route
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
 from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.integrity import manifest_sum
+from sinkd_llm.integrity import ANSWERS_FILE, manifest_sum
 from sinkd_llm.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-ANSWERS_FILE = "sinkd_answers.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """
-    The settings of a run by which its held-out training rows are found again.
+    The settings of a run by which the rows that it did not train on are found again.
 
     Args:
-        heldout_share, max_train_samples, allow_unlabelled, id_column: as in
+        heldout_share, max_train_samples, allow_unlabelled, id_column, validation_share: as in
             [`~sinkd_llm.runs.arguments.TaskArguments`].
         seed (`int`): that drew the sample of training rows.
     """
@@ -38,6 +37,7 @@ class HeldOut:
     allow_unlabelled: bool
     id_column: str | None
     seed: int
+    validation_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.answering.facts import StudentFacts, kept_keys
+from sinkd_llm.answering.onnx_student import ONNX_FILE, OnnxStudent
 from sinkd_llm.answering.student import Student
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.tasks.registry import load_task
 from sinkd_llm.tasks.task import Task
 
-ONNX_MODEL = "model.onnx"
 _TOKENIZER_SETTINGS = ("revision", "trust_remote_code")
 
 
@@ -44,9 +44,7 @@ def load_student(
         facts = StudentFacts(kept_keys(answered), reading or Reading(max_length=1024))
     elif reading is not None:
         facts = replace(facts, reading=reading)
-    if (folder / ONNX_MODEL).is_file():
-        from sinkd_llm.answering.onnx_student import OnnxStudent
-
+    if (folder / ONNX_FILE).is_file():
         return OnnxStudent(folder, answered, facts)
     from sinkd_llm.answering.torch_student import TorchStudent
     from sinkd_llm.environment import default_device

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinkd_llm.answering.facts import StudentFacts
-from sinkd_llm.answering.onnx_reading import MASKED, OnnxReading, OnnxTexts
+from sinkd_llm.answering.onnx_reading import CLASSES, MASKED, OnnxReading, OnnxTexts
 from sinkd_llm.answering.student import Student
 from sinkd_llm.errors import InputError, NonFiniteError, first_line
 from sinkd_llm.tasks.rendering import Example
@@ -55,9 +55,14 @@ class OnnxStudent(Student):
         self._inputs = {one.name for one in self._session.get_inputs()}
 
     @property
-    def num_cut(self) -> int:
-        """Rows that were too long so far, and lost what `max_length` has no room for."""
+    def num_cut(self) -> int:  # type: ignore[override]
+        """See [`Student`]."""
         return self._texts.num_cut
+
+    @property
+    def takes_choices(self) -> bool:
+        """See [`Student`]."""
+        return self.reading.kind != CLASSES
 
     def log_probabilities(self, examples: Sequence[Example]) -> list[list[float]]:
         """

@@ -8,6 +8,7 @@ from typing import Any
 
 from sinkd_llm.answering.calibration import NONE
 from sinkd_llm.answering.facts import StudentFacts
+from sinkd_llm.answering.routing import Route
 from sinkd_llm.errors import InputError
 from sinkd_llm.tasks.rendering import Example, RowRenderer
 from sinkd_llm.tasks.task import Task
@@ -53,7 +54,10 @@ class Student(ABC):
         choices (`tuple[str, ...]` or `None`): the answers that every row may have, as words; `None` where they vary or
             are written.
         generates (`bool`): whether it writes its answers.
+        num_cut (`int`): rows that were too long so far, and lost what `max_length` has no room for.
     """
+
+    num_cut: int
 
     def __init__(self, task: Task, facts: StudentFacts) -> None:
         self.task, self.facts = task, facts
@@ -66,6 +70,11 @@ class Student(ABC):
     def columns(self) -> list[str]:
         """The columns that the student reads of a row."""
         return sorted(self._columns)
+
+    @property
+    @abstractmethod
+    def takes_choices(self) -> bool:
+        """Whether it reads choices as words, and so can be asked any; a classification head has its classes."""
 
     @abstractmethod
     def log_probabilities(self, examples: Sequence[Example]) -> list[list[float]]:
@@ -190,11 +199,7 @@ class Student(ABC):
             words (sequence of `str`): the choices.
             probabilities (sequence of `float`): of each.
         """
-        index = max(range(len(words)), key=probabilities.__getitem__)
-        probability, route = probabilities[index], self.facts.route
-        decision = None if route is None else route.decision(probability)
-        by_word = dict(zip(words, probabilities, strict=True))
-        return Answer(name, words[index], index, probability, by_word, decision)
+        return chosen(name, words, probabilities, self.facts.route)
 
     def _words(self, choices: Sequence[str]) -> tuple[str, ...]:
         return tuple(choice.removeprefix(self._renderer.delimiter) for choice in choices)
@@ -208,3 +213,21 @@ def _by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[in
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def chosen(
+    name: str | int, words: Sequence[str], probabilities: Sequence[float], route: Route | None = None
+) -> Answer:
+    """
+    The most probable of some choices as an answer.
+
+    Args:
+        name (`str` or `int`): the answer's id.
+        words (sequence of `str`): the choices.
+        probabilities (sequence of `float`): of each.
+        route ([`Route`], *optional*): decides whether it is sure enough.
+    """
+    index = max(range(len(words)), key=probabilities.__getitem__)
+    decision = None if route is None else route.decision(probabilities[index])
+    by_word = dict(zip(words, probabilities, strict=True))
+    return Answer(name, words[index], index, probabilities[index], by_word, decision)

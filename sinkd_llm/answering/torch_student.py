@@ -34,9 +34,6 @@ class TorchStudent(Student):
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         task, facts: see [`Student`].
 
-    Attributes:
-        num_cut (`int`): rows that were too long so far, and lost what `max_length` has no room for.
-
     Raises:
         InputError: if the model cannot answer the task: it cannot write where answers are written, has classes where
             choices vary or are of another number, or predicts a number.
@@ -63,6 +60,11 @@ class TorchStudent(Student):
         self._collator = row_collator(model, tokenizer)
         self._choices_checked = False
         self.num_cut = 0
+
+    @property
+    def takes_choices(self) -> bool:
+        """See [`Student`]."""
+        return not self._kind.scores_classes
 
     @torch.no_grad()
     def log_probabilities(self, examples: Sequence[Example]) -> list[list[float]]:

@@ -1,12 +1,16 @@
 """`sinkd calibrate`: probabilities of a student that are as frequent as they say."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sinkd_llm.cli.command_parser import CommandParser
-from sinkd_llm.cli.predict import add_model_flags, model_settings
-from sinkd_llm.errors import InputError
+from sinkd_llm.cli.student_flags import (
+    add_model_flags,
+    add_student,
+    add_unseen_flags,
+    check_batch_size,
+    model_settings,
+)
 
 if TYPE_CHECKING:
     from sinkd_llm.runs.calibrating import CalibrateResult
@@ -46,27 +50,10 @@ def _parser() -> CommandParser:
         usage="sinkd calibrate STUDENT [--data_dir DIR] [--rows FILE] [--flag VALUE ...]",
         description="Fit how sure a student should be, on labelled rows that it has not seen.",
     )
-    parser.add_argument("student", metavar="STUDENT", help="the folder of a run or of an export")
+    add_student(parser)
     add_unseen_flags(parser)
     add_model_flags(parser)
     return parser
-
-
-def add_unseen_flags(parser: CommandParser) -> None:
-    """The flags of a command that reads labelled rows which a student has not seen."""
-    parser.add_argument("--data_dir", metavar="DIR", help="the folder of the task's data, instead of the hub")
-    parser.add_argument(
-        "--rows",
-        metavar="FILE",
-        help="labelled rows that the student has not seen (default: the training rows that heldout_share left out)",
-    )
-    parser.add_argument("--batch_size", type=int, default=32, help="rows that are read together (default: 32)")
-
-
-def check_batch_size(args: Namespace) -> None:
-    """Refuses a `--batch_size` below 1."""
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}; give 1 or more.")
 
 
 def _show(result: "CalibrateResult") -> None:

@@ -22,7 +22,7 @@ NUMBERS = ("f32", "f16", "q8_0")
 
 def main(argv: Sequence[str]) -> int:
     """Parse `argv`, export, and print what changed."""
-    from sinkd_llm.cli.predict import model_settings
+    from sinkd_llm.cli.student_flags import model_settings
 
     args = _parser().parse_args(list(argv))
     from sinkd_llm.runs.export import run_export
@@ -47,14 +47,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    from sinkd_llm.cli.predict import add_model_flags
+    from sinkd_llm.cli.student_flags import add_model_flags, add_student
 
     parser = CommandParser(
         prog="sinkd export",
         usage="sinkd export STUDENT --format FORMAT --output DIR [--flag VALUE ...]",
         description="A student in another program's format. It counts when it answers rows as the student does.",
     )
-    parser.add_argument("student", metavar="STUDENT", help="the folder of a run, or with --task any model")
+    add_student(parser)
     described = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
     parser.add_argument("--format", required=True, choices=list(FORMATS), help=described)
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or one of an earlier export")

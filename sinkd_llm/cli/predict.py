@@ -6,9 +6,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sinkd_llm.cli.command_parser import CommandParser
+from sinkd_llm.cli.student_flags import add_batch_size, add_model_flags, add_student, check_batch_size, model_settings
 from sinkd_llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def _answer(args: Namespace) -> int:
     from sinkd_llm.answering.new_rows import new_rows
     from sinkd_llm.terminal import say
 
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}; give 1 or more.")
+    check_batch_size(args)
     output = None if args.output == STDOUT else Path(os.path.expanduser(args.output))
     if output is not None:
         _check_output(output, args)
@@ -58,9 +58,7 @@ def _parser() -> CommandParser:
         usage="sinkd predict STUDENT ROWS [--output FILE] [--flag VALUE ...]",
         description="A student answers new rows: one line for each, with the probabilities of all choices.",
     )
-    parser.add_argument(
-        "student", metavar="STUDENT", help="the folder of a run or of an export, or with --task any model"
-    )
+    add_student(parser)
     parser.add_argument("rows", metavar="ROWS", help="a .csv, .tsv, .jsonl, .json, .parquet or .txt file; - for stdin")
     parser.add_argument("--output", default=STDOUT, metavar="FILE", help="write here (default: standard output)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that --output names")
@@ -68,25 +66,9 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--input_format", choices=INPUT_FORMATS, help="what ROWS holds (default: by its name, or its first line)"
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="rows that are answered together (default: 32)")
+    add_batch_size(parser)
     add_model_flags(parser)
     return parser
-
-
-def add_model_flags(parser: CommandParser) -> None:
-    """The flags of a command that loads a student."""
-    parser.add_argument("--task", help="a task's name or YAML file, for a model that no run with a task wrote")
-    parser.add_argument(
-        "--model_kind", metavar="KIND", help="load the model as one of this kind (default: what it is)"
-    )
-    parser.add_argument("--dtype", help="load the weights in this type (default: float32)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with the weights")
-
-
-def model_settings(args: Namespace) -> dict[str, Any]:
-    """What the flags of [`add_model_flags`] ask of [`load_student`]."""
-    given = {"kind": args.model_kind, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code or None}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_output(output: Path, args: Namespace) -> None:
@@ -145,8 +127,7 @@ def _write(lines: Iterable[str], output: Path | None) -> None:
 def _say_result(student: "Student", count: int, output: Path | None) -> None:
     from sinkd_llm.terminal import say
 
-    cut = getattr(student, "num_cut", 0)
-    if cut:
+    if cut := student.num_cut:
         say(f"Note: {cut:,} of {count:,} rows were longer than the student reads, and lost what it has no room for.")
     if output is not None:
         say(f"{count:,} answers are in {output}")

@@ -4,9 +4,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sinkd_llm.cli.calibrate import add_unseen_flags, check_batch_size
 from sinkd_llm.cli.command_parser import CommandParser
-from sinkd_llm.cli.predict import add_model_flags, model_settings
+from sinkd_llm.cli.student_flags import (
+    add_model_flags,
+    add_student,
+    add_unseen_flags,
+    check_batch_size,
+    model_settings,
+)
 from sinkd_llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +52,7 @@ def _parser() -> CommandParser:
         usage="sinkd route STUDENT [--target 0.98] [--flag VALUE ...]",
         description="Choose from which confidence on a student answers, so that so many of its answers are right.",
     )
-    parser.add_argument("student", metavar="STUDENT", help="the folder of a run or of an export")
+    add_student(parser)
     parser.add_argument("--target", type=float, default=0.98, help="share of answers to be right (default: 0.98)")
     parser.add_argument("--level", type=float, default=0.95, help="how sure that shall be (default: 0.95)")
     parser.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.cli.command_parser import CommandParser
-from sinkd_llm.cli.predict import add_model_flags, model_settings
+from sinkd_llm.cli.student_flags import add_model_flags, add_student, model_settings
 from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.serving.limits import ServeLimits
 from sinkd_llm.training.settings.texts import plain_help, setting_texts
@@ -47,9 +47,7 @@ def _parser() -> CommandParser:
         usage="sinkd serve STUDENT [--port PORT] [--flag VALUE ...]",
         description="A student answers over HTTP: POST /v1/decisions, GET /health, GET /metrics.",
     )
-    parser.add_argument(
-        "student", metavar="STUDENT", help="the folder of a run or of an export, or with --task any model"
-    )
+    add_student(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="the port; 0: any that is free (default: 8000)")
     parser.add_argument("--name", help="the model's name in replies (default: the name of the folder)")

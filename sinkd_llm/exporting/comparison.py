@@ -1,7 +1,6 @@
 """Is an export the student? Both answer the same rows."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ ROUNDING = 1e-3
 # Largest share of rows that may get another choice from an export in fewer bits.
 MOST_DIFFERING = 0.05
 BATCH = 32
-# Rows that are answered one by one to measure the time; the first few warm up.
-_TIMED, _WARMING = 64, 3
 
 
 @dataclass(frozen=True)
@@ -82,23 +79,6 @@ def said_of(
         if on_progress is not None:
             on_progress(start + len(batch), len(examples))
     return Said(choices, log_probabilities)
-
-
-def latencies_ms(students: Sequence[Student], examples: Sequence[Example]) -> list[tuple[float, float]]:
-    """
-    The median and the 95th percentile of the time that a row takes by itself, in milliseconds, of each student.
-
-    They answer by turns, so that whatever else the machine does meets all of them.
-    """
-    times: list[list[float]] = [[] for _ in students]
-    warming = examples[:_WARMING]
-    for index, example in enumerate([*warming, *examples[:_TIMED]]):
-        for student, its in zip(students, times, strict=True):
-            started = time.perf_counter()
-            student.answer_batch([example.id], [example])
-            if index >= len(warming):
-                its.append(1000 * (time.perf_counter() - started))
-    return [(float(np.percentile(its, 50)), float(np.percentile(its, 95))) for its in times]
 
 
 def compare(before: Said, after: Said) -> Comparison:

@@ -18,7 +18,7 @@ from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_s
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import say_examination, say_shares
 from sinkd_llm.runs.scorer import rows_hash
-from sinkd_llm.teachers.answer_file import KEY_COLUMNS, answers_in, file_rows
+from sinkd_llm.teachers.answer_file import KEY_COLUMNS, FileAnswers, answers_in, file_rows
 from sinkd_llm.teachers.cache.answers import Said, write_answers
 from sinkd_llm.teachers.cache.in_groups import check_objective
 from sinkd_llm.teachers.cache.manifest import Manifest
@@ -287,26 +287,43 @@ def _in_file(
             say(sentence)
         return sets.sets, {}  # rows for evaluation have no groups
     found = answers_in(rows, questions, _TRAIN, own)
-    by_position = found.found_by in KEY_COLUMNS["position"] and found.found_by != own
-    if by_position and not data.places_known:
+    if _by_position(found, own) and not data.places_known:
         raise InputError(
             f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this run "
             "have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
         )
-    # Positions without a split are those of the training rows.
-    of_training = data.arguments is not None and data.arguments.validation_share > 0
-    alone = by_position and not found.of_split and not of_training
     for sentence in found.sentences():
         say(sentence)
+    of_training = data.arguments is not None and data.arguments.validation_share > 0
+    return found.answers, answers_of_evaluation(found, rows, held_out, own, of_training)
+
+
+def _by_position(found: FileAnswers, id_column: str | None) -> bool:
+    return found.found_by in KEY_COLUMNS["position"] and found.found_by != id_column
+
+
+def answers_of_evaluation(
+    found: FileAnswers,
+    rows: Rows,
+    held_out: Sequence[Question],
+    id_column: str | None,
+    of_training: bool = False,
+) -> Mapping[str, Any]:
+    """
+    What a file says of the rows for evaluation, if it says anything of them.
+
+    Args:
+        found ([`FileAnswers`]): what it says of training rows.
+        rows ([`~sinkd_llm.row_files.Rows`]): of the file.
+        held_out (sequence of [`Question`]): the rows for evaluation.
+        id_column (`str`, *optional*): the column of the data with the rows' own ids.
+        of_training (`bool`, *optional*, defaults to `False`): whether the rows for evaluation are of the training
+            split, too.
+    """
+    if _by_position(found, id_column) and not found.of_split and not of_training:
+        return {}  # positions without a split are those of the training rows
     # A file that knows no splits says the same of all.
     splits = (_TRAIN,) if of_training else _HELD_OUT if found.of_split else _HELD_OUT[:1]
-    return found.answers, {} if alone else _of_held_out(rows, held_out, own, splits)
-
-
-def _of_held_out(
-    rows: Rows, held_out: Sequence[Question], id_column: str | None, splits: Sequence[str]
-) -> Mapping[str, Any]:
-    """What a file says of the rows for evaluation, if it says anything of them."""
     for split in splits if held_out else ():
         try:
             return answers_in(rows, held_out, split, id_column).answers

@@ -98,8 +98,9 @@ def run_export(
     """
     import torch
 
-    from sinkd_llm.answering.load import ONNX_MODEL
-    from sinkd_llm.exporting.comparison import check_same, compare, latencies_ms, said_of
+    from sinkd_llm.answering.onnx_student import ONNX_FILE
+    from sinkd_llm.answering.timing import latencies_ms
+    from sinkd_llm.exporting.comparison import check_same, compare, said_of
     from sinkd_llm.exporting.formats import FORMATS, Exported, check_packages
     from sinkd_llm.exporting.place import check_export_place, export_folder
     from sinkd_llm.models import resolve_model_source
@@ -110,7 +111,7 @@ def run_export(
             raise InputError(f"--{name} is {value}; give 1 or more.")
     if not str(output).strip():
         raise InputError("--output is empty; give the folder that the export is to be written to.")
-    if (Path(student).expanduser() / ONNX_MODEL).is_file():
+    if (Path(student).expanduser() / ONNX_FILE).is_file():
         raise InputError(f"{student} is an ONNX export already; give the folder of the run that it was made from.")
     check_packages(format)
     source = resolve_model_source(student)
@@ -127,7 +128,7 @@ def run_export(
     made.check(exported)
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
     check_export_place(folder, int(weights * made.room))
-    examples = _examples(loaded, task, data_dir, rows, check)
+    examples = _examples(loaded, student, data_dir, rows, check)
     # What an adapter adds is compared with its sum with the base.
     folded = format == "merged" and source.kind == "adapter"
     reference = _load(student, task, {**loading, "merge_adapter": False}) if folded else loaded
@@ -185,7 +186,7 @@ def _load(student: str, task: str | None, loading: dict[str, Any]) -> "TorchStud
 
 
 def _examples(
-    student: "TorchStudent", task: str | None, data_dir: str | None, rows: str | None, limit: int
+    student: "TorchStudent", name: str, data_dir: str | None, rows: str | None, limit: int
 ) -> "Sequence[Example]":
     """The rows to compare on."""
     if rows is not None:
@@ -194,42 +195,23 @@ def _examples(
         with new_rows(rows, student.task, student.columns) as stream:
             found = [example for _, _, example in islice(student.examples(stream), limit)]
     else:
-        from sinkd_llm.tasks import load_task
-
-        found = _evaluation_rows(student.task if task is None else load_task(task), data_dir, limit)
+        found = _evaluation_rows(student.task, name, data_dir, limit)
     if not found:
         raise InputError("There is no row to compare the export on; give a file of rows with --rows.")
     return found
 
 
-def _evaluation_rows(task: "Task", data_dir: str | None, limit: int) -> "list[Example]":
-    from sinkd_llm.answering.facts import ANSWERS_FILE
+def _evaluation_rows(task: "Task", name: str, data_dir: str | None, limit: int) -> "list[Example]":
     from sinkd_llm.runs.task_rows import task_split
-    from sinkd_llm.tasks import Example
+    from sinkd_llm.runs.unseen_rows import examples_of, refuse_no_place_of_data
 
     try:
-        data = task_split(task, "validation", data_dir, limit)
+        refuse_no_place_of_data(task, name)
+        return examples_of(task_split(task, "validation", data_dir, limit))
     except InputError as error:
-        if task.path.name == ANSWERS_FILE and "dataset_kwargs" in task.config:  # it keeps no places of data
-            raise InputError(
-                f"There are no evaluation rows to compare the export on: {task.path} does not say where the data of "
-                f"the task {task.name!r} are. Give --task, its name or YAML file, or --rows FILE, rows without labels."
-            ) from error
         raise InputError(
             f"There are no evaluation rows to compare the export on: {error} Or give --rows FILE, rows without labels."
         ) from error
-    return [
-        Example(
-            row["id"],
-            row["prompt"],
-            tuple(row.get("choices", ())),
-            row.get("label"),
-            row["completion"],
-            text=row.get("text"),
-            text_pair=row.get("text_pair"),
-        )
-        for row in data.to_list()
-    ]
 
 
 def _size(folder: Path) -> int:

@@ -1,11 +1,9 @@
 """`route`: from which confidence on a student's answer is taken, and what is passed on to a larger model."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +12,11 @@ from sinkd_llm.answering.calibration import NONE
 from sinkd_llm.answering.load import load_student
 from sinkd_llm.answering.routing import LEVEL, Answered, Route, answered_at, choose_threshold, rows_needed
 from sinkd_llm.answering.student import Student
+from sinkd_llm.answering.timing import TIMED, latencies_ms
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.results import RESULTS_FILE, RunRecord
+from sinkd_llm.runs.asking import answers_of_evaluation
 from sinkd_llm.runs.calibrating import own_folder
 from sinkd_llm.runs.unseen_rows import examples_of, unseen_rows
 from sinkd_llm.teachers.answer_file import answers_in, file_rows
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 AGREEMENT, ACCURACY = "agreement", "accuracy"
-# What the rows for evaluation may be called in a file of answers.
-_EVALUATION = ("validation", "dev", "test")
-# Rows that are answered one by one to see how long one takes.
-_TIMED = 50
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,9 @@ class RouteResult:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows, what their split may be called in a file of answers, and what they are in words."""
+    """Rows, and what they are in words."""
 
     rows: "Dataset"
-    splits: tuple[str | None, ...]
     source: str
 
 
@@ -113,13 +108,13 @@ def run_route(
     say(f"Loading {student_dir} …")
     student = load_student(folder, task, **loading)
     unseen = unseen_rows(student.task, student.facts, rows, data_dir, student_dir)
-    wanted = [_Part(unseen.rows, (unseen.split,), unseen.source)]
+    wanted = [_Part(unseen.rows, unseen.source)]
     if unseen.evaluation is not None:
-        wanted.append(_Part(unseen.evaluation, _EVALUATION, "rows for evaluation"))
+        wanted.append(_Part(unseen.evaluation, "rows for evaluation"))
     if of == ACCURACY:
         right = [[int(label) for label in part.rows["label"]] for part in wanted]
     elif teacher_file is not None:
-        right = _in_file(teacher_file, wanted, student)
+        right = _in_file(teacher_file, wanted, unseen.split, student)
     else:
         right = _by_model(str(teacher_model), wanted, student, batch_size)
     known = [i for i, choice in enumerate(right[0]) if choice >= 0]
@@ -143,7 +138,8 @@ def run_route(
         theirs = [right[1][i] for i in known]
         scored = _confidence(student, wanted[1].rows.select(known), theirs, wanted[1].source, batch_size)
         checked = answered_at(chosen.threshold, *scored, level)
-    milliseconds = _milliseconds(student, unseen.rows)
+    timed = examples_of(unseen.rows.select(range(min(TIMED, len(unseen.rows)))))
+    ((milliseconds, _),) = latencies_ms([student], timed)
     measured = {
         "level": level,
         "source": unseen.source,
@@ -168,24 +164,18 @@ def _recorded_teacher(folder: Path) -> tuple[str | None, str | None]:
     return None, model if isinstance(model, str) and Path(model).expanduser().exists() else None
 
 
-def _in_file(file: str, wanted: "Sequence[_Part]", student: Student) -> list[list[int]]:
+def _in_file(file: str, wanted: "Sequence[_Part]", split: str | None, student: Student) -> list[list[int]]:
     """The index of the choice that a file of answers has for each row of each part, -1 where it says nothing."""
     rows, held_out = file_rows(Path(os.path.expanduser(file))), student.facts.held_out
     own = None if held_out is None else held_out.id_column
-    found: list[list[int]] = []
-    for part in wanted:
-        said: Mapping[str, Any] = {}
-        for split in part.splits:
-            try:
-                said = answers_in(rows, questions_of(part.rows), split, own).answers
-                break
-            except InputError:
-                if not found:
-                    raise
-                # A file of the training rows alone; what is wrong with it was said when these were read.
-        names = list(part.rows["id"])
-        found.append([int(np.argmax(said[name])) if name in said else -1 for name in names])
-    return found
+    unseen, *evaluation = (part.rows for part in wanted)
+    found = answers_in(rows, questions_of(unseen), split, own)
+    said: list[Mapping[str, Any]] = [found.answers]
+    said += [answers_of_evaluation(found, rows, questions_of(part), own) for part in evaluation]
+    return [
+        [int(np.argmax(answers[name])) if name in answers else -1 for name in part.rows["id"][:]]
+        for part, answers in zip(wanted, said, strict=True)
+    ]
 
 
 def _by_model(model: str, wanted: "Sequence[_Part]", student: Student, batch_size: int) -> list[list[int]]:
@@ -209,13 +199,3 @@ def _confidence(
     probabilities = (student.facts.calibration or NONE).apply(scores)
     agrees = [int(np.argmax(row)) == index for row, index in zip(probabilities, right, strict=True)]
     return [max(row) for row in probabilities], agrees
-
-
-def _milliseconds(student: Student, rows: "Dataset") -> float:
-    """The median time of a row alone."""
-    taken = []
-    for example in examples_of(rows.select(range(min(_TIMED, len(rows))))):
-        began = time.perf_counter()
-        student.answer_batch([0], [example])
-        taken.append(time.perf_counter() - began)
-    return 1000 * median(taken)

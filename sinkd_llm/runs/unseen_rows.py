@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from sinkd_llm.row_streams import STREAMS
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.held_out import without_texts_of
-from sinkd_llm.runs.task_rows import held_out_rows, task_split
+from sinkd_llm.runs.task_rows import held_out_rows, validation_rows
 from sinkd_llm.tasks.rendering import Example
 from sinkd_llm.tasks.task import Task
 from sinkd_llm.tasks.unlabelled import repeated_rows
@@ -42,13 +42,14 @@ def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
     if data.task is None:
         return
     settings, held_out = data.arguments, None
-    if settings is not None and data.held_out is not None:
+    if settings is not None and (settings.heldout_share or settings.validation_share):
         held_out = HeldOut(
             heldout_share=settings.heldout_share,
             max_train_samples=settings.max_train_samples,
             allow_unlabelled=settings.allow_unlabelled,
             id_column=settings.id_column,
             seed=args.sample_seed,
+            validation_share=settings.validation_share,
         )
     StudentFacts.of_run(data.task, Reading.of(args), held_out, output_dir).write(output_dir)
 
@@ -91,17 +92,21 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
             f"The answers of the task {task.name!r} are written, and what is written has no probability among choices "
             "that could be calibrated; this is for tasks with answer choices."
         )
-    config = task.config
-    if config["dataset_path"] in ("csv", "json") and "data_files" not in config.get("dataset_kwargs", {}):
-        raise InputError(
-            f"The folder of {name} does not say where the data of its task lie, for it may be used elsewhere; give "
-            "the task's file as --task."
+    refuse_no_place_of_data(task, name)
+    held_out = facts.held_out
+    if held_out is not None and held_out.id_column is not None:
+        task = Task(task.path, keys=task.config, id_column=held_out.id_column)
+    arguments = TaskArguments(task=str(task.path), data_dir=data_dir)
+    if held_out is not None:
+        arguments = replace(
+            arguments,
+            heldout_share=held_out.heldout_share,
+            max_train_samples=held_out.max_train_samples,
+            allow_unlabelled=held_out.allow_unlabelled,
+            validation_share=held_out.validation_share,
         )
-    if facts.held_out is not None and facts.held_out.id_column is not None:
-        task = Task(task.path, keys=config, id_column=facts.held_out.id_column)
-    evaluation = None
-    if config.get("validation_split") is not None:
-        evaluation = task_split(task, "validation", data_dir, None)
+    scored = task.config.get("validation_split") is not None or arguments.validation_share
+    evaluation = validation_rows(task, arguments) if scored else None
     if rows is not None:
         found = _rows_of_file(task, Path(os.path.expanduser(rows)))
         if evaluation is not None and (repeated := repeated_rows(evaluation, found)).total:
@@ -111,16 +116,8 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
                 "file."
             )
         return Unseen(found, evaluation, None, f"rows of {rows}")
-    held_out = facts.held_out
-    if held_out is None:
+    if held_out is None or not held_out.heldout_share:
         raise InputError(f"No training rows were held out when {name} was trained: it has seen them all. {_HOW_TO}")
-    arguments = TaskArguments(
-        task=str(task.path),
-        data_dir=data_dir,
-        heldout_share=held_out.heldout_share,
-        max_train_samples=held_out.max_train_samples,
-        allow_unlabelled=held_out.allow_unlabelled,
-    )
     kept = held_out_rows(task, arguments, held_out.seed)
     assert kept is not None
     if evaluation is not None and len(other := without_texts_of(kept, evaluation)) < len(kept):
@@ -129,6 +126,24 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
     if not len(kept):
         raise InputError(f"No held-out training row is left that is no row for evaluation. {_HOW_TO}")
     return Unseen(kept, evaluation, "train", "held-out training rows")
+
+
+def refuse_no_place_of_data(task: Task, name: str) -> None:
+    """
+    Refuses a task of which only a student's folder is known, which keeps no places of data.
+
+    Args:
+        task ([`Task`]): the student's, from its folder or as it was given.
+        name (`str`): of the student, for the message.
+
+    Raises:
+        InputError: saying how to name the data.
+    """
+    if task.config["dataset_path"] in ("csv", "json") and "data_files" not in task.config.get("dataset_kwargs", {}):
+        raise InputError(
+            f"The folder of {name} does not say where the data of its task lie, for it may be used elsewhere; give "
+            f"--task, a name or a YAML file: of {task.name!r}, on which it was trained."
+        )
 
 
 def _rows_of_file(task: Task, file: Path) -> "Dataset":
@@ -160,4 +175,5 @@ def examples_of(rows: "Dataset") -> list[Example]:
 
 def _example(row: Mapping[str, Any]) -> Example:
     texts = {name: row[name] for name in ("text", "text_pair") if row.get(name) is not None}
-    return Example(row["id"], row["prompt"], tuple(row["choices"]), row["label"], row["completion"], **texts)
+    choices = tuple(row.get("choices", ()))
+    return Example(row["id"], row["prompt"], choices, row.get("label"), row["completion"], **texts)

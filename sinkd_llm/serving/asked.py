@@ -7,9 +7,7 @@ from typing import Any
 
 from sinkd_llm.answering.answer_rows import as_record
 from sinkd_llm.answering.calibration import NONE
-from sinkd_llm.answering.onnx_reading import CLASSES
-from sinkd_llm.answering.onnx_student import OnnxStudent
-from sinkd_llm.answering.student import Answer, Student
+from sinkd_llm.answering.student import Answer, Student, chosen
 from sinkd_llm.errors import InputError, NonFiniteError
 from sinkd_llm.tasks.rendering import Example, RowRenderer
 from sinkd_llm.tasks.unlabelled import unlabelled_example
@@ -39,21 +37,6 @@ class Asked:
     id: str | int
     example: Example
     own_choices: bool = False
-
-
-def takes_choices(student: Student) -> bool:
-    """
-    Whether a student reads choices as words, and so can be asked any; one with a classification head has its classes.
-
-    Args:
-        student ([`Student`]): of any kind.
-    """
-    if isinstance(student, OnnxStudent):
-        return student.reading.kind != CLASSES
-    from sinkd_llm.answering.torch_student import TorchStudent  # an ONNX student is served without torch
-    from sinkd_llm.models.kinds import kind_of
-
-    return isinstance(student, TorchStudent) and not kind_of(student.model).scores_classes
 
 
 def question_example(prompt: str, choices: Sequence[str], where: str) -> Example:
@@ -105,14 +88,11 @@ def answer_records(student: Student, rows: Sequence[Asked]) -> list[dict[str, An
 
 
 def _to_questions(student: Student, ids: Sequence[str | int], examples: Sequence[Example]) -> list[Answer]:
-    answers = []
     probabilities_NC = NONE.apply(student.log_probabilities(examples))
-    for name, example, probabilities in zip(ids, examples, probabilities_NC, strict=True):
-        words = [choice.removeprefix(_RENDERER.delimiter) for choice in example.choices]
-        index = max(range(len(words)), key=probabilities.__getitem__)
-        by_word = dict(zip(words, probabilities, strict=True))
-        answers.append(Answer(name, words[index], index, probabilities[index], by_word))
-    return answers
+    return [
+        chosen(name, [choice.removeprefix(_RENDERER.delimiter) for choice in example.choices], probabilities)
+        for name, example, probabilities in zip(ids, examples, probabilities_NC, strict=True)
+    ]
 
 
 def warm_up(student: Student) -> None:

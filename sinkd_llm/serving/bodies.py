@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from sinkd_llm.answering.student import Student
 from sinkd_llm.errors import InputError
 from sinkd_llm.row_streams import parse_json
-from sinkd_llm.serving.asked import Asked, question_example, takes_choices
+from sinkd_llm.serving.asked import Asked, question_example
 from sinkd_llm.serving.limits import ServeLimits
 from sinkd_llm.serving.refusals import Refusal
 from sinkd_llm.tasks.unlabelled import own_id
@@ -41,7 +41,7 @@ class Bodies:
 
     def __init__(self, student: Student, limits: ServeLimits) -> None:
         self._student, self._limits = student, limits
-        self._takes_choices = takes_choices(student)
+        self._takes_choices = student.takes_choices
         self.model = _body_model(limits)
 
     def read(self, body: bytes) -> list[Asked]:

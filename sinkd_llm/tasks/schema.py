@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
+from sinkd_llm.metrics import CHOICE_METRICS, TEXT_METRICS, check_metric_names
 from sinkd_llm.tasks.labels import READINGS
 from sinkd_llm.yaml_files import read_yaml_mapping
 
+# Accuracy under another ranking of the choices: evaluation reports every ranking by itself.
+_RANKINGS = ("acc_norm", "acc_bytes")
 REQUIRED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target")
 OUTPUT_TYPES = ("multiple_choice", "generate_until")
 # What each key may hold.
@@ -298,3 +301,31 @@ def _check_keys(place: str, values: dict[str, Any], known: dict[str, tuple[type,
                 f"{', '.join(known)}."
             )
         _check_type(f"{place}.{key}", value, known[key], path)
+
+
+def metrics_asked_for(config: Mapping[str, Any], origins: Mapping[str, Path], path: Path) -> tuple[str, ...]:
+    """
+    The names of a task's metrics; `("acc",)` or, of written answers, `("rouge_l",)` where it names none.
+
+    Args:
+        config, origins: of [`read_task_file`].
+        path (`Path`): the task file, for messages.
+
+    Raises:
+        InputError: for an entry that is none, and for an unknown metric.
+    """
+    names = []
+    for entry in config.get("metric_list", []):
+        if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str):
+            raise InputError(
+                f"metric_list in {origins['metric_list']} holds {entry!r}; an entry looks like metric: acc."
+            )
+        names.append("acc" if entry["metric"] in _RANKINGS else entry["metric"])
+    # Metrics that lm-evaluation-harness has no name for, such as f1_macro.
+    names += map(str, config.get("metadata", {}).get("metrics", []))
+    ranked = config["output_type"] == "multiple_choice"
+    try:
+        check_metric_names(names, CHOICE_METRICS if ranked else TEXT_METRICS)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))

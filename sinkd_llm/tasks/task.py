@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.metrics import (
-    CHOICE_METRICS,
-    TEXT_METRICS,
-    check_metric_names,
-    compute_metrics,
-    compute_text_metrics,
-)
+from sinkd_llm.metrics import compute_metrics, compute_text_metrics
 from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files, without_gaps
@@ -22,15 +16,13 @@ from sinkd_llm.tasks.own_columns import check_columns, check_ids, without_column
 from sinkd_llm.tasks.rendered import rendered_rows, streamed_rows
 from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
 from sinkd_llm.tasks.sample import check_sample, drawn_rows
-from sinkd_llm.tasks.schema import METADATA_SCORING, checked_keys, read_task_file
+from sinkd_llm.tasks.schema import METADATA_SCORING, checked_keys, metrics_asked_for, read_task_file
 from sinkd_llm.tasks.unlabelled import counted_rows, find_file, unlabelled_examples, unlabelled_rows
 from sinkd_llm.values import shown
 
 if TYPE_CHECKING:
     import datasets
 
-# Accuracy under another ranking of the choices: evaluation reports every ranking by itself.
-_RANKINGS = ("acc_norm", "acc_bytes")
 # These compare choice indices as classes, so an index must mean the same in every row.
 _CLASS_METRICS = ("mcc", "f1", "f1_macro")
 # Examples that are written to disk together.
@@ -86,7 +78,7 @@ class Task:
         self.choices: tuple[str, ...] | None = self._renderer.choices
         self.scoring_columns: tuple[str, ...] = self._renderer.scoring_columns
         self.text_columns: tuple[str, ...] = self._renderer.text_columns
-        self.metric_names = self._read_metric_names()
+        self.metric_names = metrics_asked_for(self.config, self.origins, self.path)
         # A perplexity is no share of a teacher's, so it speaks for a task only where there is nothing else.
         self.primary_metric = next((name for name in self.metric_names if name != "perplexity"), self.metric_names[0])
         if self.choices is not None:
@@ -384,20 +376,3 @@ class Task:
                 f"The metric f1 of the task {self.name!r} is binary, but a row has {count} choices; use f1_macro, as "
                 "metadata: {metrics: [f1_macro]}."
             )
-
-    def _read_metric_names(self) -> tuple[str, ...]:
-        names = []
-        for entry in self.config.get("metric_list", []):
-            if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str):
-                raise InputError(
-                    f"metric_list in {self.origins['metric_list']} holds {entry!r}; an entry looks like metric: acc."
-                )
-            names.append("acc" if entry["metric"] in _RANKINGS else entry["metric"])
-        # Metrics that lm-evaluation-harness has no name for, such as f1_macro.
-        names += map(str, self.config.get("metadata", {}).get("metrics", []))
-        ranked = self.output_type == "multiple_choice"
-        try:
-            check_metric_names(names, CHOICE_METRICS if ranked else TEXT_METRICS)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
-        return tuple(dict.fromkeys(names)) or (("acc",) if ranked else ("rouge_l",))

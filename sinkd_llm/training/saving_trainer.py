@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkd_llm.environment import describe_device, versions
+from sinkd_llm.integrity import ANSWERS_FILE
 from sinkd_llm.models.adapter_facts import base_by_name
 from sinkd_llm.models.origin import name_of, noted_layers
 from sinkd_llm.models.pair_checks import check_not_read
@@ -25,7 +26,7 @@ from sinkd_llm.training.forward import Forward
 from sinkd_llm.training.state_trainer import StateTrainer
 
 # Beside the files of the model. The page of a run and its predictions hold rows of the data, which stay here.
-_SENT = (CARD_FILE, RESULTS_FILE, "sinkd_answers.json")
+_SENT = (CARD_FILE, RESULTS_FILE, ANSWERS_FILE)
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -74,21 +75,13 @@ class SavingTrainer(StateTrainer):
             self.write_card(Path(folder))
         self.accelerator.wait_for_everyone()  # no process may read the folder before it is whole
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Save the student, and send it to the repository `args.hub_model_id`; arguments are those of
-        [`~transformers.Trainer.push_to_hub`]. Files of the folder that are not the student's stay here.
+        Save the student, and send it to the repository `args.hub_model_id`; arguments are those of [`send`]. Files of
+        the folder that are not the student's stay here.
         """
         self.save_whole()
-        return self.send(commit_message, blocking, token, revision, private)
+        return self.send(*args, **kwargs)
 
     def send(
         self,
@@ -98,7 +91,11 @@ class SavingTrainer(StateTrainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> Any:
-        """As [`push_to_hub`], of a student that is saved. All processes must call it."""
+        """
+        As [`push_to_hub`], of a student that is saved. All processes must call it.
+
+        Arguments are those of [`~transformers.Trainer.push_to_hub`].
+        """
         from huggingface_hub import HfApi
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -184,6 +184,6 @@ def test_what_cannot_be_routed(student: Path, made: Path, flags: list[str], mess
 
 def test_a_folder_that_does_not_say_where_its_data_are(student: Path, tmp_path: Path, capsys) -> None:
     assert main(["calibrate", str(student)]) == 2
-    assert "as --task" in capsys.readouterr().err
+    assert "does not say where the data of its task lie" in capsys.readouterr().err
     assert main(["calibrate", str(tmp_path / "nowhere")]) == 2
     assert "is no folder" in capsys.readouterr().err

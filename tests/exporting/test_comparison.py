@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.exporting.comparison import ROUNDING, Comparison, Said, check_same, compare, latencies_ms, said_of
+from sinkd_llm.exporting.comparison import ROUNDING, Comparison, Said, check_same, compare, said_of
 from sinkd_llm.tasks import Example
 
 
@@ -69,15 +69,6 @@ class Counting:
 
 def examples(count: int) -> list[Example]:
     return [Example(str(i), "text", (" no", " yes"), None, "") for i in range(count)]
-
-
-def test_students_are_timed_by_turns_after_they_are_warm() -> None:
-    asked: list[str] = []
-    students: Any = [Counting("a", asked), Counting("b", asked)]
-    times = latencies_ms(students, examples(2))
-    assert asked == ["a0", "b0", "a1", "b1"] * 2
-    assert len(times) == 2
-    assert all(0 <= median <= most for median, most in times)
 
 
 def test_all_rows_are_answered_and_told() -> None:
