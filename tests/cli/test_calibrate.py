@@ -11,8 +11,12 @@ import pytest
 from sinkd_llm.answering import torch_student
 from sinkd_llm.answering.facts import HeldOut, StudentFacts, kept_keys
 from sinkd_llm.cli import main
+from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.held_out import hold_out
+from sinkd_llm.runs.task_rows import training_rows
+from sinkd_llm.runs.unseen_rows import unseen_rows
 from sinkd_llm.tasks import load_task
 from tests.support import models
 from tests.support.task_files import write_task
@@ -135,6 +139,46 @@ def test_agreement_with_a_file_of_answers(student: Path, made: Path, capsys) -> 
     answers.write_text("".join(json.dumps({"text": r["text"], "answer": r["teacher"]}) + "\n" for r in every[:1200]))
     assert main(argv) == 0
     assert "nothing checks the guarantee" in capsys.readouterr().out
+
+
+def test_positions_of_training_rows_say_nothing_of_other_rows(student: Path, made: Path, capsys) -> None:
+    """The first answer of a file without splits is the first training row's, and not the first validation row's."""
+    answers = made / "by_row.csv"
+    lines = [f"{index},{('negative', 'positive')[row['teacher']]}" for index, row in enumerate(rows(1200, 0))]
+    answers.write_text("\n".join(["row,answer", *lines]) + "\n")
+    argv = [
+        "route",
+        str(student),
+        "--task",
+        str(made / "mine.yaml"),
+        "--teacher_file",
+        str(answers),
+        "--target",
+        "0.9",
+    ]
+    assert main(argv) == 0
+    assert "nothing checks the guarantee" in capsys.readouterr().out
+    route = kept(student).route
+    assert route is not None
+    assert route.measured["checked"] is None
+
+
+def test_rows_of_a_validation_share_are_not_fitted_on(made: Path, tmp_path: Path) -> None:
+    task = load_task(
+        write_task(tmp_path / "one.yaml", rows(600, 3), validation_split=None, metadata={"texts": ["text"]})
+    )
+    arguments = TaskArguments(task=str(task.path), heldout_share=0.5, validation_share=0.3)
+    trained = training_rows(task, arguments, 0)
+    facts = StudentFacts(kept_keys(task), Reading(64), held_out=HeldOut(0.5, None, False, None, 0, 0.3))
+    unseen = unseen_rows(task, facts, None, None, "a student")
+    assert unseen.evaluation is not None
+    parts = [set(part["text"][:]) for part in (trained, unseen.rows, unseen.evaluation)]
+    assert set.union(*parts) == {row["text"] for row in rows(600, 3)}
+    assert sum(map(len, parts)) == 600
+    assert all(parts)
+    without = replace(facts, held_out=HeldOut(0.0, None, False, None, 0, 0.3))
+    with pytest.raises(InputError, match="No training rows were held out"):
+        unseen_rows(task, without, None, None, "a student")
 
 
 def test_agreement_with_a_model(student: Path, made: Path) -> None:
