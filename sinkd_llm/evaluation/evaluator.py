@@ -189,7 +189,7 @@ class TaskEvaluator:
         started = time.perf_counter()
         collator = row_collator(model, self.tokenizer)
         ranking = rank_choices(model, kind, collator, features, batch_size, on_progress, **spread)
-        labels = list(features["label"])
+        labels = features["label"][:]
         if len({*labels}) == 1 and (
             undefined := [name for name in task.metric_names if name in UNDEFINED_FOR_ONE_CLASS]
         ):
@@ -228,7 +228,7 @@ class TaskEvaluator:
         prompts = self._prompts_of(replace(answer_tokenizer, reading=reading))
         started = time.perf_counter()
         texts = generate_answers(model, self.tokenizer, prompts, settings, batch_size, on_progress, **spread)
-        metrics = dict(task.compute_metrics(texts, list(self.dataset["completion"]), rows=self.dataset))
+        metrics = dict(task.compute_metrics(texts, self.dataset["completion"][:], rows=self.dataset))
         sums: list[float] = []
         lengths: list[int] = []
         if "perplexity" in task.metric_names:
@@ -236,7 +236,7 @@ class TaskEvaluator:
             sums, lengths = reference_log_likelihoods(model, collator, features, batch_size, **spread)
             metrics["perplexity"] = perplexity(sums, lengths)
         seconds = time.perf_counter() - started
-        intervals = text_intervals(task.metric_names, texts, list(self.dataset["completion"]), sums, lengths)
+        intervals = text_intervals(task.metric_names, texts, self.dataset["completion"][:], sums, lengths)
         return TaskScore(metrics, len(texts), seconds, texts, [[value] for value in sums], intervals=intervals)
 
     def _reading_of(self, model: Any) -> Reading:

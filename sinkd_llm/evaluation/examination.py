@@ -254,7 +254,7 @@ def sentences(examination: Examination, majority_score: float | None = None, tfi
 
 def _facts(found: Findings) -> str:
     """One set of rows."""
-    score = "no labels"
+    score = "not scored"
     if found.score is not None:
         of = f" (of {found.labelled:,} labelled)" if found.labelled < found.rows else ""
         score = f"score {found.score:.3f}{of}, calibration error {found.calibration_error:.3f}"

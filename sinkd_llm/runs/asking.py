@@ -16,7 +16,7 @@ from sinkd_llm.report.results import TEACHER
 from sinkd_llm.row_files import Rows
 from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
-from sinkd_llm.runs.examining import say_examination, say_shares
+from sinkd_llm.runs.examining import learns_from_pairs, say_examination, say_shares
 from sinkd_llm.runs.scorer import rows_hash
 from sinkd_llm.teachers.answer_file import KEY_COLUMNS, FileAnswers, answers_in, file_rows
 from sinkd_llm.teachers.cache.answers import Said, write_answers
@@ -145,7 +145,7 @@ def cache_answers(
     answers, theirs = _asked(data, args, questions, held_out)
     if isinstance(answers, Mapping):
         answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
-        say_examination(data, questions, answers, held_out, theirs)
+        say_examination(data, questions, answers, held_out, theirs, learns_from_pairs(args))
     else:
         answers = balanced_sets(data, answers)
         say_shares(data, answers)

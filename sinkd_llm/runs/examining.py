@@ -70,7 +70,8 @@ def examine_cache(data: RunData, folder: Path, scorer: "Scorer", args: "SinKDCon
     scored, theirs = scorer.teacher_log_likelihoods, None
     if scored is not None and args.choice_normalisation == "sum" and data.evaluation is not None:
         theirs = {q.name: np.asarray(row) for q, row in zip(questions_of(data.evaluation), scored, strict=True)}
-    say_examination(data, questions, scores, questions_of(data.evaluation) if theirs else (), theirs)
+    asked = questions_of(data.evaluation) if theirs else ()
+    say_examination(data, questions, scores, asked, theirs, learns_from_pairs(args))
 
 
 def _by_name(rows: Any, said: Sequence[Sequence[float]], model: Any, scorer: "Scorer", args: "SinKDConfig") -> Any:
@@ -84,12 +85,18 @@ def _by_name(rows: Any, said: Sequence[Sequence[float]], model: Any, scorer: "Sc
     return {question.name: np.asarray(row) / np.asarray(by) for question, row, by in named}
 
 
+def learns_from_pairs(args: "SinKDConfig") -> bool:
+    """Whether a run takes a row's answer for the row's own, and not for one of its group's."""
+    return args.group_column is None or bool(args.objective().terms_of_pairs)
+
+
 def say_examination(
     data: RunData,
     taught: Sequence[Question],
     scores: Mapping[str, Any],
     held_out: Sequence[Question] = (),
     theirs: Mapping[str, Any] | None = None,
+    pairs: bool = True,
 ) -> None:
     """
     Says in two lines how good and how sharp a teacher is, beside the most frequent answer and TF-IDF.
@@ -99,10 +106,10 @@ def say_examination(
         taught (sequence of [`Question`]): training rows, all or a sample.
         scores (`Mapping`): what the teacher says of them, by name.
         held_out, theirs: the same of the rows for evaluation, of which it may say nothing.
+        pairs (`bool`, *optional*, defaults to `True`): whether each training row has its own answer, which a label can
+            be held against; else it has one of its group's.
     """
-    labels = (
-        dict(zip(data.train["id"][:], data.train["label"][:], strict=True)) if "id" in data.train.column_names else {}
-    )
+    labels = labels_of(data.train) if pairs else {}
     examined = [_known(taught, scores, labels)]
     if data.evaluation is not None and theirs:
         gold = labels_of(data.evaluation)
@@ -129,9 +136,7 @@ def say_shares(data: RunData, sets: Sequence[AnswerSet]) -> None:
         data ([`RunData`]): the rows.
         sets (sequence of [`AnswerSet`]): what it says.
     """
-    labels = (
-        dict(zip(data.train["id"][:], data.train["label"][:], strict=True)) if "id" in data.train.column_names else {}
-    )
+    labels = labels_of(data.train)
     rows, off = 0, 0.0
     for one in sets:
         gold = [labels.get(name, NO_LABEL) for name in one.names]

@@ -75,12 +75,12 @@ def as_predictions(
 ) -> Predictions:
     """Answers to the rows of a task, as they are kept."""
     written = task.output_type == "generate_until"
-    references = list(rows["completion"]) if written else [int(label) for label in rows["label"]]
+    references = rows["completion"][:] if written else [int(label) for label in rows["label"]]
     said, targets = None, None
     if any(name in REGRESSION for name in task.metric_names):
         values = on_target_scale(predictions, references, task.as_scored(rows), numbers)
         said, targets = (list(map(float, side)) for side in values)
     choices = choice_names(task)
     return Predictions(
-        list(rows["id"]), references, list(predictions), dict(metrics), said, targets, choices, probabilities, texts
+        rows["id"][:], references, list(predictions), dict(metrics), said, targets, choices, probabilities, texts
     )

@@ -29,7 +29,7 @@ def fill_in(row: ResultRow, evaluator: "TaskEvaluator", score: "TaskScore") -> N
     row.num_examples, row.seconds = score.num_examples, score.seconds
     names = choice_names(evaluator.task)
     if names is not None and "answers" not in evaluator.task.as_scored(evaluator.dataset).column_names:
-        found = class_scores(score.predictions, list(evaluator.dataset["label"]), len(names))
+        found = class_scores(score.predictions, evaluator.dataset["label"][:], len(names))
         cells = [
             [right, chosen, count]
             for right, counts in enumerate(found.confusion)

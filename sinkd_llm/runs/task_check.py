@@ -131,7 +131,7 @@ def check_task(
             )
         )
         if ranked:
-            _check_labels(task, check, list(rows["label"]))
+            _check_labels(task, check, rows["label"][:])
     if shared := len(prompts.get("train", set()) & prompts.get("validation", set())):
         prompt = (
             "1 prompt of the validation split is" if shared == 1 else f"{shared} prompts of the validation split are"

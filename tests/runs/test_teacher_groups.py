@@ -86,6 +86,18 @@ def test_counts_of_groups_teach_from_the_file_and_from_its_cache(
         distilled(task, student, teacher_cache=teacher.folder, **{**ungrouped, "alpha": 0.5, "divergence": "kl"})
 
 
+def test_an_answer_of_the_group_is_not_held_against_a_rows_label(
+    task: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(f"{i},{('negative', 'positive')[1 - i % 2]}\n" for i in range(12))  # each the other one's
+    (tmp_path / "rows.csv").write_text("row,answer\n" + lines)
+    more: dict[str, Any] = {"teacher_file": tmp_path / "rows.csv", "labels_per_class": 2}
+    distilled(task, student, **GROUPED, **more)
+    assert "The teacher on 12 rows that it teaches: not scored, mean" in " ".join(capsys.readouterr().err.split())
+    distilled(task, student, **{**GROUPED, "transported_anchor": 0.3}, **more)
+    assert "The teacher on 12 rows that it teaches: score 0.000" in " ".join(capsys.readouterr().err.split())
+
+
 def test_distributions_of_groups_are_balanced_with_their_counts(task: Path, student: str, tmp_path: Path) -> None:
     said = [("1", 0.9, 2), ("1", 0.6, 1), ("2", 0.8, 1), ("2", 0.3, 4), ("3", 0.7, 3), ("4", 0.95, 3)]
     lines = [json.dumps({"group": g, "probabilities": [p, 1 - p], "count": n}) for g, p, n in said]

@@ -44,7 +44,7 @@ def gold_cells(cells: Iterable[tuple[Cell, "Arguments"]], data: RunData) -> list
             continue
         settings = {name: value for name, value in cell.settings.items() if name not in objective}
         settings |= {"alpha": 0.0, **weights}
-        labels = list(data.train["label"]) if "label" in data.train.column_names else []
+        labels = data.train["label"][:] if "label" in data.train.column_names else []
         if NO_LABEL in labels:
             settings |= {"labelled_rows_only": True, "unlabelled_ratio": None}
             if training_args.max_steps < 1:  # fewer rows: as many updates as with all of them, and not as many epochs
@@ -116,6 +116,6 @@ def answers_without_model(data: RunData) -> dict[str, Predictions]:
     if (predict := fit_tfidf(texts_of(train), labels)) is not None:
         said[TFIDF] = predict(texts_of(rows))
     return {
-        name: as_predictions(task, rows, chosen, task.compute_metrics(chosen, list(rows["label"]), rows=rows))
+        name: as_predictions(task, rows, chosen, task.compute_metrics(chosen, rows["label"][:], rows=rows))
         for name, chosen in said.items()
     }
