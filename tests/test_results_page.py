@@ -11,6 +11,7 @@ from experiments import run
 from sinkd_llm.cli.parsing import parse_training
 from sinkd_llm.runs.comparing.grid import read_grid
 from sinkd_llm.runs.training import check_distill, check_finetune
+from sinkd_llm.units import format_bytes, format_duration
 from tools import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,12 @@ def test_pages_show_the_table_of_the_quickstart(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert results_page.quickstart_table() in text, "run python -m tools.results_page"
     assert text == results_page.with_quickstart(text)
+
+
+def test_readme_says_what_the_quickstart_took() -> None:
+    found = json.loads((results_page.RESULTS / "quickstart.json").read_text(encoding="utf-8"))
+    readme = " ".join(results_page.README.read_text(encoding="utf-8").split())
+    assert f"{format_duration(found['seconds'])} and at most {format_bytes(found['memory_bytes'])}" in readme
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,7 +59,7 @@ def test_certain_rows_and_rows_without_labels() -> None:
     assert found == Findings(2, 0, None, 0.0, None, 1.0, 1.0)
     assert sentences(Examination(found)) == [
         "The teacher on 2 rows that it teaches: "
-        "no labels, mean entropy 0.000 nats, top probability above 0.99 in 100%."
+        "not scored, mean entropy 0.000 nats, top probability above 0.99 in 100%."
     ]
 
 
