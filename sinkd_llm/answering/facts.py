@@ -127,6 +127,11 @@ class StudentFacts:
         """The task, of which `folder` keeps the keys."""
         return Task(folder / ANSWERS_FILE, keys=self.task)
 
+    def answers(self, task: Task, folder: Path) -> bool:
+        """Whether the student of `folder` chooses among a task's own answers: the prompt may differ."""
+        own = self.load_task(folder)
+        return (own.output_type, own.choices) == (task.output_type, task.choices)
+
     def write(self, folder: Path) -> None:
         """Write the file into a student's folder."""
         content = {"format": FORMAT, **asdict(self)}

@@ -71,14 +71,13 @@ def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task 
                 "leaves there. Give --task, a task's name or YAML file."
             )
         return _loaded(given)
-    own = facts.load_task(folder)
     if given is None:
-        return own
+        return facts.load_task(folder)
     task = _loaded(given)
-    if (task.output_type, task.choices) != (own.output_type, own.choices):
+    if not facts.answers(task, folder):
         raise InputError(
-            f"The student in {folder} was trained on the task {own.name!r}, and {task.name!r} has other answers; "
-            "leave --task out, or give the task of the student."
+            f"The student in {folder} was trained on the task {facts.load_task(folder).name!r}, and {task.name!r} has "
+            "other answers; leave --task out, or give the task of the student."
         )
     return task
 

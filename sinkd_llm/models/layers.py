@@ -97,12 +97,12 @@ def select_layers(
     # The short lists stand in while copying, so that the dropped layers take no memory.
     with short_lists(source, stacks, kept):
         student = copy.deepcopy(model)
-    if student_is_wrapped := unwrap(student) is not student:
+    if unwrap(student) is not student:
         student = student.unload() if is_switched_off(student) else student.merge_and_unload()
 
     shorten_config(student.config, kept, {part: len(layers[part]) for part in stacks})
     student = rebuilt(student)
-    if student_is_wrapped:
+    if not any(weight.requires_grad for weight in student.parameters()):  # of an adapter's base, a frozen teacher
         student.requires_grad_(True)
     _check_runs(student)
     set_origin(student, None, new_modules_of(source))

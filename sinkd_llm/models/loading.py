@@ -186,7 +186,8 @@ def _load_adapted(source: ModelSource, merge: bool, kind: str | None, options: d
         return model
     merged = _merged(model, source)
     set_origin(merged, None)
-    return merged.eval()
+    # An ordinary model, as any other that is loaded: the adapter had its base frozen.
+    return merged.requires_grad_(True).eval()
 
 
 def _merged(model: Any, source: ModelSource) -> Any:

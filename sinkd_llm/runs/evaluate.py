@@ -183,8 +183,7 @@ def calibration_of(model_name_or_path: str, task: "Task") -> "Calibration | None
     facts = StudentFacts.load(folder) if folder.is_dir() else None
     if facts is None or facts.calibration is None:
         return None
-    own = facts.load_task(folder)
-    return facts.calibration if (own.output_type, own.choices) == (task.output_type, task.choices) else None
+    return facts.calibration if facts.answers(task, folder) else None
 
 
 def _answers_of_file(path: Path, rows: "Dataset", split: str) -> TeacherAnswers:

@@ -96,7 +96,7 @@ def rehearse(
     try:
         found = estimate_memory(task_args, copy.copy(training_args), copy.copy(model_args), run.data)
         device = found.device("none", 1, checkpointing=found.checkpointing)
-        memory = f"{format_bytes(device.total)} on one device, estimated without the weights ({found.batch})"
+        memory = f"{format_bytes(device.total)} on one device, estimated from the model's shapes ({found.batch})"
     except NotCountedError:
         memory = ""
     seconds, how = _measured(run, training_args, model_args)

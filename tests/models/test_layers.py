@@ -268,6 +268,12 @@ def test_an_adapter_is_folded_into_the_student(tiny_causal_lm: Callable[..., Any
     assert hasattr(teacher.get_base_model().model.layers[3].self_attn.q_proj, "lora_A")
 
 
+def test_a_student_of_a_frozen_teacher_can_be_trained(tiny_causal_lm: Callable[..., Any]) -> None:
+    teacher = tiny_causal_lm(layers=4).requires_grad_(False)
+    assert all(parameter.requires_grad for parameter in select_layers(teacher, 2).parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
 def test_a_quantised_model_can_be_cut(tiny_causal_lm: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig

@@ -296,6 +296,7 @@ def test_an_adapter_is_merged_into_an_ordinary_model(model_folder: Path, adapter
     ids = torch.arange(12)[None]
     merged = load_model(adapter_folder)
     assert isinstance(merged, PreTrainedModel)
+    assert all(parameter.requires_grad for parameter in merged.parameters())
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert torch.allclose(merged(ids).logits, expected(ids).logits, atol=1e-5)
     assert not torch.allclose(merged(ids).logits, load_model(model_folder)(ids).logits, atol=1e-2)

@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_cheaply_is_not(teacher, task, tmp_path, monkeyp
     found = rehearse("finetune", arguments, args, ModelConfig(model_name_or_path=str(teacher)))
     assert (found.seconds, found.updates) == (None, 8)
     assert "which only the run itself loads" in found.lines["time"]
-    assert "estimated without the weights" in found.lines["memory"]
+    assert "estimated from the model" in found.lines["memory"]
 
 
 def test_what_the_run_refuses_is_refused(teacher, task, tmp_path):
