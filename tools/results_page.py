@@ -27,6 +27,7 @@ RESULTS, LAYOUT = ROOT / "experiments" / "results", ROOT / "experiments" / "page
 PAGE, README, COMMANDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "command_line.md"
 COLUMNS = 80
 BEGIN, END = "<!-- made by tools/results_page.py -->", "<!-- end of what tools/results_page.py made -->"
+_STEPS_OF_COLUMNS = "In brackets the step that makes a column: `python experiments/run.py NAME`."
 Row = dict[str, str]
 
 
@@ -162,9 +163,11 @@ def with_scores(text: str) -> str:
 
 
 def section(content: Mapping[str, Any]) -> list[str]:
-    """A section of the page; results that are not there yet are left out and named."""
+    """A section of the page; results that are not there yet are left out, and a section without any is empty."""
     wanted: Mapping[str, str] = content["results"]
     results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
+    if wanted and not results:
+        return []
     lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
     if results:
         if content.get("held_out"):
@@ -176,16 +179,14 @@ def section(content: Mapping[str, Any]) -> list[str]:
         if "reading" in content:
             lines += ["", content["reading"].strip()]
         lines += sources(results)
-    missing = [title for title, name in wanted.items() if name not in {one.name for one in results.values()}]
-    if missing:
-        lines += ["", "Not measured yet:", "", *(f"- {title}" for title in missing)]
     return lines
 
 
 def in_use(content: Mapping[str, Any]) -> list[str]:
-    """A section of students that were calibrated, routed and exported."""
-    file = RESULTS / "in_use.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """A section of students that were calibrated, routed and exported; empty while there are none."""
+    known = _known_in_use()
+    if not known:
+        return []
     lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
     rows = []
     for title, name in content["in_use"].items():
@@ -203,16 +204,31 @@ def in_use(content: Mapping[str, Any]) -> list[str]:
                 ]
             )
     header = ["", "answered, held-out rows", "answered, evaluation", "as the teacher (at least)", "calibration error"]
-    if rows:
-        lines += [*table([*header, "size", "a row alone, p50 / p95"], rows), ""]
-        lines += [
-            f"- {title}: `python experiments/run.py {name}`; {known[name]['machine']}."
-            for title, name in content["in_use"].items()
-            if name in known
-        ]
-    if missing := [title for title, name in content["in_use"].items() if name not in known]:
-        lines += ["", "Not measured yet:", "", *(f"- {title}" for title in missing)]
+    lines += [*table([*header, "size", "a row alone, p50 / p95"], rows), ""]
+    lines += [
+        f"- {title}: `python experiments/run.py {name}`; {known[name]['machine']}."
+        for title, name in content["in_use"].items()
+        if name in known
+    ]
     return lines
+
+
+def _known_in_use() -> dict[str, Any]:
+    file = RESULTS / "in_use.json"
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return content
+
+
+def not_measured(sections: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the page has room for and no result: each section with its columns, and the names of their steps."""
+    known = _known_in_use()
+    found = []
+    for content in sections:
+        wanted = {**content.get("results", {}), **content.get("in_use", {})}
+        columns = [f"{t} (`{n}`)" for t, n in wanted.items() if not (RESULTS / n).is_dir() and n not in known]
+        if columns:
+            found.append(f"- {content['title']}: {', '.join(columns)}")
+    return ["\n## Not measured yet\n", _STEPS_OF_COLUMNS, "", *found] if found else []
 
 
 def _layout() -> dict[str, Any]:
@@ -236,6 +252,7 @@ def page() -> str:
     lines = [layout["introduction"].strip(), "", f"Made on: {machines()}."]
     for content in layout["sections"]:
         lines += in_use(content) if "in_use" in content else section(content)
+    lines += not_measured(layout["sections"])
     return "\n".join([*lines, ""])
 
 
