@@ -14,7 +14,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import yaml
 
 from sinkd_llm.environment import processor
 from sinkd_llm.errors import nearest
+from sinkd_llm.report.predictions import PREDICTIONS_FILE
 from sinkd_llm.report.results import METRICS_FILE, read_records
 
 HERE = Path(__file__).resolve().parent
@@ -82,8 +83,8 @@ def run(command: str) -> None:
         raise SystemExit(code)
 
 
-def keep(name: str, folder: Path, command: str) -> None:
-    """What a comparison found, without its folders and logs, into `results/<name>`."""
+def keep(name: str, folder: Path, command: str, models: Mapping[str, float]) -> None:
+    """What a comparison found, without folders and logs, into `results/<name>`, with the `scores` of its models."""
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     into = RESULTS / name
     into.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,7 @@ def keep(name: str, folder: Path, command: str) -> None:
     about = {
         "command": command,
         "machine": processor(),
+        "models": dict(models),
         **{key: found[key] for key in ("task", "metric", "baseline", "seeds", "examples", "held_out_examples")},
         **{key: found[key] for key in ("finished", "versions", "sentences")},
     }
@@ -124,14 +126,27 @@ def _curves(runs: list[dict[str, Any]], folder: Path) -> Iterator[list[Any]]:
 
 def keep_model(name: str, folder: Path, command: str) -> None:
     """What a fine-tuned model scores, into `results/models.json`."""
-    found = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
-    _add(MODELS, name, {"command": command, **{rows: said["metrics"] for rows, said in found.items()}})
+    _add(MODELS, name, {"command": command, **{rows: said["metrics"] for rows, said in _predicted(folder).items()}})
 
 
-def keep_in_use(name: str, folder: Path, command: str) -> None:
+def scores(names: Iterable[str], work: Path) -> dict[str, float]:
+    """
+    The accuracies of the fine-tuned models among some steps, as they lie in `work`: trained again on another machine,
+    they differ in the third place.
+    """
+    found = {name: _predicted(work / name) for name in names if (work / name / PREDICTIONS_FILE).is_file()}
+    return {name: said["evaluation"]["metrics"]["acc"] for name, said in found.items()}
+
+
+def _predicted(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+    return content
+
+
+def keep_in_use(name: str, folder: Path, command: str, models: Mapping[str, float]) -> None:
     """What a student is worth that was calibrated, routed and exported, into `results/in_use.json`."""
     found = json.loads((folder / "in_use.json").read_text(encoding="utf-8"))
-    _add(IN_USE, name, {"command": command, "machine": processor(), **found})
+    _add(IN_USE, name, {"command": command, "machine": processor(), "models": dict(models), **found})
 
 
 def _add(file: Path, name: str, content: dict[str, Any]) -> None:
@@ -171,14 +186,14 @@ def main() -> None:
             done = folder.with_name(f"{step}.done")
             if is_comparison(known[step]):
                 run(f"{command} --jobs {arguments.jobs}")
-                keep(step, folder, as_written)
+                keep(step, folder, as_written, scores(in_order(step, known), Path(arguments.work)))
             elif not done.exists():
                 run(command)
                 done.touch()
             if command.startswith("sinkd finetune"):
                 keep_model(step, folder, as_written)
             if command.startswith("python experiments/in_use.py"):
-                keep_in_use(step, folder, as_written)
+                keep_in_use(step, folder, as_written, scores(in_order(step, known), Path(arguments.work)))
 
 
 if __name__ == "__main__":

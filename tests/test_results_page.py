@@ -94,7 +94,7 @@ def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
         logged = [{"step": step, "loss": loss, "sinkhorn/diagonal_mass": 0.5} for step, loss in enumerate(losses, 1)]
         lines = "".join(json.dumps(record) + "\n" for record in logged)
         (tmp_path / "runs" / "sinkd" / f"seed-{seed}" / "metrics.jsonl").write_text(lines)
-    run.keep("one", tmp_path, "sinkd compare")
+    run.keep("one", tmp_path, "sinkd compare", {"teacher-x": 0.9})
     with (tmp_path / "results" / "one" / "table.csv").open() as file:
         kept = list(csv.DictReader(file))
     curves = (tmp_path / "results" / "one" / "curves.csv").read_text().splitlines()
@@ -103,6 +103,9 @@ def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (kept[1]["estimate"], kept[1]["mean"]) == ("", "0.8")
     monkeypatch.setattr(results_page, "RESULTS", tmp_path / "results")
     result = results_page.Result.read("one")
+    other = {"models": {"teacher-x": 0.91}}
+    assert results_page.with_scores("{teacher-x}", [result.about]) == "0.900"
+    assert results_page.with_scores("{teacher-x}", [other, result.about]) == "0.900 to 0.910"
     assert results_page.difference_cell(result.rows["SinKD"]) == "-0.025 [-0.030, -0.020], p < 0.001"
     assert results_page.scores({"here": result})[2:] == [
         "| SinKD | 0.800 ± 0.010 |",

@@ -156,10 +156,21 @@ def sources(results: Mapping[str, Result]) -> list[str]:
     return lines
 
 
-def with_scores(text: str) -> str:
-    """A text in which `{NAME}` stands for the accuracy of a fine-tuned model, `teacher-banking77`."""
-    models = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))
-    return re.sub(r"\{([a-z0-9-]+)\}", lambda name: f"{models[name[1]]['evaluation']['acc']:.3f}", text)
+def with_scores(text: str, found: Iterable[Mapping[str, Any]]) -> str:
+    """
+    A text in which `{NAME}` stands for the accuracy of a fine-tuned model, `teacher-banking77`.
+
+    Args:
+        text (`str`): of a section.
+        found: what the section's results were made with; results of several machines have models of their own.
+    """
+    models = [one["models"] for one in found]
+
+    def score(name: re.Match[str]) -> str:
+        shown = sorted({f"{one[name[1]]:.3f}" for one in models if name[1] in one})
+        return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
+
+    return re.sub(r"\{([a-z0-9-]+)\}", score, text)
 
 
 def section(content: Mapping[str, Any]) -> list[str]:
@@ -168,7 +179,8 @@ def section(content: Mapping[str, Any]) -> list[str]:
     results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
     if wanted and not results:
         return []
-    lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
+    text = with_scores(content["text"], (one.about for one in results.values()))
+    lines = [f"\n## {content['title']}\n", text.strip(), ""]
     if results:
         if content.get("held_out"):
             lines += held_out(results)
@@ -187,7 +199,7 @@ def in_use(content: Mapping[str, Any]) -> list[str]:
     known = _known_in_use()
     if not known:
         return []
-    lines = [f"\n## {content['title']}\n", with_scores(content["text"]).strip(), ""]
+    lines = [f"\n## {content['title']}\n", with_scores(content["text"], known.values()).strip(), ""]
     rows = []
     for title, name in content["in_use"].items():
         for form, found in known[name]["forms"].items() if name in known else ():
