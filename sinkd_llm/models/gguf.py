@@ -22,6 +22,7 @@ from sinkd_llm.library_errors import is_memory_full
 from sinkd_llm.models.foreign import missing_package, what_was_said
 from sinkd_llm.models.names import ModelSource
 from sinkd_llm.models.partitioning import whole_weights
+from sinkd_llm.models.placing import give_ordinary_modes
 from sinkd_llm.models.quantisation import forget_packing
 from sinkd_llm.quiet import quiet_transformers
 from sinkd_llm.terminal import progress
@@ -123,6 +124,7 @@ def _converted(source: ModelSource, part: str, convert: Callable[[Path], None]) 
                 temporary.mkdir()
                 try:
                     _run_quietly(convert, temporary, source, part)
+                    give_ordinary_modes(temporary)
                     temporary.replace(target)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -68,12 +69,29 @@ def staged(folder: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     try:
         yield staging
+        give_ordinary_modes(staging)
         _publish(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if made:
             with contextlib.suppress(OSError):  # it is not empty: the save succeeded
                 folder.rmdir()
+
+
+def give_ordinary_modes(folder: Path) -> None:
+    """
+    Gives every file under `folder` the permissions of a new file, which the umask says: safetensors (0.8) writes files
+    that their owner alone can read, and copies keep the permissions of what they were made from.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as probes:
+        probe = Path(probes) / "probe"
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    for name in _files_of(folder):
+        file = folder / name
+        if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            with contextlib.suppress(OSError):  # a file system without permissions
+                file.chmod(mode)
 
 
 def write_record(staging: Path, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.integrity import MANIFEST_FILE, changed_files, check_manifest, write_manifest
+from sinkd_llm.models.placing import give_ordinary_modes
 from sinkd_llm.terminal import say
 
 # Written last, when every process has written its part: a folder without it is half written.
@@ -261,6 +262,7 @@ def saving_checkpoint(folder: Path, *, writes_state: bool, facts: dict[str, Any]
     try:
         yield
         if writes_state:
+            give_ordinary_modes(folder)
             write_manifest(folder, facts)
     except Exception as error:
         reason = write_failure(error)

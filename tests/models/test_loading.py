@@ -418,6 +418,9 @@ def test_a_gguf_file_is_converted_once_a_version_and_dtype(
     folders = list((tmp_path / "cache" / "gguf").iterdir())
     assert len(folders) == 1
     assert {path.name for path in folders[0].iterdir() if path.is_dir()} == {"float32", "bfloat16"}
+    # Who may read the configuration may read the weights.
+    modes = [(folders[0] / "float32" / name).stat().st_mode for name in ("config.json", "model.safetensors")]
+    assert modes[0] == modes[1]
 
     other = tiny_causal_lm("llama", seed=9)
     write_gguf(file, other, tiny_tokenizer)

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +78,18 @@ def test_a_full_student(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("good film").input_ids == tiny_tokenizer("good film").input_ids
     assert tokenizer.padding_side == "left"
+
+
+def test_files_have_the_permissions_of_the_umask(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """safetensors alone would write weights that nobody but their owner can read."""
+    before = os.umask(0o027)
+    try:
+        save_student(with_adapter(tiny_causal_lm()), tiny_tokenizer, tmp_path / "student")
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "student").rglob("*") if file.is_file()]
+    assert {"model.safetensors", "adapter_model.safetensors", "config.json"} <= {file.name for file in files}
+    assert {oct(stat.S_IMODE(file.stat().st_mode)) for file in files} == {"0o640"}
 
 
 @pytest.mark.parametrize(("family", "head"), [("bert", "SequenceClassification"), ("t5", "ConditionalGeneration")])

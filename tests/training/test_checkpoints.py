@@ -103,7 +103,10 @@ def test_a_checkpoint_that_is_written_over_counts_as_half_written_meanwhile(make
     with saving_checkpoint(folder, writes_state=True):
         assert "half written" in str(checkpoint_problem(folder))
         (folder / "trainer_state.json").write_text('{"global_step": 5}')
+        (folder / "adapter_model.safetensors").chmod(0o600)
     assert checkpoint_problem(folder) is None
+    # Who may read the state may read the weights.
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
 @pytest.mark.parametrize(
