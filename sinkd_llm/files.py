@@ -7,6 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from sinkd_llm.errors import InputError
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # a system without these locks
+    flock = None  # type: ignore[assignment]
+
 
 def cache_dir() -> Path:
     """Where assembled and converted models are kept: `$SINKD_CACHE_DIR`, else the user's cache folder.
@@ -60,6 +67,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         path (`Path`): the file; its folder exists.
 
     Raises:
+        InputError: if another process writes the file in this moment.
         OSError: naming `path`, if it is a folder or cannot be written.
     """
     target = Path(os.path.realpath(path))
@@ -73,19 +81,48 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         return
     part = target.with_name(f".{target.name}.part")
     try:
-        with part.open("wb") as stream:
-            yield stream
-            stream.flush()
-            if mode is not None:
-                part.chmod(stat.S_IMODE(mode))
-            os.fsync(stream.fileno())
-        os.replace(part, target)
+        with _own_part(part, path) as stream:
+            try:
+                yield stream
+                stream.flush()
+                if mode is not None:
+                    part.chmod(stat.S_IMODE(mode))
+                os.fsync(stream.fileno())
+                os.replace(part, target)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise _named(error, path) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def _own_part(part: Path, path: Path) -> IO[bytes]:
+    """The empty part file, held against other writers of `path` until it is closed; one that is left over is used."""
+    while True:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if flock is not None:
+                with suppress(OSError):  # a file system without locks
+                    _lock(descriptor, path)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), part.stat()):
+                    os.ftruncate(descriptor, 0)
+                    return os.fdopen(descriptor, "wb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another process has just finished with it: it is the file itself now
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"Another process is writing {path} in this moment; wait for it, or give another file."
+        ) from error
 
 
 def _named(error: OSError, path: Path) -> OSError:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sinkd_llm.files import bytes_under, cache_dir, write_whole
+from sinkd_llm.errors import InputError
+from sinkd_llm.files import bytes_under, cache_dir, whole_file, write_whole
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -19,6 +20,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
             write_whole(file, "second")
     assert [f.name for f in tmp_path.iterdir()] == ["results.json"]
     assert file.read_text() == "first"
+
+
+def test_one_process_writes_a_file_at_a_time(tmp_path):
+    file, part = tmp_path / "answers.jsonl", tmp_path / ".answers.jsonl.part"
+    part.write_text("left over, and longer")
+    with whole_file(file) as stream:
+        stream.write(b"first")
+        with pytest.raises(InputError, match="Another process is writing"), whole_file(file) as other:
+            other.write(b"second")
+    assert file.read_text() == "first"
+    assert not part.exists()
 
 
 def test_permissions_and_links_stay(tmp_path):

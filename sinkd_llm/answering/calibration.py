@@ -28,6 +28,10 @@ _PENALTY = 1.0
 _LEAST = -1e3
 
 
+class NothingToFitError(InputError):
+    """Rows of which all are answered rightly, or wrongly, do not say how sure a student should be."""
+
+
 @dataclass(frozen=True)
 class Vector:
     """
@@ -69,17 +73,17 @@ class Calibration:
             labels_N (sequence of `int`): the right choice of each row.
 
         Raises:
-            InputError: if the student chooses right in all rows, or in none, of which no temperature follows; and for
-                no rows.
+            NothingToFitError: if the student chooses right in all rows, or in none, of which no temperature follows.
+            InputError: for no rows.
         """
         from scipy.optimize import minimize_scalar
 
         log_NC, labels = _normalised(log_probabilities_NC), np.asarray(labels_N, dtype=np.int64)
         right = int((log_NC.argmax(axis=1) == labels).sum()) if len(labels) else 0
         if right in (0, len(labels)):
-            raise InputError(
-                f"the student chooses the right answer in {right} of {len(labels)} rows, and a temperature follows "
-                "only from rows of which some are right and some wrong; take more rows."
+            raise NothingToFitError(
+                f"the student chooses the right answer in {right:,} of {len(labels):,} rows, and how sure it should "
+                "be follows only from rows of which some are right and some wrong; take more rows."
             )
         low, high = np.log(TEMPERATURES)
         # The loss is convex in 1/T, so it has one minimum along log T.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -153,12 +154,16 @@ def _calibration(content: Any) -> Calibration | None:
     vector = content["vector"]
     made = None if vector is None else Vector(tuple(vector["scale"]), tuple(vector["bias"]))
     found = Calibration(float(content["temperature"]), made, dict(content["measured"]))
-    if not found.temperature > 0:
-        raise ValueError(f"the temperature is {found.temperature}")
+    numbers = [] if made is None else [*made.scale, *made.bias]
+    if not (found.temperature > 0 and all(map(math.isfinite, (found.temperature, *numbers)))):
+        raise ValueError(f"the calibration has the temperature {found.temperature} and the vector {vector}")
     return found
 
 
 def _route(content: Any) -> Route | None:
     if content is None:
         return None
-    return Route(float(content["threshold"]), float(content["target"]), str(content["of"]), dict(content["measured"]))
+    found = Route(float(content["threshold"]), float(content["target"]), str(content["of"]), dict(content["measured"]))
+    if not (math.isfinite(found.threshold) and 0 < found.target < 1):
+        raise ValueError(f"the route has the threshold {found.threshold} and the target {found.target}")
+    return found

@@ -38,11 +38,8 @@ def load_student(
             model that cannot be loaded, or cannot answer the task.
     """
     folder = Path(path).expanduser()
-    facts = StudentFacts.load(folder)
-    answered = _task_of(folder, facts, task, str(path))
-    if facts is None:
-        facts = StudentFacts(kept_keys(answered), reading or Reading(max_length=1024))
-    elif reading is not None:
+    answered, facts = facts_of(path, task)
+    if reading is not None:
         facts = replace(facts, reading=reading)
     if (folder / ONNX_FILE).is_file():
         return OnnxStudent(folder, answered, facts)
@@ -56,6 +53,17 @@ def load_student(
     if loading.get("quantization_config") is None and loading.get("device_map") is None:
         model.to(default_device())
     return TorchStudent(model, tokenizer, answered, facts)
+
+
+def facts_of(path: str | Path, task: str | Path | Task | None = None) -> tuple[Task, StudentFacts]:
+    """
+    What a student answers and what its folder says of it, before it is loaded; arguments and errors are those of
+    [`load_student`].
+    """
+    folder = Path(path).expanduser()
+    facts = StudentFacts.load(folder)
+    answered = _task_of(folder, facts, task, str(path))
+    return answered, facts or StudentFacts(kept_keys(answered), Reading(max_length=1024))
 
 
 def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task | None, name: str) -> Task:

@@ -12,6 +12,7 @@ for a bound. It takes for granted that answers of less confidence are not right 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ LEVEL = 0.95
 # The first test is on about this share of the rows: on fewer a sequence ends at an early mistake, on more it finds no
 # threshold for a student that answers less.
 _FIRST = 0.3
+# Beyond so many mistakes the answers are hardly better than the target, and it would take thousands of rows.
+_MOST_MISTAKES = 100
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,38 @@ def choose_threshold(
             break
         found = Answered(threshold, rows, tested, right, lower_bound(right, tested, level))
     return found
+
+
+def rows_to_show(
+    confidence_N: Sequence[float], right_N: Sequence[bool], target: float, level: float = LEVEL
+) -> int | None:
+    """
+    About how many rows would show that a threshold reaches the target, if they were as these are.
+
+    Args:
+        confidence_N, right_N, target, level: as for [`choose_threshold`].
+
+    Returns:
+        `int` or `None`: `None` if neither all answers nor the surest ones, down to a tenth of them, are right as often
+            as the target.
+    """
+    rows = len(confidence_N)
+    right_sorted_N = np.asarray(right_N, bool)[np.argsort(-np.asarray(confidence_N), kind="stable")]
+    found: list[float] = []
+    for count in range(max(1, rows // 10), rows + 1):
+        wrong = 1 - float(right_sorted_N[:count].mean())
+        if wrong < 1 - target:
+            mistakes = 0
+            while (needed := _needed(target, level, mistakes)) * wrong > mistakes and mistakes < _MOST_MISTAKES:
+                mistakes += 1
+            if needed * wrong <= mistakes:
+                found.append(rows * needed / count)
+    return math.ceil(min(found)) if found else None
+
+
+@cache
+def _needed(target: float, level: float, mistakes: int) -> int:
+    return rows_needed(target, level, mistakes)
 
 
 def _counts(rows: int, target: float, level: float) -> list[int]:

@@ -31,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         **model_settings(args),
     )
+    if result.problem is not None:
+        say(f"Note: {result.problem} Nothing was stored.")
+        return 0
     _show(result)
     if not result.kept:
         say(

@@ -44,7 +44,11 @@ def _answer(args: Namespace) -> int:
         with _progress(count, output) as seen:
             plain = output is None and sys.stdout is not None and sys.stdout.isatty()
             answers = seen(student.answers(rows, args.batch_size))
-            _write(answer_lines(student, answers, args.format, plain=plain), output)
+            lines = answer_lines(student, answers, args.format, plain=plain)
+            if output is None:
+                _print(lines)
+            else:
+                _write(lines, output, args)
     _say_result(student, count, output)
     return 0
 
@@ -108,15 +112,18 @@ def _progress(count: int, output: Path | None) -> Iterator[Callable[[Iterable["A
         yield seen
 
 
-def _write(lines: Iterable[str], output: Path | None) -> None:
+def _write(lines: Iterable[str], output: Path, args: Namespace) -> None:
     from sinkd_llm.files import whole_file
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as stream:
+        _check_output(output, args)  # another process may have written it since
+        stream.writelines(line.encode("utf-8", "backslashreplace") for line in lines)
+
+
+def _print(lines: Iterable[str]) -> None:
     from sinkd_llm.terminal import encodable, printable
 
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(output) as stream:
-            stream.writelines(line.encode("utf-8", "backslashreplace") for line in lines)
-        return
     if sys.stdout is None:
         raise InputError("Standard output is closed; give --output.")
     on_terminal = sys.stdout.isatty()

@@ -13,6 +13,7 @@ from sinkd_llm.cli.student_flags import (
     model_settings,
 )
 from sinkd_llm.errors import InputError
+from sinkd_llm.units import format_duration
 
 if TYPE_CHECKING:
     from sinkd_llm.answering.routing import Answered
@@ -112,12 +113,15 @@ def _cells(answered: "Answered") -> tuple[str, str, str]:
 
 def _costs(result: "RouteResult", args: Namespace) -> list[str]:
     """What a thousand rows cost, and what is passed on of them."""
-    passed = 1 - (result.checked or result.chosen).coverage
+    answered = result.checked or result.chosen
+    passed = 1 - answered.coverage
     own = f"The student takes {result.student_ms:.3g} ms for a row alone."
-    lines = [f"Of 1,000 rows {1000 * passed:,.0f} are passed on. {own}"]
+    like = f"the {answered.rows:,} {result.source if result.checked is None else 'rows for evaluation'}"
+    lines = [f"Of 1,000 rows like {like}, {1000 * passed:,.0f} are passed on. {own}"]
     if args.teacher_ms is not None:
         together = result.student_ms + passed * args.teacher_ms
-        lines.append(f"1,000 rows take {together:,.3g} s in place of {args.teacher_ms:,.3g} s of the teacher alone.")
+        alone = format_duration(args.teacher_ms)
+        lines.append(f"1,000 rows take {format_duration(together)} in place of {alone} of the teacher alone.")
     if args.teacher_price is not None:
         lines.append(
             f"1,000 rows cost {passed * args.teacher_price:,.4g} of the teacher in place of {args.teacher_price:,.4g}."

@@ -40,7 +40,8 @@ def add_unseen_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--rows",
         metavar="FILE",
-        help="labelled rows that the student has not seen (default: the training rows that heldout_share left out)",
+        help="labelled rows that the student has not seen, in a file as the task's own; with --task for a task of "
+        "your own (default: the training rows that heldout_share left out)",
     )
     add_batch_size(parser)
 

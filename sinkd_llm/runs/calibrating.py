@@ -1,14 +1,16 @@
 """`calibrate`: how sure a student should be, found on rows that it has not seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sinkd_llm.answering.calibration import NONE, Calibration, fit_best
-from sinkd_llm.answering.load import load_student
+from sinkd_llm.answering.calibration import NONE, Calibration, NothingToFitError, fit_best
+from sinkd_llm.answering.load import facts_of, load_student
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
+from sinkd_llm.locks import folder_lock
 from sinkd_llm.metrics.calibration import brier_score, expected_calibration_error, log_loss
 from sinkd_llm.runs.unseen_rows import examples_of, unseen_rows
 from sinkd_llm.terminal import progress, say
@@ -27,6 +29,7 @@ class CalibrateResult:
             was fitted on other rows.
         kept (`bool`): whether it helps, and is kept with the student.
         drops_route (`bool`): whether the student had a route, which was chosen on other probabilities.
+        problem (`str`, *optional*): why nothing could be fitted to these rows.
     """
 
     calibration: Calibration
@@ -36,6 +39,7 @@ class CalibrateResult:
     after: dict[str, float]
     kept: bool
     drops_route: bool
+    problem: str | None = None
 
 
 @termination_raises()
@@ -62,15 +66,25 @@ def run_calibrate(
     Raises:
         InputError: for a student that is no folder, and as [`unseen_rows`] and [`Calibration.fit`].
     """
-    folder = own_folder(student_dir)
-    say(f"Loading {student_dir} …")
+    with own_folder(student_dir) as folder:
+        return _calibrate(folder, task, data_dir, rows, batch_size, loading)
+
+
+def _calibrate(
+    folder: Path, task: str | None, data_dir: str | None, rows: str | None, batch_size: int, loading: dict[str, Any]
+) -> CalibrateResult:
+    unseen = unseen_rows(*facts_of(folder, task), rows, data_dir, str(folder))
+    say(f"Loading {folder} …")
     student = load_student(folder, task, **loading)
-    unseen = unseen_rows(student.task, student.facts, rows, data_dir, student_dir)
     examples, labels = examples_of(unseen.rows), [int(label) for label in unseen.rows["label"]]
     with progress(f"Answering {len(examples):,} {unseen.source}") as on_progress:
         log_probabilities = student.all_log_probabilities(examples, batch_size, on_progress)
-    found, crossed = fit_best(log_probabilities, labels)
-    before, after = scores_of(NONE.apply(log_probabilities), labels), scores_of(crossed, labels)
+    before = scores_of(NONE.apply(log_probabilities), labels)
+    try:
+        found, crossed = fit_best(log_probabilities, labels)
+    except NothingToFitError as error:
+        return CalibrateResult(NONE, len(labels), unseen.source, before, before, False, False, str(error))
+    after = scores_of(crossed, labels)
     measured = {"rows": len(labels), "source": unseen.source, "before": before, "after": after}
     found = replace(found, measured=measured)
     kept = after["log_loss"] < before["log_loss"]
@@ -80,19 +94,21 @@ def run_calibrate(
     return CalibrateResult(found, len(labels), unseen.source, before, after, kept, drops_route)
 
 
-def own_folder(student_dir: str) -> Path:
+@contextmanager
+def own_folder(student_dir: str) -> Iterator[Path]:
     """
-    The folder of a student that something is to be kept in.
+    The folder of a student that something is to be kept in; nobody else writes to it meanwhile.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is none, or another process writes to it.
     """
     folder = Path(student_dir).expanduser()
     if not folder.is_dir():
         raise InputError(
             f"{student_dir} is no folder; give the folder of a run or of an export, where what is found out is kept."
         )
-    return folder
+    with folder_lock(folder, "wait until it has ended"):
+        yield folder
 
 
 def scores_of(probabilities_NC: Sequence[Sequence[float]], labels_N: Sequence[int]) -> dict[str, float]:

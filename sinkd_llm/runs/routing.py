@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkd_llm.answering.calibration import NONE
-from sinkd_llm.answering.load import load_student
-from sinkd_llm.answering.routing import LEVEL, Answered, Route, answered_at, choose_threshold, rows_needed
+from sinkd_llm.answering.facts import StudentFacts
+from sinkd_llm.answering.load import facts_of, load_student
+from sinkd_llm.answering.routing import (
+    LEVEL,
+    Answered,
+    Route,
+    answered_at,
+    choose_threshold,
+    rows_needed,
+    rows_to_show,
+)
 from sinkd_llm.answering.student import Student
 from sinkd_llm.answering.timing import TIMED, latencies_ms
 from sinkd_llm.errors import InputError
@@ -90,78 +99,124 @@ def run_route(
         InputError: if it is not known what the teacher chooses, if there are too few rows, or if no threshold can be
             shown to reach the target; and as [`run_calibrate`].
     """
-    folder = own_folder(student_dir)
     for name, value in (("--target", target), ("--level", level)):
         if not 0 < value < 1:
             raise InputError(f"{name} is {value:g}; give a share between 0 and 1, such as 0.98.")
     if teacher_file is not None and teacher_model is not None:
         raise InputError("--teacher_file and --teacher_model_name_or_path are both given; a student has one teacher.")
-    if of != ACCURACY and teacher_file is None and teacher_model is None:
-        teacher_file, teacher_model = _recorded_teacher(folder)
-    of = of or (ACCURACY if teacher_file is None and teacher_model is None else AGREEMENT)
-    if of == AGREEMENT and teacher_file is None and teacher_model is None:
-        raise InputError(
-            "It is not known what the teacher chooses for rows that the student was not trained on: give its answers "
-            "as --teacher_file, or the teacher as --teacher_model_name_or_path, or --of accuracy, which needs labels "
-            "alone."
-        )
-    say(f"Loading {student_dir} …")
-    student = load_student(folder, task, **loading)
-    unseen = unseen_rows(student.task, student.facts, rows, data_dir, student_dir)
-    wanted = [_Part(unseen.rows, unseen.source)]
-    if unseen.evaluation is not None:
-        wanted.append(_Part(unseen.evaluation, "rows for evaluation"))
-    if of == ACCURACY:
-        right = [[int(label) for label in part.rows["label"]] for part in wanted]
-    elif teacher_file is not None:
-        right = _in_file(teacher_file, wanted, unseen.split, student)
-    else:
-        right = _by_model(str(teacher_model), wanted, student, batch_size)
-    known = [i for i, choice in enumerate(right[0]) if choice >= 0]
-    if len(known) < rows_needed(target, level):
-        raise InputError(
-            f"There are {len(known):,} {unseen.source} of which it is known what is right, and to show that "
-            f"{target:.1%} are right at a level of {level:.0%} takes {rows_needed(target, level):,} if all of them "
-            "are, and more for every mistake: give more with --rows, or a lower --target."
-        )
-    theirs = [right[0][i] for i in known]
-    confidence, agrees = _confidence(student, unseen.rows.select(known), theirs, unseen.source, batch_size)
-    chosen = choose_threshold(confidence, agrees, target, level)
-    if chosen is None:
-        raise InputError(
-            f"No confidence can be shown to give {target:.1%} right answers: over all {len(known):,} {unseen.source} "
-            f"the student is right in {np.mean(agrees):.1%}, and its surest answers are not right often enough. Give "
-            "more rows with --rows, a lower --target, or train the student further."
-        )
-    checked = None
-    if len(right) > 1 and (known := [i for i, choice in enumerate(right[1]) if choice >= 0]):
-        theirs = [right[1][i] for i in known]
-        scored = _confidence(student, wanted[1].rows.select(known), theirs, wanted[1].source, batch_size)
-        checked = answered_at(chosen.threshold, *scored, level)
-    timed = examples_of(unseen.rows.select(range(min(TIMED, len(unseen.rows)))))
-    ((milliseconds, _),) = latencies_ms([student], timed)
-    measured = {
-        "level": level,
-        "source": unseen.source,
-        "chosen": asdict(chosen),
-        "checked": None if checked is None else asdict(checked),
-        "student_ms": milliseconds,
-    }
-    route = Route(chosen.threshold, target, of, measured)
-    replace(student.facts, route=route).write(folder)
+    with own_folder(student_dir) as folder:
+        answered, facts = facts_of(folder, task)
+        of, teacher_file, teacher_model = _what_is_right(folder, facts, of, teacher_file, teacher_model)
+        unseen = unseen_rows(answered, facts, rows, data_dir, student_dir)
+        say(f"Loading {student_dir} …")
+        student = load_student(folder, task, **loading)
+        parts = [_Part(unseen.rows, unseen.source)]
+        if unseen.evaluation is not None:
+            parts.append(_Part(unseen.evaluation, "rows for evaluation"))
+        if of == ACCURACY:
+            right = [[int(label) for label in part.rows["label"]] for part in parts]
+        elif teacher_file is not None:
+            right = _in_file(teacher_file, parts, unseen.split, student)
+        else:
+            right = _by_model(str(teacher_model), parts, student, batch_size)
+        chosen, checked = _chosen(student, parts, right, target, level, batch_size)
+        timed = examples_of(unseen.rows.select(range(min(TIMED, len(unseen.rows)))))
+        ((milliseconds, _),) = latencies_ms([student], timed)
+        measured = {
+            "level": level,
+            "source": unseen.source,
+            "chosen": asdict(chosen),
+            "checked": None if checked is None else asdict(checked),
+            "student_ms": milliseconds,
+        }
+        route = Route(chosen.threshold, target, of, measured)
+        replace(student.facts, route=route).write(folder)
     calibrated = student.facts.calibration is not None
     return RouteResult(route, chosen, checked, unseen.source, milliseconds, calibrated)
 
 
-def _recorded_teacher(folder: Path) -> tuple[str | None, str | None]:
-    """The file of answers or the model that the student's run learned from, if they are still there."""
+def _what_is_right(
+    folder: Path, facts: StudentFacts, of: str | None, file: str | None, model: str | None
+) -> tuple[str, str | None, str | None]:
+    """
+    Agreement or accuracy, and the file of the teacher's answers or the teacher, if either is asked.
+
+    Raises:
+        InputError: if what is not said could mean both: accuracy does not take the place of agreement because the
+            teacher is not found.
+    """
+    named = None
+    if of != ACCURACY and file is None and model is None:
+        file, model, named = _recorded_teacher(folder)
+    if file is None and model is None:
+        stored = facts.route.of if facts.route is not None else None
+        if of == AGREEMENT or (of is None and (named is not None or stored == AGREEMENT)):
+            missing = "" if named is None else f" ({named}, of which it learned, is not there)"
+            raise InputError(
+                "It is not known what the teacher chooses for rows that the student was not trained on"
+                f"{missing}: give its answers as --teacher_file, or the teacher as --teacher_model_name_or_path, or "
+                "--of accuracy, which needs labels alone."
+            )
+        if of is None:
+            say("No teacher of the student is known: right is what the labels say (--of accuracy).")
+        return ACCURACY, None, None
+    return AGREEMENT if of is None else of, file, model
+
+
+def _chosen(
+    student: Student, parts: "Sequence[_Part]", right: list[list[int]], target: float, level: float, batch_size: int
+) -> tuple[Answered, Answered | None]:
+    """The threshold on the rows of the first part, and how it does on those of the second, if these are known."""
+    known = [i for i, choice in enumerate(right[0]) if choice >= 0]
+    source = parts[0].source
+    if len(known) < rows_needed(target, level):
+        raise InputError(
+            f"There are {len(known):,} {source} of which it is known what is right, and to show that {target:.1%} are "
+            f"right at a level of {level:.0%} takes {rows_needed(target, level):,} if all of them are, and more for "
+            "every mistake: give more with --rows, or a lower --target."
+        )
+    rows, theirs = parts[0].rows.select(known), [right[0][i] for i in known]
+    confidence, agrees = _confidence(student, rows, theirs, source, batch_size)
+    chosen = choose_threshold(confidence, agrees, target, level)
+    if chosen is None:
+        wanted = rows_to_show(confidence, agrees, target, level)
+        raise InputError(
+            f"No confidence can be shown to give {target:.1%} right answers at a level of {level:.0%}: over all "
+            f"{len(known):,} {source} the student is right in {np.mean(agrees):.1%}, and "
+            + (
+                "its surest answers are not right more often than the target either. Give a lower --target, or train "
+                "the student further."
+                if wanted is None
+                else f"rows like these would show it from about {wanted:,} on. Give more with --rows, train with a "
+                "larger --heldout_share, or give a lower --target."
+            )
+        )
+    if len(right) == 1 or not (known := [i for i, choice in enumerate(right[1]) if choice >= 0]):
+        return chosen, None
+    rows, theirs = parts[1].rows.select(known), [right[1][i] for i in known]
+    return chosen, answered_at(
+        chosen.threshold, *_confidence(student, rows, theirs, parts[1].source, batch_size), level
+    )
+
+
+def _recorded_teacher(folder: Path) -> tuple[str | None, str | None, str | None]:
+    """
+    The file of answers or the model that the student's run learned from, if it is still there; else its name alone.
+
+    A path that is not absolute was one from where the run was started, which is here or a folder above the student.
+    """
     if not (folder / RESULTS_FILE).is_file():
-        return None, None
+        return None, None, None
     settings = RunRecord.read(folder).all_settings
     file, model = settings.get("teacher_file"), settings.get("teacher_model_name_or_path")
-    if isinstance(file, str) and Path(file).expanduser().is_file():
-        return file, None
-    return None, model if isinstance(model, str) and Path(model).expanduser().exists() else None
+    named = file if isinstance(file, str) else model if isinstance(model, str) else None
+    if named is None:
+        return None, None, None
+    bases = (Path(), *folder.resolve().parents)
+    found = next((place for base in bases if (place := base / Path(named).expanduser()).exists()), None)
+    if found is None:
+        return None, None, named
+    return (str(found), None, named) if named is file else (None, str(found), named)
 
 
 def _in_file(file: str, wanted: "Sequence[_Part]", split: str | None, student: Student) -> list[list[int]]:

@@ -13,7 +13,7 @@ from sinkd_llm.row_streams import STREAMS
 from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.held_out import without_texts_of
-from sinkd_llm.runs.task_rows import held_out_rows, validation_rows
+from sinkd_llm.runs.task_rows import held_out_rows, training_rows, validation_rows
 from sinkd_llm.tasks.rendering import Example
 from sinkd_llm.tasks.task import Task
 from sinkd_llm.tasks.unlabelled import repeated_rows
@@ -85,7 +85,8 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
 
     Raises:
         InputError: for a task without answer choices; if nothing was held out and no file is given, with how to get
-            such rows; for a file with evaluation rows; and if no row is left.
+            such rows; for a file with rows for evaluation, or with rows that the student was trained on; and if no
+            row is left.
     """
     if task.output_type != "multiple_choice":
         raise InputError(
@@ -115,6 +116,7 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
                 f"{', '.join(repeated.ids)}): what is fitted on them cannot be scored on them. Take them out of the "
                 "file."
             )
+        _refuse_trained_rows(task, arguments, 0 if held_out is None else held_out.seed, found, rows)
         return Unseen(found, evaluation, None, f"rows of {rows}")
     if held_out is None or not held_out.heldout_share:
         raise InputError(f"No training rows were held out when {name} was trained: it has seen them all. {_HOW_TO}")
@@ -126,6 +128,21 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
     if not len(kept):
         raise InputError(f"No held-out training row is left that is no row for evaluation. {_HOW_TO}")
     return Unseen(kept, evaluation, "train", "held-out training rows")
+
+
+def _refuse_trained_rows(task: Task, arguments: TaskArguments, seed: int, rows: "Dataset", name: str) -> None:
+    """Refuses rows that a student has seen, as far as its task says where the rows lie that it was trained on."""
+    try:
+        trained = training_rows(task, arguments, seed)
+    except InputError as error:
+        say(f"Note: it cannot be checked whether rows of {name} were trained on: {error}")
+        return
+    if (repeated := repeated_rows(rows, trained)).total:
+        raise InputError(
+            f"{repeated.total:,} of the {len(rows):,} rows of {name} stand among the rows that the student was "
+            f"trained on (the first: {', '.join(repeated.ids)}): of these it is surer than of others. Take them out "
+            "of the file."
+        )
 
 
 def refuse_no_place_of_data(task: Task, name: str) -> None:

@@ -251,7 +251,7 @@ class StudentServer:
             words = {404: "There is nothing at this path", 405: "This path does not take this method"}
             places = f"POST {DECISIONS}, GET {HEALTH}, GET {METRICS}"
             said = f"{words.get(error.status_code, error.detail)}; there are {places}."
-            error = Refusal(error.status_code, "no_such_path", said)
+            error = Refusal(error.status_code, "no_such_method" if error.status_code == 405 else "no_such_path", said)
         assert isinstance(error, Refusal)
         self._counters.errors.labels(error.kind).inc()
         return JSONResponse(error.content(), error.status, error.headers())

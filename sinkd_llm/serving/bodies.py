@@ -145,7 +145,8 @@ def _parsed(body: bytes) -> Any:
     try:
         return parse_json(text, 1, Path("the body"))
     except InputError as error:
-        raise Refusal(400, "not_json", str(error)) from error
+        # A body is not copied as files are.
+        raise Refusal(400, "not_json", str(error).replace("the file may be cut off", "send it whole")) from error
 
 
 def _body_model(limits: ServeLimits) -> type[BaseModel]:

@@ -192,7 +192,7 @@ class RowRenderer:
         if words and template.source not in row:
             return template.render(row, where)
         value = self._value(key, row, where)
-        if what := without_text(value):
+        if what := "a list" if isinstance(value, list | tuple | Mapping) else without_text(value):
             raise template.no_text(f"its column {template.source!r} is {what}", where)
         return check_text(value if isinstance(value, str) else str(value), template.place, where)
 

@@ -1,10 +1,19 @@
 """Exact bounds against their definition, and a guarantee that holds as often as it says."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sinkd_llm.answering.routing import Route, answered_at, choose_threshold, lower_bound, rows_needed
+from sinkd_llm.answering.routing import (
+    Route,
+    answered_at,
+    choose_threshold,
+    lower_bound,
+    rows_needed,
+    rows_to_show,
+)
 from sinkd_llm.errors import InputError
 
 TARGET = 0.9
@@ -100,6 +109,15 @@ def test_too_few_rows_are_told_how_many_are_needed() -> None:
     for target in (0.0, 1.0, -1.0, 2.0):
         with pytest.raises(InputError, match="target is"):
             choose_threshold([0.9] * 200, [True] * 200, target)
+
+
+def test_how_many_rows_would_show_it() -> None:
+    """One mistake, at rank 147 of 167: the 146 before it are right, and only rows are missing for 98 %."""
+    confidence = np.linspace(1, 0, 167)
+    right = np.arange(167) != 146
+    assert choose_threshold(confidence, right, 0.98) is None
+    assert rows_to_show(confidence, right, 0.98) == math.ceil(167 * 149 / 146)
+    assert rows_to_show(confidence, np.arange(167) % 10 > 0, 0.98) is None
 
 
 def test_decisions() -> None:

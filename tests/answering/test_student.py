@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sinkd_llm import load_model, load_student
-from sinkd_llm.answering.calibration import Calibration
+from sinkd_llm.answering.calibration import Calibration, Vector
 from sinkd_llm.answering.facts import ANSWERS_FILE, HeldOut, StudentFacts, kept_keys
 from sinkd_llm.answering.routing import Route
 from sinkd_llm.answering.student import BATCHES_AHEAD
@@ -139,6 +139,8 @@ def test_order_does_not_depend_on_lengths(folder: Path) -> None:
         (["good", "  "], "no text on row 1"),
         ([{"text": "good"}, {"txt": "bad"}], "row 1"),
         ([{"text": None}], "row 0"),
+        ([{"text": ["good"]}], "is a list"),
+        ([{"text": {"of": "good"}}], "is a list"),
     ],
 )
 def test_rows_that_are_none(folder: Path, rows: Any, message: str) -> None:
@@ -205,6 +207,24 @@ def test_a_calibration_of_another_model_is_left_out(folder: Path, caplog: pytest
     assert later is not None
     assert later.calibration is None
     assert "of another model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"calibration": Calibration(float("inf"))},
+        {"calibration": Calibration(1.0, Vector((1.0, float("nan")), (0.0, 0.0)))},
+        {"route": Route(float("nan"), 0.9, "accuracy")},
+        {"route": Route(0.5, 98.0, "accuracy")},
+    ],
+)
+def test_numbers_that_are_none_are_said_to_be(folder: Path, change: dict[str, Any]) -> None:
+    facts = StudentFacts.load(folder)
+    assert facts is not None
+    content = {"format": 1, **asdict(replace(facts, **change))}
+    (folder / ANSWERS_FILE).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="damaged"):
+        load_student(folder)
 
 
 @pytest.mark.parametrize(

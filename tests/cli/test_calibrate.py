@@ -1,7 +1,7 @@
 """`sinkd calibrate` and `sinkd route` on a made-up student: what they store, show and refuse."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from sinkd_llm.answering.facts import HeldOut, StudentFacts, kept_keys
 from sinkd_llm.cli import main
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
-from sinkd_llm.runs import TaskArguments
+from sinkd_llm.locks import folder_lock
+from sinkd_llm.runs import TaskArguments, routing
 from sinkd_llm.runs.held_out import hold_out
 from sinkd_llm.runs.task_rows import training_rows
 from sinkd_llm.runs.unseen_rows import unseen_rows
@@ -22,6 +23,14 @@ from tests.support import models
 from tests.support.task_files import write_task
 
 SHARE = 0.5
+TEACHER = "teacher_model_name_or_path"
+
+
+@dataclass
+class _Record:
+    """Of the record of a run, what a route looks at."""
+
+    all_settings: dict[str, str]
 
 
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
@@ -198,10 +207,67 @@ def test_rows_of_a_file(student: Path, made: Path, capsys) -> None:
     assert "--heldout_share" in said
     assert main([*argv, "--rows", str(made / "validation.jsonl")]) == 2
     assert "400 of the 400 rows for evaluation also stand in" in capsys.readouterr().err
+    assert main([*argv, "--rows", str(made / "train.jsonl")]) == 2
+    assert "1,200 of the 1,200 rows of" in capsys.readouterr().err
     assert main([*argv, "--rows", str(made / "other.jsonl")]) == 0
     calibration = kept(student).calibration
     assert calibration is not None
     assert calibration.measured["rows"] == 500
+
+
+def test_rows_of_a_file_that_were_held_out(student: Path, made: Path, capsys) -> None:
+    held_out = set(hold_out(load_task(made / "mine.yaml").load("train"), SHARE)[1]["text"][:])
+    lines = [json.dumps(row) for row in rows(1200, 0) if row["text"] in held_out]
+    (made / "held_out.jsonl").write_text("\n".join(lines) + "\n")
+    argv = ["calibrate", str(student), "--task", str(made / "mine.yaml"), "--rows", str(made / "held_out.jsonl")]
+    assert main(argv) == 0
+    seen = next(json.dumps(row) for row in rows(1200, 0) if row["text"] not in held_out)
+    (made / "held_out.jsonl").write_text("\n".join([*lines, seen]) + "\n")
+    assert main(argv) == 2
+    assert "1 of the" in capsys.readouterr().err
+
+
+def test_rows_that_are_all_right_say_nothing_of_how_sure_a_student_should_be(
+    student: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made / "easy.jsonl").write_text(
+        "".join(json.dumps({"text": f"easy {i} {(-1) ** i * 9}", "label": 1 - i % 2}) + "\n" for i in range(40))
+    )
+    before = kept(student)
+    argv = ["calibrate", str(student), "--task", str(made / "mine.yaml"), "--rows", str(made / "easy.jsonl")]
+    assert main(argv) == 0
+    assert "right answer in 40 of 40 rows" in capsys.readouterr().err
+    assert kept(student) == before
+
+
+def test_the_teacher_of_a_run_is_found_from_elsewhere(
+    student: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run names its teacher from where it was started; accuracy never takes the place of agreement unasked."""
+    argv = ["route", str(student), "--task", str(made / "mine.yaml")]
+    record = student / "results.json"
+    for named, found in (("student", True), ("nowhere", False)):
+        monkeypatch.setattr(routing.RunRecord, "read", lambda _, name=named: _Record({TEACHER: name}))
+        record.write_text("{}")
+        monkeypatch.chdir(made.parent)
+        assert main(argv) == (0 if found else 2)
+        route = kept(student).route
+        assert route is not None
+        assert route.of == "agreement"
+    assert "(nowhere, of which it learned, is not there)" in capsys.readouterr().err
+    record.unlink()
+    assert main(argv) == 2
+    assert "--of accuracy" in capsys.readouterr().err
+    assert main([*argv, "--of", "accuracy", "--target", "0.9"]) == 0
+    assert main([*argv, "--target", "0.9"]) == 0
+    assert "No teacher of the student is known" in capsys.readouterr().err
+
+
+def test_two_commands_do_not_write_to_one_student(student: Path, made: Path, capsys) -> None:
+    with folder_lock(student, ""):
+        for command in ("calibrate", "route"):
+            assert main([command, str(student), "--task", str(made / "mine.yaml")]) == 2
+            assert "Another process is writing to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,7 +276,7 @@ def test_rows_of_a_file(student: Path, made: Path, capsys) -> None:
         (["--target", "1"], "between 0 and 1"),
         (["--target", "nan"], "between 0 and 1"),
         (["--target", "0.9999"], "give more with --rows"),
-        (["--target", "0.99"], "can be shown to give"),
+        (["--target", "0.99"], "can be shown to give 99.0% right answers at a level of 95%"),
         (["--of", "agreement"], "not known what the teacher chooses"),
         (["--teacher_ms", "-1"], "0 or more"),
         (["--batch_size", "0"], "1 or more"),

@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sinkd_llm.answering.facts import StudentFacts, kept_keys
 from sinkd_llm.answering.routing import Route
 from sinkd_llm.cli import main
+from sinkd_llm.files import whole_file
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.tasks import load_task
 from tests.support import models
@@ -136,6 +138,33 @@ def test_output_that_would_destroy_something(student: Path, tmp_path: Path, caps
         assert main(["predict", str(student), str(rows), "--output", str(output), "--overwrite"]) == 2
         assert message in capsys.readouterr().err
     assert rows.read_text() == ROWS
+
+
+def test_output_that_another_process_writes(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sinkd_llm.answering import load
+
+    (tmp_path / "rows.csv").write_text(ROWS)
+    output = tmp_path / "answers.jsonl"
+    argv = ["predict", str(student), str(tmp_path / "rows.csv"), "--output", str(output)]
+    with whole_file(output) as stream:
+        stream.write(b"theirs")
+        assert main(argv) == 2
+        assert f"Another process is writing {output}" in capsys.readouterr().err
+    assert output.read_text() == "theirs"
+    output.unlink()
+    load_student = load.load_student
+
+    def after_another(*args: Any, **settings: Any) -> Any:
+        output.write_text("theirs")
+        return load_student(*args, **settings)
+
+    monkeypatch.setattr(load, "load_student", after_another)
+    assert main(argv) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert output.read_text() == "theirs"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.jsonl", "rows.csv"]
 
 
 def test_an_interrupted_file_is_not_there(student: Path, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -247,7 +247,8 @@ def test_messages_name_no_file(client: TestClient, classifier: Path) -> None:
 def test_other_paths_methods_and_types(client: TestClient) -> None:
     assert client.post("/v1/decisions", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert client.post("/v1/decisions", content=b"{}").status_code == 415
-    assert client.get("/v1/decisions").status_code == 405
+    reply = client.get("/v1/decisions")
+    assert (reply.status_code, reply.json()["error"]["type"]) == (405, "no_such_method")
     reply = client.get("/v1/models")
     assert (reply.status_code, reply.json()["error"]["type"]) == (404, "no_such_path")
     assert "POST /v1/decisions" in reply.json()["error"]["message"]
