@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sinkd_llm.report.drawing import CURVES, SOFT, Drawing, draw, page_colour, plain_axes
+from sinkd_llm.report.drawing import CURVES, SOFT, Drawing, draw, page_colour, plain_axes, whole_ticks
 from sinkd_llm.report.results import BEFORE, LOSSES, TEACHER, ResultRow
-from sinkd_llm.report.terms import COST, ENTROPY, LEARNING_RATE, LOSS, PLAN, Plot, score_plot
+from sinkd_llm.report.terms import COST, ENTROPY, LEARNING_RATE, LOSS, PLAN, TOKEN, Plot, score_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,31 +21,37 @@ def score_metric(rows: Sequence[ResultRow]) -> str | None:
     return next((name for row in rows for name in row.metrics if name not in LOSSES), None)
 
 
-def draw_curves(rows: Sequence[ResultRow], records: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+def draw_curves(
+    rows: Sequence[ResultRow], records: Sequence[Mapping[str, Any]], supervised: str = TOKEN
+) -> list[Drawing]:
     """
     All plots that there are records for.
 
     Args:
         rows (`Sequence[ResultRow]`): the models; scores of the teacher and the untrained student are drawn as lines.
         records (`Sequence[Mapping[str, Any]]`): of `metrics.jsonl`.
+        supervised (`str`, *optional*): over what losses are means: `TOKEN` or `ROW`.
     """
     metric = score_metric(rows)
     compared = [row for row in rows if row.name in (TEACHER, BEFORE)]
     references = {row.name: row.metrics[metric] for row in compared if metric is not None and metric in row.metrics}
     drawn = [
-        draw_plot(LOSS, records),
+        draw_plot(LOSS, records, supervised=supervised),
         draw_plot(score_plot(metric), records, references),
-        *(draw_plot(plot, records) for plot in (PLAN, COST, ENTROPY, LEARNING_RATE)),
+        *(draw_plot(plot, records, supervised=supervised) for plot in (PLAN, COST, ENTROPY, LEARNING_RATE)),
     ]
     return [curve for curve in drawn if curve is not None]
 
 
 def draw_plot(
-    plot: Plot, records: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None
+    plot: Plot,
+    records: Sequence[Mapping[str, Any]],
+    references: Mapping[str, float] | None = None,
+    supervised: str = TOKEN,
 ) -> Drawing | None:
     """One plot of a run's records; `None` without data."""
     series = {label: points_of(records, name) for name, label in plot.labels.items()}
-    return draw_lines(plot.title, plot.unit, series, references)
+    return draw_lines(plot.title, plot.unit.format(supervised=supervised), series, references)
 
 
 def points_of(records: Sequence[Mapping[str, Any]], name: str) -> Points:
@@ -71,15 +77,13 @@ def draw_lines(
     lines = list(zip((references or {}).items(), ("dashed", "dotted"), strict=False))
 
     def paint(axes: "Axes") -> None:
-        from matplotlib.ticker import MaxNLocator
-
         for (_, points), (colour, style) in coloured:
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) < _FEW_POINTS else ""
             axes.plot(steps, values, color=colour, lw=1.6, ls=style, marker=marker, ms=3.2)
         for (_, value), style in lines:
             axes.axhline(value, color=SOFT, lw=1.1, ls=style)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        axes.xaxis.set_major_locator(whole_ticks())
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         axes.margins(x=0.02)

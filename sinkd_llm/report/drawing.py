@@ -11,6 +11,7 @@ from sinkd_llm.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import Locator
 
 # What matplotlib draws with, and what stands for it in the page, whose style says how it looks in light and in dark.
 _PAGE_COLOURS = {
@@ -102,6 +103,13 @@ def plain_axes(axes: "Axes", grid: str | None = "y") -> None:
     axes.tick_params(length=0)
 
 
+def whole_ticks() -> "Locator":
+    """Ticks at whole numbers, 1, 2 or 5 times a power of ten from each other."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins="auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+
+
 def draw_reliability(of: Sequence[tuple[str, Sequence[Any]]]) -> Drawing | None:
     """
     How often answers are right that a model is so sure of.
@@ -131,7 +139,8 @@ def draw_reliability(of: Sequence[tuple[str, Sequence[Any]]]) -> Drawing | None:
         "Reliability",
         draw(title, paint, (WIDTH, 3.6)),
         legend,
-        "Larger points stand for more rows. Below the dashed line a model is surer than it is right.",
+        "Larger points stand for more rows. Below the dashed line a model is surer than it is right. "
+        "The probabilities are as training left them, before any calibration.",
     )
 
 
@@ -154,7 +163,6 @@ def draw_heat_map(
 
     def paint(axes: "Axes") -> None:
         from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.ticker import MaxNLocator
 
         # Of one hue that is seen on light and on dark paper; 0 lets the paper through.
         shades = LinearSegmentedColormap.from_list("page", [(0.23, 0.51, 0.73, 0.0), (0.23, 0.51, 0.73, 1.0)])
@@ -166,7 +174,7 @@ def draw_heat_map(
         for spine in axes.spines.values():
             spine.set_color(LINE)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
+            axis.set_major_locator(whole_ticks())
         if names is not None:
             axes.set_yticks(range(1, rows + 1), [_short(name) for name in names[0]])
             axes.set_xticks(range(1, columns + 1), [_short(name) for name in names[1]], rotation=90)

@@ -4,19 +4,20 @@ Data rows do not stand in it, only how many there are and which classes they are
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sinkd_llm.errors import InputError
 from sinkd_llm.files import write_whole
+from sinkd_llm.report.card_code import ANSWERS_FILE, PlainCode, answers_of, prompt_of, rows_code, texts_of
+from sinkd_llm.report.card_input import chosen_in_words, input_in_words, input_templates
 from sinkd_llm.report.classes import Classes, classes_of
-from sinkd_llm.report.page import RunFiles
+from sinkd_llm.report.model_files import NO_MODEL, PIPELINES, ModelFiles
+from sinkd_llm.report.page import RunFiles, evaluation_in_words
 from sinkd_llm.report.predictions import EVALUATION
-from sinkd_llm.report.results import TEACHER, ResultRow, RunRecord, find_row
+from sinkd_llm.report.results import OF_PROBABILITIES, TEACHER, ResultRow, RunRecord, find_row
 from sinkd_llm.report.rows_shown import WON, row_lists
 from sinkd_llm.report.table import describe_rows, describe_training, quantities, summary
 from sinkd_llm.report.templates import render_text
@@ -35,18 +36,6 @@ _MOST_CLASSES, _MOST_CONFUSIONS = 5, 5
 _WEAK = 0.8
 # What the hub calls a score -> its names here.
 _OF_HUB = {"acc": "accuracy", "mcc": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
-_PIPELINES = {
-    "SequenceClassification": "text-classification",
-    "CausalLM": "text-generation",
-    "Seq2SeqLM": "text2text-generation",
-    "MaskedLM": "fill-mask",
-}
-# The end of a class of Transformers, and PEFT's name of what a model is for -> the end of the class that loads it.
-_LOADED_AS = {
-    **{name: name for name in _PIPELINES},
-    **{"LMHeadModel": "CausalLM", "ConditionalGeneration": "Seq2SeqLM"},
-    **{"SEQ_CLS": "SequenceClassification", "CAUSAL_LM": "CausalLM", "SEQ_2_SEQ_LM": "Seq2SeqLM"},
-}
 _BIBTEX = """@inproceedings{cui2024sinkd,
   title     = {Sinkhorn Distance Minimization for Knowledge Distillation},
   author    = {Cui, Xiao and Qin, Yulei and Gao, Yuting and Zhang, Enwei and Xu, Zihan and Wu, Tong and Li, Ke and
@@ -66,16 +55,13 @@ class CardFacts:
     Attributes:
         task (`Mapping[str, Any]`): the keys of the task file; empty for rows without a task.
         columns (`tuple[str, ...]`): the columns that the student reads of a row, if texts in them make one.
-        loads_as (`str`): the end of the class of Transformers that loads the folder, such as `"CausalLM"`; empty: not
-            known.
-        is_adapter (`bool`): whether PEFT's class does.
+        model ([`ModelFiles`]): what the folder holds.
         calibration (`str`): in words, what `sinkd calibrate` found; empty: it was not run.
     """
 
     task: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
-    loads_as: str = ""
-    is_adapter: bool = False
+    model: ModelFiles = NO_MODEL
     calibration: str = ""
 
 
@@ -86,17 +72,8 @@ def facts_of_files(folder: Path) -> CardFacts | None:
     Raises:
         InputError: if it is damaged.
     """
-    # Of both, the configuration is of the base that lies beside the adapter, and Transformers loads the two.
-    file = next((folder / name for name in ("config.json", "adapter_config.json") if (folder / name).is_file()), None)
-    if file is None:
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        name = str((content.get("architectures") or [content.get("task_type") or ""])[0])
-    except (OSError, ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}); save the student again.") from error
-    loads_as = next((loaded for end, loaded in _LOADED_AS.items() if name.endswith(end)), "")
-    return CardFacts(loads_as=loads_as, is_adapter=file.name == "adapter_config.json")
+    model = ModelFiles.read(folder)
+    return None if model is None else CardFacts(model=model)
 
 
 def write_card(folder: Path, files: RunFiles, facts: CardFacts) -> bool:
@@ -133,7 +110,7 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
     record, task = files.record, facts.task
     hub_id = str(record.all_settings.get("hub_model_id") or "") if record.all_settings.get("push_to_hub") else ""
     name = hub_id.rsplit("/", 1)[-1] or folder_name
-    rows = _shown_rows(record.rows)
+    rows = _shown_rows(record, facts)
     place = f'snapshot_download("{hub_id}")' if hub_id else '"."'
     metadata = task.get("metadata") or {}
     text = render_text(
@@ -143,13 +120,15 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
         what=_what(record),
         description=str(metadata.get("description") or ""),
         facts=_facts(record, facts),
-        rows_code=_rows_code(facts),
+        rows_code=rows_code(facts.columns),
         calibrated=bool(facts.calibration),
         hub_model_id=hub_id,
         place=place,
-        plain_code=_plain_code(facts, place),
-        library="PEFT" if facts.is_adapter else "Transformers",
-        prompt=str(task.get("doc_to_text") or ""),
+        plain_code=_plain_code(record, facts, place),
+        library="PEFT" if facts.model.is_adapter else "Transformers",
+        reads=input_in_words(texts_of(task, facts.model)),
+        templates=input_templates(task, facts.model),
+        chosen=chosen_in_words(facts.model),
         choices=_listed(task.get("doc_to_choice")),
         training=_training(record),
         layers=str((record.layers or {}).get("in_words", "")),
@@ -159,8 +138,8 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
             (what, [f"{cell.value} {cell.interval}".strip() for cell in cells])
             for what, cells in quantities(rows).items()
         ],
-        scored_on=f"On {record.evaluation}." + " In brackets: 95 % intervals, over the rows." * _has_intervals(rows),
-        calibration=facts.calibration or _uncalibrated(rows),
+        scored_on=_scored_on(record, facts),
+        calibration=f"{facts.calibration} {_calibrated(facts)}".strip() or _uncalibrated(rows),
         limits=_limits(files),
         bibtex=_BIBTEX if _number(record, "sinkhorn_weight") and record.command == "distill" else "",
         version=record.versions.get("sinkd-llm", ""),
@@ -169,47 +148,70 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
     return f"{text}\n<!-- made by sinkd-llm: {_sum(text)} -->\n"
 
 
-def _has_intervals(rows: Sequence[ResultRow]) -> bool:
-    return any(row.intervals for row in rows)
+def _shown_rows(record: RunRecord, facts: CardFacts) -> list[ResultRow]:
+    """
+    The teacher and the trained student: what the student was before is of no use to others.
+
+    Of a calibrated student, scores of probabilities are left out: the run took them of others than it gives now.
+    """
+    teacher = find_row(record.rows, TEACHER)
+    rows = [
+        *([teacher] if teacher is not None else []),
+        *(replace(row, name=record.subject) for row in record.rows[-1:]),
+    ]
+    left_out = OF_PROBABILITIES if facts.calibration else ()
+    return [
+        replace(row, metrics={name: value for name, value in row.metrics.items() if name not in left_out})
+        for row in rows
+    ]
 
 
-def _shown_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The teacher and the trained student: what the student was before is of no use to others."""
-    teacher = find_row(rows, TEACHER)
-    return [*([teacher] if teacher is not None else []), *rows[-1:]]
+def _scored_on(record: RunRecord, facts: CardFacts) -> str:
+    said = f"On {evaluation_in_words(record.evaluation, facts.model)}."
+    if any(row.intervals for row in record.rows):
+        said += " In brackets: 95 % intervals, over the rows."
+    scored = [name for name in OF_PROBABILITIES if record.rows and name in record.rows[-1].metrics]
+    if facts.calibration and scored:
+        said += f" Left out, as they were taken before the calibration: {', '.join(scored)}."
+    return said
 
 
 def _header(name: str, record: RunRecord, facts: CardFacts) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    base, student = str(record.all_settings.get("model_name_or_path") or ""), record.rows[-1] if record.rows else None
+    base, rows = str(record.all_settings.get("model_name_or_path") or ""), _shown_rows(record, facts)[-1:]
     dataset = str(facts.task.get("dataset_path") or "")
     on_hub = _HUB_NAME.fullmatch(dataset) is not None
     results = [
         EvalResult(
-            task_type=_PIPELINES.get(facts.loads_as, "text-classification"),
+            task_type=PIPELINES.get(facts.model.loads_as, "text-classification"),
             dataset_type=dataset if on_hub else record.task,
             dataset_name=str(facts.task.get("task") or record.task),
             metric_type=_OF_HUB.get(metric, metric),
             metric_name=metric,
             metric_value=round(value, 5),
         )
-        for metric, value in (student.metrics.items() if student is not None else ())
+        for row in rows
+        for metric, value in row.metrics.items()
     ]
     known: dict[str, Any] = {
         "base_model": base if _HUB_NAME.fullmatch(base) else None,
-        "base_model_relation": ("adapter" if facts.is_adapter else "finetune") if _HUB_NAME.fullmatch(base) else None,
+        "base_model_relation": _relation(facts) if _HUB_NAME.fullmatch(base) else None,
         "datasets": [dataset] if on_hub else None,
-        "pipeline_tag": _PIPELINES.get(facts.loads_as),
+        "pipeline_tag": PIPELINES.get(facts.model.loads_as),
     }
     data = ModelCardData(
         model_name=name if results else None,
         eval_results=results or None,
-        library_name="peft" if facts.is_adapter else "transformers",
+        library_name="peft" if facts.model.is_adapter else "transformers",
         tags=["sinkd-llm", *(["knowledge-distillation"] if record.command == "distill" else [])],
         **{key: value for key, value in known.items() if value is not None},
     )
     return str(data.to_yaml()).strip()
+
+
+def _relation(facts: CardFacts) -> str:
+    return "adapter" if facts.model.is_adapter else "finetune"
 
 
 def _what(record: RunRecord) -> str:
@@ -227,7 +229,7 @@ def _facts(record: RunRecord, facts: CardFacts) -> list[tuple[str, str]]:
         ("base", _name_of(record.all_settings.get("model_name_or_path"))),
         ("teacher", _teacher(record)),
         ("task", str(facts.task.get("task") or record.task)),
-        ("form", "an adapter of PEFT" if facts.is_adapter else "a whole model"),
+        ("form", "an adapter of PEFT" if facts.model.is_adapter else "a whole model"),
         ("data's licence, as the task file states it", str(metadata.get("license") or "not stated")),
         ("trained", record.finished),
     ]
@@ -254,29 +256,31 @@ def _name_of(value: Any) -> str:
     return text if _HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text)[-1]
 
 
-def _rows_code(facts: CardFacts) -> str:
-    if not facts.columns:
-        return ""
-    if len(facts.columns) == 1:
-        return '["a first text", "a second text"]'
-    row = ", ".join(f"{column!r}: 'a text'" for column in facts.columns)
-    return f"[{{{row}}}]"
+def _plain_code(record: RunRecord, facts: CardFacts, place: str) -> str:
+    longest = record.all_settings.get("max_length")
+    return PlainCode(
+        facts.model,
+        place,
+        texts=texts_of(facts.task, facts.model),
+        prompt=prompt_of(facts.task),
+        answers=answers_of(facts.task),
+        max_length=longest if isinstance(longest, int) else None,
+        calibrated=bool(facts.calibration),
+    ).written()
 
 
-def _plain_code(facts: CardFacts, place: str) -> str:
-    if not facts.loads_as:
+def _calibrated(facts: CardFacts) -> str:
+    """How probabilities are calibrated, and by whom, after what `sinkd calibrate` found."""
+    if not facts.calibration:
         return ""
-    kind = f"Auto{'Peft' if facts.is_adapter else ''}ModelFor{facts.loads_as}"
-    package = "peft" if facts.is_adapter else "transformers"
-    if facts.is_adapter and facts.loads_as == "MaskedLM":
-        return ""  # PEFT has no such class
-    imports = sorted({f"from {package} import {kind}", "from transformers import AutoTokenizer"})
-    if not facts.is_adapter:
-        imports = [f"from transformers import {', '.join(sorted((kind, 'AutoTokenizer')))}"]
-    if place != '"."':
-        imports.insert(0, "from huggingface_hub import snapshot_download")
-    load = [f"model = {kind}.from_pretrained({place})", f"tokenizer = AutoTokenizer.from_pretrained({place})"]
-    return "\n".join([*imports, "", *load])
+    classifier = facts.model.is_classifier
+    what = "logits" if classifier else "the summed log-likelihoods of the answers"
+    return (
+        f"Before the softmax {what} are divided by the temperature or, where a scale and a bias a class were fitted, "
+        f"log-probabilities are multiplied by the one and shifted by the other; {ANSWERS_FILE} holds the numbers. "
+        f"load_student does so{' and the code above' * classifier}; other code, such as a pipeline of Transformers, "
+        "gives probabilities that are not calibrated."
+    )
 
 
 def _listed(choices: Any) -> str:
@@ -340,7 +344,7 @@ def _uncalibrated(rows: Sequence[ResultRow]) -> str:
 def _limits(files: RunFiles) -> list[str]:
     """What the run found that the student does not do well."""
     found = []
-    for one in row_lists(files.answers):
+    for one in row_lists(files.answers, files.record.subject):
         if one.title != WON:
             found.append(f"{one.title}: {one.total:,} of {len(files.answers[EVALUATION].ids):,} scored rows.")
     classes = classes_of(files.record.rows)

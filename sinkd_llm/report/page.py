@@ -10,11 +10,13 @@ from sinkd_llm.metrics.calibration import ReliabilityBin, reliability
 from sinkd_llm.report.classes import classes_of
 from sinkd_llm.report.curves import draw_curves, score_metric
 from sinkd_llm.report.drawing import draw_reliability
+from sinkd_llm.report.model_files import NO_MODEL, ModelFiles
 from sinkd_llm.report.predictions import EVALUATION, PREDICTIONS_FILE, TEACHER, Predictions, read_predictions
-from sinkd_llm.report.results import AFTER, METRICS_FILE, REPORT_FILE, RunRecord, not_readable, read_records
+from sinkd_llm.report.results import METRICS_FILE, OF_PROBABILITIES, REPORT_FILE, RunRecord, not_readable, read_records
 from sinkd_llm.report.rows_shown import row_lists
 from sinkd_llm.report.table import describe_rows, describe_training, quantities, summary
 from sinkd_llm.report.templates import render_page
+from sinkd_llm.report.terms import ROW, TOKEN
 from sinkd_llm.report.transport_plan import KeptPlan, PlanView, read_plan, view_of
 from sinkd_llm.secrets import recordable
 from sinkd_llm.units import NOT_KNOWN, format_bytes, format_score, format_share
@@ -35,12 +37,14 @@ class RunFiles:
         answers (`Mapping[str, Predictions]`): of `predictions.json`; empty for a run of an earlier version, and for
             rows without a task.
         plan ([`KeptPlan`], *optional*): a transport plan, if one was kept.
+        model ([`ModelFiles`]): what is known of the model; nothing where none lies there.
     """
 
     record: RunRecord
     logged: Sequence[Mapping[str, Any]] = ()
     answers: Mapping[str, Predictions] = field(default_factory=dict)
     plan: KeptPlan | None = None
+    model: ModelFiles = NO_MODEL
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunFiles":
@@ -53,7 +57,12 @@ class RunFiles:
         folder = Path(folder)
         record, logged = RunRecord.read(folder), read_records(folder / METRICS_FILE)
         answers = read_predictions(folder) if (folder / PREDICTIONS_FILE).exists() else {}
-        return cls(record, logged, answers, read_plan(folder))
+        return cls(record, logged, answers, read_plan(folder), ModelFiles.read(folder) or NO_MODEL)
+
+    @property
+    def supervised(self) -> str:
+        """Over what its losses are means: `TOKEN` or `ROW`."""
+        return ROW if self.model.is_classifier else TOKEN
 
 
 def write_report(folder: str | Path) -> Path:
@@ -83,24 +92,28 @@ def write_report(folder: str | Path) -> Path:
 def render_report(files: RunFiles) -> str:
     """The page as HTML text: tables, drawings as inline SVG, rows, settings. It works without script."""
     record = files.record
-    said, metric = quantities(record.rows), score_metric(record.rows)
-    classes = classes_of(record.rows)
+    rows, subject = record.shown_rows(), record.subject
+    said, metric = quantities(rows), score_metric(rows)
+    classes = classes_of(rows)
     plan = view_of(files.plan) if files.plan is not None else None
     return render_page(
         "page.html.jinja",
         results=record,
-        header=["", *(row.name for row in record.rows)],
+        subject=subject,
+        header=["", *(row.name for row in rows)],
         quantities=list(said.items()),
         bar_metric=metric,
-        bars=[row.metrics.get(metric) if metric else None for row in record.rows],
-        has_intervals=any(row.intervals for row in record.rows),
-        summary=summary(record.rows),
-        curves=draw_curves(record.rows, files.logged),
-        reliability=draw_reliability(reliability_of(files.answers)),
+        bars=[row.metrics.get(metric) if metric else None for row in rows],
+        has_intervals=any(row.intervals for row in rows),
+        evaluation=evaluation_in_words(record.evaluation, files.model),
+        uncalibrated=[name for name in OF_PROBABILITIES if name in said],
+        summary=summary(rows),
+        curves=draw_curves(rows, files.logged, files.supervised),
+        reliability=draw_reliability(reliability_of(files.answers, f"{subject} after")),
         classes=classes,
         class_cells=[_class_cells(astuple(line)) for line in classes.lines] if classes else [],
         weakest=_WEAKEST,
-        lists=row_lists(files.answers),
+        lists=row_lists(files.answers, subject),
         plan=plan,
         plan_term=_TERMS.get(plan.kept.term, plan.kept.term) if plan else "",
         plan_cells=_plan_cells(plan) if plan else [],
@@ -113,10 +126,27 @@ def render_report(files: RunFiles) -> str:
     )
 
 
-def reliability_of(answers: Mapping[str, Predictions]) -> list[tuple[str, list[ReliabilityBin]]]:
+def evaluation_in_words(said: str, model: ModelFiles) -> str:
+    """
+    How rows were scored, of the model that was scored.
+
+    Args:
+        said (`str`): what the record says: the rows, and after a semicolon how answers are ranked, which is true of
+            models that read answers as words.
+        model ([`ModelFiles`]): of the run.
+    """
+    rows, ranked, _ = said.partition(";")
+    if not (ranked and model.is_classifier):
+        return said
+    if model.predicts_number:
+        return f"{rows}; the answer is the one that is nearest to the predicted number; acc_norm: accuracy"
+    return f"{rows}; the answer is the class of the highest probability; acc_norm: accuracy"
+
+
+def reliability_of(answers: Mapping[str, Predictions], trained: str) -> list[tuple[str, list[ReliabilityBin]]]:
     """How often the models are right that are so sure, as far as their probabilities are known."""
     found = []
-    for name, of in ((AFTER, EVALUATION), (TEACHER, TEACHER)):
+    for name, of in ((trained, EVALUATION), (TEACHER, TEACHER)):
         one = answers.get(of)
         if one is not None and one.probabilities and all(isinstance(label, int) for label in one.references):
             found.append((name, reliability(one.probabilities, one.references)))

@@ -6,7 +6,7 @@ another machine.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ TEACHER, BEFORE, AFTER = "teacher", "student before", "student after"
 
 # Lower is better: no share of the teacher's score, and no bar in the page.
 LOSSES = ("loss", "eval_loss", "perplexity", "log_loss", "brier", "ece", "ece_adaptive", "kl_to_teacher")
+
+# Scores of a student's probabilities, which a run takes before any calibration.
+OF_PROBABILITIES = ("log_loss", "brier", "ece", "ece_adaptive", "kl_to_teacher")
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,18 @@ class RunRecord:
             return cls(**{name: content[name] for name in cls._names()} | {"rows": rows})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise not_readable(folder) from error
+
+    @property
+    def subject(self) -> str:
+        """What was trained, in a word: a `student` of a teacher, or a `model`."""
+        return "student" if self.command == "distill" else "model"
+
+    def shown_rows(self) -> list[ResultRow]:
+        """The rows under the names that people read: without a teacher there is no student."""
+        if self.command == "distill":
+            return self.rows
+        names = {"before": "model before", "after": "model after", "student": "model"}
+        return [replace(row, name=names.get(row.name, row.name)) for row in self.rows]
 
     @classmethod
     def _names(cls) -> list[str]:

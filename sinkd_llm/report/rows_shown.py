@@ -65,22 +65,23 @@ class RowList:
     order: str
 
 
-def row_lists(answers: Mapping[str, Predictions]) -> list[RowList]:
+def row_lists(answers: Mapping[str, Predictions], subject: str = "student") -> list[RowList]:
     """
     The lists of a run, as far as its answers allow; a list without a row is left out.
 
     Args:
         answers (`Mapping[str, Predictions]`): of `predictions.json`.
+        subject (`str`, *optional*): what a model without a teacher is called.
     """
     student = answers.get(EVALUATION)
     if student is None:
         return []
     if student.numbers is not None and student.targets is not None:
         return _listed([("Rows whose number is far off", _far_off(student))], _NumberRows(student).row, _OFF)
-    rows = _ChoiceRows(student, _same_rows(answers.get(TEACHER), student))
+    rows = _ChoiceRows(student, _same_rows(answers.get(TEACHER), student), subject)
     wrong = [i for i in range(len(student.ids)) if student.predictions[i] != student.references[i]]
     if rows.teacher is None:
-        named = "Rows that the student got wrong" if rows.chooses else "Rows answered otherwise than the reference"
+        named = f"Rows that the {subject} got wrong" if rows.chooses else "Rows answered otherwise than the reference"
         return _listed([(named, rows.surest(wrong))], rows.row, rows.order)
     theirs = rows.teacher
     lost = [i for i in wrong if theirs.predictions[i] == student.references[i]]
@@ -116,13 +117,13 @@ def _same_rows(teacher: Predictions | None, student: Predictions) -> Predictions
 class _ChoiceRows:
     """Rows whose answers are chosen among some, or written."""
 
-    def __init__(self, student: Predictions, teacher: Predictions | None) -> None:
-        self.student, self.teacher = student, teacher
+    def __init__(self, student: Predictions, teacher: Predictions | None, subject: str) -> None:
+        self.student, self.teacher, self._subject = student, teacher, subject
         self.chooses = all(isinstance(answer, int) for answer in student.predictions)
 
     @property
     def order(self) -> str:
-        return "those first of which the student is surest" if self._sure else "in the order of the data"
+        return f"those first of which the {self._subject} is surest" if self._sure else "in the order of the data"
 
     @property
     def _sure(self) -> bool:

@@ -10,6 +10,7 @@ from sinkd_llm.report.page import RunFiles
 from sinkd_llm.report.results import TEACHER, ResultRow, RunRecord, find_row
 from sinkd_llm.report.table import interval_of, quantities
 from sinkd_llm.report.templates import render_page
+from sinkd_llm.report.terms import MEAN, ROW, TOKEN
 from sinkd_llm.secrets import recordable
 from sinkd_llm.units import NOT_KNOWN, format_duration, format_score
 
@@ -27,16 +28,18 @@ def render_runs(named: Mapping[str, RunFiles]) -> str:
         named (`Mapping[str, RunFiles]`): two runs or more, by the names that the page gives them.
     """
     runs = {name: files.record for name, files in named.items()}
-    header, cells = _scores(runs)
+    shown = _scores(runs)
+    kinds = [files.supervised for files in named.values()]
+    subjects = dict.fromkeys(record.subject for record in runs.values())
     return render_page(
         "runs.html.jinja",
         names=list(runs),
         tasks=list(dict.fromkeys(record.task for record in runs.values())),
-        header=header,
-        cells=cells,
+        subjects=" and ".join(f"{subject}s" for subject in subjects),
+        quantities=shown,
         has_intervals=any(row.intervals for record in runs.values() for row in record.rows[-1:]),
         differing=differing(runs),
-        curves=_curves(named),
+        curves=_curves(named, kinds[0] if len(set(kinds)) == 1 else f"{TOKEN} or {ROW}"),
         commands=[(name, record.command_line) for name, record in runs.items()],
     )
 
@@ -51,22 +54,21 @@ def names_of(folders: Sequence[PurePath]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _scores(runs: Mapping[str, RunRecord]) -> tuple[list[str], list[list[str]]]:
-    """Of each run its trained student, and the primary score of its teacher."""
+def _scores(runs: Mapping[str, RunRecord]) -> list[list[str]]:
+    """Rows of a table with a column a run: what is said of its trained student, and its teacher's primary score."""
     students = [record.rows[-1] if record.rows else ResultRow("student") for record in runs.values()]
     teachers = [find_row(record.rows, TEACHER) for record in runs.values()]
     said = quantities(students)
-    columns = {name: [f"{cell.value} {cell.interval}".strip() for cell in cells] for name, cells in said.items()}
+    found = {name: [f"{cell.value} {cell.interval}".strip() for cell in cells] for name, cells in said.items()}
     metric = score_metric(students)
     if metric is not None and any(teachers):
-        columns = {
-            metric: columns.pop(metric),
+        found = {
+            metric: found.pop(metric),
             f"teacher's {metric}": [_of(one, metric) for one in teachers],
-            **columns,
+            **found,
         }
-    columns["training"] = [format_duration(record.training.get("seconds", 0.0)) for record in runs.values()]
-    shown = {name: texts for name, texts in columns.items() if set(texts) != {NOT_KNOWN}}
-    return ["run", *shown], [[name, *texts] for name, *texts in zip(runs, *shown.values(), strict=True)]
+    found["training"] = [format_duration(record.training.get("seconds", 0.0)) for record in runs.values()]
+    return [[name, *texts] for name, texts in found.items() if set(texts) != {NOT_KNOWN}]
 
 
 def _of(row: ResultRow | None, metric: str) -> str:
@@ -76,8 +78,8 @@ def _of(row: ResultRow | None, metric: str) -> str:
 
 
 def differing(runs: Mapping[str, RunRecord]) -> list[list[str]]:
-    """The settings that are not the same in all runs: name, and the value of each run."""
-    every: list[Mapping[str, Any]] = [recordable(record.all_settings | record.settings) for record in runs.values()]
+    """The settings that are not the same in all runs: name, and the value of each run. Of mappings the keys differ."""
+    every = [_flat(recordable(record.all_settings | record.settings)) for record in runs.values()]
     names = dict.fromkeys(name for settings in every for name in settings if name not in _OWN)
     found = []
     for name in sorted(names):
@@ -87,16 +89,25 @@ def differing(runs: Mapping[str, RunRecord]) -> list[list[str]]:
     return found
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings with those inside mappings as `outer.inner`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inside = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return found
+
+
 def _written(value: Any) -> str:
     text = NOT_KNOWN if value is None else str(value)
     return text if len(text) <= _LONGEST_SETTING else text[: _LONGEST_SETTING - 1] + "…"
 
 
-def _curves(named: Mapping[str, RunFiles]) -> list[Drawing]:
+def _curves(named: Mapping[str, RunFiles], supervised: str) -> list[Drawing]:
     """The loss, and the score where it was logged, of all runs in one drawing each."""
     metric = score_metric([row for files in named.values() for row in files.record.rows])
     plots = (
-        ("loss", "Loss", "mean per supervised token"),
+        ("loss", "Loss", MEAN.format(supervised=supervised)),
         (f"eval_{metric}", f"{metric} on the evaluation rows", ""),
         ("eval_agreement", "Agreement with the teacher on the evaluation rows", "share"),
     )

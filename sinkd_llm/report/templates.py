@@ -72,12 +72,12 @@ def in_markdown(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", html.escape(line, quote=False))
 
 
-def fenced(text: object) -> str:
-    """A text as a block of Markdown as it stands, whatever it holds."""
+def fenced(text: object, language: str = "") -> str:
+    """A text, or code in a language, as a block of Markdown as it stands, whatever it holds."""
     content = printable(text)
     fence = "`" * (max((len(run) for run in re.findall(r"`+", content)), default=0) + 1)
     fence = max(fence, "```", key=len)
-    return f"{fence}\n{content}\n{fence}"
+    return f"{fence}{language}\n{content}\n{fence}"
 
 
 def _shown(value: Any) -> Any:

@@ -4,6 +4,10 @@ are drawn. A test holds this table against what the objectives emit."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# Over what a loss is a mean: of a classifier, which has one answer a row, over rows.
+TOKEN, ROW = "supervised token", "row"
+MEAN = "mean per {supervised}"
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -12,7 +16,7 @@ class Plot:
 
     Attributes:
         title (`str`): of the plot.
-        unit (`str`): of its values; empty where the title says it.
+        unit (`str`): of its values, in which `{supervised}` is `TOKEN` or `ROW`; empty where the title says it.
         labels (`Mapping[str, str]`): name in a log record -> what it is called in the legend.
     """
 
@@ -23,7 +27,7 @@ class Plot:
 
 LOSS = Plot(
     "Loss terms",
-    "mean per supervised token",
+    MEAN,
     {
         "loss": "total loss",
         "ce": "cross-entropy",
@@ -59,7 +63,7 @@ COST = Plot(
 )
 ENTROPY = Plot(
     "Entropy of the predictions",
-    "nats per supervised token",
+    "nats per {supervised}",
     {"teacher_entropy": "teacher", "student_entropy": "student"},
 )
 LEARNING_RATE = Plot("Learning rate", "", {"learning_rate": "learning rate"})

@@ -36,6 +36,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     long = RunFiles(record(ROWS, "sinkd distill " + "x" * 400))
     texts = {
         "few classes": render_report(whole),
+        "twelve classes": render_report(whole_run(12, hostile=True)),
         "many classes": render_report(many),
         "long words": render_report(long),
         "several runs": render_runs({"runs/a-name-of-some-length": whole, "runs/b": many, "c": long}),
@@ -49,7 +50,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [DESK, PHONE])
-@pytest.mark.parametrize("name", ["few classes", "many classes", "long words", "several runs", "a comparison"])
+@pytest.mark.parametrize(
+    "name", ["few classes", "twelve classes", "many classes", "long words", "several runs", "a comparison"]
+)
 def test_nothing_overflows(
     name: str, width: int, dark: bool, browser: Browser, pages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -75,6 +78,25 @@ def test_tables_become_cards_on_a_phone(browser: Browser, pages: dict[str, Path]
         assert browser.value(row) == display
     label = "getComputedStyle(document.querySelector('table.cards td'), '::before').content"
     assert browser.value(label) == '"teacher"'
+
+
+@pytest.mark.parametrize("name", ["twelve classes", "several runs"])
+def test_tables_are_whole_at_a_desk(name: str, browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages[name], DESK)
+    hidden = "Math.max(...[...document.querySelectorAll('.scroll')].map(one => one.scrollWidth - one.clientWidth))"
+    assert browser.value(hidden) <= 0
+
+
+def test_the_names_of_a_confusion_matrix_stay_where_it_is_scrolled(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["twelve classes"], PHONE)
+    left = "document.querySelector('.confusion tbody th').getBoundingClientRect().left"
+    before = browser.value(left)
+    scrolled = "(() => { const box = document.querySelector('.scroll:has(.confusion)'); box.scrollLeft = 100;"
+    assert browser.value(f"{scrolled} return box.scrollLeft; }})()") == 100
+    assert browser.value(left) == before
+    shown = "document.querySelector('.confusion tbody th span')"
+    assert browser.value(f"{shown}.getBoundingClientRect().width") < PHONE / 2
+    assert browser.value(f"{shown}.parentElement.title").startswith("class 0")
 
 
 def test_rows_are_searched(browser: Browser, pages: dict[str, Path]) -> None:

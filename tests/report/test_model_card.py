@@ -9,9 +9,11 @@ from huggingface_hub import ModelCard
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.report.model_card import CardFacts, facts_of_files, is_ours, render_card, write_card
+from sinkd_llm.report.model_files import ModelFiles
 from sinkd_llm.report.page import RunFiles, render_report
+from sinkd_llm.report.predictions import EVALUATION
 from sinkd_llm.report.results import ResultRow
-from sinkd_llm.report.templates import fenced
+from sinkd_llm.report.templates import fenced, in_markdown
 from sinkd_llm.secrets import recordable, recordable_command
 from tests.support.results import ROWS, record, whole_run
 
@@ -22,7 +24,7 @@ TASK = {
     "doc_to_choice": ["class 0", "class 1", "class 2"],
     "metadata": {"description": "Which class?", "license": "CC BY 4.0", "citation": "Somebody 2020."},
 }
-FACTS = CardFacts(TASK, ("text",), "SequenceClassification")
+FACTS = CardFacts(TASK, ("text",), ModelFiles("SequenceClassification"))
 OBJECTIVE = {"alpha": 0.9, "divergence": "kl", "temperature": 2.0, "sinkhorn_weight": 0.8}
 
 
@@ -44,7 +46,7 @@ def test_the_header_is_what_a_hub_reads() -> None:
 
 
 def test_a_header_names_nothing_that_is_on_no_hub() -> None:
-    facts = replace(FACTS, task={**TASK, "dataset_path": "csv"}, is_adapter=True)
+    facts = replace(FACTS, task={**TASK, "dataset_path": "csv"}, model=ModelFiles("CausalLM", True))
     data = ModelCard(render_card("folder", files(model_name_or_path="~/models/base"), facts)).data
     assert (data.base_model, data.datasets, data.library_name) == (None, None, "peft")
     assert ModelCard(render_card("folder", RunFiles(record([])), CardFacts())).data.eval_results is None
@@ -71,6 +73,30 @@ def test_what_people_read() -> None:
     assert "student before" not in card
 
 
+def test_a_calibrated_student_has_no_scores_of_other_probabilities() -> None:
+    every = ("log_loss", "brier", "ece", "ece_adaptive")
+    before, after = (render_card("folder", files(), replace(FACTS, calibration=said)) for said in ("", "It is."))
+    for card, kept in ((before, True), (after, False)):
+        data = ModelCard(card).data
+        assert [name in {one.metric_name for one in data.eval_results} for name in every] == [kept] * 4
+        assert [f"| {in_markdown(name)} |" in card for name in every] == [kept] * 4
+        assert "| acc | 0.800" in card
+    assert "Left out, as they were taken before the calibration: log\_loss, brier, ece, ece\_adaptive." in after
+    assert "Left out" not in before
+
+
+def test_without_a_teacher_a_card_speaks_of_a_model() -> None:
+    run = files()
+    own = replace(run.record, command="finetune", rows=[replace(run.record.rows[-1], name="after")], layers=None)
+    alone = {name: one for name, one in run.answers.items() if name == EVALUATION}
+    card = render_card("folder", replace(run, record=own, answers=alone), FACTS)
+    assert "| | model |" in card
+    assert "Rows that the model got wrong" in card
+    assert "student" not in card.replace("student.predict", "").replace("student = load_student", "").replace(
+        "import load_student", ""
+    )
+
+
 def test_a_card_of_a_student_on_a_hub_loads_it_from_there() -> None:
     card = render_card("folder", files(push_to_hub=True, hub_model_id="me/mine"), FACTS)
     assert 'load_student(snapshot_download("me/mine"))' in card
@@ -83,7 +109,9 @@ def test_texts_are_neither_html_nor_markdown() -> None:
     card = render_card("folder", run, replace(FACTS, task=task))
     assert "\\_\\[x\\](y) \\# z\\\\x1b" in card
     for line in card.splitlines():
-        assert "<script>" not in line or line == "<script>"  # of the prompt, in a block that it cannot end
+        # Of the prompt, and of the code with it, in blocks that it cannot end.
+        assert "<script>" not in line or line in ("<script>", r"text = '```\n<script>'")
+    assert "````python\nimport torch" in card
     assert fenced("```\n<script>") in card
     assert fenced("a").startswith("```\n")
     assert fenced("````").startswith("`````\n")
@@ -118,7 +146,7 @@ def test_what_loads_a_folder(files_there: dict[str, object], loads_as: str, adap
         (tmp_path / name).write_text(json.dumps(content))
     found = facts_of_files(tmp_path)
     assert found is not None
-    assert (found.loads_as, found.is_adapter) == (loads_as, adapter)
+    assert (found.model.loads_as, found.model.is_adapter) == (loads_as, adapter)
     assert render_card("folder", RunFiles(record([ResultRow("student")])), found).startswith("---\n")
 
 

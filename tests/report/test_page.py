@@ -8,10 +8,13 @@ import re
 import xml.dom.minidom
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.report import rows_shown
+from sinkd_llm.report.drawing import whole_ticks
+from sinkd_llm.report.model_files import ModelFiles
 from sinkd_llm.report.page import RunFiles, render_report, write_report
 from sinkd_llm.report.predictions import EVALUATION, TEACHER
 from sinkd_llm.report.results import ResultRow
@@ -75,6 +78,38 @@ def test_every_part_of_a_run_is_on_its_page(classes):
     lost = [i for i in rows if teacher.predictions[i] == student.references[i] != student.predictions[i]]
     assert f"Lost: the teacher is right, the student is not: {len(lost)} rows" in page
     assert len(page) < 3_000_000
+
+
+def test_of_a_classifier_losses_are_means_over_rows():
+    files = whole_run()
+    files = replace(files, record=replace(files.record, evaluation="60 rows; answers ranked by summed log-likelihood"))
+    words, classes = render_report(files), render_report(replace(files, model=ModelFiles("SequenceClassification")))
+    for text, place in (("mean per supervised token", words), ("mean per row", classes), ("ranked by summed", words)):
+        assert [text in page for page in (words, classes)] == [page is place for page in (words, classes)], text
+    assert "60 rows; the answer is the class of the highest probability" in classes
+    assert "before any calibration: log_loss, brier, ece, ece_adaptive" in classes
+
+
+def test_what_has_no_teacher_is_no_student():
+    files = whole_run()
+    rows = [replace(row, name=name) for row, name in zip(files.record.rows[1:], ("before", "after"), strict=True)]
+    answers = {EVALUATION: files.answers[EVALUATION]}
+    own = replace(files.record, command="finetune", rows=rows, layers=None)
+    page = render_report(RunFiles(own, answers=answers))
+    assert "student" not in page
+    for text in (
+        ">model before<",
+        "</i>model after</li>",
+        "Confusion matrix, model after",
+        "that the model got wrong",
+    ):
+        assert text in page
+
+
+@pytest.mark.parametrize(("last", "step"), [(60, 10), (4, 1), (1000, 200), (200_000, 50_000)])
+def test_ticks_are_at_round_numbers(last, step):
+    ticks = whole_ticks().tick_values(0, last)
+    assert set(np.diff(ticks)) == {step}
 
 
 def test_a_page_says_how_many_of_its_rows_it_shows(monkeypatch):
