@@ -9,6 +9,9 @@ import argparse
 import os
 import platform
 from collections.abc import Sequence
+from importlib.metadata import metadata, requires
+
+from packaging.requirements import Requirement
 
 from sinkd_llm.cli.command_parser import CommandParser
 from sinkd_llm.cli.printing import show_wrapped
@@ -18,12 +21,21 @@ from sinkd_llm.terminal import say, show
 from sinkd_llm.training.settings.rules import RANGES
 from sinkd_llm.units import format_bytes, parse_bytes
 
-# Extra of this package -> the distribution that it brings, and what it is for.
-EXTRAS = {
-    "quant": ("bitsandbytes", "4-bit and 8-bit models"),
-    "deepspeed": ("deepspeed", "ZeRO sharding over several GPUs"),
-    "eval": ("lm-eval", "the same task files in lm-evaluation-harness"),
+PACKAGE = "sinkd-llm"
+# What the extras of this package are for; which there are, and what they bring, its metadata say.
+PURPOSES = {
+    "deepspeed": "ZeRO sharding over several GPUs",
+    "export": "students for ONNX Runtime",
+    "serve": "the HTTP server",
+    "quant": "4-bit and 8-bit models",
+    "eval": "the same task files in lm-evaluation-harness",
+    "triton": "a test of the GPU kernels without a GPU",
+    "served": "a server for a test",
+    "bench": "the benchmarks",
+    "dev": "all tests",
 }
+# Of more packages the versions are not shown.
+_MOST_PACKAGES = 4
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     lines |= _devices()
     lines["memory"] = format_bytes(total_memory_bytes())
     _print("Versions and devices", lines)
-    _print("Extras", {name: _extra(*about) for name, about in EXTRAS.items()})
+    _print("Extras", {name: _extra(name, packages) for name, packages in extras().items()})
     _print("Bundled models", _bundled())
     return 0
 
@@ -131,10 +143,27 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _extra(distribution: str, purpose: str) -> str:
-    version = package_version(distribution)
-    state = f"{distribution} {version}" if version else f"missing: pip install {distribution}"
-    return f"{state}  ({purpose})"
+def extras() -> dict[str, list[str]]:
+    """The distributions that each extra of this package brings on this system."""
+    found: dict[str, list[str]] = {name: [] for name in metadata(PACKAGE).get_all("Provides-Extra") or ()}
+    for requirement in map(Requirement, requires(PACKAGE) or ()):
+        for name, packages in found.items():
+            marker = requirement.marker
+            if marker is not None and marker.evaluate({"extra": name}) and not marker.evaluate({"extra": ""}):
+                packages.append(requirement.name)
+    return found
+
+
+def _extra(name: str, packages: Sequence[str]) -> str:
+    versions = {package: package_version(package) for package in packages}
+    missing = [package for package, version in versions.items() if version is None]
+    if missing:
+        state = f"missing {', '.join(missing)}: pip install '{PACKAGE}[{name}]'"
+    elif len(versions) <= _MOST_PACKAGES:
+        state = ", ".join(f"{package} {version}" for package, version in versions.items()) or "nothing on this system"
+    else:
+        state = f"all {len(versions)} packages"
+    return f"{state}  ({PURPOSES.get(name, 'no purpose is written down')})"
 
 
 def _bundled() -> dict[str, str]:

@@ -332,6 +332,11 @@ def test_every_command_and_target_that_is_named_exists() -> None:
     assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
 
 
+def test_the_list_of_commands_has_every_command() -> None:
+    page = (REPOSITORY / "docs" / "command_line.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `sinkd (\w+)` \|", page, flags=re.MULTILINE)) == sorted(COMMANDS)
+
+
 def test_every_flag_that_is_named_exists(capsys: pytest.CaptureFixture) -> None:
     known: dict[str, set[str]] = {}
     for command in COMMANDS:
