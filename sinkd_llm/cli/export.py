@@ -95,11 +95,10 @@ def said(result: "ExportResult") -> str:
     """How the export was compared, and where it is."""
     found = result.comparison
     largest = "" if found.largest is None else f"; log-probabilities differ by up to {found.largest:.2g}"
-    route = (
-        "The student's route is left out, whose guarantee is about the probabilities that it was chosen on; 'sinkd "
-        f"route {result.folder}' chooses one for the export.\n"
-    )
+    route = "The student's route is left out, whose guarantee is about the probabilities that it was chosen on."
+    if result.route_command is not None:
+        route += f" This chooses one for the export:\n    {result.route_command}"
     return (
         f"{found.differing} of {found.rows} rows get another answer ({found.share:.1%}){largest}.\n"
-        f"{route if result.without_route else ''}The export is in {result.folder}"
+        f"{'' if result.without_route is None else route + chr(10)}The export is in {result.folder}"
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sinkd_llm.exporting.formats import FORMATS, auto_class
 from sinkd_llm.models.kinds import kind_of, output_size
+from sinkd_llm.report.card_code import rows_code
 
 if TYPE_CHECKING:
     from sinkd_llm.exporting.comparison import Comparison
@@ -14,20 +15,19 @@ if TYPE_CHECKING:
 _NAMED = 20
 
 
-def readme(exported: "Exported", name: str, folder: str, found: "Comparison") -> str:
+def readme(exported: "Exported", name: str, found: "Comparison") -> str:
     """
     The text of an export's README.
 
     Args:
         exported ([`Exported`]): the student.
         name (`str`): of the format.
-        folder (`str`): the name of the export's folder, without the places above it, which are the user's own.
         found ([`Comparison`]): of the export with its student.
     """
     student = exported.student
     calibration = student.facts.calibration
     labels = f", num_labels={output_size(student.model)}" if kind_of(student.model).scores_classes else ""
-    use = FORMATS[name].use.format(folder=folder, auto=auto_class(student), labels=labels)
+    use = FORMATS[name].use.format(auto=auto_class(student), labels=labels, rows=rows_code(student.columns))
     largest = "" if found.largest is None else f", and log-probabilities differ by up to {found.largest:.2g}"
     sure = "not calibrated" if calibration is None else f"divided by the temperature {calibration.temperature:.4g}"
     if calibration is not None and calibration.vector is not None:
@@ -39,11 +39,18 @@ def readme(exported: "Exported", name: str, folder: str, found: "Comparison") ->
         "`sinkd_answers.json`.",
         f"Of {found.rows} rows, {found.differing} get another answer from it than from the student{largest}.",
         "## Use",
+        "What follows is run in this folder.",
         use,
     ]
     if name != "gguf":
-        lines.append(f"`sinkd predict {folder} rows.csv` answers a file of rows.")
+        columns = _columns(student.columns)
+        lines.append(f"`sinkd predict . rows.csv` answers a file of rows, whose header names {columns}.")
     return "\n\n".join(lines) + "\n"
+
+
+def _columns(columns: list[str]) -> str:
+    named = " and ".join(f"`{column}`" for column in columns)
+    return f"the column{'s' * (len(columns) != 1)} {named}"
 
 
 def _choices(choices: tuple[str, ...] | None) -> str:

@@ -50,7 +50,8 @@ class Format:
         check, write: refuse a student that it does not take; write one to a folder.
         load (`Callable[[Path, Exported], Student]`): the export as a student, as it will be used.
         room (`float`): bytes that writing takes, for each of the student in memory.
-        use (`str`): how the folder is loaded, in Markdown; `{auto}` is the class of Transformers.
+        use (`str`): how the folder is loaded from within, in Markdown; `{auto}` is the class of Transformers,
+            `{labels}` its argument for a head of so many classes, and `{rows}` are example rows.
     """
 
     exact: Callable[[Exported], bool]
@@ -145,8 +146,8 @@ _ONNX_USE = """ONNX Runtime and `tokenizers` run it, without torch:
 ```python
 from sinkd_llm import load_student
 
-student = load_student("{folder}")
-for answer in student.predict(rows):
+student = load_student(".")
+for answer in student.predict({rows}):
     print(answer.choice, answer.probability)
 ```
 
@@ -166,8 +167,8 @@ FORMATS = {
 ```python
 from transformers import AutoTokenizer, {auto}
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = {auto}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = {auto}.from_pretrained(".")
 ```""",
     ),
     "adapter": Format(
@@ -183,9 +184,9 @@ model = {auto}.from_pretrained("{folder}")
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, {auto}
 
-base = PeftConfig.from_pretrained("{folder}").base_model_name_or_path
-model = PeftModel.from_pretrained({auto}.from_pretrained(base{labels}), "{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+base = PeftConfig.from_pretrained(".").base_model_name_or_path
+model = PeftModel.from_pretrained({auto}.from_pretrained(base{labels}), ".")
+tokenizer = AutoTokenizer.from_pretrained(".")
 ```""",
     ),
     "onnx": Format(
@@ -221,10 +222,10 @@ for a forward, so that rows of one batch would change each other's answers.""",
         use="""llama.cpp runs it:
 
 ```bash
-llama-server --model {folder}/model.gguf
+llama-server --model model.gguf
 ```
 
 Its answers are the choices that follow the prompt of `sinkd_answers.json`, ranked by their log-likelihood;
-`sinkd evaluate --model_name_or_path {folder}/model.gguf --task TASK` ranks them here.""",
+`sinkd evaluate --model_name_or_path model.gguf --task TASK` ranks them here.""",
     ),
 }

@@ -1,6 +1,7 @@
 """`export`: write a student in another program's format, and see that it answers as before."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -14,6 +15,7 @@ from sinkd_llm.runs.folder import no_empty_folder, source_size_bytes
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
+    from sinkd_llm.answering.routing import Route
     from sinkd_llm.answering.torch_student import TorchStudent
     from sinkd_llm.exporting.comparison import Comparison
     from sinkd_llm.exporting.formats import Exported
@@ -48,8 +50,9 @@ class ExportResult:
         format (`str`): its format.
         before, after ([`Profile`]): the student and the export.
         comparison ([`Comparison`]): of what both answered.
-        without_route (`bool`): whether the student's route was left out: its guarantee is about the probabilities that
-            it was chosen on, and the export's are others.
+        without_route ([`Route`], *optional*): the student's, where it was left out: its guarantee is about the
+            probabilities that it was chosen on, and the export's are others.
+        route_command (`str`, *optional*): what chooses such a route for the export, where this package runs it.
     """
 
     folder: Path
@@ -57,7 +60,8 @@ class ExportResult:
     before: Profile
     after: Profile
     comparison: "Comparison"
-    without_route: bool
+    without_route: "Route | None" = None
+    route_command: str | None = None
 
 
 @termination_raises()
@@ -146,13 +150,18 @@ def run_export(
         # A GGUF file is for another program, whose time this is not.
         timed = [reference] if format == "gguf" else [reference, written]
         first, *last = latencies_ms(timed, examples)
+        left_out = loaded.facts.route if not made.exact(exported) or found.beyond_rounding else None
+        command = None
+        if left_out is not None and format != "gguf":  # which another program runs
+            command = _route_command(folder, loaded.task, left_out, task, data_dir)
         result = ExportResult(
             folder=folder,
             format=format,
             before=Profile(source_size_bytes(student), first),
             after=Profile(_size(staging), last[0] if last else None),
             comparison=found,
-            without_route=loaded.facts.route is not None and (not made.exact(exported) or found.beyond_rounding),
+            without_route=left_out,
+            route_command=command,
         )
         text = _complete(staging, exported, result)
     # The folder is whole without it, and a page that somebody has written on is no part of a save.
@@ -214,6 +223,27 @@ def _evaluation_rows(task: "Task", name: str, data_dir: str | None, limit: int) 
         ) from error
 
 
+def _route_command(folder: Path, answered: "Task", route: "Route", task: str | None, data_dir: str | None) -> str:
+    """What chooses a route like `route` for an export: an export's folder knows no teacher and no place of data."""
+    from sinkd_llm.answering.routing import LEVEL
+    from sinkd_llm.runs.routing import AGREEMENT
+    from sinkd_llm.runs.unseen_rows import refuse_no_place_of_data
+
+    words = ["sinkd", "route", str(folder)]
+    if task is None:
+        try:
+            refuse_no_place_of_data(answered, str(folder))
+        except InputError:
+            task = "TASK.yaml"
+    words += [] if task is None else ["--task", task]
+    words += [] if data_dir is None else ["--data_dir", data_dir]
+    words += ["--target", f"{route.target:g}", "--of", route.of]
+    if (level := route.measured.get("level", LEVEL)) != LEVEL:
+        words += ["--level", f"{level:g}"]
+    words += ["--teacher_model_name_or_path", "TEACHER"] if route.of == AGREEMENT else []
+    return shlex.join(words)
+
+
 def _size(folder: Path) -> int:
     """Bytes of the weights of an export."""
     return bytes_under(folder, keep=lambda file: file.suffix in _WEIGHTS)
@@ -244,7 +274,7 @@ def _complete(staging: Path, exported: "Exported", result: ExportResult) -> str:
     (staging / EXPORT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     write_record(staging, {"base_quantisation": trained_over(exported.source), "merged_in": None})
     facts = exported.student.facts
-    route = None if result.without_route else facts.route
+    route = None if result.without_route is not None else facts.route
     # A calibration holds for an export that answers alike, as was just seen.
     replace(facts, route=route, model_sum=manifest_sum(staging)).write(staging)
-    return readme(exported, result.format, result.folder.resolve().name, result.comparison)
+    return readme(exported, result.format, result.comparison)

@@ -1,6 +1,10 @@
 """What `sinkd export` writes loads in plain code and answers as the student; what it refuses, it refuses unwritten."""
 
+import contextlib
+import dataclasses
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,7 +76,7 @@ def test_an_adapter_is_folded_into_its_base(adapted: Path, task: Path, tmp_path:
     everything = "".join(file.read_text(encoding="utf-8", errors="replace") for file in folder.iterdir())
     assert str(tmp_path) not in everything
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    assert 'AutoModelForCausalLM.from_pretrained("out")' in readme
+    run_readme(folder)
     assert "the temperature 2" in readme
     assert "`negative`, `positive`" in readme
     # Another format takes the place of this one, and its README too.
@@ -86,6 +90,7 @@ def test_an_adapter_alone_is_loaded_by_peft(adapted: Path, task: Path, tmp_path:
 
     folder = run_export(str(adapted), tmp_path / "out", "adapter", task=str(task)).folder
     assert not list(folder.glob("model*.safetensors"))
+    run_readme(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (adapted / name).read_bytes()
     model = PeftModel.from_pretrained(load_model(tmp_path / "base"), folder).eval()
@@ -110,6 +115,55 @@ def test_a_gguf_file_is_checked_as_it_is_read_back(adapted: Path, tmp_path: Path
     assert facts is not None
     assert (facts.calibration, facts.route) == (Calibration(2.0), None)
     assert "route is left out" in command.said(result)
+    assert result.route_command is None  # llama.cpp runs it
+    assert not re.findall("```python", (result.folder / "README.md").read_text(encoding="utf-8"))
+
+
+def test_the_readme_of_an_onnx_export_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """With a row that has the task's own columns."""
+    pytest.importorskip("onnxscript")
+    texts, template = ["text", "other"], "{{text}} {{other}}"
+    rows = [{**row, "other": "film"} for row in ROWS]
+    task = write_task(tmp_path / "task" / "mine.yaml", rows, metadata={"texts": texts}, doc_to_text=template)
+    model = models.encoder_or_encoder_decoder("distilbert", layers=1)
+    student = with_facts(models.save(tmp_path / "student", model, models.marked_tokenizer("distilbert")), task)
+    result = run_export(str(student), tmp_path / "out", "onnx", task=str(task))
+    capsys.readouterr()
+    run_readme(result.folder)
+    (answer,) = capsys.readouterr().out.splitlines()
+    assert answer.split()[0] in ("negative", "positive")
+
+
+def run_readme(folder: Path) -> None:
+    """Runs the code of an export's README in its folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    with contextlib.chdir(folder):
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), {"__name__": "shown"})
+
+
+def test_a_route_that_is_left_out_is_chosen_again_for_the_same_thing(
+    adapted: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = Route(0.9, 0.9, "agreement", {"level": 0.99})
+    facts = StudentFacts.load(adapted)
+    assert facts is not None
+    dataclasses.replace(facts, route=route).write(adapted)
+    inexact = dataclasses.replace(formats.FORMATS["merged"], exact=lambda exported: False)
+    monkeypatch.setitem(formats.FORMATS, "merged", inexact)
+    rows = tmp_path / "rows.txt"
+    rows.write_text("\n".join(TEXTS), encoding="utf-8")
+    out = tmp_path / "out"
+    result = run_export(str(adapted), out, "merged", rows=str(rows))
+    assert result.without_route == route
+    words = ["sinkd", "route", str(out), "--task", "TASK.yaml", "--target", "0.9", "--of", "agreement"]
+    words += ["--level", "0.99", "--teacher_model_name_or_path", "TEACHER"]
+    assert shlex.split(str(result.route_command)) == words
+    assert f"    {result.route_command}\n" in command.said(result)
+    dataclasses.replace(facts, route=ROUTE).write(adapted)
+    said = str(run_export(str(adapted), out, "merged", task=str(task)).route_command)
+    assert shlex.split(said)[3:] == ["--task", str(task), "--target", "0.98", "--of", "accuracy"]
 
 
 def refused(match: str, student: Path, output: Path, format: str, **settings: Any) -> None:
