@@ -108,7 +108,7 @@ def _check(name: str, data_dir: str | None, split: str | None, model: str | None
     show(f"{task.name}: metrics {', '.join(task.metric_names)}" + (f", tokens of {model}" if model else ""))
     _show_splits(check)
     for found in check.splits[:1]:
-        show_row(found.example)
+        show_row(found.example, classified=check.classifies)
     for warning in check.warnings:
         show(f"\nwarning: {warning}")
     if check.problems:
@@ -133,18 +133,25 @@ def _show_splits(check: "TaskCheck") -> None:
     from rich import box
     from rich.table import Table
 
+    from sinkd_llm.cli.printing import show_list
     from sinkd_llm.terminal import show
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("split", "rows", "choices", "prompt tokens", "answer tokens"):
+    tokens = ("text tokens",) if check.classifies else ("prompt tokens", "answer tokens")
+    for column in ("split", "rows", "choices", *tokens):
         table.add_column(column, no_wrap=column in ("split", "rows"))
-    table.add_column("labels", overflow="fold")  # words of a task's own, of any length
+    labels = []
     for found in check.splits:
         common = sorted(found.labels, key=lambda name: -found.labels[name])[:MOST_LABELS]
-        labels = [f"{name} {found.labels[name]} ({found.labels[name] / found.num_rows:.0%})" for name in common]
+        said = [f"{name} {found.labels[name]} ({found.labels[name] / found.num_rows:.0%})" for name in common]
         if len(found.labels) > MOST_LABELS:
-            labels.append(f"and {len(found.labels) - MOST_LABELS} rarer ones")
-        ranges = [str(value or "–") for value in (found.num_choices, found.prompt_tokens, found.answer_tokens)]
-        table.add_row(found.split, f"{found.num_rows:,}", *ranges, ", ".join(labels) or "–")
+            said.append(f"and {len(found.labels) - MOST_LABELS} rarer ones")
+        if said:
+            labels.append((found.split, said))
+        counts = (found.num_choices, found.prompt_tokens, found.answer_tokens)[: 1 + len(tokens)]
+        ranges = [str(value or "–") for value in counts]
+        table.add_row(found.split, f"{found.num_rows:,}", *ranges)
     show(table)
+    for split, said in labels:  # below it: a column would be too narrow for words of a task's own
+        show_list(f"labels of {split}:", said)
     show("Counts are the same for every row, or smallest / median / largest.")

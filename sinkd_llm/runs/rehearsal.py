@@ -52,6 +52,7 @@ class Rehearsal:
         lines (`dict[str, str]`): a name to what was found, in words.
         updates (`int`): of the whole run.
         seconds (`float`, *optional*): of an update, where it was measured.
+        classifies (`bool`): whether the model to train has a classification head, which reads no prompt.
     """
 
     command: str
@@ -59,6 +60,7 @@ class Rehearsal:
     lines: dict[str, str]
     updates: int
     seconds: float | None
+    classifies: bool = False
 
 
 def rehearse(
@@ -117,7 +119,22 @@ def rehearse(
         "time": predicted,
         "output": f"{run.output_dir} (not made)" if not run.output_dir.exists() else str(run.output_dir),
     }
-    return Rehearsal(command, [rows[i] for i in range(min(_SHOWN, len(rows)))], lines, updates, seconds)
+    shown = [rows[i] for i in range(min(_SHOWN, len(rows)))]
+    return Rehearsal(command, shown, lines, updates, seconds, _classifies(run.data, training_args, model_args))
+
+
+def _classifies(data: RunData, args: "SinKDConfig", model_args: "ModelConfig") -> bool:
+    """Whether the student has a classification head; one that is cut from a teacher has the teacher's."""
+    from sinkd_llm.inputs.answer_choices import class_names
+    from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.models.kinds import kind_of
+
+    own = model_args.model_name_or_path
+    name, kind = (own, args.model_kind) if own is not None else (args.teacher_model_name_or_path, None)
+    if name is None or "choices" not in data.train.column_names:
+        return False
+    options = {"trust_remote_code": args.trust_remote_code, "kind": kind, "labels": class_names(data.train)}
+    return kind_of(blueprint(name, **options)).scores_classes
 
 
 def _rows_in_words(data: RunData) -> str:

@@ -44,8 +44,10 @@ class SplitCheck:
         num_rows (`int`): its rows.
         labels (`dict[str, int]`): gold answer to number of rows; `"answer 0"` and so on where the choices vary by row.
         num_choices (`Range`, *optional*): choices a row; `None` where the answer is generated.
-        prompt_tokens (`Range`, *optional*): tokens of a prompt, if there was a tokenizer.
-        answer_tokens (`Range`, *optional*): tokens of a choice, or of the answer where it is generated.
+        prompt_tokens (`Range`, *optional*): tokens of a prompt, if there was a tokenizer; of the texts that a
+            classification head reads in its place.
+        answer_tokens (`Range`, *optional*): tokens of a choice, or of the answer where it is generated; a class has
+            none.
         example (`dict`): its first row.
     """
 
@@ -67,11 +69,13 @@ class TaskCheck:
         splits (`list[SplitCheck]`): one for each split.
         problems (`list[str]`): what stops training or scoring.
         warnings (`list[str]`): what may be meant so, but seldom is.
+        classifies (`bool`): whether the model to train has a classification head.
     """
 
     splits: list[SplitCheck] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    classifies: bool = False
 
 
 def check_task(
@@ -117,6 +121,7 @@ def check_task(
         prompts[split] = set(rows["prompt"])
         if tokenizer is not None and answer_tokenizer is None:
             answer_tokenizer = _answer_tokenizer(tokenizer, model_of, rows)
+            check.classifies = _classifies(answer_tokenizer)
         tokens = _token_counts(rows, answer_tokenizer, check) if answer_tokenizer is not None else ([], [])
         ranked = "choices" in rows.column_names
         check.splits.append(
@@ -158,6 +163,12 @@ def _answer_tokenizer(
     return row_tokenizer(model, tokenizer, Reading(context_length(model)))
 
 
+def _classifies(answer_tokenizer: "AnswerTokenizer") -> bool:
+    from sinkd_llm.inputs.classifier import ClassTokenizer
+
+    return isinstance(answer_tokenizer, ClassTokenizer)
+
+
 def _token_counts(
     rows: "datasets.Dataset", answer_tokenizer: "AnswerTokenizer", check: TaskCheck
 ) -> tuple[list[int], list[int]]:
@@ -176,8 +187,10 @@ def _token_counts(
         return [], []
     cut = features["num_cut"][:]
     prompts = [len(ids) + count for ids, count in zip(features["prompt_ids"], cut, strict=True)]
-    answers = [len(ids) for row in features["answers_ids"] for ids in row] if ranked else []
-    answers = answers or [len(ids) for ids in features["answer_ids"]]
+    answers: list[int] = []
+    if not check.classifies:
+        answers = [len(ids) for row in features["answers_ids"] for ids in row] if ranked else []
+        answers = answers or [len(ids) for ids in features["answer_ids"]]
     if num_cut := sum(count > 0 for count in cut):
         check.warnings.append(
             f"{num_cut} of {len(features)} prompts are longer than the model reads "

@@ -121,3 +121,20 @@ def test_what_the_run_refuses_is_refused(teacher, task, tmp_path):
         ModelConfig(model_name_or_path=str(teacher)),
     )
     assert "the server of the teacher is not asked" in found.lines["time"]
+
+
+def test_rows_are_shown_as_a_classification_head_reads_them(tiny_model, marked_tokenizer, task, tmp_path, capsys):
+    encoder = save(tmp_path / "encoder", tiny_model("bert", "MaskedLM"), marked_tokenizer("bert"))
+    file = task.with_name("texts.yaml")
+    text = task.read_text().replace("train: rows.jsonl", "train: labelled.jsonl")
+    file.write_text(text + "metadata: { texts: [text] }\n")
+    rows = (task.parent / "rows.jsonl").read_text().splitlines(keepends=True)
+    (task.parent / "labelled.jsonl").write_text("".join(rows[:8]))
+    words = ["finetune", "--task", str(file), "--use_cpu", "--output_dir", str(tmp_path / "run")]
+    words += ["--report_to", "none", "--dry_run", "--model_name_or_path", str(encoder)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "the film was \\x1b[2J good 0\n  → good\n    bad\n" in said
+    assert "sentiment:" not in said
+    assert main([*words, "--model_kind", "masked-lm"]) == 0
+    assert "sentiment:" in capsys.readouterr().out

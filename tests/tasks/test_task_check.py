@@ -148,17 +148,41 @@ def test_the_table_fits_80_columns_and_nothing_is_lost(
     _show_splits(TaskCheck([split]))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    heads, rows = "".join(lines[1:3]), lines[4:-1]
-    starts = [lines[2].index(head) for head in ("split", "rows", "choices", "tokens", "labels")]
-    starts.insert(4, lines[2].rindex("tokens"))
-    columns = [
-        "".join(line[start:end] for line in rows).split() for start, end in zip(starts, [*starts[1:], 80], strict=True)
-    ]
-    assert (heads.count("prompt"), heads.count("answer")) == (1, 1)
-    assert columns[:2] == [["validation"], ["1,234,567"]]
-    assert ["".join(column) for column in columns[2:5]] == ["2/10/100", "1024/2048/10240", "1000/1001/20480"]
+    row = "validation 1,234,567 2 / 10 / 100 1024 / 2048 / 10240 1000 / 1001 / 20480"
+    assert {*row.split()} <= {*" ".join(lines).split()}
     shares = f"{names[2]} 333333 (27%), {names[1]} 222222 (18%), {names[0]} 111111 (9%)"
-    assert "".join(columns[5]) == shares.replace(" ", "")
+    assert shares.replace(" ", "") in "".join(lines).replace(" ", "")
+
+
+def test_labels_are_folded_between_one_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("World", "Sports", "Business", "Sci/Tech and more")
+    ranges = Range(4, 4, 4), Range(17, 57, 227), Range(1, 1, 1)
+    split = SplitCheck("train", 1500, dict.fromkeys(names, 375), *ranges, example={})
+    monkeypatch.setenv("COLUMNS", "60")
+    _show_splits(TaskCheck([split], classifies=True))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "text tokens" in "".join(lines)
+    assert "answer" not in "".join(lines)
+    place = lines.index("labels of train: World 375 (25%), Sports 375 (25%),")
+    assert lines[place + 1] == "  Business 375 (25%), Sci/Tech and more 375 (25%)"
+
+
+def test_a_row_is_shown_as_a_classification_head_reads_it(
+    make_checked, save_model, tmp_path: Path, capsys: pytest.CaptureFixture[str], marked_tokenizer
+) -> None:
+    path = str(make_checked([1, 0], metadata={"texts": ["text"]}).path)
+    model = save_model("bert")
+    assert checked(path, model, "--model_kind", "sequence-classification") == 0
+    shown = capsys.readouterr().out
+    assert "Q:" not in shown
+    assert "    no\n  → yes\n" in shown
+    length = [len(marked_tokenizer("bert")("a " * n)["input_ids"]) for n in (1, 2)]
+    assert f"{length[0]} / " in shown
+    # As a masked language model it reads the prompt.
+    assert checked(path, model, "--model_kind", "masked-lm") == 0
+    assert "Q:" in capsys.readouterr().out
 
 
 def test_command_line_lists_and_shows_every_kind(capsys: pytest.CaptureFixture[str], data_dir: Path) -> None:
