@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sinkd_llm"
 LEAVES: dict[str, set[str]] = {
     "_version": set(),
     "errors": {"secrets"},
-    "files": set(),
+    "files": {"errors"},
     "interrupts": set(),
     "secrets": set(),
     "environment": {"_version"},
@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "teachers": {"models", "objectives"},
     "evaluation": {"inputs", "metrics", "models", "teachers"},
     "answering": {"evaluation", "inputs", "metrics", "models", "tasks"},
-    "exporting": {"answering", "inputs", "models", "tasks"},
+    "exporting": {"answering", "inputs", "models", "report", "tasks"},
     "serving": {"answering", "models", "tasks"},
     "training": {"evaluation", "inputs", "models", "objectives", "optimal_transport", "report", "teachers"},
     "memory": {"inputs", "models", "objectives", "teachers", "training"},
