@@ -129,12 +129,19 @@ def _classifies(data: RunData, args: "SinKDConfig", model_args: "ModelConfig") -
     from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.models.kinds import kind_of
 
-    own = model_args.model_name_or_path
-    name, kind = (own, args.model_kind) if own is not None else (args.teacher_model_name_or_path, None)
+    name, revision, kind = model_args.model_name_or_path, model_args.model_revision, args.model_kind
+    if name is None:
+        name, revision, kind = args.teacher_model_name_or_path, args.teacher_model_revision, None
     if name is None or "choices" not in data.train.column_names:
         return False
-    options = {"trust_remote_code": args.trust_remote_code, "kind": kind, "labels": class_names(data.train)}
-    return kind_of(blueprint(name, **options)).scores_classes
+    model = blueprint(
+        name,
+        revision=revision or "main",
+        trust_remote_code=args.trust_remote_code,
+        kind=kind,
+        labels=class_names(data.train),
+    )
+    return kind_of(model).scores_classes
 
 
 def _rows_in_words(data: RunData) -> str:
