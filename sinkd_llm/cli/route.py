@@ -93,6 +93,13 @@ def _show(result: "RouteResult", args: Namespace) -> None:
         f"From a confidence of {route.threshold:.4f} on the student answers: at least {route.target:.1%} of its "
         f"answers are {right}, at a level of {args.level:.0%}."
     )
+    share = None if result.checked is None else result.checked.share_right
+    if share is not None and share < route.target:
+        show(
+            f"The check is below the target: {share:.2%} of the answers to the rows for evaluation are {right}. The "
+            f"guarantee is for rows like the {result.source}; if the rows to be answered are others, choose the "
+            "threshold on labelled rows like these (--rows)."
+        )
     if result.checked is None:
         show("It is not known what is right for the rows for evaluation, so that nothing checks the guarantee.")
     for line in _costs(result, args):

@@ -263,6 +263,25 @@ def test_the_teacher_of_a_run_is_found_from_elsewhere(
     assert "No teacher of the student is known" in capsys.readouterr().err
 
 
+def test_a_check_below_the_target_is_said_to_be(student: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The guarantee is for rows like those that the threshold was chosen on."""
+    answers = made / "surer.jsonl"
+    every = [json.loads(line) for name in ("train", "validation") for line in (made / f"{name}.jsonl").open()]
+    said = [{"text": row["text"], "answer": row["teacher"]} for row in every[:1200]]
+    said += [
+        {"text": row["text"], "answer": (row["teacher"] + (i % 5 == 0)) % 2} for i, row in enumerate(every[1200:])
+    ]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in said))
+    argv = ["route", str(student), "--task", str(made / "mine.yaml"), "--teacher_file", str(answers)]
+    assert main(argv) == 0
+    found = kept(student).route
+    assert found is not None
+    checked = found.measured["checked"]
+    share = checked["right"] / checked["answered"]
+    assert share == pytest.approx(0.8, abs=0.01)
+    assert f"The check is below the target: {share:.2%} of the answers" in " ".join(capsys.readouterr().out.split())
+
+
 def test_two_commands_do_not_write_to_one_student(student: Path, made: Path, capsys) -> None:
     with folder_lock(student, ""):
         for command in ("calibrate", "route"):
