@@ -170,7 +170,7 @@ def with_scores(text: str, found: Iterable[Mapping[str, Any]]) -> str:
         shown = sorted({f"{one[name[1]]:.3f}" for one in models if name[1] in one})
         return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
 
-    return re.sub(r"\{([a-z0-9-]+)\}", score, text)
+    return re.sub(r"\{([a-z0-9_-]+)\}", score, text)
 
 
 def section(content: Mapping[str, Any]) -> list[str]:

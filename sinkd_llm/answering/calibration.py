@@ -193,7 +193,13 @@ def _cross_fitted(fit: Any, log_probabilities_NC: Rows, labels: NDArray[np.int64
     found: list[list[float]] = [[] for _ in labels]
     for fold in range(FOLDS):
         inside, outside = np.flatnonzero(fold_N != fold).tolist(), np.flatnonzero(fold_N == fold).tolist()
-        fitted = fit([log_probabilities_NC[i] for i in inside], labels[inside].tolist())
+        try:
+            fitted = fit([log_probabilities_NC[i] for i in inside], labels[inside].tolist())
+        except NothingToFitError as error:  # what is wrong, or right, is all in the fold that is left out
+            raise NothingToFitError(
+                f"of {len(labels):,} rows too few are wrong, or right, to fit how sure the student should be on some "
+                "and to check it on others; take more rows."
+            ) from error
         for i, row in zip(outside, fitted.apply([log_probabilities_NC[i] for i in outside]), strict=True):
             found[i] = row
     return found

@@ -1,5 +1,6 @@
 """A student from its folder: what runs it follows from the files there."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from sinkd_llm.answering.onnx_student import ONNX_FILE, OnnxStudent
 from sinkd_llm.answering.student import Student
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
+from sinkd_llm.integrity import check_manifest
 from sinkd_llm.tasks.registry import load_task
 from sinkd_llm.tasks.task import Task
 
@@ -42,6 +44,7 @@ def load_student(
     if reading is not None:
         facts = replace(facts, reading=reading)
     if (folder / ONNX_FILE).is_file():
+        check_manifest(folder)
         return OnnxStudent(folder, answered, facts)
     from sinkd_llm.answering.torch_student import TorchStudent
     from sinkd_llm.environment import default_device
@@ -83,11 +86,22 @@ def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task 
         return facts.load_task(folder)
     task = _loaded(given)
     if not facts.answers(task, folder):
+        own = facts.load_task(folder)
         raise InputError(
-            f"The student in {folder} was trained on the task {facts.load_task(folder).name!r}, and {task.name!r} has "
-            "other answers; leave --task out, or give the task of the student."
+            f"The student in {folder} was trained on the task {own.name!r}, and {task.path} has other answers"
+            f"{_first_difference(own.choices, task.choices)}; leave --task out, or give the task of the student."
         )
     return task
+
+
+def _first_difference(own: Sequence[str] | None, other: Sequence[str] | None) -> str:
+    """` (the first: …)`, where both tasks list their choices."""
+    if own is None or other is None:
+        return ""
+    for mine, theirs in zip(own, other, strict=False):
+        if mine != theirs:
+            return f" (the first: {theirs.strip()!r} in place of {mine.strip()!r})"
+    return f" ({len(other)} of them, and the student has {len(own)})"
 
 
 def _loaded(task: str | Path | Task) -> Task:

@@ -32,13 +32,13 @@ def main(argv: Sequence[str]) -> int:
         **model_settings(args),
     )
     if result.problem is not None:
-        say(f"Note: {result.problem} Nothing was stored.")
+        say(f"Note: {result.problem} Nothing was stored.{_earlier(result)}")
         return 0
     _show(result)
     if not result.kept:
         say(
             "Note: on rows that it was not fitted on, the calibration does not lower the log-loss: the student's own "
-            "probabilities are no worse, and nothing was stored."
+            f"probabilities are no worse, and nothing was stored.{_earlier(result)}"
         )
         return 0
     say(f"The calibration is stored in {args.student}/sinkd_answers.json, and is applied from now on.")
@@ -57,6 +57,10 @@ def _parser() -> CommandParser:
     add_unseen_flags(parser)
     add_model_flags(parser)
     return parser
+
+
+def _earlier(result: "CalibrateResult") -> str:
+    return " The calibration that the student has already stays as it is." if result.earlier else ""
 
 
 def _show(result: "CalibrateResult") -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models.placing import staged
+from sinkd_llm.locks import LOCK_FILES
+from sinkd_llm.models.placing import is_staging, staged
 from sinkd_llm.models.stored_config import read_json
 from sinkd_llm.units import format_bytes
 
@@ -41,10 +42,11 @@ def check_export_place(folder: Path, needed: int) -> None:
 
 
 def _foreign(folder: Path) -> str | None:
-    """A file that is of no export; `None` if there is none."""
+    """A file that is of no export, nor of a save that was stopped or goes on; `None` if there is none."""
     if not folder.is_dir():
         return None
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    names = sorted(file.as_posix() for file in files if not is_staging(file) and file.name not in LOCK_FILES)
     own: set[str] = set()
     if (folder / EXPORT_FILE).is_file():
         own = {*read_json(folder / EXPORT_FILE, "sinkd export").get("files", ())}

@@ -78,6 +78,11 @@ def staged(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def is_staging(file: Path) -> bool:
+    """Whether a file, by its path from a folder on, is of a save into that folder that was stopped, or goes on."""
+    return file.parts[0].startswith((_STAGING, _ASIDE))
+
+
 def give_ordinary_modes(folder: Path) -> None:
     """
     Gives every file under `folder` the permissions of a new file, which the umask says: safetensors (0.8) writes files

@@ -120,7 +120,8 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
         what=_what(record),
         description=str(metadata.get("description") or ""),
         facts=_facts(record, facts),
-        rows_code=rows_code(facts.columns),
+        # A number is no choice with a probability.
+        rows_code="" if facts.model.predicts_number else rows_code(facts.columns),
         calibrated=bool(facts.calibration),
         hub_model_id=hub_id,
         place=place,

@@ -30,6 +30,7 @@ class CalibrateResult:
         kept (`bool`): whether it helps, and is kept with the student.
         drops_route (`bool`): whether the student had a route, which was chosen on other probabilities.
         problem (`str`, *optional*): why nothing could be fitted to these rows.
+        earlier (`bool`): whether the student had a calibration.
     """
 
     calibration: Calibration
@@ -40,6 +41,7 @@ class CalibrateResult:
     kept: bool
     drops_route: bool
     problem: str | None = None
+    earlier: bool = False
 
 
 @termination_raises()
@@ -83,7 +85,8 @@ def _calibrate(
     try:
         found, crossed = fit_best(log_probabilities, labels)
     except NothingToFitError as error:
-        return CalibrateResult(NONE, len(labels), unseen.source, before, before, False, False, str(error))
+        earlier = student.facts.calibration is not None
+        return CalibrateResult(NONE, len(labels), unseen.source, before, before, False, False, str(error), earlier)
     after = scores_of(crossed, labels)
     measured = {"rows": len(labels), "source": unseen.source, "before": before, "after": after}
     found = replace(found, measured=measured)
@@ -91,7 +94,8 @@ def _calibrate(
     drops_route = kept and student.facts.route is not None
     if kept:
         replace(student.facts, calibration=found, route=None).write(folder)
-    return CalibrateResult(found, len(labels), unseen.source, before, after, kept, drops_route)
+    earlier = student.facts.calibration is not None
+    return CalibrateResult(found, len(labels), unseen.source, before, after, kept, drops_route, None, earlier)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import bytes_under, write_whole
 from sinkd_llm.interrupts import termination_raises
+from sinkd_llm.locks import folder_lock
 from sinkd_llm.runs.folder import no_empty_folder, source_size_bytes
 from sinkd_llm.terminal import progress, say
 
@@ -138,10 +139,11 @@ def run_export(
     reference = _load(student, task, {**loading, "merge_adapter": False}) if folded else loaded
     with progress(f"The student answers {len(examples)} rows") as on_progress:
         before = said_of(reference, examples, on_progress)
-    with no_empty_folder(folder), export_folder(folder) as staging:
+    waiting = folder_lock(folder, "wait until it has ended, or give another --output")
+    with no_empty_folder(folder), waiting, export_folder(folder) as staging:
         say(f"Writing {format} …")
         made.write(exported, staging)
-        loaded.facts.write(staging)
+        replace(loaded.facts, model_sum=None).write(staging)  # of a model that is not whole yet
         with progress(f"The export answers {len(examples)} rows") as on_progress:
             written = made.load(staging, exported)
             after = said_of(written, examples, on_progress)

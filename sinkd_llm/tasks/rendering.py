@@ -122,7 +122,7 @@ class RowRenderer:
 
     def draft(self, row: Mapping[str, Any], index: int, split: str, where: str) -> Draft:
         """Prompt and choices of a row, and what its label is read from."""
-        prompt = self._prompt(row, where)
+        prompt = self._prompt(row, where, split)
         if not self.ranked:
             return Draft(row, index, where, prompt, (), None, self._generated(row, split, where))
         choices = self.choices or self._row_choices(row, where)
@@ -201,12 +201,12 @@ class RowRenderer:
         template = self.templates["group"]
         return self._text("group", row, where) if not template.has_markup else template.render(row, where, "None")
 
-    def _prompt(self, row: Mapping[str, Any], where: str) -> str:
+    def _prompt(self, row: Mapping[str, Any], where: str, split: str) -> str:
         place = self.templates["doc_to_text"].place
         text = self._text("doc_to_text", row, where)
         if not text.strip():
             raise InputError(f"{place} gives no text but {text[:20]!r} for {where}.")
-        if text.isdigit():
+        if text.isdigit() and split != UNLABELLED:
             raise InputError(
                 f"{place} gives the bare number {shown(text)} for {where}, which lm-evaluation-harness reads as the "
                 "index of a choice; put words around it."

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sinkd_llm.answering.calibration import NONE, Calibration, Vector, fit_best, mean_log_loss
+from sinkd_llm.answering.calibration import NONE, Calibration, NothingToFitError, Vector, fit_best, mean_log_loss
 from sinkd_llm.errors import InputError
 
 
@@ -112,6 +112,11 @@ def test_rows_of_which_no_temperature_follows(labels: list[int]) -> None:
     rows = [[-0.1, -2.4]] * len(labels)
     with pytest.raises(InputError, match=r"some are right and some wrong|no rows"):
         Calibration.fit(rows, labels)
+
+
+def test_one_mistake_is_too_few_to_check_a_temperature_on_other_rows() -> None:
+    with pytest.raises(NothingToFitError, match="of 40 rows too few are wrong"):
+        fit_best([[-0.1, -2.4]] * 40, [1, *[0] * 39])
 
 
 def test_too_few_rows_and_other_choices() -> None:

@@ -130,6 +130,10 @@ def test_order_does_not_depend_on_lengths(folder: Path) -> None:
         assert alone.probability == pytest.approx(together[index].probability, rel=1e-5)
 
 
+def test_a_text_of_digits_is_answered(folder: Path) -> None:
+    assert len(list(load_student(folder).predict(["5", "good film"]))) == 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -99,9 +99,15 @@ def test_a_calibration_that_does_not_help_is_not_kept(student: Path, made: Path,
 
     monkeypatch.setattr(calibrating, "fit_best", useless)
     before = kept(student)
-    assert main(["calibrate", str(student), "--task", str(made / "mine.yaml")]) == 0
-    assert "nothing was stored" in capsys.readouterr().err
+    argv = ["calibrate", str(student), "--task", str(made / "mine.yaml")]
+    assert main(argv) == 0
+    said = capsys.readouterr().err
+    assert "nothing was stored" in said
+    assert "stays as it is" not in said
     assert kept(student) == before
+    replace(before, calibration=calibrating.Calibration(2.0)).write(student)
+    assert main(argv) == 0
+    assert "The calibration that the student has already stays as it is." in capsys.readouterr().err
 
 
 def test_a_route_is_chosen_checked_and_used(student: Path, made: Path, capsys) -> None:

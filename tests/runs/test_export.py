@@ -23,6 +23,7 @@ from sinkd_llm.exporting.gguf_file import GGUF_FILE, TYPES
 from sinkd_llm.exporting.place import EXPORT_FILE
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.integrity import check_manifest, manifest_sum
+from sinkd_llm.locks import folder_lock
 from sinkd_llm.models import save_student
 from sinkd_llm.models.names import STUDENT_RECORD
 from sinkd_llm.runs.export import run_export
@@ -54,11 +55,14 @@ def adapted(tmp_path: Path, task: Path) -> Path:
     return with_facts(tmp_path / "student", task)
 
 
-def test_an_adapter_is_folded_into_its_base(adapted: Path, task: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_folded_into_its_base(
+    adapted: Path, task: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result = run_export(str(adapted), tmp_path / "out", "merged", task=str(task))
     folder = result.folder
+    assert "of another model" not in caplog.text
     assert (result.comparison.rows, result.comparison.differing) == (6, 0)
     assert not (folder / "adapter_config.json").exists()
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -164,6 +168,32 @@ def test_a_route_that_is_left_out_is_chosen_again_for_the_same_thing(
     dataclasses.replace(facts, route=ROUTE).write(adapted)
     said = str(run_export(str(adapted), out, "merged", task=str(task)).route_command)
     assert shlex.split(said)[3:] == ["--task", str(task), "--target", "0.98", "--of", "accuracy"]
+
+
+def test_an_export_that_was_killed_does_not_stand_in_the_way(adapted: Path, task: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out" / ".sinkd-saving-abc"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_text("half")
+    run_export(str(adapted), tmp_path / "out", "adapter", task=str(task))
+    assert not left.exists()
+
+
+def test_two_exports_into_one_folder(adapted: Path, task: Path, tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "out", ""):
+        refused("Another process is writing to", adapted, tmp_path / "out", "adapter", task=str(task))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_changed_onnx_folder_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    task = write_task(tmp_path / "task" / "mine.yaml", ROWS, metadata={"texts": ["text"]})
+    model = models.encoder_or_encoder_decoder("distilbert", layers=1)
+    student = with_facts(models.save(tmp_path / "student", model, models.marked_tokenizer("distilbert")), task)
+    folder = run_export(str(student), tmp_path / "out", "onnx", task=str(task)).folder
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("good", "goad"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer\.json are not those"):
+        load_student(folder)
 
 
 def refused(match: str, student: Path, output: Path, format: str, **settings: Any) -> None:
