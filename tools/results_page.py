@@ -277,7 +277,19 @@ def readme_block() -> str:
         for name, label in content["rows"].items()
     ]
     text = content["text"].strip().replace("{p}", _p_of_all(results.values(), content["rows"]))
-    return "\n".join([text, "", *table(["", *results], rows), "", content["reading"].strip(), ""])
+    scored = [text, "", *table(["", *results], rows)]
+    return "\n".join([*scored, "", *_readme_in_use(content["in_use"]), "", content["reading"].strip(), ""])
+
+
+def _readme_in_use(content: Mapping[str, Any]) -> list[str]:
+    """Students in use, on the rows for evaluation."""
+    rows = []
+    for label, name in content["rows"].items():
+        found = _known_in_use()[name]["forms"][content["form"]]
+        checked = found["evaluation"]
+        shares = (f"{checked[key]:.1%}" for key in ("coverage", "agreement"))
+        rows.append([label, *shares, format_bytes(found["bytes"]), f"{found['latency_ms_p50']:.0f} ms"])
+    return [content["text"].strip(), "", *table(["", "answered", "as the teacher", "size", "a row"], rows)]
 
 
 def _p_of_all(results: Iterable[Result], names: Iterable[str]) -> str:
