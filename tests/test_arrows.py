@@ -61,7 +61,7 @@ ALONE = {
     "optimal_transport": {"errors"},
     "objectives": {"errors", "distributed"},
     "metrics": {"errors"},
-    "report": {"errors", "files", "secrets", "terminal", "units"},
+    "report": {"errors", "files", "integrity", "secrets", "terminal", "units"},
 }
 
 

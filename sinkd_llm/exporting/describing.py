@@ -27,7 +27,8 @@ def readme(exported: "Exported", name: str, found: "Comparison") -> str:
     student = exported.student
     calibration = student.facts.calibration
     labels = f", num_labels={output_size(student.model)}" if kind_of(student.model).scores_classes else ""
-    use = FORMATS[name].use.format(auto=auto_class(student), labels=labels, rows=rows_code(student.columns))
+    rows = rows_code(student.columns, student.task.config)
+    use = FORMATS[name].use.format(auto=auto_class(student), labels=labels, rows=rows)
     largest = "" if found.largest is None else f", and log-probabilities differ by up to {found.largest:.2g}"
     sure = "not calibrated" if calibration is None else f"divided by the temperature {calibration.temperature:.4g}"
     if calibration is not None and calibration.vector is not None:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sinkd_llm.integrity import ANSWERS_FILE
 from sinkd_llm.report.model_files import ModelFiles
 
-# Where the calibration lies, beside the model.
-ANSWERS_FILE = "sinkd_answers.json"
 # A column of a row in a template, with nothing done to it.
 _COLUMN = re.compile(r"{{\s*(\w+)\s*}}")
 _LONGEST_LINE = 100
@@ -168,11 +167,19 @@ def _assigned(name: str, values: Sequence[str]) -> list[str]:
     return [f"{name} = [", *(f"    {value!r}," for value in values), "]"]
 
 
-def rows_code(columns: Sequence[str]) -> str:
-    """Rows for `student.predict`, as an expression of Python; empty where no texts make a row."""
+def rows_code(columns: Sequence[str], task: Mapping[str, Any]) -> str:
+    """
+    Rows for `student.predict`, as an expression of Python; empty where no texts make a row.
+
+    Args:
+        columns (sequence of `str`): what the task reads of a row.
+        task (`Mapping[str, Any]`): the keys of the task file, which say where a row's own choices stand.
+    """
     if not columns:
         return ""
-    if len(columns) == 1:
+    choices = task.get("doc_to_choice")
+    if len(columns) == 1 and columns[0] != choices:
         return '["a first text", "a second text"]'
-    row = ", ".join(f"{column!r}: 'a text'" for column in columns)
-    return f"[{{{row}}}]"
+    # No two are the same: choices of a row differ.
+    values = {name: ["one answer", "another answer"] if name == choices else f"a text of {name}" for name in columns}
+    return f"[{values!r}]"

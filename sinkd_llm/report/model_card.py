@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.files import write_whole
-from sinkd_llm.report.card_code import ANSWERS_FILE, PlainCode, answers_of, prompt_of, rows_code, texts_of
+from sinkd_llm.integrity import ANSWERS_FILE
+from sinkd_llm.report.card_code import PlainCode, answers_of, prompt_of, rows_code, texts_of
 from sinkd_llm.report.card_input import chosen_in_words, input_in_words, input_templates
 from sinkd_llm.report.classes import Classes, classes_of
 from sinkd_llm.report.model_files import NO_MODEL, PIPELINES, ModelFiles
@@ -121,7 +122,7 @@ def render_card(folder_name: str, files: RunFiles, facts: CardFacts) -> str:
         description=str(metadata.get("description") or ""),
         facts=_facts(record, facts),
         # A number is no choice with a probability.
-        rows_code="" if facts.model.predicts_number else rows_code(facts.columns),
+        rows_code="" if facts.model.predicts_number else rows_code(facts.columns, task),
         calibrated=bool(facts.calibration),
         hub_model_id=hub_id,
         place=place,

@@ -12,7 +12,7 @@ import torch
 from sinkd_llm.answering.calibration import Calibration, Vector
 from sinkd_llm.answering.load import load_student
 from sinkd_llm.models.kinds.class_heads import class_order as order_of_heads
-from sinkd_llm.report.card_code import class_order
+from sinkd_llm.report.card_code import class_order, rows_code
 from sinkd_llm.report.model_card import render_card
 from sinkd_llm.report.page import RunFiles
 from sinkd_llm.runs.reporting import card_facts
@@ -29,7 +29,7 @@ def card_of(folder: Path) -> str:
 
 
 def code_of(card: str) -> str:
-    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)[-1]
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -113,6 +113,7 @@ def test_a_number_has_no_probability(
     exec(code_of(card), {})
     assert len(printed(capsys)) == 1
     assert "predicts a number, and the answer is the nearest of these: negative, positive" in card
+    assert "load_student" not in card  # which is for choices with probabilities
 
 
 def test_the_card_says_what_a_classifier_reads_and_how_it_is_calibrated(tmp_path: Path) -> None:
@@ -146,3 +147,15 @@ def test_the_order_of_classes_is_that_of_the_package(choices: tuple[str, ...], l
     words = tuple(label.strip().lower() for label in labels)
     in_order = tuple(range(len(choices)))
     assert tuple(class_order(choices, labels) or in_order) == order_of_heads(choices, words or None)
+
+
+def test_a_row_of_the_code_has_choices_where_rows_bring_their_own() -> None:
+    for columns, task in ((["options", "text"], {"doc_to_choice": "options"}), (["a", "b"], {"doc_to_choice": ["x"]})):
+        (row,) = eval(rows_code(columns, task))
+        assert list(row) == columns
+        assert len({*map(str, row.values())}) == 2
+    assert row["a"] == "a text of a"
+    assert eval(rows_code(["options"], {"doc_to_choice": "options"})) == [
+        {"options": ["one answer", "another answer"]}
+    ]
+    assert rows_code([], {}) == ""
