@@ -277,8 +277,19 @@ def readme_block() -> str:
         for name, label in content["rows"].items()
     ]
     text = content["text"].strip().replace("{p}", _p_of_all(results.values(), content["rows"]))
-    scored = [text, "", *table(["", *results], rows)]
+    scored = [text, "", *table(["", *results], rows), "", with_cells(**content["beside"]).strip()]
     return "\n".join([*scored, "", *_readme_in_use(content["in_use"]), "", content["reading"].strip(), ""])
+
+
+def with_cells(result: str, text: str) -> str:
+    """A text in which `{NAME}` stands for the score of a row of a result, and `{NAME, difference}` to its baseline."""
+    rows = Result.read(result).rows
+
+    def cell(name: re.Match[str]) -> str:
+        row, _, difference = name[1].partition(", ")
+        return difference_cell(rows[row]) if difference else score_cell(rows[row])
+
+    return re.sub(r"\{([^}]+)\}", cell, text)
 
 
 def _readme_in_use(content: Mapping[str, Any]) -> list[str]:
