@@ -53,7 +53,7 @@ def test_killed_and_resumed_nothing_is_asked_twice(number: int, tmp_path: Path) 
         finally:
             assert process.pid is not None
             os.kill(process.pid, number)
-            process.join(10)
+            process.join(60)
         assert process.exitcode not in (0, None)
         state.fault = lambda number, body: None
         with path.open("ab") as stream:
