@@ -293,7 +293,7 @@ class _DoubleKeyError(Exception):
     """A JSON object has a key twice."""
 
 
-def parse_json(text: str, line: int, path: Path) -> Any:
+def parse_json(text: str, line: int, path: Path, advice: str = "the file may be cut off") -> Any:
     """
     What a JSON text of a file says.
 
@@ -301,6 +301,7 @@ def parse_json(text: str, line: int, path: Path) -> Any:
         text (`str`): the text.
         line (`int`): the line of the file on which it begins, for messages.
         path (`Path`): the file, for messages.
+        advice (`str`, *optional*): what is said of a text that is broken.
 
     Raises:
         InputError: if it is broken, nested too deep, or has a key twice.
@@ -313,7 +314,7 @@ def parse_json(text: str, line: int, path: Path) -> Any:
     except json.JSONDecodeError as error:
         # What is missing at the end is missing on the last line with anything on it.
         line += text.count("\n", 0, min(error.pos, len(text.rstrip())))
-        raise InputError(f"Line {line} of {path} is not valid JSON ({error.msg}); the file may be cut off.") from error
+        raise InputError(f"Line {line} of {path} is not valid JSON ({error.msg}); {advice}.") from error
     except _DoubleKeyError as error:
         where = place if "\n" not in text.strip() else f"An object of {path}"
         raise InputError(f"{where} has the key {shown(error.args[0])} twice; keep one of both.") from error

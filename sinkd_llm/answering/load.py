@@ -101,7 +101,7 @@ def _first_difference(own: Sequence[str] | None, other: Sequence[str] | None) ->
     for mine, theirs in zip(own, other, strict=False):
         if mine != theirs:
             return f" (the first: {theirs.strip()!r} in place of {mine.strip()!r})"
-    return f" ({len(other)} of them, and the student has {len(own)})"
+    return "" if len(own) == len(other) else f" ({len(other)} of them, and the student has {len(own)})"
 
 
 def _loaded(task: str | Path | Task) -> Task:

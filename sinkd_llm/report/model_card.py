@@ -16,7 +16,7 @@ from sinkd_llm.report.card_code import PlainCode, answers_of, prompt_of, rows_co
 from sinkd_llm.report.card_input import chosen_in_words, input_in_words, input_templates
 from sinkd_llm.report.classes import Classes, classes_of
 from sinkd_llm.report.model_files import NO_MODEL, PIPELINES, ModelFiles
-from sinkd_llm.report.page import RunFiles, evaluation_in_words
+from sinkd_llm.report.page import RunFiles
 from sinkd_llm.report.predictions import EVALUATION
 from sinkd_llm.report.results import OF_PROBABILITIES, TEACHER, ResultRow, RunRecord, find_row
 from sinkd_llm.report.rows_shown import WON, row_lists
@@ -169,7 +169,7 @@ def _shown_rows(record: RunRecord, facts: CardFacts) -> list[ResultRow]:
 
 
 def _scored_on(record: RunRecord, facts: CardFacts) -> str:
-    said = f"On {evaluation_in_words(record.evaluation, facts.model)}."
+    said = f"On {record.evaluation}."
     if any(row.intervals for row in record.rows):
         said += " In brackets: 95 % intervals, over the rows."
     scored = [name for name in OF_PROBABILITIES if record.rows and name in record.rows[-1].metrics]

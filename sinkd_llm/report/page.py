@@ -105,7 +105,7 @@ def render_report(files: RunFiles) -> str:
         bar_metric=metric,
         bars=[row.metrics.get(metric) if metric else None for row in rows],
         has_intervals=any(row.intervals for row in rows),
-        evaluation=evaluation_in_words(record.evaluation, files.model),
+        evaluation=record.evaluation,
         uncalibrated=[name for name in OF_PROBABILITIES if name in said],
         summary=summary(rows),
         curves=draw_curves(rows, files.logged, files.supervised),
@@ -124,23 +124,6 @@ def render_report(files: RunFiles) -> str:
         rows_in_words=describe_rows(record.training),
         memory=format_bytes(record.peak_memory_bytes),
     )
-
-
-def evaluation_in_words(said: str, model: ModelFiles) -> str:
-    """
-    How rows were scored, of the model that was scored.
-
-    Args:
-        said (`str`): what the record says: the rows, and after a semicolon how answers are ranked, which is true of
-            models that read answers as words.
-        model ([`ModelFiles`]): of the run.
-    """
-    rows, ranked, _ = said.partition(";")
-    if not (ranked and model.is_classifier):
-        return said
-    if model.predicts_number:
-        return f"{rows}; the answer is the one that is nearest to the predicted number; acc_norm: accuracy"
-    return f"{rows}; the answer is the class of the highest probability; acc_norm: accuracy"
 
 
 def reliability_of(answers: Mapping[str, Predictions], trained: str) -> list[tuple[str, list[ReliabilityBin]]]:

@@ -59,7 +59,6 @@ def write_records(
     objective = training_args.objective().by_name() if command == "distill" else {}
     changed = {k: v for k, v in everything.items() if v is not None and v != defaults.get(k) and k not in _DERIVED}
     count = len(data.evaluation) if data.evaluation is not None else 0
-    ranked = "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per character"
     RunRecord(
         command=command,
         command_line=recordable_command(["sinkd", command, *argv]) if argv is not None else "Python",
@@ -68,7 +67,7 @@ def write_records(
         finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         device=describe_device(training_args.device),
         peak_memory_bytes=peak_memory_bytes(),
-        evaluation=f"{count} rows" + (f"; {ranked}" if data.task is not None else ""),
+        evaluation=f"{count} rows" + (f"; {how_answered(trainer.model)}" if data.task is not None else ""),
         training={**training, "rows": len(data.train), "labelled_rows": labelled},
         rows=rows,
         settings=recordable(dict(sorted((changed | objective).items()))),
@@ -77,6 +76,17 @@ def write_records(
         layers=layers.as_dict() if layers is not None else None,
     ).write(output_dir)
     write_run_pages(output_dir)
+
+
+def how_answered(model: Any) -> str:
+    """How the answers of a model are chosen when it is scored, in words."""
+    from sinkd_llm.models.kinds import kind_of, output_size
+
+    if not kind_of(model).scores_classes:
+        return "answers ranked by summed log-likelihood; acc_norm: by log-likelihood per character"
+    if output_size(model) == 1:
+        return "the answer is the one that is nearest to the predicted number; acc_norm: accuracy"
+    return "the answer is the class of the highest probability; acc_norm: accuracy"
 
 
 def every_setting(arguments: "tuple[TaskArguments | None, SinKDConfig, ModelConfig]") -> dict[str, Any]:

@@ -131,7 +131,7 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
 
 
 def _refuse_trained_rows(task: Task, arguments: TaskArguments, seed: int, rows: "Dataset", name: str) -> None:
-    """Refuses rows that a student has seen, as far as its task says where the rows lie that it was trained on."""
+    """Refuses training rows of the student's task, but those that its run held out."""
     try:
         trained = training_rows(task, arguments, seed)
     except InputError as error:
@@ -139,9 +139,9 @@ def _refuse_trained_rows(task: Task, arguments: TaskArguments, seed: int, rows: 
         return
     if (repeated := repeated_rows(rows, trained)).total:
         raise InputError(
-            f"{repeated.total:,} of the {len(rows):,} rows of {name} stand among the rows that the student was "
-            f"trained on (the first: {', '.join(repeated.ids)}): of these it is surer than of others. Take them out "
-            "of the file."
+            f"{repeated.total:,} of the {len(rows):,} rows of {name} are training rows of {task.name!r} that the run "
+            f"did not hold out (the first: {', '.join(repeated.ids)}): a student is surer of what it was trained on. "
+            "Take them out of the file."
         )
 
 

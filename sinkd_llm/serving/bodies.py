@@ -143,10 +143,9 @@ def _parsed(body: bytes) -> Any:
             400, "not_utf8", f"The body is no UTF-8 from byte {error.start:,} on; send JSON in UTF-8."
         ) from error
     try:
-        return parse_json(text, 1, Path("the body"))
+        return parse_json(text, 1, Path("the body"), advice="send one whole object")
     except InputError as error:
-        # A body is not copied as files are.
-        raise Refusal(400, "not_json", str(error).replace("the file may be cut off", "send it whole")) from error
+        raise Refusal(400, "not_json", str(error)) from error
 
 
 def _body_model(limits: ServeLimits) -> type[BaseModel]:

@@ -25,7 +25,7 @@ def runs(
     tmp_path_factory: pytest.TempPathFactory, tiny_causal_lm: Callable[..., Any], tiny_tokenizer: Any
 ) -> dict[str, Path]:
     """An adapter that learnt from labels, and a whole student that was taught."""
-    folder = tmp_path_factory.mktemp("home") / "home" / "ada"
+    folder = tmp_path_factory.mktemp("home") / "home" / "user"
     base, adapter, student = (folder / name for name in ("base", "adapter", "student"))
     tiny_causal_lm(layers=4).save_pretrained(base)
     tiny_tokenizer.save_pretrained(base)
@@ -58,7 +58,7 @@ def test_nothing_that_a_run_leaves_to_look_at_tells_a_secret_or_a_home(name: str
     check_manifest(runs[name])
     for file in ("README.md", "results.json", "report.html", "metrics.jsonl"):
         text = (runs[name] / file).read_text(encoding="utf-8")
-        for told in (SECRET, "hub_token", "/home/ada", str(Path.home()) + "/"):
+        for told in (SECRET, "hub_token", "/home/user", str(Path.home()) + "/"):
             assert told not in text, (file, told)
 
 

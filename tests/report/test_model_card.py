@@ -81,7 +81,7 @@ def test_a_calibrated_student_has_no_scores_of_other_probabilities() -> None:
         assert [name in {one.metric_name for one in data.eval_results} for name in every] == [kept] * 4
         assert [f"| {in_markdown(name)} |" in card for name in every] == [kept] * 4
         assert "| acc | 0.800" in card
-    assert "Left out, as they were taken before the calibration: log\_loss, brier, ece, ece\_adaptive." in after
+    assert r"Left out, as they were taken before the calibration: log\_loss, brier, ece, ece\_adaptive." in after
     assert "Left out" not in before
 
 
@@ -157,10 +157,10 @@ def test_a_folder_without_a_model_has_no_card(tmp_path: Path) -> None:
         facts_of_files(tmp_path)
 
 
-SECRET, HOME = "hf_" + "aB3" * 11, "/home/ada"
+SECRET, HOME = "hf_" + "aB3" * 11, "/home/user"
 HIDDEN = [
     *(SECRET, f"{HOME}/data", Path(f"{HOME}/data"), [f"{HOME}/a", SECRET], f"a=1,api_key={SECRET}"),
-    *("https://ada:hunter2@host/x?token=hunter2", "Authorization: Bearer hunter2", f'{{"token": "{SECRET}"}}'),
+    *("https://user:hunter2@host/x?token=hunter2", "Authorization: Bearer hunter2", f'{{"token": "{SECRET}"}}'),
     *({"env": {"HF_TOKEN": "hunter2", "cache": HOME}}, {"headers": {"Authorization": "Bearer hunter2"}}),
 ]
 
