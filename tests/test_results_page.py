@@ -12,14 +12,22 @@ from sinkd_llm.cli.parsing import parse_training
 from sinkd_llm.runs.comparing.grid import read_grid
 from sinkd_llm.runs.training import check_distill, check_finetune
 from sinkd_llm.units import format_bytes, format_duration
-from tools import results_page
+from tools import result_files, results_page
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = sorted(folder.name for folder in results_page.RESULTS.iterdir() if folder.is_dir())
+NAMES = sorted(folder.name for folder in result_files.RESULTS.iterdir() if folder.is_dir())
 
 
 def test_the_page_is_made_of_the_results() -> None:
     assert results_page.PAGE.read_text(encoding="utf-8") == results_page.page(), "run python -m tools.results_page"
+
+
+def test_the_figures_are_drawn_from_the_results() -> None:
+    drawn = results_page.figures()
+    assert drawn
+    assert {file.name for file in results_page.FIGURES.iterdir()} == set(drawn)
+    for name, svg in drawn.items():
+        assert (results_page.FIGURES / name).read_text(encoding="utf-8") == svg, "run python -m tools.results_page"
 
 
 def test_readme_shows_the_results() -> None:
@@ -35,14 +43,14 @@ def test_pages_show_the_table_of_the_quickstart(page: Path) -> None:
 
 
 def test_readme_says_what_the_quickstart_took() -> None:
-    found = json.loads((results_page.RESULTS / "quickstart.json").read_text(encoding="utf-8"))
+    found = json.loads((result_files.RESULTS / "quickstart.json").read_text(encoding="utf-8"))
     readme = " ".join(results_page.README.read_text(encoding="utf-8").split())
     assert f"{format_duration(found['seconds'])} and at most {format_bytes(found['memory_bytes'])}" in readme
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_the_means_of_its_runs(name: str) -> None:
-    found = results_page.Result.read(name)
+    found = result_files.Result.read(name)
     metric = found.about["metric"]
     for row in found.rows.values():
         scores = [
@@ -58,7 +66,7 @@ def test_a_table_is_the_means_of_its_runs(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_result_has_its_command(name: str) -> None:
     known = run.steps()
-    about = json.loads((results_page.RESULTS / name / "about.json").read_text(encoding="utf-8"))
+    about = json.loads((result_files.RESULTS / name / "about.json").read_text(encoding="utf-8"))
     assert about["command"] == run.command_of(name, known, "runs/experiments", "data")
     assert run.in_order(name, known)[-1] == name
 
@@ -101,8 +109,8 @@ def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     assert curves[1:] == ["SinKD,1,3.0,0.5,"]  # step 2 is not logged by every seed
     assert kept[0]["estimate"] == "-0.0251235"
     assert (kept[1]["estimate"], kept[1]["mean"]) == ("", "0.8")
-    monkeypatch.setattr(results_page, "RESULTS", tmp_path / "results")
-    result = results_page.Result.read("one")
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path / "results")
+    result = result_files.Result.read("one")
     other = {"models": {"teacher-x": 0.91}}
     assert results_page.with_scores("{teacher-x}", [result.about]) == "0.900"
     assert results_page.with_scores("{teacher-x}", [other, result.about]) == "0.900 to 0.910"

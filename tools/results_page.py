@@ -1,16 +1,14 @@
 """
-Writes docs/results.md and README's block of results from `experiments/results`: `python -m tools.results_page`.
+Writes docs/results.md with its figures and README's block of results from `experiments/results`:
+`python -m tools.results_page`.
 
 `experiments/page.yaml` says which results stand in which section, and what is asked there; every number is a file's.
 """
 
-import csv
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,46 +19,14 @@ from sinkd_llm.report.results import ResultRow
 from sinkd_llm.report.table import results_table
 from sinkd_llm.units import NOT_KNOWN, format_bytes, format_duration
 from tools.markdown import table
+from tools.result_files import RESULTS, ROOT, Result, Row, found_of
+from tools.results_figures import figure_of
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, LAYOUT = ROOT / "experiments" / "results", ROOT / "experiments" / "page.yaml"
+LAYOUT, FIGURES = ROOT / "experiments" / "page.yaml", ROOT / "experiments" / "figures"
 PAGE, README, COMMANDS = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "command_line.md"
 COLUMNS = 80
 BEGIN, END = "<!-- made by tools/results_page.py -->", "<!-- end of what tools/results_page.py made -->"
 _STEPS_OF_COLUMNS = "In brackets the step that makes a column: `python experiments/run.py NAME`."
-Row = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Result:
-    """
-    What one comparison found.
-
-    Attributes:
-        name (`str`): of its folder.
-        rows (`dict[str, Row]`): of its table, by name.
-        about (`dict`): how it was made, and what it says in words.
-    """
-
-    name: str
-    rows: Mapping[str, Row]
-    about: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, name: str) -> "Result":
-        folder = RESULTS / name
-        with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
-            rows = {row["name"]: row for row in csv.DictReader(file)}
-        return cls(name, rows, json.loads((folder / "about.json").read_text(encoding="utf-8")))
-
-    @property
-    def baseline(self) -> str:
-        return str(self.about["baseline"])
-
-    def runs(self) -> list[Row]:
-        """All runs, also those of settings that were not chosen."""
-        with (RESULTS / self.name / "runs.csv").open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
 
 
 def score_cell(row: Row | None) -> str:
@@ -176,7 +142,7 @@ def with_scores(text: str, found: Iterable[Mapping[str, Any]]) -> str:
 def section(content: Mapping[str, Any]) -> list[str]:
     """A section of the page; results that are not there yet are left out, and a section without any is empty."""
     wanted: Mapping[str, str] = content["results"]
-    results = {title: Result.read(name) for title, name in wanted.items() if (RESULTS / name).is_dir()}
+    results = found_of(wanted)
     if wanted and not results:
         return []
     text = with_scores(content["text"], (one.about for one in results.values()))
@@ -188,6 +154,12 @@ def section(content: Mapping[str, Any]) -> list[str]:
             lines += each(results)
         else:
             lines += [*scores(results), *differences(results)]
+        lines += [
+            line
+            for name, figure in content.get("figures", {}).items()
+            if figure_of(figure, results) is not None
+            for line in ("", f"![{figure['says']}](../experiments/figures/{name}.svg)")
+        ]
         if "reading" in content:
             lines += ["", content["reading"].strip()]
         lines += sources(results)
@@ -223,6 +195,16 @@ def in_use(content: Mapping[str, Any]) -> list[str]:
         if name in known
     ]
     return lines
+
+
+def figures() -> dict[str, str]:
+    """The figures of all sections, as SVG, by the names of their files."""
+    drawn = {
+        f"{name}.svg": figure_of(figure, found_of(content["results"]))
+        for content in _layout()["sections"]
+        for name, figure in content.get("figures", {}).items()
+    }
+    return {name: svg for name, svg in drawn.items() if svg is not None}
 
 
 def _known_in_use() -> dict[str, Any]:
@@ -340,6 +322,9 @@ def with_quickstart(text: str) -> str:
 def main() -> None:
     for page_with_table in (README, COMMANDS):
         page_with_table.write_text(with_quickstart(page_with_table.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, svg in figures().items():
+        FIGURES.mkdir(exist_ok=True)
+        (FIGURES / name).write_text(svg, encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")
 

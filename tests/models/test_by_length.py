@@ -60,3 +60,19 @@ def test_logits_and_gradients_are_those_of_one_forward(
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_embeddings_of_all_parts_have_one_gradient(tiny_model: Callable[..., Any]) -> None:
+    """It is as large as the vocabulary, and was most of what a part costs."""
+    model = tiny_model("modernbert")  # whose words are its only embeddings
+    lengths = [3, 3, 90, 90]
+    mask_SL = (torch.arange(90) < torch.tensor(lengths)[:, None]).long()
+    calls = []
+    model.register_forward_pre_hook(lambda *_, **__: calls.append(1))
+    logits = logits_by_length(model, {"input_ids": 7 * mask_SL, "attention_mask": mask_SL})[0]
+    with torch.profiler.profile() as profile:
+        logits.sum().backward()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert len(calls) == 2
+    assert counts["aten::embedding_dense_backward"] == 1
+    assert not model.get_input_embeddings()._forward_hooks
