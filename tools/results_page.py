@@ -259,7 +259,9 @@ def readme_block() -> str:
         for name, label in content["rows"].items()
     ]
     text = content["text"].strip().replace("{p}", _p_of_all(results.values(), content["rows"]))
-    scored = [text, "", *table(["", *results], rows), "", with_cells(**content["beside"]).strip()]
+    scored = [text, "", *table(["", *results], rows)]
+    for sentence in content["beside"]:
+        scored += ["", with_cells(**sentence).strip()]
     return "\n".join([*scored, "", *_readme_in_use(content["in_use"]), "", content["reading"].strip(), ""])
 
 
@@ -268,8 +270,8 @@ def with_cells(result: str, text: str) -> str:
     rows = Result.read(result).rows
 
     def cell(name: re.Match[str]) -> str:
-        row, _, difference = name[1].partition(", ")
-        return difference_cell(rows[row]) if difference else score_cell(rows[row])
+        row = name[1].removesuffix(", difference")
+        return score_cell(rows[row]) if row == name[1] else difference_cell(rows[row])
 
     return re.sub(r"\{([^}]+)\}", cell, text)
 

@@ -63,8 +63,8 @@ def _looked_up_once(model: nn.Module, input_ids_SL: Tensor) -> Iterator[Callable
     The embeddings of all rows are looked up once, and each part takes its own: the gradient of the embeddings is as
     large as the vocabulary, and would be made and added up for every part.
 
-    Yields a function that says which part comes: its rows and how many tokens of them. What a model looks up beside the
-    part's own tokens it looks up itself.
+    Yields a function that says which part comes: its rows and how many tokens of them. Other tokens than the part's own
+    are looked up as ever.
     """
     embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     embedded_SLH: Tensor = embedding(input_ids_SL)
