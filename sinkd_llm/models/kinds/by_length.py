@@ -63,7 +63,7 @@ def _looked_up_once(model: nn.Module, input_ids_SL: Tensor) -> Iterator[Callable
     The embeddings of all rows are looked up once, and each part takes its own: the gradient of the embeddings is as
     large as the vocabulary, and would be made and added up for every part.
 
-    Yields a function that says which part comes: its rows and how many tokens of them. Other tokens than the part's own
+    Yields a function that says which part comes: its rows and how many tokens of them. Other tokens than the part's
     are looked up as ever.
     """
     embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
