@@ -9,7 +9,10 @@ import yaml
 
 from experiments import run
 from sinkd_llm.cli.parsing import parse_training
+from sinkd_llm.report.comparison import TFIDF
+from sinkd_llm.runs.comparing.baselines import answers_without_model
 from sinkd_llm.runs.comparing.grid import read_grid
+from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.training import check_distill, check_finetune
 from sinkd_llm.units import format_bytes, format_duration
 from tools import result_files, results_page
@@ -46,6 +49,14 @@ def test_readme_says_what_the_quickstart_took() -> None:
     found = json.loads((result_files.RESULTS / "quickstart.json").read_text(encoding="utf-8"))
     readme = " ".join(results_page.README.read_text(encoding="utf-8").split())
     assert f"{format_duration(found['seconds'])} and at most {format_bytes(found['memory_bytes'])}" in readme
+
+
+def test_readme_says_what_words_alone_score_on_the_quickstart() -> None:
+    recipe = ROOT / "sinkd_llm" / "recipes" / "quickstart_student.yaml"
+    task_args, training_args, _ = parse_training("distill", ["--config", str(recipe)])
+    scored = answers_without_model(load_run_data(task_args, training_args.seed))[TFIDF].metrics["acc"]
+    readme = " ".join(results_page.README.read_text(encoding="utf-8").split())
+    assert f"TF-IDF with logistic regression {scored:.3f}." in readme
 
 
 @pytest.mark.parametrize("name", NAMES)
