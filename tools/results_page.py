@@ -157,7 +157,6 @@ def section(content: Mapping[str, Any]) -> list[str]:
         lines += [
             line
             for name, figure in content.get("figures", {}).items()
-            if figure_of(figure, results) is not None
             for line in ("", f"![{figure['says']}](../experiments/figures/{name}.svg)")
         ]
         if "reading" in content:
