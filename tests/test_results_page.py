@@ -16,6 +16,7 @@ from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.training import check_distill, check_finetune
 from sinkd_llm.units import format_bytes, format_duration
 from tools import result_files, results_page
+from tools.results_figures import figure_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(folder.name for folder in result_files.RESULTS.iterdir() if folder.is_dir())
@@ -31,6 +32,20 @@ def test_the_figures_are_drawn_from_the_results() -> None:
     assert {file.name for file in results_page.FIGURES.iterdir()} == set(drawn)
     for name, svg in drawn.items():
         assert (results_page.FIGURES / name).read_text(encoding="utf-8") == svg, "run python -m tools.results_page"
+
+
+def test_a_setting_is_drawn_at_each_of_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    (tmp_path / "one").mkdir()
+    lines = [f"weight,{weight},{score}" for weight in (1, 3, 30) for score in (0.25, 0.75)]
+    (tmp_path / "one" / "runs.csv").write_text("\n".join(["variant,w,acc", *lines, "gold,,0.1"]))
+    one = result_files.Result("one", {}, {"metric": "acc"})
+    seen: list[tuple[object, ...]] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.errorbar", lambda _, x, y, yerr, **__: seen.append((x, y, yerr)))
+    content = {"y": "accuracy", "settings": {"weight": "w"}}
+    assert figure_of(content, {"weight": one, "another": one}) is not None
+    assert seen == [([1.0, 3.0, 30.0], [0.5] * 3, [pytest.approx(0.5**0.5 / 2)] * 3)]
+    assert figure_of(content, {}) is None
 
 
 def test_readme_shows_the_results() -> None:
