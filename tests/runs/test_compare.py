@@ -19,7 +19,7 @@ from sinkd_llm.cli import main
 from sinkd_llm.cli.compare import _parse
 from sinkd_llm.errors import InputError
 from sinkd_llm.report.comparison import GOLD, MAJORITY, TEACHER, TFIDF, comparison_table, sentences
-from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, write_predictions
+from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, read_predictions, write_predictions
 from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
 from sinkd_llm.report.results import AFTER, ResultRow, RunRecord
 from sinkd_llm.runs import TaskArguments
@@ -295,6 +295,25 @@ def test_baselines_and_whether_to_distil(compare):
     assert any(f"Do not distil here: {TFIDF}, which needs no teacher" in sentence for sentence in said)
     assert not any(GOLD in sentence and "Do not distil" in sentence for sentence in said)
     assert any("no identity control" in sentence for sentence in said)
+
+
+def test_teachers_that_score_differently_are_rows_without_baselines_too(compare, recipe, tmp_path):
+    class Balanced(Runs):
+        def write(self, folder, settings):
+            super().write(folder, settings)
+            if settings.get("balance"):
+                rows = rows_of(settings["task"], settings["heldout_share"]).evaluation
+                write_predictions(folder, {**read_predictions(folder), OF_TEACHER: self.answers(rows, 0.95, 0)})
+
+    balanced = {"learning_rate": 1e-4, "balance": "uniform"}
+    grid = {**TWO, "variants": {**VARIANTS, "balanced": balanced, "half": {**balanced, "balance_strength": 0.5}}}
+    (tmp_path / "answers.jsonl").write_text('{"split": "train", "row": 0, "probabilities": [0.5, 0.5]}\n')
+    changes = {"teacher_file": str(tmp_path / "answers.jsonl"), "teacher_model_name_or_path": None}
+    found = compare(grid, Balanced(), {**changes, "model_name_or_path": recipe["teacher_model_name_or_path"]})
+    teachers = {row.name: row.mean for row in found.rows if row.kind == TEACHER}
+    assert teachers == {"teacher": pytest.approx(0.9), "teacher of balanced": pytest.approx(0.95)}
+    assert found.row("teacher of balanced").against.estimate == pytest.approx(0.25, abs=0.01)
+    assert not [row for row in compare(TWO, Runs()).rows if row.kind == TEACHER]  # one teacher is no comparison
 
 
 def test_gold_labels_only_have_as_many_updates_where_labels_are_few(compare):

@@ -75,6 +75,7 @@ def test_names_of_folders_tell_cells_apart():
         ("variants: {a: {alpha: 1}}\ngrid: {alpha: [1]}", "which the grid varies"),
         ("variants: {teacher: {alpha: 1}}", "as a row of the table"),
         ("variants: {identity control of x: {alpha: 1}}", "as a row of the table"),
+        ("variants: {teacher of x: {alpha: 1}}", "as a row of the table"),
         ("variants: {' ': {}}", "can be printed"),
         ("grid: {alpha: [1]}\nseeds: []", "at least one seed"),
         ("grid: {alpha: [1]}\nseeds: 0", "at least one seed"),

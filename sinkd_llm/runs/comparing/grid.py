@@ -178,7 +178,7 @@ def _variants(path: Path, given: Any) -> dict[str, dict[str, Any]]:
     for name, settings in given.items():
         if not str(name).strip() or not str(name).isprintable():
             raise InputError(f"{path}: a variant is called {shown(name)}; give it a name that can be printed.")
-        if str(name) in RESERVED or str(name).startswith(CONTROL):
+        if str(name) in RESERVED or str(name).startswith((CONTROL, f"{TEACHER} of ")):
             raise InputError(f"{path}: a variant is called {name!r}, as a row of the table is; give another name.")
         if not isinstance(settings, dict | None):
             raise InputError(

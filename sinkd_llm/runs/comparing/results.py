@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Curves that can be told apart.
 _MOST_CURVES = 7
+# Scores that the table shows as the same number.
+_ALIKE = 5e-4
 
 
 def entry_of(run: Run, problem: str | None) -> RunEntry:
@@ -66,7 +68,7 @@ def compared(
         entries (`Sequence[RunEntry]`): of all runs.
         data ([`RunData`]): the rows of the recipe.
         data_of_seed (`Callable`, *optional*): the rows that a seed is trained on, for the baselines that need no
-            model; `None`: no baselines.
+            run; `None`: no baselines. Teachers that score differently are rows even so.
 
     Raises:
         InputError: if no run of the baseline has a result, or cells were scored on different rows.
@@ -95,11 +97,18 @@ def compared(
         of_cell = {seed: found[EVALUATION] for (name, seed), found in answers.items() if name == cell}
         scores[variant] = EvaluationScores(scores_of(metric, of_cell), of_cell)
     kinds = {entry.variant: entry.kind for entry in done}
+    students = {name: cell for name, cell in chosen.items() if kinds[name] == STUDENT}
+    teachers = _teachers(grid, metric, answers, students)
     if data_of_seed is not None:
-        more, said = _baselines_without_runs(grid, metric, data_of_seed, answers, chosen)
-        scores |= more
-        kinds |= {name: name for name in more}
+        without, said = _baselines_without_runs(grid, metric, data_of_seed)
+        scores |= without
+        kinds |= {name: name for name in without}
         notes += said
+        if not teachers:
+            notes.append("What the teacher scores on the rows for evaluation is not known, so it is no row here.")
+    if data_of_seed is not None or len(teachers) > 1:
+        scores |= teachers
+        kinds |= dict.fromkeys(teachers, TEACHER)
     comparisons = Compared(metric, scores)
     names = [name for name in scores if name != grid.baseline]
     against = dict(zip(names, _family(comparisons, [(name, grid.baseline) for name in names]), strict=True))
@@ -109,7 +118,7 @@ def compared(
     ]
     for row in rows:
         row.chosen_from = len({entry.cell for entry in done if entry.variant == row.name}) or 1
-    students = {row.name: held_out[row.cell] for row in rows if row.kind == STUDENT and row.cell in held_out}
+    on_held_out = {row.name: held_out[row.cell] for row in rows if row.kind == STUDENT and row.cell in held_out}
     example = scores[grid.baseline].answers
     return Comparison(
         command_line="",
@@ -123,7 +132,7 @@ def compared(
         ),
         rows=rows,
         runs=list(entries),
-        best=choose(students, metric) if students else None,
+        best=choose(on_held_out, metric) if on_held_out else None,
         over_baselines=_over_baselines(comparisons, kinds),
         notes=notes,
     )
@@ -154,30 +163,44 @@ def _drop_other_controls(done: list[RunEntry]) -> list[str]:
 
 
 def _baselines_without_runs(
-    grid: Grid,
-    metric: str,
-    data_of_seed: "Callable[[int], RunData]",
-    answers: Mapping[tuple[str, int], Mapping[str, Predictions]],
-    chosen: Mapping[str, str],
+    grid: Grid, metric: str, data_of_seed: "Callable[[int], RunData]"
 ) -> tuple[dict[str, EvaluationScores], list[str]]:
-    """The most frequent label, TF-IDF, and the teacher itself."""
+    """The most frequent label, and TF-IDF."""
     found: dict[str, dict[int, Predictions]] = {}
     for seed in grid.seeds:
         for name, one in answers_without_model(data_of_seed(seed)).items():
             found.setdefault(name, {})[seed] = one
-        teacher = answers.get((chosen[grid.baseline], seed), {}).get(OF_TEACHER)
-        if teacher is not None:
-            found.setdefault(TEACHER, {})[seed] = teacher
-    notes = []
-    if TEACHER not in found:
-        notes.append("The teacher's own answers to the rows for evaluation are not known, so it is no row here.")
-    scores = {}
-    for name, by_seed in found.items():
-        if any(metric not in one.metrics for one in by_seed.values()):
-            notes.append(f"{name} has no {metric}, so it is no row here.")
+    scored = {name: own for name, own in found.items() if all(metric in one.metrics for one in own.values())}
+    notes = [f"{name} has no {metric}, so it is no row here." for name in found if name not in scored]
+    return {name: EvaluationScores(scores_of(metric, by_seed), by_seed) for name, by_seed in scored.items()}, notes
+
+
+def _teachers(
+    grid: Grid,
+    metric: str,
+    answers: Mapping[tuple[str, int], Mapping[str, Predictions]],
+    students: Mapping[str, str],
+) -> dict[str, EvaluationScores]:
+    """
+    The teachers themselves, the baseline's first: as far as variants have teachers that score differently (another
+    model, answers that are balanced), each of these.
+    """
+    found: dict[str, EvaluationScores] = {}
+    for variant in (grid.baseline, *(name for name in students if name != grid.baseline)):
+        told = {seed: answers.get((students[variant], seed), {}).get(OF_TEACHER) for seed in grid.seeds}
+        known = {seed: one for seed, one in told.items() if one is not None and metric in one.metrics}
+        if not known:
             continue
-        scores[name] = EvaluationScores(scores_of(metric, by_seed), by_seed)
-    return scores, notes
+        one = EvaluationScores(scores_of(metric, known), known)
+        if not any(_alike(one, other) for other in found.values()):
+            found[TEACHER if variant == grid.baseline else f"{TEACHER} of {variant}"] = one
+    return found
+
+
+def _alike(one: EvaluationScores, other: EvaluationScores) -> bool:
+    """Whether two teachers score the same, seed by seed, as far as both are known."""
+    both = one.by_seed.keys() & other.by_seed.keys()
+    return all(abs(one.by_seed[seed] - other.by_seed[seed]) < _ALIKE for seed in both)
 
 
 def _family(comparisons: Compared, pairs: Sequence[tuple[str, str]]) -> list[Contrast | None]:
