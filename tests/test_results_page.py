@@ -147,6 +147,30 @@ def test_what_is_kept_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "left", "said"),
+    [
+        ("table.csv", "name,mean\n", "table.csv has no row 'KL'"),
+        ("table.csv", None, "table.csv cannot be read"),
+        ("about.json", "{", "about.json cannot be read"),
+    ],
+)
+def test_a_result_whose_files_are_not_whole_is_no_result(
+    file: str, left: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "table.csv").write_text("name,mean\nKL,0.5\n")
+    (tmp_path / "one" / "about.json").write_text('{"baseline": "KL"}')
+    assert result_files.Result.read("one").rows["KL"]["mean"] == "0.5"
+    if left is None:
+        (tmp_path / "one" / file).unlink()
+    else:
+        (tmp_path / "one" / file).write_text(left)
+    with pytest.raises(SystemExit, match=rf"experiments/results/one/{said}.*run its step again"):
+        result_files.Result.read("one")
+
+
 def _comparisons() -> list[str]:
     """A step for each recipe with a grid."""
     steps = {name: step["command"].split() for name, step in run.steps().items() if run.is_comparison(step)}

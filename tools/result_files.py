@@ -10,6 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 Row = dict[str, str]
+_AGAIN = "restore it with git, or run its step again (experiments/README.md)."
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,18 @@ class Result:
 
     @classmethod
     def read(cls, name: str) -> "Result":
+        """
+        Raises:
+            SystemExit: for a result whose files are not whole.
+        """
         rows = {row["name"]: row for row in _lines(name, "table.csv")}
-        return cls(name, rows, json.loads((RESULTS / name / "about.json").read_text(encoding="utf-8")))
+        try:
+            about = json.loads((RESULTS / name / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"experiments/results/{name}/about.json cannot be read ({error}); {_AGAIN}") from error
+        if about["baseline"] not in rows:
+            raise SystemExit(f"experiments/results/{name}/table.csv has no row {about['baseline']!r}; {_AGAIN}")
+        return cls(name, rows, about)
 
     @property
     def baseline(self) -> str:
@@ -51,5 +62,8 @@ def found_of(wanted: Mapping[str, str]) -> dict[str, Result]:
 
 
 def _lines(name: str, file: str) -> list[Row]:
-    with (RESULTS / name / file).open(encoding="utf-8", newline="") as opened:
-        return list(csv.DictReader(opened))
+    try:
+        with (RESULTS / name / file).open(encoding="utf-8", newline="") as opened:
+            return list(csv.DictReader(opened))
+    except OSError as error:
+        raise SystemExit(f"experiments/results/{name}/{file} cannot be read ({error}); {_AGAIN}") from error

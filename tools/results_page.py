@@ -5,6 +5,7 @@ Writes docs/results.md with its figures and README's block of results from `expe
 `experiments/page.yaml` says which results stand in which section, and what is asked there; every number is a file's.
 """
 
+import argparse
 import io
 import json
 import re
@@ -321,6 +322,8 @@ def with_quickstart(text: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     for page_with_table in (README, COMMANDS):
         page_with_table.write_text(with_quickstart(page_with_table.read_text(encoding="utf-8")), encoding="utf-8")
     for name, svg in figures().items():
@@ -328,6 +331,10 @@ def main() -> None:
         (FIGURES / name).write_text(svg, encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")
+    sections = _layout()["sections"]
+    wanted = [name for content in sections for name in {**content.get("results", {}), **content.get("in_use", {})}]
+    missing = len(not_measured(sections)[3:])
+    print(f"docs/results.md and README.md: {len(wanted)} results have a place, and {missing} sections lack some.")
 
 
 if __name__ == "__main__":

@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 
 # Every run has its own.
 _OWN = ("output_dir", "seed", "overwrite_output_dir", "resume_from_checkpoint", "heldout_share")
+_NO_REHEARSAL = (
+    "'sinkd compare' has no dry run. 'sinkd distill --config RECIPE.yaml --dry_run' with the settings of a cell "
+    "rehearses its runs, and a comparison of a few steps (--max_steps 2) tries all cells."
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse `argv`, run the grid, print the table and what it says."""
+    """Parse `argv`, run the grid, print the table and what it says; 1 where a run failed."""
     known, rest = _parser().parse_known_args(list(argv))
     for name in ("config", "grid"):
         if getattr(known, name) is None:
             raise InputError(f"--{name} is missing: {_MISSING[name]}")
     _check_flags(rest)
     recipe = read_config(known.config)
+    if recipe.get("dry_run"):
+        raise InputError(f"{known.config}: dry_run is set. {_NO_REHEARSAL}")
     from sinkd_llm.cli.flag_table import check_names
 
     check_names("distill", ["--config", known.config, *rest])
@@ -46,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
         known.keep_models,
         argv,
     )
-    _show(run_compare(request))
-    return 0
+    result = run_compare(request)
+    _show(result)
+    return 1 if result.comparison.failed else 0
 
 
 _MISSING = {
@@ -83,6 +90,8 @@ def _parser() -> CommandParser:
 def _check_flags(rest: Sequence[str]) -> None:
     for word in rest:
         name = word.split("=")[0].replace("-", "_").removeprefix("__")
+        if word.startswith("--") and name == "dry_run":
+            raise InputError(_NO_REHEARSAL)
         if word.startswith("--") and name in _OWN:
             meant = {"seed": "--seeds", "output_dir": "--output"}.get(name, "")
             said = f"; it is {meant} here" if meant else ": every run has its own, or it stands in the grid's file"

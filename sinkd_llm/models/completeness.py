@@ -50,7 +50,9 @@ def check_complete(name: str, kind: str, model: Any, info: dict[str, Any], label
         raise InputError(
             f"{name!r} lacks {len(missing)} of the weights that {type(model).__name__} needs, e.g. {missing[0]}: "
             + (
-                "it has no classification head yet. Fine-tune it on the task first."
+                "it has no classification head yet, and one is made only where all rows have the same answer choices. "
+                "Fine-tune it on such a task first (sinkd finetune); for choices that differ from row to row give a "
+                "model that writes its answers."
                 if head
                 else "it was saved from another kind of model or is not complete. Give a checkpoint of "
                 f"a {kind} model."

@@ -117,7 +117,7 @@ def estimate_memory(
     from sinkd_llm.models.probes import check_packing
     from sinkd_llm.objectives import GROUP
     from sinkd_llm.teachers import LocalTeacher
-    from sinkd_llm.training.pair import Pair, load_student
+    from sinkd_llm.training.pair import Pair, load_student, predicts_numbers
     from sinkd_llm.training.prepare import prepare
     from sinkd_llm.training.signal import why_rows_need_choices
 
@@ -160,6 +160,8 @@ def estimate_memory(
             "choices are compared, which the estimate does not count; start the run with --max_steps 2 and read its "
             "peak memory instead."
         )
+    if teacher is not None:
+        predicts_numbers(student, training_args)
     pair = Pair(student, LocalTeacher(teacher) if teacher is not None else None, tokenizer)
     prepared = prepare(pair, training_args, adapter_config(model_args), rows)
     student = prepared.student

@@ -114,19 +114,29 @@ def _precision(args: SinKDConfig) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
+def predicts_numbers(student: Any, args: SinKDConfig) -> bool:
+    """
+    Whether a student has one output, for numbers.
+
+    Raises:
+        InputError: for such a student and a term that numbers do not have.
+    """
+    if not (kind_of(student).scores_classes and output_size(student) == 1):
+        return False
+    if args.transported_weight > 0:
+        raise InputError(NEEDS_DISTRIBUTIONS)
+    return True
+
+
 def check_regression(student: Any, args: SinKDConfig) -> None:
     """
     Warns where SinKD would drown the squared errors of a regression. On STS-B the default weight was harmful, an
     eighth of it hardly (docs/log.md, 2026-11-24).
 
     Raises:
-        InputError: for a term that numbers do not have.
+        InputError: as [`predicts_numbers`].
     """
-    if not (kind_of(student).scores_classes and output_size(student) == 1):
-        return
-    if args.transported_weight > 0:
-        raise InputError(NEEDS_DISTRIBUTIONS)
-    if args.sinkhorn_weight > 0.1 and args.cost_norm == "l1":
+    if predicts_numbers(student, args) and args.sinkhorn_weight > 0.1 and args.cost_norm == "l1":
         logger.warning(
             "The student predicts numbers, where sinkhorn_weight %g with an L1 cost outweighs the squared errors, "
             "which alone know which row is which; try sinkhorn_weight 0.1 or 0, or cost_norm sql2 (docs/method.md).",

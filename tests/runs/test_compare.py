@@ -230,6 +230,78 @@ def test_what_has_changed_is_run_again_and_said(what, compare, capsys, recipe, t
         assert back.trained == []
 
 
+def balanced(tmp_path, recipe):
+    """Of a teacher file, with a prior of the two answers."""
+    (tmp_path / "answers.jsonl").write_text('{"split": "train", "row": 0, "probabilities": [0.5, 0.5]}\n')
+    (tmp_path / "prior.yaml").write_text("positive: 0.4\nnegative: 0.6\n")
+    return {
+        "teacher_file": str(tmp_path / "answers.jsonl"),
+        "teacher_model_name_or_path": None,
+        "model_name_or_path": recipe["teacher_model_name_or_path"],
+    }
+
+
+def test_another_prior_is_another_run(compare, recipe, tmp_path, capsys):
+    changes = balanced(tmp_path, recipe)
+    grid = {"variants": {"kl": {}, "prior": {"balance": str(tmp_path / "prior.yaml")}}, "seeds": [0]}
+    compare(grid, Runs(), changes)
+    capsys.readouterr()
+    (tmp_path / "prior.yaml").write_text("positive: 0.3\nnegative: 0.7\n")
+    runs = Runs()
+    compare(grid, runs, changes)
+    assert [entry[0] for entry in runs.started] == ["cache", "distill"]
+    assert re.search(r"prior, seed 0 is run again: \S*prior\.yaml has\s+changed", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("prior", "said"), [("unifrom", "unifrom.*neither uniform"), ("prior.yaml", "fine"), ("gone.yaml", "neither")]
+)
+def test_a_prior_that_does_not_fit_is_refused_before_anything_runs(prior, said, compare, recipe, tmp_path):
+    changes = balanced(tmp_path, recipe)
+    (tmp_path / "prior.yaml").write_text("positive: 0.3\nfine: 0.7\n")
+    given = str(tmp_path / prior) if prior.endswith(".yaml") else prior
+    runs = Runs()
+    with pytest.raises(InputError, match=rf"(?s)prior: .*{said}"):
+        compare({"variants": {"kl": {}, "prior": {"balance": given}}, "seeds": [0]}, runs, changes)
+    assert runs.started == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_could_not_be_kept_are_said_with_the_cells_that_need_them(compare, capsys):
+    class NoAnswers(Runs):
+        def __call__(self, command, environment):
+            if command.argv[0] == "cache":
+                command.log.write_text("sinkd: error: the server is gone\n")
+                return Ended(2)
+            return super().__call__(command, environment)
+
+    with pytest.raises(InputError, match="the server is gone"):
+        compare(TWO, NoAnswers())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "could not be kept, and 6 runs need them, of kl, strong: sinkd: error: the server is gone" in said
+
+
+def test_progress_shows_what_is_compared(compare, capsys):
+    class Two(Runs):
+        def answers(self, rows, skill, seed):
+            one = super().answers(rows, skill, seed)
+            return dataclasses.replace(one, metrics={**one.metrics, "acc_norm": 0.25})
+
+    compare({**TWO, "metric": "acc_norm", "seeds": [0]}, Two())
+    assert "kl, seed 0: acc_norm 0.250" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fails", "code"), [({}, 0), ({"learning_rate: 0.001": "no\n"}, 1)])
+def test_the_exit_code_says_whether_all_runs_have_a_result(fails, code, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(TWO))
+    runs = Runs()
+    runs.fails = fails
+    monkeypatch.setattr("sinkd_llm.runs.comparing.compare.run_compare", lambda request: run_compare(request, runs))
+    assert main(["compare", "--config", "mine.yaml", "--grid", "grid.yaml"]) == code
+
+
 def test_a_run_that_fails_is_said_and_tried_again(compare, capsys):
     runs = Runs()
     runs.fails = {"learning_rate: 0.001\nheldout_share: 0.1\nseed: 1": "line one\nsinkd: error: the disk is full\n"}
@@ -305,11 +377,9 @@ def test_teachers_that_score_differently_are_rows_without_baselines_too(compare,
                 rows = rows_of(settings["task"], settings["heldout_share"]).evaluation
                 write_predictions(folder, {**read_predictions(folder), OF_TEACHER: self.answers(rows, 0.95, 0)})
 
-    balanced = {"learning_rate": 1e-4, "balance": "uniform"}
-    grid = {**TWO, "variants": {**VARIANTS, "balanced": balanced, "half": {**balanced, "balance_strength": 0.5}}}
-    (tmp_path / "answers.jsonl").write_text('{"split": "train", "row": 0, "probabilities": [0.5, 0.5]}\n')
-    changes = {"teacher_file": str(tmp_path / "answers.jsonl"), "teacher_model_name_or_path": None}
-    found = compare(grid, Balanced(), {**changes, "model_name_or_path": recipe["teacher_model_name_or_path"]})
+    uniform = {"learning_rate": 1e-4, "balance": "uniform"}
+    grid = {**TWO, "variants": {**VARIANTS, "balanced": uniform, "half": {**uniform, "balance_strength": 0.5}}}
+    found = compare(grid, Balanced(), balanced(tmp_path, recipe))
     teachers = {row.name: row.mean for row in found.rows if row.kind == TEACHER}
     assert teachers == {"teacher": pytest.approx(0.9), "teacher of balanced": pytest.approx(0.95)}
     assert found.row("teacher of balanced").against.estimate == pytest.approx(0.25, abs=0.01)
@@ -457,6 +527,8 @@ def test_what_is_interrupted_is_ended_and_waited_for(tmp_path):
         (["--config", "absent.yaml", "--grid", "{grid}"], "absent.yaml"),
         (["--config", "{recipe}", "--grid", "{grid}", "--seed", "1"], "it is --seeds here"),
         (["--config", "{recipe}", "--grid", "{grid}", "--jobs", "x"], "--jobs"),
+        (["--config", "{recipe}", "--grid", "{grid}", "--dry_run"], "has no dry run"),
+        (["--config", "dry.yaml", "--grid", "{grid}"], "dry.yaml: dry_run is set"),
         (["--config", "{recipe}", "--grid", "{grid}", "--baseline"], "Did you mean '--baselines'"),
         (["--config", "{recipe}", "--grid", "{grid}", "--alfa", "1"], "unknown flag --alfa"),
         (["--config", "{recipe}", "--grid", "{grid}", "--seeds"], "--seeds"),
@@ -465,6 +537,7 @@ def test_what_is_interrupted_is_ended_and_waited_for(tmp_path):
 def test_mistakes_on_the_command_line(argv, message, recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "dry.yaml").write_text(yaml.safe_dump({**recipe, "dry_run": True}))
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(TWO))
     assert main(["compare", *(word.format(recipe="mine.yaml", grid="grid.yaml") for word in argv)]) == 2
     said = capsys.readouterr().err

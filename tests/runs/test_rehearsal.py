@@ -62,6 +62,26 @@ def test_rows_updates_memory_and_time_are_said_and_nothing_is_written(teacher, t
     assert [*tmp_path.iterdir()] == []
 
 
+def test_numbers_have_no_transported_cross_entropy(tiny_model, marked_tokenizer, tmp_path):
+    rows = [{"text": f"film {i}", "score": i % 3} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\n"
+        "dataset_kwargs: { data_files: { train: rows.jsonl, validation: rows.jsonl } }\n"
+        "training_split: train\nvalidation_split: validation\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{text}}"\ndoc_to_choice: ["0", "1", "2"]\ndoc_to_target: score\n'
+        'metadata: { scoring: { target: "{{score}}" } }\n'
+    )
+    for name, seed in (("teacher", 1), ("student", 2)):
+        save(tmp_path / name, tiny_model("bert", num_labels=1, seed=seed), marked_tokenizer("bert"))
+    given = {"teacher_model_name_or_path": str(tmp_path / "teacher"), "sinkhorn_weight": 0.0, "max_steps": 2}
+    arguments = settings(tmp_path / "run", **given, divergence="none", alpha=0.0, transported_weight=10.0)
+    student = ModelConfig(model_name_or_path=str(tmp_path / "student"))
+    with pytest.raises(InputError, match="a number has no cross-entropy"):
+        rehearse("distill", TaskArguments(task=str(tmp_path / "mine.yaml")), arguments, student)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_updates_are_those_of_the_run(teacher, task, tmp_path):
     from sinkd_llm import SinKDTrainer
 

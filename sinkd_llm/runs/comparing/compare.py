@@ -13,6 +13,7 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
 from sinkd_llm.report.comparison import Comparison, write_comparison
+from sinkd_llm.runs.balancing import balance_asked
 from sinkd_llm.runs.comparing.baselines import control_cells, gold_cells
 from sinkd_llm.runs.comparing.grid import DEFAULT_HELDOUT_SHARE, Cell, Grid, read_grid
 from sinkd_llm.runs.comparing.identity import Arguments, draws_by_seed
@@ -25,6 +26,7 @@ from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import check_path, refuse_inputs, run_inputs, user_path
 from sinkd_llm.runs.training import check_distill, check_finetune
 from sinkd_llm.secrets import masked, masked_command, recordable_command
+from sinkd_llm.teachers.balance import LABELS
 from sinkd_llm.terminal import say
 from sinkd_llm.training.settings.rules import NEEDS_TEACHER
 
@@ -98,10 +100,11 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     metric = check_metric(grid.metric, _metrics(task), request.grid)
     folder = _folder(request, first)
     data = load_run_data(first[0], grid.seeds[0])
+    _check_balance(cells, arguments, data)
     notes: list[str] = []
     if request.baselines:
         cells, arguments, notes = _with_baselines(request, grid, cells, arguments, data)
-    plan = Plan(folder, request.recipe, list(request.flags), grid.teacher_cache == "auto", request.keep_models)
+    plan = Plan(folder, request.recipe, list(request.flags), metric, grid.teacher_cache == "auto", request.keep_models)
     with no_empty_folder(folder), folder_lock(folder, "wait for it, or give another --output"):
         _write_plan(folder, request, grid, cells)
         runs = [run for cell in cells for run in plan.runs_of(cell, arguments[cell.name], grid.seeds)]
@@ -163,6 +166,19 @@ def _arguments(request: Request, cell: Cell) -> Arguments:
             "out: a comparison scores the last step."
         )
     return arguments
+
+
+def _check_balance(cells: Sequence[Cell], arguments: Mapping[str, Arguments], data: RunData) -> None:
+    """A prior that does not fit the rows is refused before any teacher is asked."""
+    for cell in cells:
+        task_args = arguments[cell.name][0]
+        # Which rows have a label may differ by cell.
+        if task_args.balance == LABELS or task_args.task != arguments[cells[0].name][0].task:
+            continue
+        try:
+            balance_asked(replace(data, arguments=task_args))
+        except InputError as error:
+            raise InputError(f"{cell.name}: {error}") from error
 
 
 def _rows_by_seed(arguments: Arguments) -> Callable[[int], RunData]:

@@ -103,6 +103,7 @@ def _files(task_args: "TaskArguments", training_args: "SinKDConfig") -> list[Pat
     from sinkd_llm.tasks import load_task
     from sinkd_llm.tasks.loading import local_files
     from sinkd_llm.tasks.unlabelled import find_file
+    from sinkd_llm.teachers.balance import LABELS, UNIFORM
 
     folder = None if task_args.data_dir is None else Path(task_args.data_dir).expanduser()
     found: set[Path] = set()
@@ -113,8 +114,9 @@ def _files(task_args: "TaskArguments", training_args: "SinKDConfig") -> list[Pat
             found |= {*local_files(task.config, task.path, split, folder)}
         if task_args.unlabelled_file is not None:
             found.add(find_file(task_args.unlabelled_file, task.path))
-    if training_args.teacher_file is not None:
-        found.add(Path(training_args.teacher_file).expanduser())
+    # Where `balance` names no file, nothing lies at its path; a file that is called so is not read.
+    names = (training_args.teacher_file, task_args.balance if task_args.balance not in (UNIFORM, LABELS) else None)
+    found |= {Path(name).expanduser() for name in names if name is not None}
     if training_args.teacher_cache is not None:
         found.add(Path(training_args.teacher_cache).expanduser() / "manifest.json")
     return sorted(file for file in found if file.is_file())

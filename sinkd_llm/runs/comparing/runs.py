@@ -40,6 +40,7 @@ class Plan:
         folder (`Path`): of the comparison.
         recipe (`Mapping[str, Any]`): its settings.
         flags (`list[str]`): of the runs' command, which win.
+        metric (`str`): what is compared.
         shares_answers (`bool`): the teacher runs once, and its answers are kept.
         keep_models (`bool`): the students stay after they are scored.
     """
@@ -47,6 +48,7 @@ class Plan:
     folder: Path
     recipe: Mapping[str, Any]
     flags: list[str]
+    metric: str
     shares_answers: bool
     keep_models: bool
 
@@ -128,7 +130,8 @@ def run_all(
     for count, ended in enumerate(run_commands(commands, jobs, start), 1):
         run = left[ended.index]
         problem = _problem(run, ended)
-        say(f"[{count}/{len(left)}] {run.name}: {problem or _success(run)} ({format_duration(ended.seconds)})")
+        said = problem or _success(run, plan.metric)
+        say(f"[{count}/{len(left)}] {run.name}: {said} ({format_duration(ended.seconds)})")
         if problem is not None:
             failed[run.cell.name, run.seed] = "\n".join(ended.said) or problem
             continue
@@ -212,7 +215,12 @@ def _ask_teachers(
         if ended.code != 0:
             said = "\n".join(ended.said) or f"exit code {ended.code}"
             problems[needed[ended.index]] = f"the teacher's answers could not be kept:\n{said}"
-            say(f"The teacher's answers could not be kept: {ended.said[-1] if ended.said else ended.code}")
+            users = [run for run in names if names[run] == needed[ended.index]]
+            cells = ", ".join(dict.fromkeys(run.cell.name for run in users))
+            say(
+                f"The teacher's answers could not be kept, and {len(users)} runs need them, of {cells}: "
+                f"{ended.said[-1] if ended.said else ended.code}"
+            )
     return problems
 
 
@@ -241,11 +249,9 @@ def _problem(run: Run, ended: Ended) -> str | None:
     return f"failed ({how}): {last}"
 
 
-def _success(run: Run) -> str:
-    row = RunRecord.read(run.folder).rows[-1]
-    if row.primary_metric is None:
-        return "done"
-    return f"{row.primary_metric} {format_score(row.metrics[row.primary_metric])}"
+def _success(run: Run, metric: str) -> str:
+    score = RunRecord.read(run.folder).rows[-1].metrics.get(metric)
+    return "done" if score is None else f"{metric} {format_score(score)}"
 
 
 def _remove_model(folder: Path) -> None:
