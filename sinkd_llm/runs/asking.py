@@ -19,7 +19,7 @@ from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import learns_from_pairs, say_examination, say_shares
 from sinkd_llm.runs.scorer import rows_hash
 from sinkd_llm.teachers.answer_file import KEY_COLUMNS, FileAnswers, answers_in, file_rows
-from sinkd_llm.teachers.cache.answers import Said, write_answers
+from sinkd_llm.teachers.cache.answers import Said, refuse_another, write_answers
 from sinkd_llm.teachers.cache.in_groups import check_objective
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import name_key
@@ -122,7 +122,13 @@ def _refuse_another(folder: str, args: "SinKDConfig") -> None:
 
 
 def cache_answers(
-    folder: Path, data: RunData, args: "SinKDConfig", *, score: bool = True, overwrite: bool = False
+    folder: Path,
+    data: RunData,
+    args: "SinKDConfig",
+    *,
+    score: bool = True,
+    overwrite: bool = False,
+    learns: bool = True,
 ) -> Manifest:
     """
     Asks the server or the file that `args` name, and writes its answers as a cache over the answer choices.
@@ -133,16 +139,22 @@ def cache_answers(
         args ([`SinKDConfig`]): the teacher.
         score (`bool`, *optional*, defaults to `True`): ask about the evaluation rows, too.
         overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
+        learns (`bool`, *optional*, defaults to `True`): whether the run of `args` learns from the answers, so that
+            answers of which its loss can make nothing are refused as soon as they are known to be such.
 
     Raises:
-        InputError: for rows without choices; as the server or the file is asked; and if no row has an answer.
+        InputError: for rows without choices; as the server or the file is asked; if no row has an answer; and for a
+            folder that holds a cache of something else, as far as that is known before anything is asked.
     """
     _check_asking(data, args)
     teacher = str(args.teacher_url or args.teacher_file)
     how = {"choice_normalisation": args.choice_normalisation} if args.teacher_url is not None else {}
-    questions = questions_of(data.train, args.group_column)
+    questions, balanced = questions_of(data.train, args.group_column), balance_asked(data)
+    rows = prints_of(data.train, questions)
+    if not overwrite:
+        refuse_another(folder, rows, task=data.name, teacher=teacher, asked={**how, **data.asked, **balanced})
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
-    answers, theirs = _asked(data, args, questions, held_out)
+    answers, theirs = _asked(data, args, questions, held_out, learns)
     if isinstance(answers, Mapping):
         answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
         say_examination(data, questions, answers, held_out, theirs, learns_from_pairs(args))
@@ -157,12 +169,12 @@ def cache_answers(
     classes = class_names(data.train)
     return write_answers(
         folder,
-        prints_of(data.train, questions),
+        rows,
         questions,
         answers,
         task=data.name,
         teacher=teacher,
-        asked={**how, **data.asked, **balance_asked(data)},
+        asked={**how, **data.asked, **balanced},
         classes=classes if classes is not None and len(classes) > 1 else None,
         score=record,
         overwrite=overwrite,
@@ -211,11 +223,11 @@ def check_asked(data: RunData, folder: str) -> None:
 
 
 def _asked(
-    data: RunData, args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question]
+    data: RunData, args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question], learns: bool
 ) -> tuple[Said, Mapping[str, Any]]:
     """The answers about the training rows, and those about the rows for evaluation."""
     if args.teacher_file is not None:
-        return _in_file(Path(args.teacher_file).expanduser(), data, args.group_column, questions, held_out)
+        return _in_file(data, args, questions, held_out, learns)
     server = Server(
         str(args.teacher_url),
         args.teacher_model,
@@ -271,22 +283,24 @@ def _say_costs(server: Server, way: Way, questions: Sequence[Question], rows: in
 
 
 def _in_file(
-    file: Path,
-    data: RunData,
-    group_column: str | None,
-    questions: Sequence[Question],
-    held_out: Sequence[Question],
+    data: RunData, args: "SinKDConfig", questions: Sequence[Question], held_out: Sequence[Question], learns: bool
 ) -> tuple[Said, Mapping[str, Any]]:
+    file = Path(str(args.teacher_file)).expanduser()
     if file.is_dir():
         raise InputError(f"teacher_file {file} is a folder; give the file of answers in it.")
     rows, own = file_rows(file), data.arguments.id_column if data.arguments is not None else None
-    column = finds_groups_by(rows, own, group_column)
+    column = finds_groups_by(rows, own, args.group_column)
     if column is not None:
+        if learns:  # the cache would say it of its own folder, which the user has not named
+            check_objective(args.objective(), False, str(args.teacher_file))
         sets = sets_in(rows, column, questions, _TRAIN)
         for sentence in sets.sentences():
             say(sentence)
         return sets.sets, {}  # rows for evaluation have no groups
-    found = answers_in(rows, questions, _TRAIN, own)
+    advice = "or set group_column where answers are of groups of rows"
+    if args.group_column is not None:
+        advice = f"or, where answers are of groups of rows, name the column of these {args.group_column!r} or 'group'"
+    found = answers_in(rows, questions, _TRAIN, own, advice)
     if _by_position(found, own) and not data.places_known:
         raise InputError(
             f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this run "

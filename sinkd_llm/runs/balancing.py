@@ -60,9 +60,10 @@ def balanced_answers(
             yield np.stack([answers[question.name] for question in kept[start : start + _AT_ONCE]])
 
     found = balance(parts, prior_C, method=arguments.balance_method, strength=arguments.balance_strength)
+    _say(found, arguments, choices, len(kept))
+    if found.changes_nothing:
+        return answers, theirs
     balanced = _applied(found, kept, answers), _applied(found, held_out, theirs)
-    for line in (*_sentences(found, arguments, choices), *remarks(len(kept), prior_C, choices)):
-        say(line)
     sides = [(kept, data.train, answers, balanced[0]), (held_out, data.evaluation, theirs, balanced[1])]
     for what, (asked, rows, before, after) in zip(("training", "evaluation"), sides, strict=True):
         if rows is not None and (sentence := _compared(what, asked, rows, before, after)):
@@ -93,9 +94,9 @@ def balanced_sets(data: RunData, sets: Sequence[AnswerSet]) -> Sequence[AnswerSe
         strength=arguments.balance_strength,
         masses=lambda: (one.mass_M for one in sets),
     )
-    rows = sum(len(one.names) for one in sets)
-    for line in (*_sentences(found, arguments, choices), *remarks(rows, prior_C, choices)):
-        say(line)
+    _say(found, arguments, choices, sum(len(one.names) for one in sets))
+    if found.changes_nothing:
+        return sets
     return [replace(one, scores_MC=bounded(found.applied(one.scores_MC))) for one in sets]
 
 
@@ -130,8 +131,20 @@ def _applied(found: Balance, asked: Sequence[Question], answers: Mapping[str, An
     return balanced
 
 
+def _say(found: Balance, arguments: "TaskArguments", choices: tuple[str, ...], rows: int) -> None:
+    """What was done, by the classes that it changes most, and what to know of it."""
+    for line in _sentences(found, arguments, choices):
+        say(line)
+    if not found.changes_nothing:
+        for line in remarks(rows, found.prior_C, choices, found.hard):
+            say(line)
+
+
 def _sentences(found: Balance, arguments: "TaskArguments", choices: tuple[str, ...]) -> list[str]:
-    """What was done, by the classes that it changes most."""
+    if arguments.balance_strength == 0:
+        return ["balance_strength is 0: the teacher's answers are left as they are; give up to 1 to balance them."]
+    if found.changes_nothing:
+        return [f"The teacher's answers follow the prior {arguments.balance} already, and are left as they are."]
     moved = np.argsort(-np.abs(np.log(found.before_C / found.prior_C)))[:3].tolist()
     shares = "; ".join(f"{choices[c].strip()}: {found.before_C[c]:.1%} → {found.after_C[c]:.1%}" for c in moved)
     lines = [

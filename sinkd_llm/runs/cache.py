@@ -118,7 +118,12 @@ def _cache_answers(
     return _by_one_process(
         folder,
         lambda: cache_answers(
-            folder, data, training_args, score=cache_args.score_teacher, overwrite=cache_args.overwrite
+            folder,
+            data,
+            training_args,
+            score=cache_args.score_teacher,
+            overwrite=cache_args.overwrite,
+            learns=False,
         ),
     )
 

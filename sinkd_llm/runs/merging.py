@@ -15,7 +15,7 @@ from sinkd_llm.runs.asking import prints_of
 from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers import CachedTeacher
-from sinkd_llm.teachers.cache.answers import Said, write_answers
+from sinkd_llm.teachers.cache.answers import Said, refuse_another, write_answers
 from sinkd_llm.teachers.questions import Answers, Question, questions_of
 
 if TYPE_CHECKING:
@@ -85,6 +85,12 @@ def merge_caches(
     rows = prints_of(data.train, questions)
     for teacher in opened:
         teacher.check_rows(rows)
+    # What is balanced is still its teacher's, for the recipes that name it.
+    teacher = opened[0].manifest.teacher if len(opened) == 1 else None
+    name = " + ".join(str(path) for path in caches)
+    asked = {**({"choice_normalisation": str(next(iter(ways)))} if ways else {}), **balanced}
+    if not overwrite:
+        refuse_another(folder, rows, task=data.name, teacher=name, asked=asked, of=teacher)
     said: Said
     if opened[0].in_groups:
         said = balanced_sets(data, opened[0].sets([question.name for question in questions]))
@@ -97,11 +103,10 @@ def merge_caches(
         questions,
         said,
         task=data.name,
-        teacher=" + ".join(str(path) for path in caches),
+        teacher=name,
         classes=classes if classes is not None and len(classes) > 1 else None,
-        # What is balanced is still its teacher's, for the recipes that name it.
-        of=opened[0].manifest.teacher if len(opened) == 1 else None,
-        asked={**({"choice_normalisation": str(next(iter(ways)))} if ways else {}), **balanced},
+        of=teacher,
+        asked=asked,
         overwrite=overwrite,
     )
 

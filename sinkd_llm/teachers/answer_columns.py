@@ -275,18 +275,15 @@ def log_probabilities(values: Sequence[Any], choices: tuple[str, ...], where: st
     """
     if all(map(is_missing, values)):
         return None
-    probabilities_C = np.empty(len(choices))
-    for index, (choice, value) in enumerate(zip(choices, values, strict=True)):
-        try:
-            number = math.nan if isinstance(value, bool) or value is None else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not 0 <= number <= 1 + TOLERANCE:
-            raise InputError(
-                f"The probability of {shown(choice)} on {where} is {_said(value)}; give a number from 0 to 1 for each "
-                f"choice.{_advice(number)}"
-            )
-        probabilities_C[index] = number
+    probabilities_C = np.array([number_of(value) for value in values])
+    wrong = np.flatnonzero(~((0 <= probabilities_C) & (probabilities_C <= 1 + TOLERANCE)))
+    if len(wrong):
+        # A negative number is the reason where it makes another one exceed 1.
+        index = next((i for i in wrong if probabilities_C[i] < 0), wrong[0])
+        raise InputError(
+            f"The probability of {shown(choices[index])} on {where} is {_said(values[index])}; give a number from 0 "
+            f"to 1 for each choice.{_advice(probabilities_C[index])}"
+        )
     total = float(probabilities_C.sum())
     if abs(total - 1) > TOLERANCE:
         raise InputError(
@@ -295,6 +292,14 @@ def log_probabilities(values: Sequence[Any], choices: tuple[str, ...], where: st
         )
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(probabilities_C / total))
+
+
+def number_of(value: Any) -> float:
+    """The number that a value is or spells; NaN for any other."""
+    try:
+        return math.nan if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _said(value: Any) -> str:

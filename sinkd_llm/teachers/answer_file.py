@@ -108,11 +108,20 @@ def read_answer_file(
 
 
 def answers_in(
-    rows: Rows, questions: Sequence[Question], split: str | None = None, id_column: str | None = None
+    rows: Rows,
+    questions: Sequence[Question],
+    split: str | None = None,
+    id_column: str | None = None,
+    if_in_groups: str = "answers of groups of rows say nothing of single ones, which are asked here",
 ) -> FileAnswers:
-    """As [`read_answer_file`], of rows that are read already."""
+    """As [`read_answer_file`], of rows that are read already; `if_in_groups` says what to do with a file of groups."""
     columns = columns_of(rows)
     kept, splits = rows_of_split(rows, columns, split)
+    if not key_columns(columns, id_column):
+        raise InputError(
+            f"The file {rows.source} has no column that says which row an answer is for; its columns are "
+            f"{listed(columns)}. Name one 'id', 'row' (counted from 0) or 'text'; {if_in_groups}."
+        )
     key, found = _find(rows, kept, columns, questions, id_column)
     if key.kind == "position":
         _check_split(rows.source, key, splits, split)
@@ -239,12 +248,6 @@ def _find(
         found = {index: theirs for index, theirs in found.items() if theirs}
         if found:
             return _Key(kind, column, tuple(name for _, name in [*keys[:place], *keys[place + 1 :]])), found
-    if not keys:
-        raise InputError(
-            f"The file {rows.source} has no column that says which row an answer is for; its columns are "
-            f"{listed(columns)}. Name one 'id', 'row' (counted from 0) or 'text'; or set group_column where answers "
-            "are of groups of rows."
-        )
     sides = "; ".join(
         f"the column {column!r} has {_examples(_value(kind, rows.rows[index], column) for index in kept)}, the rows "
         f"have {_examples(_table(kind, questions))}"

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from unicodedata import normalize
 
 from sinkd_llm.values import shown
 
@@ -11,8 +12,9 @@ MOST_NAMED = 5
 
 
 def folded(text: str) -> str:
-    """A text without what writers change: its case, the white space around and between words, and `_` for a space."""
-    return " ".join(text.replace("_", " ").casefold().split())
+    """A text without what writers change: its case, the white space around and between words, `_` for a space, and the
+    code points of a letter with an accent (Unicode's normal forms)."""
+    return " ".join(normalize("NFC", text).replace("_", " ").casefold().split())
 
 
 def choice_meant(answer: str, choices: tuple[str, ...]) -> int | None:

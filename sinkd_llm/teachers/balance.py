@@ -35,6 +35,10 @@ METHODS = ("sinkhorn", "calibration")
 UNIFORM, LABELS = "uniform", "labels"
 # Fewer rows, in all or a class, leave a prior to chance.
 FEW_ROWS, FEW_OF_A_CLASS = 2_000, 10
+# An answer without probabilities to reweight, as the examination of a teacher counts them: weights of classes must be
+# 99 times apart before it is another one. Where 9 of 10 rows are such answers, the others are too few to be moved to a
+# prior in their place.
+HARD_ANSWER, MOSTLY_HARD = 0.99, 0.9
 # How far the largest share of a class may be from the prior, and how many steps that may take.
 TOLERANCE, MOST_STEPS = 1e-6, 1_000
 
@@ -50,6 +54,7 @@ class Balance:
         before_C, after_C (`np.ndarray`): the teacher's mean probability of each class.
         steps (`int`): of the scaling.
         error (`float`): the largest distance of a class's share to the prior at full strength, in [0, 1].
+        hard (`float`): the share of the rows with [`HARD_ANSWER`] or more on one class, before.
     """
 
     log_weight_C: Array
@@ -58,6 +63,12 @@ class Balance:
     after_C: Array
     steps: int
     error: float
+    hard: float
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all answers stay as they are: at strength 0, or because they follow the prior already."""
+        return not self.log_weight_C.any()
 
     def applied(self, log_scores_C: Array) -> Array:
         """A row's log-scores, balanced; only their softmax matters."""
@@ -99,6 +110,7 @@ def balance(
         raise InputError(f"balance_strength is {strength}; give a number from 0 (as it is) to 1 (balanced).")
     log_prior_C, log_v_C = np.log(prior_C), np.zeros(len(prior_C))
     before_C = share_C = _mean(rows, masses, log_v_C)
+    hard = float(_mean(rows, masses, log_v_C, lambda p_RC: p_RC.max(axis=1, keepdims=True) >= HARD_ANSWER)[0])
     if (share_C <= 0).any():
         raise InputError(
             f"The teacher gives no probability at all to class {int(np.argmin(share_C))} in any row, so that no "
@@ -111,12 +123,18 @@ def balance(
         log_v_C -= log_v_C.mean()
         share_C, steps = _mean(rows, masses, log_v_C), steps + 1
     after_C = share_C if strength == 1 else _mean(rows, masses, strength * log_v_C)
-    return Balance(strength * log_v_C, prior_C, before_C, after_C, steps, float(np.abs(share_C - prior_C).max()))
+    error = float(np.abs(share_C - prior_C).max())
+    return Balance(strength * log_v_C, prior_C, before_C, after_C, steps, error, hard)
 
 
-def _mean(rows: Callable[[], Iterable[Array]], masses: Callable[[], Iterable[Array]] | None, log_v_C: Array) -> Array:
-    """The mean over all rows of the balanced probabilities."""
-    total_C, total, count = np.zeros(len(log_v_C)), 0.0, 0
+def _mean(
+    rows: Callable[[], Iterable[Array]],
+    masses: Callable[[], Iterable[Array]] | None,
+    log_v_C: Array,
+    of: Callable[[Array], Array] = lambda p_RC: p_RC,
+) -> Array:
+    """The mean over all rows of the balanced probabilities, or of what `of` them is."""
+    total_C, total, count = np.zeros(1), 0.0, 0
     for scores_RC, mass_R in zip(rows(), masses() if masses is not None else repeat(None)):  # noqa: B905 - one is endless
         logs_RC = np.asarray(scores_RC, np.float64) + log_v_C
         top_R1 = logs_RC.max(axis=1, keepdims=True)
@@ -125,7 +143,7 @@ def _mean(rows: Callable[[], Iterable[Array]], masses: Callable[[], Iterable[Arr
             raise InputError(f"The teacher's scores of row {row} are no distribution (NaN or infinite); leave it out.")
         weights_RC = np.exp(logs_RC - top_R1)
         mass_R = np.ones(len(weights_RC)) if mass_R is None else mass_R
-        total_C += mass_R @ (weights_RC / weights_RC.sum(axis=1, keepdims=True))
+        total_C = total_C + mass_R @ of(weights_RC / weights_RC.sum(axis=1, keepdims=True))
         total, count = total + float(mass_R.sum()), count + len(weights_RC)
     if not total:
         raise InputError("The teacher says nothing of any row, so there is nothing to balance; check its rows.")
@@ -189,20 +207,30 @@ def _prior_of_file(path: Path, choices: tuple[str, ...]) -> Array:
     return np.asarray(prior_C / prior_C.sum())
 
 
-def remarks(rows: int, prior_C: Array, choices: tuple[str, ...]) -> list[str]:
+def remarks(rows: int, prior_C: Array, choices: tuple[str, ...], hard: float = 0.0) -> list[str]:
     """
-    What to know of a balance over so few rows, in sentences.
+    What to know of a balance over so few rows, or of answers that have no probabilities, in sentences.
 
     Args:
         rows (`int`): that were balanced.
         prior_C (`np.ndarray`): of the classes.
         choices (`tuple[str, ...]`): their names.
+        hard (`float`, *optional*, defaults to `0.0`): see [`Balance`].
     """
+    sentences = []
+    if hard >= MOSTLY_HARD:
+        sentences.append(
+            f"Of {hard:.0%} of the rows the teacher gives {HARD_ANSWER:g} or more to one answer, which leaves no "
+            "probabilities to reweight: the balance mixes the rows of answers that come too often with the others, "
+            "all alike, for it cannot tell which of them are wrong. Let the teacher give probabilities, or leave the "
+            "balance out."
+        )
     least = int(np.argmin(prior_C))
     few = rows * float(prior_C[least])
     if rows >= FEW_ROWS and few >= FEW_OF_A_CLASS:
-        return []
+        return sentences
     return [
+        *sentences,
         f"The balance is over {rows:,} rows, of which {few:.0f} should be {choices[least].strip()!r}: the classes of "
         f"so few rows do not follow a prior closely ({FEW_ROWS:,} rows and {FEW_OF_A_CLASS} of each class are "
         "advised); give more rows, or a smaller balance_strength."

@@ -3,12 +3,12 @@
 Shape suffixes: C choices of a row, M teacher rows of a group.
 """
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from sinkd_llm.teachers.answer_columns import (
     find_teller,
     is_missing,
     named,
+    number_of,
     text_of,
     whole_number,
 )
@@ -31,6 +32,11 @@ from sinkd_llm.teachers.questions import AnswerSet, Question, answer_scores, bou
 from sinkd_llm.values import listed, plain, shown
 
 GROUP_COLUMN, COUNT_COLUMN, COUNTS_COLUMN = "group", "count", "counts"
+# What to do where probabilities were read as counts.
+_NOT_COUNTS = (
+    " If they are no counts, but probabilities or percentages of each row of the group, give numbers from 0 to 1: in a "
+    "column for each choice, or in a column 'probabilities'."
+)
 Array = np.ndarray[Any, Any]
 # Scores `[M, C]` of teacher rows, how often each is there, and an answer that is no choice.
 Part = tuple[Array, Array, str | None]
@@ -164,8 +170,10 @@ def sets_in(rows: Rows, column: str, questions: Sequence[Question], split: str |
         if question.group is not None:
             members[question.group].append(question)
     by_group: dict[str, list[int]] = defaultdict(list)
+    called = _as_asked(members)
     for index in kept:
-        by_group[text_of(rows.rows[index].get(column))].append(index)
+        name = text_of(rows.rows[index].get(column))
+        by_group[name if name in members else called.get(normalize("NFC", name), name)].append(index)
     found = [index for name in members for index in by_group.get(name, [])]
     if not found:
         raise InputError(
@@ -177,8 +185,6 @@ def sets_in(rows: Rows, column: str, questions: Sequence[Question], split: str |
     used = {column, *named(columns, SPLIT_COLUMN)}
     asked = [(rows.rows[index], choices, rows.where(index)) for index in found]
     reading = _find_reading([name for name in columns if name not in used], asked, rows.source)
-    if reading.at_most_one:
-        _refuse_twice(rows, members, by_group)
     sets, unequal, no_choice, empty = [], {}, Counter[str](), 0
     soft_alone: list[str] = []
     for name, theirs in members.items():
@@ -191,6 +197,11 @@ def sets_in(rows: Rows, column: str, questions: Sequence[Question], split: str |
                 no_choice[part[2]] += int(part[1].sum())
             else:
                 parts.append(part)
+        if reading.at_most_one and len(where := by_group.get(name, [])) > 1:
+            raise InputError(
+                f"The file {rows.source} counts the answers of the group {shown(name)} twice, on "
+                f"{rows.where(where[0])} and on {rows.where(where[1])}; add them up, or keep one of both.{_NOT_COUNTS}"
+            )
         if not parts:
             continue
         said = AnswerSet(
@@ -251,15 +262,12 @@ def _choices(members: Mapping[str, Sequence[Question]], by_group: Mapping[str, A
     return first.choices
 
 
-def _refuse_twice(
-    rows: Rows, members: Mapping[str, Sequence[Question]], by_group: Mapping[str, Sequence[int]]
-) -> None:
-    for name in members:
-        if len(where := by_group.get(name, [])) > 1:
-            raise InputError(
-                f"The file {rows.source} counts the answers of the group {shown(name)} twice, on "
-                f"{rows.where(where[0])} and on {rows.where(where[1])}; add them up, or keep one of both."
-            )
+def _as_asked(groups: Iterable[str]) -> dict[str, str]:
+    """A group by its normal form: another program may write the same text in other code points (NFC, NFD)."""
+    forms = defaultdict(list)
+    for name in groups:
+        forms[normalize("NFC", name)].append(name)
+    return {form: names[0] for form, names in forms.items() if len(names) == 1}
 
 
 def _is_soft(scores_C: Array) -> bool:
@@ -344,17 +352,14 @@ def _are_counts(cells: Sequence[Sequence[Any]]) -> bool:
     """Whether columns hold counts and no probabilities: one is 2 or more, or all are whole and a row sums to no 1."""
     texts = [[text_of(value) for value in row if not is_missing(value)] for row in cells]
     texts = [row for row in texts if row]
-    if any(_number(text) > 1 + TOLERANCE for row in texts for text in row):
+    # A negative number is neither, and may have made another one of its row exceed 1.
+    sound = [row for row in texts if not any(number_of(text) < 0 for text in row)]
+    if any(number_of(text) > 1 + TOLERANCE for row in sound for text in row):
         return True
-    numbers = [[whole_number(text) for text in row] for row in texts]
-    return all(None not in row for row in numbers) and any(sum(filter(None, row)) != 1 for row in numbers)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    numbers = [[whole_number(text) for text in row] for row in sound or texts]
+    if any(None in row for row in numbers):
+        return False
+    return not sound or any(sum(filter(None, row)) != 1 for row in numbers)
 
 
 def _counted(values: Sequence[Any], choices: tuple[str, ...], where: str) -> Part | None:
@@ -362,7 +367,13 @@ def _counted(values: Sequence[Any], choices: tuple[str, ...], where: str) -> Par
     if all(map(is_missing, values)):
         return None
     counts = [
-        0 if is_missing(value) else _whole(value, f"The count of {shown(choice.strip())} on {where}")
+        0
+        if is_missing(value)
+        else _whole(
+            value,
+            f"The count of {shown(choice.strip())} on {where}",
+            _NOT_COUNTS if number_of(value) % 1 > 0 else "",
+        )
         for choice, value in zip(choices, values, strict=True)
     ]
     if not any(counts):
@@ -374,10 +385,9 @@ def _counted(values: Sequence[Any], choices: tuple[str, ...], where: str) -> Par
     return scores_MC, np.array([counts[index] for index in there], float), None
 
 
-def _whole(value: Any, place: str) -> int:
+def _whole(value: Any, place: str, advice: str = "") -> int:
     number = whole_number(text_of(value))
     if number is None or number < 0:
-        raise InputError(
-            f"{place} is {'missing' if is_missing(value) else shown(plain(value))}; give a whole number of at least 0."
-        )
+        said = "missing" if is_missing(value) else shown(plain(value))
+        raise InputError(f"{place} is {said}; give a whole number of at least 0.{advice}")
     return number

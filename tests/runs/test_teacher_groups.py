@@ -133,7 +133,10 @@ def test_distributions_of_groups_are_balanced_with_their_counts(task: Path, stud
         ({"group_column": "side"}, "'side'"),
         ({"group_column": None, "transport_scope": "batch"}, "or set group_column where answers are of groups"),
         ({"per_device_train_batch_size": 2}, "has 3 rows, and a batch has room for 2"),
-        ({"transported_anchor": 0.3}, r"transported_anchor is 0\.3"),
+        # What is known per group is said of the file, and not of the folder of its answers.
+        ({"transported_anchor": 0.3}, r"transported_anchor is 0\.3, .*the teacher's rows in \S*/counts\.csv are"),
+        ({"alpha": 0.5, "divergence": "kl"}, r"divergence is kl, .*the teacher's rows in \S*/counts\.csv are known"),
+        ({"transport_scope": "batch"}, r"transport_scope is batch, and the teacher's rows in \S*/counts\.csv are"),
     ],
 )
 def test_runs_that_cannot_be(more: dict[str, Any], message: str, task: Path, student: str, tmp_path: Path) -> None:

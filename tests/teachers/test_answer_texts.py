@@ -8,6 +8,7 @@ def test_what_writers_change_does_not_count() -> None:
     for answer in ("card arrival", "card_arrival", "  Card  Arrival\n"):
         assert choice_meant(answer, choices) == 0
     assert choice_meant("it", choices) == 1
+    assert choice_meant("Cafe\u0301", ("Tee", "caf\u00e9")) == 1  # e and an accent, or one letter
     assert choice_meant("refund not showing up", choices) == 2
     for answer in ("", "card", "card arrival.", "None", "true"):
         assert choice_meant(answer, choices) is None

@@ -131,6 +131,33 @@ def test_what_cannot_be_balanced() -> None:
         balance(parts(never), prior)
 
 
+def test_the_share_of_answers_without_probabilities() -> None:
+    uniform = prior_of("uniform", CHOICES, ())
+    logits, gold = scores()
+    top = softmax(logits).max(axis=1)
+    assert balance(parts(logits), uniform).hard == pytest.approx((top >= 0.99).mean(), abs=1e-12)
+    # 0 and -30, as answers are kept: nearly all rows, and by how many rows each stands for.
+    answers = np.where(np.eye(4)[gold] == 1, 0.0, -30.0)
+    mixed = np.concatenate([answers[:900], np.zeros((100, 4))])
+    assert balance(parts(mixed), uniform).hard == pytest.approx(0.9)
+    mass = np.concatenate([np.ones(900), np.full(100, 9.0)])
+    found = balance(lambda: [mixed], uniform, masses=lambda: [mass])
+    assert found.hard == pytest.approx(0.5)
+    assert remarks(4000, uniform, CHOICES, 0.89) == []
+    (said,) = remarks(4000, uniform, CHOICES, 0.95)
+    assert said.startswith("Of 95% of the rows the teacher gives 0.99 or more to one answer, which leaves no")
+    assert len(remarks(10, uniform, CHOICES, 1.0)) == 2
+
+
+def test_what_changes_nothing() -> None:
+    logits, _ = scores()
+    uniform = prior_of("uniform", CHOICES, ())
+    once = balance(parts(logits), uniform)
+    assert not once.changes_nothing
+    assert balance(parts(logits), uniform, strength=0).changes_nothing
+    assert balance(parts(once.applied(logits)), uniform).changes_nothing
+
+
 def test_few_rows_are_said() -> None:
     uniform = prior_of("uniform", CHOICES, ())
     assert remarks(2000, uniform, CHOICES) == []

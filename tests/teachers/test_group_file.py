@@ -124,6 +124,21 @@ def test_what_does_not_fit_is_said(read: Read) -> None:
     assert found.sets[1].mass_M.tolist() == pytest.approx([2 / 3] * 3)
 
 
+def test_a_group_is_known_in_every_normal_form_of_its_name(read: Read) -> None:
+    composed, decomposed = "F\u00fc\u00dfe", "Fu\u0308\u00dfe"
+    questions = [Question(f"row {i}", "", CHOICES, None, i, group) for i, group in enumerate((composed, composed, "b"))]
+    found = read(f"group,card,pin,fee\n{decomposed},1,1,0\nb,1,0,0\n", questions=questions)
+    assert shares(found)[0] == (("row 0", "row 1"), [[1, 0, 0], [0, 1, 0]], [1, 1])
+    assert len(found.sentences()) == 1
+    with pytest.raises(InputError, match="counts the answers of the group .* twice"):
+        read(f"group,card,pin,fee\n{decomposed},1,1,0\n{composed},1,1,0\n", questions=questions)
+    # Where the rows have both, each is the one that is written like it.
+    both = [*questions, Question("row 3", "", CHOICES, None, 3, decomposed)]
+    found = read(f"group,card,pin,fee\n{decomposed},0,0,1\n{composed},1,1,0\n", questions=both)
+    assert shares(found)[-1] == (("row 3",), [[0, 0, 1]], [1])
+    assert shares(found)[0][0] == ("row 0", "row 1")
+
+
 def test_the_wanted_split_alone_is_read(read: Read) -> None:
     found = read("split,group,answer\ntrain,a,card\ntest,a,pin\ntrain,b,fee\n")
     assert [one[1] for one in shares(found)] == [[[1, 0, 0]], [[0, 0, 1]]]
@@ -155,6 +170,17 @@ def test_a_file_of_rows_is_none_of_groups(tmp_path: Path) -> None:
             "group,card,pin,fee\na,0.5,0.5,0\nb,0.1,0.2,0.7\n",
             "one distribution for each group, such as 'a' with 3 rows",
         ),
+        # A negative number is named, where it makes another one exceed 1.
+        (
+            "group,card,pin,fee\na,1.1,-0.2,0.1\na,0.1,0.8,0.1\n",
+            r"The probability of ' pin' on line 2 .* is '-0\.2'; give a number from 0 to 1 for each choice",
+        ),
+        ("group,card,pin,fee\na,1.3,-0.2,0.1\na,0.1,2.8,-0.1\n", r"The probability of ' pin' on line 2"),
+        ("group,card,pin,fee\na,-1.3,-0.2,-2\na,-0.1,-2,-1\n", "'-1.3'; .*Of log-probabilities, give the exponentials"),
+        # Percentages of each row look like counts.
+        ("group,card,pin,fee\na,80,10,10\na,10,80,10\n", "twice, .*If they are no counts, .* numbers from 0 to 1"),
+        ("group,card,pin,fee\na,80.5,9.5,10\na,10,80,10\n", r"'80\.5'; give a whole number .*If they are no counts"),
+        ("group,card,pin,fee\na,2,0,1\na,2,0,-1\n", "The count of 'fee' on line 3 .* is '-1'"),
         ("group,answer,count\na,card,2\na,card,1\n", "counts one answer of the group 'a' twice, on line 2"),
         ("group,answer,count\na,card,\n", "The count on line 2 .* is missing"),
         ("group,answer,count\na,card,0\nb,pin,1\n", "All counts of the group 'a' in .* are 0"),

@@ -12,6 +12,13 @@ from sinkd_llm.training.prepare import check_over_choices
 from sinkd_llm.training.settings.without_effect import without_effect
 
 
+ONE_ROW = {"per_device_train_batch_size": 1, "transported_weight": 1.0, "sinkhorn_weight": 0.0}
+ONE_ROW_SAID = (
+    "per_device_train_batch_size is 1, and over the answer choices every row is then a transport problem by itself: {} "
+    "row by row, the control without transport. Set it to more for transport."
+)
+
+
 def settings(folder, **changes):
     return SinKDConfig(str(folder), use_cpu=True, report_to="none", **changes)
 
@@ -35,10 +42,19 @@ def settings(folder, **changes):
             ],
         ),
         ({"layer_selection_rows": 8, "layer_selection": "influence", "student_layers": 2}, []),
+        ({**ONE_ROW, "signal": "choices"}, [ONE_ROW_SAID.format("transported compares")]),
+        ({**ONE_ROW, "teacher_file": "x.csv", "sinkhorn_weight": 0.8}, [ONE_ROW_SAID.format("sinkhorn and transported compare")]),
+        # Over tokens a row of the data has several, and with signal auto it may be tokens.
+        ({**ONE_ROW}, []),
+        ({**ONE_ROW, "signal": "choices", "per_device_train_batch_size": 2}, []),
+        ({**ONE_ROW, "signal": "choices", "transport_accumulation": True, "gradient_accumulation_steps": 4}, []),
+        # The first is said of the rows, the second compares each row with its own.
+        ({**ONE_ROW, "signal": "choices", "transport_scope": "sequence"}, []),
+        ({**ONE_ROW, "signal": "choices", "transported_anchor": 0.0}, []),
     ],
 )
 def test_what_nothing_reads_is_said(tmp_path, changes, sentences, caplog):
-    args = settings(tmp_path, teacher_model_name_or_path="x", **changes)
+    args = settings(tmp_path, **({} if "teacher_file" in changes else {"teacher_model_name_or_path": "x"}), **changes)
     assert without_effect(args) == sentences
     with caplog.at_level(logging.WARNING, "sinkd_llm"):
         check_arguments(args, None, None, None)

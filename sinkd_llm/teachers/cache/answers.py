@@ -11,7 +11,8 @@ import torch
 from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers.cache.layout import IN_GROUPS, OVER_CHOICES, CacheLayout
-from sinkd_llm.teachers.cache.manifest import Manifest, RowsIdentity, TeacherIdentity
+from sinkd_llm.teachers.cache.folder import NEW, refuse_differences
+from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest, RowsIdentity, TeacherIdentity
 from sinkd_llm.teachers.cache.writer import CacheWriter, RowGroups, RowOrder
 from sinkd_llm.teachers.questions import AnswerSet, Question
 
@@ -19,6 +20,8 @@ from sinkd_llm.teachers.questions import AnswerSet, Question
 _AT_ONCE = 8192
 
 
+# What is said of how a teacher was asked only where it turned out to speak of groups.
+_OF_ANSWERS = {"group_column", "rows_per_request"}
 # What is known of the rows: scores by a row's name, or the sets of groups.
 Said = Mapping[str, Any] | Sequence[AnswerSet]
 
@@ -91,6 +94,41 @@ def write_answers(
                 writer.add(numbers, torch.from_numpy(scores_NC), examples_N, None if groups is None else times_N)
             writer.finish(score)
         return writer.manifest
+
+
+def refuse_another(
+    folder: Path,
+    rows: Any,
+    *,
+    task: str,
+    teacher: str,
+    asked: Mapping[str, str],
+    of: TeacherIdentity | None = None,
+) -> None:
+    """
+    Refuses a folder with a cache of something else, as far as that is known before there are answers.
+
+    Args:
+        folder, rows, task, teacher, of: as for [`write_answers`].
+        asked (`Mapping[str, str]`): the settings that are known by now.
+
+    Raises:
+        InputError: as [`CacheWriter`], naming what differs.
+    """
+    if not (folder / MANIFEST).is_file() or (folder / NEW).exists():
+        return  # nothing is there, or what will be is known when the folder is opened
+    found = Manifest.load(folder)
+    of_answers = {name: value for name, value in found.teacher.loading.items() if name in _OF_ANSWERS}
+    known = of or replace(found.teacher, name=teacher, loading=of_answers)
+    wanted = Manifest(
+        replace(known, loading={**known.loading, **asked}),
+        replace(found.rows, task=task, examples=len(rows)),
+        found.layout,
+    )
+    if found.layout.content == OVER_CHOICES:
+        # The groups are a part of the hash, but with any the layout is another one, too.
+        wanted.rows = replace(wanted.rows, hash=RowOrder(rows).hash)
+    refuse_differences(folder, wanted, found)
 
 
 # By the number of the row with which they are stored: scores `[M, C]`, and how often each is there.

@@ -33,6 +33,20 @@ def refuse_other_files(folder: Path) -> None:
         raise InputError(f"{folder} holds {sorted(strange)[0]} but no teacher cache; give a new or empty folder.")
 
 
+def refuse_differences(folder: Path, wanted: Manifest, found: Manifest) -> None:
+    """
+    Refuse to go on with a cache that is of something else.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    if differences := wanted.differences(found):
+        raise InputError(
+            f"{folder} holds a cache of something else ({'; '.join(differences)}); give another --output, or "
+            "--overwrite to replace it."
+        )
+
+
 def _is_cache(folder: Path) -> bool:
     """Whether a folder has a manifest of a cache; one that is damaged counts where shards are beside it."""
     path = folder / MANIFEST

@@ -30,6 +30,7 @@ from sinkd_llm.teachers.cache.folder import (
     PARTS,
     drop_leftovers,
     finish_replacing,
+    refuse_differences,
     refuse_other_files,
     replace_cache,
 )
@@ -300,11 +301,7 @@ class CacheWriter:
             self._began = True
             return
         found = Manifest.load(self.folder)
-        if differences := self.manifest.differences(found):
-            raise InputError(
-                f"{self.folder} holds a cache of something else ({'; '.join(differences)}); give another --output, or "
-                "--overwrite to replace it."
-            )
+        refuse_differences(self.folder, self.manifest, found)
         recorded = found.teacher
         if recorded.classes is None:
             found.teacher = self.manifest.teacher  # the same teacher; an earlier version did not record its classes
