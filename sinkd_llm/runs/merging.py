@@ -86,11 +86,11 @@ def merge_caches(
     for teacher in opened:
         teacher.check_rows(rows)
     # What is balanced is still its teacher's, for the recipes that name it.
-    teacher = opened[0].manifest.teacher if len(opened) == 1 else None
+    of = opened[0].manifest.teacher if len(opened) == 1 else None
     name = " + ".join(str(path) for path in caches)
     asked = {**({"choice_normalisation": str(next(iter(ways)))} if ways else {}), **balanced}
     if not overwrite:
-        refuse_another(folder, rows, task=data.name, teacher=name, asked=asked, of=teacher)
+        refuse_another(folder, rows, task=data.name, teacher=name, asked=asked, of=of)
     said: Said
     if opened[0].in_groups:
         said = balanced_sets(data, opened[0].sets([question.name for question in questions]))
@@ -105,7 +105,7 @@ def merge_caches(
         task=data.name,
         teacher=name,
         classes=classes if classes is not None and len(classes) > 1 else None,
-        of=teacher,
+        of=of,
         asked=asked,
         overwrite=overwrite,
     )

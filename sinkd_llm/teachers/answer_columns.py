@@ -276,8 +276,8 @@ def log_probabilities(values: Sequence[Any], choices: tuple[str, ...], where: st
     if all(map(is_missing, values)):
         return None
     probabilities_C = np.array([number_of(value) for value in values])
-    wrong = np.flatnonzero(~((0 <= probabilities_C) & (probabilities_C <= 1 + TOLERANCE)))
-    if len(wrong):
+    wrong = np.flatnonzero(~((probabilities_C >= 0) & (probabilities_C <= 1 + TOLERANCE))).tolist()
+    if wrong:
         # A negative number is the reason where it makes another one exceed 1.
         index = next((i for i in wrong if probabilities_C[i] < 0), wrong[0])
         raise InputError(

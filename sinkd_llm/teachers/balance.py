@@ -233,5 +233,5 @@ def remarks(rows: int, prior_C: Array, choices: tuple[str, ...], hard: float = 0
         *sentences,
         f"The balance is over {rows:,} rows, of which {few:.0f} should be {choices[least].strip()!r}: the classes of "
         f"so few rows do not follow a prior closely ({FEW_ROWS:,} rows and {FEW_OF_A_CLASS} of each class are "
-        "advised); give more rows, or a smaller balance_strength."
+        "advised); give more rows, or a smaller balance_strength.",
     ]

@@ -34,8 +34,8 @@ from sinkd_llm.values import listed, plain, shown
 GROUP_COLUMN, COUNT_COLUMN, COUNTS_COLUMN = "group", "count", "counts"
 # What to do where probabilities were read as counts.
 _NOT_COUNTS = (
-    " If they are no counts, but probabilities or percentages of each row of the group, give numbers from 0 to 1: in a "
-    "column for each choice, or in a column 'probabilities'."
+    " If they are no counts, but probabilities or percentages of each row of the group, give numbers from 0 to 1, in "
+    "a column for each choice or in a column 'probabilities'."
 )
 Array = np.ndarray[Any, Any]
 # Scores `[M, C]` of teacher rows, how often each is there, and an answer that is no choice.

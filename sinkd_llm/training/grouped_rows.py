@@ -65,7 +65,12 @@ def with_teacher_groups(
     names = features["example_id"]
     if values is not None:
         _check_same(theirs, numbers_of(values), values, names)
-    return _numbered(features, theirs, batch, lambda row: f"of the row {names[row]}, as the teacher knows it,")
+
+    def called(row: int) -> str:
+        of_row = f"of the row {names[row]}, as the teacher knows it,"
+        return of_row if values is None or values[row] is None else f"{shown(values[row])} {of_row}"
+
+    return _numbered(features, theirs, batch, called)
 
 
 def group_values(rows: "Dataset", column: str) -> list[str | int | None]:

@@ -252,7 +252,10 @@ def test_columns_that_could_be_two_things_are_said(read: Any) -> None:
         ("row,answer\n7,positive\n", "'row' has 7, the rows have 0, 1, 2"),
         ("text,answer\nfoo,positive\n", "'text' has 'foo', the rows have 'Review: text number 0"),
         ("number,answer\n1,positive\n", "no column that says which row an answer is for; its columns are 'number'"),
-        ("group,positive,negative\na,3,2\n", "'text'; answers of groups of rows say nothing of single ones, which are"),
+        (
+            "group,positive,negative\na,3,2\n",
+            "'text'; answers of groups of rows say nothing of single ones, which are",
+        ),
         ("id,said\nt-0,positive\n", "no column that says an answer; its columns are 'said'"),
         ("id,positive\nt-0,0.7\n", "no column for 'negative', though it has 'positive'"),
         ("id,prob_0,prob_1,prob_2\nt-0,0.5,0.5,0\n", "'prob_2', but line 2 of .* is for a row of 2 choices"),

@@ -126,11 +126,13 @@ def test_what_does_not_fit_is_said(read: Read) -> None:
 
 def test_a_group_is_known_in_every_normal_form_of_its_name(read: Read) -> None:
     composed, decomposed = "F\u00fc\u00dfe", "Fu\u0308\u00dfe"
-    questions = [Question(f"row {i}", "", CHOICES, None, i, group) for i, group in enumerate((composed, composed, "b"))]
+    questions = [
+        Question(f"row {i}", "", CHOICES, None, i, group) for i, group in enumerate((composed, composed, "b"))
+    ]
     found = read(f"group,card,pin,fee\n{decomposed},1,1,0\nb,1,0,0\n", questions=questions)
     assert shares(found)[0] == (("row 0", "row 1"), [[1, 0, 0], [0, 1, 0]], [1, 1])
     assert len(found.sentences()) == 1
-    with pytest.raises(InputError, match="counts the answers of the group .* twice"):
+    with pytest.raises(InputError, match=r"counts the answers of the group .* twice"):
         read(f"group,card,pin,fee\n{decomposed},1,1,0\n{composed},1,1,0\n", questions=questions)
     # Where the rows have both, each is the one that is written like it.
     both = [*questions, Question("row 3", "", CHOICES, None, 3, decomposed)]
@@ -176,7 +178,10 @@ def test_a_file_of_rows_is_none_of_groups(tmp_path: Path) -> None:
             r"The probability of ' pin' on line 2 .* is '-0\.2'; give a number from 0 to 1 for each choice",
         ),
         ("group,card,pin,fee\na,1.3,-0.2,0.1\na,0.1,2.8,-0.1\n", r"The probability of ' pin' on line 2"),
-        ("group,card,pin,fee\na,-1.3,-0.2,-2\na,-0.1,-2,-1\n", "'-1.3'; .*Of log-probabilities, give the exponentials"),
+        (
+            "group,card,pin,fee\na,-1.3,-0.2,-2\na,-0.1,-2,-1\n",
+            "'-1.3'; .*Of log-probabilities, give the exponentials",
+        ),
         # Percentages of each row look like counts.
         ("group,card,pin,fee\na,80,10,10\na,10,80,10\n", "twice, .*If they are no counts, .* numbers from 0 to 1"),
         ("group,card,pin,fee\na,80.5,9.5,10\na,10,80,10\n", r"'80\.5'; give a whole number .*If they are no counts"),

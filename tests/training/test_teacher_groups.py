@@ -253,6 +253,8 @@ def test_groups_of_the_data_are_the_teachers(trainer: Callable[..., SinKDTrainer
 
     made = trainer(named(MEMBERS), group_column="team")
     assert len({*made.train_dataset[GROUP_NUMBER][:]}) == 8
+    with pytest.raises(InputError, match="The group 'a' of the row opinion-0, as the teacher knows it, has 4 rows"):
+        trainer(named(MEMBERS), group_column="team", per_device_train_batch_size=3)
     folder = str(cache())
     for other in ({**MEMBERS, "b": (1, 5, 8, 9)}, {**MEMBERS, "a": (0, 3, 6), "e": (15,)}):
         with pytest.raises(InputError, match="the teacher was asked with other groups"):

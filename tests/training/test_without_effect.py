@@ -11,11 +11,10 @@ from sinkd_llm.training.given import check_arguments
 from sinkd_llm.training.prepare import check_over_choices
 from sinkd_llm.training.settings.without_effect import without_effect
 
-
 ONE_ROW = {"per_device_train_batch_size": 1, "transported_weight": 1.0, "sinkhorn_weight": 0.0}
 ONE_ROW_SAID = (
-    "per_device_train_batch_size is 1, and over the answer choices every row is then a transport problem by itself: {} "
-    "row by row, the control without transport. Set it to more for transport."
+    "per_device_train_batch_size is 1, and over the answer choices every row is then a transport problem by itself: "
+    "{} row by row, the control without transport. Set it to more for transport."
 )
 
 
@@ -43,7 +42,10 @@ def settings(folder, **changes):
         ),
         ({"layer_selection_rows": 8, "layer_selection": "influence", "student_layers": 2}, []),
         ({**ONE_ROW, "signal": "choices"}, [ONE_ROW_SAID.format("transported compares")]),
-        ({**ONE_ROW, "teacher_file": "x.csv", "sinkhorn_weight": 0.8}, [ONE_ROW_SAID.format("sinkhorn and transported compare")]),
+        (
+            {**ONE_ROW, "teacher_file": "x.csv", "sinkhorn_weight": 0.8},
+            [ONE_ROW_SAID.format("sinkhorn and transported compare")],
+        ),
         # Over tokens a row of the data has several, and with signal auto it may be tokens.
         ({**ONE_ROW}, []),
         ({**ONE_ROW, "signal": "choices", "per_device_train_batch_size": 2}, []),

@@ -10,8 +10,8 @@ import torch
 
 from sinkd_llm.environment import versions
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers.cache.layout import IN_GROUPS, OVER_CHOICES, CacheLayout
 from sinkd_llm.teachers.cache.folder import NEW, refuse_differences
+from sinkd_llm.teachers.cache.layout import IN_GROUPS, OVER_CHOICES, CacheLayout
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest, RowsIdentity, TeacherIdentity
 from sinkd_llm.teachers.cache.writer import CacheWriter, RowGroups, RowOrder
 from sinkd_llm.teachers.questions import AnswerSet, Question
