@@ -144,6 +144,13 @@ def advice() -> tuple[Advice, ...]:
             "Tune alpha and temperature (1, 2, 4) on held-out training rows before anything else.",
         ),
         Advice(
+            "a teacher that has seen no label, and known shares of the classes",
+            ("kl",),
+            "alpha: 1, divergence: kl, sinkhorn_weight: 0, balance: uniform, labels or a file",
+            "Its answers get the shares over all rows, by Sinkhorn, before anybody learns from them: it takes "
+            "thousands of rows, answers with probabilities, and the right shares.",
+        ),
+        Advice(
             "teacher rows known per group only (shuffled, anonymised), and some labels",
             (TRANSPORTED, CE),
             f"{_ALONE}, transport_scope: group, group_column: NAME",
