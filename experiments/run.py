@@ -131,11 +131,11 @@ def keep_model(name: str, folder: Path, command: str) -> None:
 
 def scores(names: Iterable[str], work: Path) -> dict[str, float]:
     """
-    The accuracies of the fine-tuned models among some steps, as they lie in `work`: trained again on another machine,
-    they differ in the third place.
+    What the fine-tuned models among some steps score by the first metric of their task, as they lie in `work`: trained
+    again on another machine, they differ in the third place.
     """
     found = {name: _predicted(work / name) for name in names if (work / name / PREDICTIONS_FILE).is_file()}
-    return {name: said["evaluation"]["metrics"]["acc"] for name, said in found.items()}
+    return {name: next(iter(said["evaluation"]["metrics"].values())) for name, said in found.items()}
 
 
 def _predicted(folder: Path) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def sources(results: Mapping[str, Result]) -> list[str]:
 
 def with_scores(text: str, found: Iterable[Mapping[str, Any]]) -> str:
     """
-    A text in which `{NAME}` stands for the accuracy of a fine-tuned model, `teacher-banking77`.
+    A text in which `{NAME}` stands for the score of a fine-tuned model, `teacher-banking77`.
 
     Args:
         text (`str`): of a section.
