@@ -28,17 +28,15 @@ def embedded(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
     """The texts' embeddings, of length 1, `[texts, width]`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
-    order = np.argsort([len(text) for text in texts], kind="stable")  # rows of like length, for little padding
-    found = np.zeros((len(texts), model.config.hidden_size))
-    for start in range(0, len(texts), ROWS_AT_ONCE):
-        rows = order[start : start + ROWS_AT_ONCE]
-        part = [texts[row] for row in rows]
+
+    def of(part: list[str]) -> np.ndarray:
         batch = tokenizer(part, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         states_BLD = model(**batch).last_hidden_state.double()
         mask_BL1 = batch["attention_mask"].unsqueeze(-1)
         mean_BD = (states_BLD * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
-        found[rows] = torch.nn.functional.normalize(mean_BD, dim=-1).numpy()
-    return found
+        return np.asarray(torch.nn.functional.normalize(mean_BD, dim=-1))
+
+    return np.concatenate([of(texts[start : start + ROWS_AT_ONCE]) for start in range(0, len(texts), ROWS_AT_ONCE)])
 
 
 def main() -> None:

@@ -349,7 +349,7 @@ def _find_reading(columns: list[str], asked: Sequence[tuple[Row, tuple[str, ...]
 
 
 def _are_counts(cells: Sequence[Sequence[Any]]) -> bool:
-    """Whether columns hold counts and no probabilities: one is 2 or more, or all are whole and a row sums to no 1."""
+    """Whether columns hold counts and no probabilities: one is above 1, or all are whole and a row sums to no 1."""
     texts = [[text_of(value) for value in row if not is_missing(value)] for row in cells]
     texts = [row for row in texts if row]
     # A negative number is neither, and may have made another one of its row exceed 1.
