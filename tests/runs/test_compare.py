@@ -267,6 +267,22 @@ def test_a_prior_that_does_not_fit_is_refused_before_anything_runs(prior, said, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"student_layers": 4}, "Cannot take 4 layers from a model that has 3"),
+        ({"student_layers": 5, "layer_selection": "influence"}, "Cannot take 5 layers from a model that has 3"),
+        ({"student_layers": 2, "layer_selection": "0,7"}, "index 7 of the layers to keep is none of this model's"),
+    ],
+)
+def test_layers_that_the_model_does_not_have_are_refused_before_anything_runs(settings, said, compare, tmp_path):
+    runs = Runs()
+    with pytest.raises(InputError, match=f"deep: .*{said}"):
+        compare({"variants": {"kl": {}, "deep": settings}, "seeds": [0]}, runs)
+    assert not runs.started
+    assert not (tmp_path / "out").exists()
+
+
 def test_answers_that_could_not_be_kept_are_said_with_the_cells_that_need_them(compare, capsys):
     class NoAnswers(Runs):
         def __call__(self, command, environment):

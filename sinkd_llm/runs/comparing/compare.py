@@ -101,6 +101,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     folder = _folder(request, first)
     data = load_run_data(first[0], grid.seeds[0])
     _check_balance(cells, arguments, data)
+    _check_layers(arguments)
     notes: list[str] = []
     if request.baselines:
         cells, arguments, notes = _with_baselines(request, grid, cells, arguments, data)
@@ -179,6 +180,37 @@ def _check_balance(cells: Sequence[Cell], arguments: Mapping[str, Arguments], da
             balance_asked(replace(data, arguments=task_args))
         except InputError as error:
             raise InputError(f"{cell.name}: {error}") from error
+
+
+def _check_layers(arguments: Mapping[str, Arguments]) -> None:
+    """
+    Layers that a model does not have are refused before any teacher is asked.
+
+    What else may be wrong with a model is left to the runs, which load it.
+    """
+    from sinkd_llm.models.blueprint import blueprint
+    from sinkd_llm.training.layer_selection import cut_student
+
+    @functools.cache
+    def shape_of(name: str, revision: str | None, trust_remote_code: bool) -> Any:
+        try:
+            return blueprint(name, revision=revision or "main", trust_remote_code=trust_remote_code)
+        except InputError:
+            return None
+
+    for cell, (_, training_args, model_args) in arguments.items():
+        if training_args.student_layers is None:
+            continue
+        name, revision = model_args.model_name_or_path, model_args.model_revision
+        if name is None:  # the student is cut from its teacher
+            name, revision = training_args.teacher_model_name_or_path, training_args.teacher_model_revision
+        model = shape_of(str(name), revision, training_args.trust_remote_code)
+        if model is None:
+            continue
+        try:
+            cut_student(model, training_args, None, None)
+        except InputError as error:
+            raise InputError(f"{cell}: {error}") from error
 
 
 def _rows_by_seed(arguments: Arguments) -> Callable[[int], RunData]:
