@@ -7,12 +7,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
 from sinkd_llm.errors import InputError, nearest
-from sinkd_llm.teachers.answer_texts import choice_meant, folded
+from sinkd_llm.teachers.answer_texts import choice_meant, choice_words, folded, matched
 from sinkd_llm.values import listed, plain, shown
 
 Row = Mapping[str, Any]
@@ -26,6 +27,10 @@ ANSWER_COLUMNS = ("answer", "prediction", "label")
 PROBABILITY_COLUMNS = ("probabilities", "probs")
 # How far from 1 probabilities may sum, and be normalised; the last digits of 1e-3 itself are lost in a sum.
 TOLERANCE = 1e-3 + 1e-9
+# The most that rounding of many choices may take away: other sums are of probabilities that are not all there.
+_MOST_ROUNDED = 0.2
+# Fewer decimals are no rounded output of a model, but a text that somebody has typed.
+_LEAST_DECIMALS = 2
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}(\.0*)?", flags=re.ASCII)
 
 
@@ -92,7 +97,7 @@ def find_teller(
     if numbered:
         raise InputError(
             f"The file {source} has the columns {listed(numbered)}, but {asked[0][2]} is for a row of {len(choices)} "
-            f"choices; name prob_0 to prob_{len(choices) - 1}, one for each of {listed(choices)}."
+            f"choices; name prob_0 to prob_{len(choices) - 1}, one for each of {choice_words(choices)}."
         )
     if any(own):
         missing = [choice.strip() for choice, column in zip(choices, own, strict=True) if column is None]
@@ -105,7 +110,7 @@ def find_teller(
     raise InputError(
         f"The file {source} has no column that says an answer; its columns are {listed(columns)}. Name one 'answer' "
         "(the text of a choice, or its index) or 'probabilities' (a list, or choice to probability), or give a column "
-        f"for each choice, named by it: {listed(choices)}."
+        f"for each choice, named by it: {choice_words(choices)}."
     )
 
 
@@ -129,6 +134,7 @@ def _are_indices(column: str, asked: Sequence[tuple[Row, tuple[str, ...], str]])
     if not values or None in numbers or all(words):
         return False
     if not any(words):
+        _refuse_from_1(column, numbers, values)
         return True
     in_range = [number in range(len(one[1])) for number, one in zip(numbers, values, strict=True)]
     if not all(in_range):
@@ -136,9 +142,22 @@ def _are_indices(column: str, asked: Sequence[tuple[Row, tuple[str, ...], str]])
     place = words.index(False)
     text, choices, where = values[place]
     raise InputError(
-        f"The answer {text!r} in the column {column!r} on {where} is none of the choices {listed(choices)}, and as an "
-        f"index it would be {shown(choices[numbers[place] or 0])}, though other answers are choices: the numbers have "
-        "two readings. Correct the answer or leave its row out, or give the probabilities of the choices."
+        f"The answer {text!r} in the column {column!r} on {where} is none of the choices {choice_words(choices)}, and "
+        f"as an index it would be {shown(choices[numbers[place] or 0].strip())}, though other answers are choices: "
+        "the numbers have two readings. Correct the answer or leave its row out, or give the probabilities."
+    )
+
+
+def _refuse_from_1(column: str, numbers: list[int | None], values: Sequence[tuple[str, tuple[str, ...], str]]) -> None:
+    """Refuses indices of which none is 0 and one is the number of the choices: each would be the next choice."""
+    last = [place for place, (_, choices, _) in enumerate(values) if numbers[place] == len(choices)]
+    if 0 in numbers or not last:
+        return
+    _, choices, where = values[last[0]]
+    raise InputError(
+        f"The indices of the column {column!r} count from 1: none is 0, and on {where} there is {len(choices)}, where "
+        f"the choices are {len(choices)}, of which {shown(choices[0].strip())} is 0 and "
+        f"{shown(choices[-1].strip())} is {len(choices) - 1}; subtract 1 from each, or write the choices' texts."
     )
 
 
@@ -155,7 +174,7 @@ class _AnswerColumn:
         if self._indices:
             number = whole_number(text)
             return number if number in range(len(choices)) else text
-        meant = choice_meant(text, choices)
+        meant = matched(text, choices)
         return text if meant is None else meant
 
 
@@ -195,8 +214,8 @@ class ListColumn:
             return self._of_pairs(value, choices, place)
         if not isinstance(value, list | tuple) or len(value) != len(choices):
             raise InputError(
-                f"{place} is {shown(value)}, but the row has {len(choices)} choices: {listed(choices)}; give a "
-                f"{self._number} for each, in this order."
+                f"{place} is {shown(value)}, but the row has {len(choices)} choices: {choice_words(choices)}; give "
+                f"a {self._number} for each, in this order."
             )
         return value
 
@@ -210,11 +229,11 @@ class ListColumn:
                 if is_missing(value):
                     continue
                 raise InputError(
-                    f"{place} has a {self._number} for {shown(key)}, which is none of the choices {listed(choices)}; "
-                    "name the choices as the task does."
+                    f"{place} has a {self._number} for {shown(key)}, which is none of the choices "
+                    f"{choice_words(choices)}; name the choices as the task does."
                 )
             if index in found:
-                raise InputError(f"{place} names the choice {shown(choices[index])} twice; keep one of both.")
+                raise InputError(f"{place} names the choice {shown(choices[index].strip())} twice; keep one of both.")
             found[index] = 0.0 if is_missing(value) else value
         return [found.get(index, 0.0) for index in range(len(choices))] if found else None
 
@@ -236,8 +255,9 @@ class _ChoiceColumns:
         read = self._found[choices]
         if None in read:
             raise InputError(
-                f"There is no column with the probability of {shown(choices[read.index(None)])}, which is a choice of "
-                f"the row of {where}; where rows have different choices, give a column 'probabilities' with a list."
+                f"There is no column with the probability of {shown(choices[read.index(None)].strip())}, which is a "
+                f"choice of the row of {where}; where rows have different choices, give a column 'probabilities' with "
+                "a list."
             )
         return log_probabilities([row.get(str(column)) for column in read], choices, where)
 
@@ -259,7 +279,8 @@ class _NumberedColumns:
 
 def log_probabilities(values: Sequence[Any], choices: tuple[str, ...], where: str) -> Said:
     """
-    The logarithms of probabilities that sum to 1 within 1e-3, after their sum is made 1.
+    The logarithms of probabilities, after their sum is made 1. It may be off by 1e-3, and by what rounding explains:
+    half a unit of the last decimal (of two or more) for each choice, up to 0.2.
 
     Args:
         values (`Sequence`): a number for each choice, or the text of one, or nothing for all of them.
@@ -281,17 +302,27 @@ def log_probabilities(values: Sequence[Any], choices: tuple[str, ...], where: st
         # A negative number is the reason where it makes another one exceed 1.
         index = next((i for i in wrong if probabilities_C[i] < 0), wrong[0])
         raise InputError(
-            f"The probability of {shown(choices[index])} on {where} is {_said(values[index])}; give a number from 0 "
-            f"to 1 for each choice.{_advice(probabilities_C[index])}"
+            f"The probability of {shown(choices[index].strip())} on {where} is {_said(values[index])}; give a number "
+            f"from 0 to 1 for each choice.{_advice(probabilities_C[index])}"
         )
     total = float(probabilities_C.sum())
-    if abs(total - 1) > TOLERANCE:
+    tolerance = max(TOLERANCE, _of_rounding(probabilities_C) + 1e-9)
+    if abs(total - 1) > tolerance:
         raise InputError(
-            f"The probabilities on {where} sum to {total:.6g}, not to 1 within 0.001; give all the choices "
-            f"({listed(choices)}) their share, or leave the row out."
+            f"The probabilities on {where} sum to {total:.6g}, not to 1 within {tolerance:.3g}; give all the choices "
+            f"({choice_words(choices)}) their share, or leave the row out."
         )
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(probabilities_C / total))
+
+
+def _of_rounding(probabilities_C: np.ndarray) -> float:
+    """By how much a sum may differ from 1 where each number is rounded to the decimals that are there."""
+    # Of fp32 numbers the later decimals are those of their binary form.
+    decimals = max(-int(Decimal(repr(round(p, 6))).as_tuple().exponent) for p in probabilities_C.tolist())
+    if decimals < _LEAST_DECIMALS:
+        return 0.0
+    return min(_MOST_ROUNDED, len(probabilities_C) * 0.5 * 10.0**-decimals)
 
 
 def number_of(value: Any) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from sinkd_llm.errors import InputError
 from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
 from sinkd_llm.teachers.answer_columns import Row, Said, Teller, find_teller, named, text_of, whole_number
-from sinkd_llm.teachers.answer_texts import folded, named_answers
+from sinkd_llm.teachers.answer_texts import choice_words, folded, named_answers
 from sinkd_llm.teachers.questions import Answers, Question
 from sinkd_llm.values import listed, shown
 
@@ -139,7 +139,7 @@ def answers_in(
         said = named_answers(no_choice) if no_choice else "nothing at all"
         raise InputError(
             f"The file {rows.source} has {len(found):,} of the rows, but answers none of them with a choice: it says "
-            f"{said}, where the choices are {listed(asked[0][1])}; write the choices as the task does."
+            f"{said}, where the choices are {choice_words(asked[0][1])}; write the choices as the task does."
         )
     return FileAnswers(
         answers=answers,

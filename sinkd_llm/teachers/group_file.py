@@ -27,7 +27,7 @@ from sinkd_llm.teachers.answer_columns import (
     whole_number,
 )
 from sinkd_llm.teachers.answer_file import SPLIT_COLUMN, columns_of, key_columns, rows_of_split
-from sinkd_llm.teachers.answer_texts import named_answers
+from sinkd_llm.teachers.answer_texts import choice_words, named_answers
 from sinkd_llm.teachers.questions import AnswerSet, Question, answer_scores, bounded
 from sinkd_llm.values import listed, plain, shown
 
@@ -223,7 +223,7 @@ def sets_in(rows: Rows, column: str, questions: Sequence[Question], split: str |
         said_instead = named_answers(no_choice) if no_choice else "nothing at all"
         raise InputError(
             f"The file {rows.source} has {len(found):,} rows for the groups, but none with a choice: it says "
-            f"{said_instead}, where the choices are {listed(choices)}; write the choices as the task does."
+            f"{said_instead}, where the choices are {choice_words(choices)}; write the choices as the task does."
         )
     if soft_alone and len(soft_alone) == sum(len(one.names) > 1 for one in sets):
         raise InputError(
@@ -255,9 +255,9 @@ def _choices(members: Mapping[str, Sequence[Question]], by_group: Mapping[str, A
     for other in asked:
         if other.choices != first.choices:
             raise InputError(
-                f"The rows {first.name} and {other.name} have different choices ({listed(first.choices, 4)}, and "
-                f"{listed(other.choices, 4)}): what is known of a group must be about the same choices for all of its "
-                "rows, and one plan compares them by their place. Give a file that answers single rows."
+                f"The rows {first.name} and {other.name} have different choices ({choice_words(first.choices, 4)}, "
+                f"and {choice_words(other.choices, 4)}): what is known of a group must be about the same choices for "
+                "all of its rows, and one plan compares them by their place. Give a file that answers single rows."
             )
     return first.choices
 

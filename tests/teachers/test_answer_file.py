@@ -120,14 +120,33 @@ def test_sums_near_1_are_normalised(read: Any) -> None:
         read("id,prob_0,prob_1\nt-0,0.5,0.5\nt-1,0.298,0.7\n")
 
 
+def test_sums_that_rounding_explains_are_normalised(read: Any) -> None:
+    thirds = [question(0, choices=(" a", " b", " c"))]
+    (row,) = read("row,a,b,c\n0,0.33,0.33,0.33\n", thirds).answers.values()
+    assert np.exp(row) == pytest.approx([1 / 3] * 3)
+    parquet = {"row": [0], "probs": pa.array([[0.33, 0.33, 0.33]], pa.list_(pa.float32()))}
+    assert len(read(parquet, thirds, "f.parquet").answers) == 1
+    many = [question(0, choices=tuple(f" c{i}" for i in range(77)))]
+    for first, message in (("0.85", None), ("0.75", r"sum to 0\.75, not to 1 within 0\.2;")):
+        content = f'row,probs\n0,"[{first}{", 0.0" * 76}]"\n'
+        if message is None:
+            assert len(read(content, many).answers) == 1
+        else:
+            with pytest.raises(InputError, match=message):
+                read(content, many)
+    for wrong in ("0.33,0.33,0.30", "0.5,0,0", "1,1,0", "0.3,0.3,0.3"):
+        with pytest.raises(InputError, match="sum to"):
+            read(f"row,a,b,c\n0,{wrong}\n", thirds)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("-0.1,1.1", r"probability of ' negative' on line 2 of .* is '-0.1'; .* give the exponentials"),
-        ("1.1,-0.1", "probability of ' positive' on line 2 of .* is '-0.1'"),
+        ("-0.1,1.1", r"probability of 'negative' on line 2 of .* is '-0.1'; .* give the exponentials"),
+        ("1.1,-0.1", "probability of 'positive' on line 2 of .* is '-0.1'"),
         ("nan,1", "on line 2 of .* is 'nan'"),
         ("inf,0", "on line 2 of .* is 'inf'"),
-        ("0.5,many", "probability of ' positive' on line 2 of .* is 'many'"),
+        ("0.5,many", "probability of 'positive' on line 2 of .* is 'many'"),
         (",1", "is missing; give a number from 0 to 1 for each choice"),
         ("97.5,2.5", "is '97.5'; .* give the hundredth part"),
         ("0,0", "sum to 0, not to 1"),
@@ -142,11 +161,11 @@ def test_bad_probabilities(row: str, message: str, read: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("[0.5, NaN]", "probability of ' positive' on line 1 of .* is nan"),
+        ("[0.5, NaN]", "probability of 'positive' on line 1 of .* is nan"),
         ("[true, false]", "on line 1 of .* is True"),
         ("[1]", r"is \[1\], but the row has 2 choices"),
         ('{"neutral": 0.5, "positive": 0.5}', "has a probability for 'neutral', which is none of the choices"),
-        ('{"positive": 0.5, "Positive ": 0.5}', "names the choice ' positive' twice"),
+        ('{"positive": 0.5, "Positive ": 0.5}', "names the choice 'positive' twice"),
         ('{"positive": NaN, "negative": 1}', "is nan"),
         ("\"{'positive': 1}\"", "is no JSON list of numbers"),
         ('"3"', "is no JSON list of numbers"),
@@ -180,11 +199,28 @@ def test_numbers_are_the_choices_or_their_indices(read: Any) -> None:
     indices = read({"row": [0, 1, 2], "label": [0.0, None, 2.0]}, asked, "f.parquet")
     assert answered(indices) == {"t-0": 0, "t-2": 2}
     assert indices.said_by == "the indices of the column 'label'"
-    assert read("row,answer\n0,1\n1,2\n2,-1\n").no_choice == {"2": 1, "-1": 1}
+    assert read("row,answer\n0,0\n1,2\n2,-1\n").no_choice == {"2": 1, "-1": 1}
     with pytest.raises(InputError, match=r"The answer '0' .* on line 3 of .* is none of the choices .* two readings"):
         read("row,answer\n0,1\n1,0\n2,2\n", ratings)
     mixed = read("row,answer\n0,1\n1,positive\n")
     assert (answered(mixed), mixed.no_choice) == ({"t-1": 1}, {"1": 1})
+
+
+@pytest.mark.parametrize("column", ["answer", "label"])
+def test_indices_that_count_from_1_are_refused(column: str, read: Any) -> None:
+    message = rf"'{column}' count from 1: none is 0, and on line 4 of .* there is 2, .*; subtract 1 from each"
+    with pytest.raises(InputError, match=message):
+        read(f"row,{column}\n0,1\n1,1\n2,2\n")
+    # Where 0 occurs, or the last choice does not, they may count from 0.
+    assert read(f"row,{column}\n0,0\n1,1\n2,2\n").no_choice == {"2": 1}
+    assert answered(read(f"row,{column}\n0,1\n1,1\n")) == {"t-0": 1, "t-1": 1}
+
+
+def test_an_answer_is_read_as_a_servers(read: Any) -> None:
+    found = read('row,answer\n0,"Positive, because it is"\n1,**Negative**\n2,The answer is: positive\n')
+    assert answered(found) == {"t-0": 1, "t-1": 0, "t-2": 1}
+    ratings = [question(i, choices=(" 1", " 2", " 3")) for i in range(2)]
+    assert read("row,answer\n0,1.5\n1,2\n", ratings).no_choice == {"1.5": 1}
 
 
 def test_choices_that_differ_from_row_to_row(read: Any) -> None:
@@ -199,7 +235,7 @@ def test_choices_that_differ_from_row_to_row(read: Any) -> None:
     with pytest.raises(InputError, match="has 3 choices, but there are 2 columns"):
         read("row,prob_0,prob_1\n0,0.5,0.5\n1,0.5,0.5\n", questions)
     with pytest.raises(
-        InputError, match="no column with the probability of ' a', which is a choice of the row of line 3"
+        InputError, match="no column with the probability of 'a', which is a choice of the row of line 3"
     ):
         read("row,the rain,the sun\n0,0.5,0.5\n1,0.5,0.5\n", questions)
 

@@ -175,9 +175,9 @@ def test_a_file_of_rows_is_none_of_groups(tmp_path: Path) -> None:
         # A negative number is named, where it makes another one exceed 1.
         (
             "group,card,pin,fee\na,1.1,-0.2,0.1\na,0.1,0.8,0.1\n",
-            r"The probability of ' pin' on line 2 .* is '-0\.2'; give a number from 0 to 1 for each choice",
+            r"The probability of 'pin' on line 2 .* is '-0\.2'; give a number from 0 to 1 for each choice",
         ),
-        ("group,card,pin,fee\na,1.3,-0.2,0.1\na,0.1,2.8,-0.1\n", r"The probability of ' pin' on line 2"),
+        ("group,card,pin,fee\na,1.3,-0.2,0.1\na,0.1,2.8,-0.1\n", r"The probability of 'pin' on line 2"),
         (
             "group,card,pin,fee\na,-1.3,-0.2,-2\na,-0.1,-2,-1\n",
             "'-1.3'; .*Of log-probabilities, give the exponentials",
@@ -191,6 +191,8 @@ def test_a_file_of_rows_is_none_of_groups(tmp_path: Path) -> None:
         ("group,answer,count\na,card,0\nb,pin,1\n", "All counts of the group 'a' in .* are 0"),
         ("group,answer,count\na,card,1.5\n", "The count on line 2 .* is '1.5'"),
         ("group,answer\nA,card\n", r"No group of the file .* its column 'group' has 'A', the rows have 'a', 'b'"),
+        ("group,answer\na,1\na,3\nb,2\n", "'answer' count from 1: none is 0, and on line 3 .* there is 3"),
+        ("group,answer,count\na,1,2\na,3,1\n", "count from 1"),
         ("group,answer\na,maybe\n", "but none with a choice: it says 'maybe'"),
         ("group,word\na,card\n", "has no column that says an answer"),
     ],

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers.answer_texts import choice_meant
+from sinkd_llm.teachers.answer_texts import choice_meant, choice_words, choices_in, matched, without_thoughts
 from sinkd_llm.teachers.questions import Question
-from sinkd_llm.teachers.served.matching import choices_in, matched, without_thoughts
-from sinkd_llm.values import listed
 
 # What is written for a row of the answer beside the choice: number, full stop, line end, quotes, "The answer is".
 _LINE = 12
@@ -70,8 +68,8 @@ def list_questions(questions: Sequence[Question], size: int) -> list[ListQuestio
         if question.choices != questions[0].choices:
             raise InputError(
                 f"teacher_rows_per_request is {size}, and the rows {questions[0].name} and {question.name} have "
-                f"different choices ({listed(questions[0].choices, 4)}, and {listed(question.choices, 4)}), of "
-                "which a request has one list. Ask for single rows."
+                f"different choices ({choice_words(questions[0].choices, 4)}, and "
+                f"{choice_words(question.choices, 4)}), of which a request has one list. Ask for single rows."
             )
     order = sorted(questions, key=lambda question: hashlib.blake2b(question.name.encode("utf-8", "replace")).digest())
     return [_together(order[start : start + size]) for start in range(0, len(order), size)]

@@ -4,57 +4,14 @@ Shape suffixes: C choices of a row.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sinkd_llm.teachers.answer_texts import choice_meant, folded
+from sinkd_llm.teachers.answer_texts import choice_meant, folded, matched
 from sinkd_llm.values import shown
 
 # A token that is the beginning of a choice, from this probability on, says that the choice has several tokens.
 SPLIT_FROM = 0.01
-_BETWEEN = re.compile(r"[,;|/]|\b(?:and|or)\b", flags=re.IGNORECASE)
-_THOUGHT = re.compile(r"^.*</think(?:ing)?>\s*", flags=re.IGNORECASE | re.DOTALL)
-
-
-def matched(text: str, choices: tuple[str, ...]) -> int | None:
-    """
-    Which choice an answer is: the one that [`~sinkd_llm.teachers.answer_texts.choice_meant`] says, or else the longest
-    that the answer begins with, as whole words ("Positive, because …").
-
-    Args:
-        text (`str`): the answer.
-        choices (`tuple[str, ...]`): of the row.
-
-    Returns:
-        `int`: the index; `None` for an answer that is none of them, or could be two.
-    """
-    text = without_thoughts(text)
-    index = choice_meant(text, choices)
-    if index is not None:
-        return index
-    if len({part for part in choices_in(text, choices) if part is not None}) > 1:
-        return None
-    said, known = folded(text), [folded(choice) for choice in choices]
-    begins = [c for c, choice in enumerate(known) if choice and said.startswith(choice) and _ends(said, len(choice))]
-    longest = max((len(known[c]) for c in begins), default=0)
-    found = [c for c in begins if len(known[c]) == longest]
-    return found[0] if len(found) == 1 else None
-
-
-def choices_in(text: str, choices: tuple[str, ...]) -> list[int | None]:
-    """What the parts of a line are, between commas, semicolons, bars, slashes, *and* and *or*: choices, or none."""
-    return [choice_meant(part, choices) for part in _BETWEEN.split(text) if part.strip()]
-
-
-def without_thoughts(text: str) -> str:
-    """An answer without what a reasoning model thought before it, also where the server took the opening mark away."""
-    return _THOUGHT.sub("", text)
-
-
-def _ends(text: str, place: int) -> bool:
-    """Whether a word ends before this place."""
-    return place >= len(text) or not (text[place - 1].isalnum() and text[place].isalnum())
 
 
 @dataclass(frozen=True)
@@ -108,7 +65,9 @@ def choices_seen(top: Sequence[tuple[str, float]], choices: tuple[str, ...], *, 
     unseen = min(1.0, max(0.0, 1 - sum(math.exp(logprob) for _, logprob in top)))
     for c, token in begun.items():
         if mass_C[c] == 0:
-            problem = f"the choice {shown(choices[c])} has several tokens, of which {shown(token)} is the first"
+            problem = (
+                f"the choice {shown(choices[c].strip())} has several tokens, of which {shown(token)} is the first"
+            )
             return Seen(None, unseen, problem)
     missing = mass_C.count(0.0)
     if missing == len(mass_C):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sinkd_llm.teachers.served.matching import choices_seen, frequencies, matched
+from sinkd_llm.teachers.answer_texts import matched
+from sinkd_llm.teachers.served.matching import choices_seen, frequencies
 from sinkd_llm.teachers.served.replies import WrongReply, scored_text, texts, top_tokens
 from tests.support.language_server import LanguageServer
 
@@ -76,6 +77,17 @@ def test_answers_are_choices_by_whole_words() -> None:
         "100": None,
         "": None,
         "the answer is no": None,
+        "**Card Arrival**": 3,
+        "“card_arrival”": 3,
+        "The answer is: card arrival.": 3,
+        "**Topic:** note": 1,
+        "Answer:\n`no`": 0,
+        "Topic: card, I think": None,
+        "Topic: nothing": None,
+        "It is a card, not a note: card": None,
+        "This is not: card": None,
+        "at 7:10": None,
+        "1.5": None,
     }
     assert {text: matched(text, choices) for text in meant} == meant
     assert matched("yes.", (" Yes", " yes")) is None
