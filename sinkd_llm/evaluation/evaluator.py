@@ -21,7 +21,7 @@ from sinkd_llm.evaluation.generation import (
 from sinkd_llm.evaluation.ranking import on_scale_of, rank_choices
 from sinkd_llm.inputs.by_kind import row_collator, row_tokenizer
 from sinkd_llm.inputs.contract import AnswerTokenizer, RowTokenizer
-from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.dataset import plain_rows, tokenize_dataset
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.metrics import UNDEFINED_FOR_ONE_CLASS, perplexity, right_rows
 from sinkd_llm.metrics.calibration import calibration_scores, probabilities_of
@@ -105,7 +105,7 @@ class TaskEvaluator:
         reading: Reading,
         tokenized: "Iterable[tuple[RowTokenizer, Dataset]]" = (),
     ) -> None:
-        self.task, self.dataset, self.tokenizer, self.reading = task, dataset, tokenizer, reading
+        self.task, self.dataset, self.tokenizer, self.reading = task, plain_rows(dataset), tokenizer, reading
         self._features = list(tokenized)
         self._prompts: list[tuple[AnswerTokenizer, list[list[int]]]] = []
 

@@ -1,6 +1,7 @@
 """From a data set to its features: every row tokenised once, many rows once for all runs."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,31 @@ logger = logging.getLogger(__name__)
 
 # Fewer rows are tokenised in a second.
 CACHED_FROM = 5_000
+
+
+def plain_rows(dataset: Any, argument: str = "The data set") -> Any:
+    """
+    The same rows as lists, texts and numbers of Python, whatever `with_format` asked for.
+
+    A format of NumPy or PyTorch would add up lists of tokens that are to be joined.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or `dict` of these, *optional*): anything else is returned as it is.
+        argument (`str`, *optional*): what messages call it.
+
+    Raises:
+        InputError: for rows that a transform makes anew whenever they are read (`with_transform`).
+    """
+    if isinstance(dataset, Mapping):
+        return {name: plain_rows(part, f"{argument}[{name!r}]") for name, part in dataset.items()}
+    form = getattr(dataset, "format", None)
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if kind == "custom":
+        raise InputError(
+            f"{argument} has a transform (with_transform, set_transform), which makes its rows anew whenever they are "
+            "read; apply it once with data.map(transform, batched=True), or take it off with data.with_format(None)."
+        )
+    return dataset if kind is None else dataset.with_format(None)
 
 
 def tokenize_dataset(
@@ -49,6 +75,7 @@ def tokenize_dataset(
             f"The data set is {type(dataset).__name__}, not one table of rows; give one split of it, such as "
             "data['train']."
         )
+    dataset = plain_rows(dataset)
     if "prompt_ids" in columns and not {"prompt", "completion"} & {*columns}:
         if not {"answer_ids", "answers_ids"} & {*columns}:
             raise InputError(
@@ -81,6 +108,7 @@ def features_of(
     keep: bool = True,
 ) -> "Dataset":
     """As [`tokenize_dataset`], with the column `num_cut`; `keep` on disk for the next run, where rows are many."""
+    dataset = plain_rows(dataset)
     columns = dataset.column_names
     missing = {"prompt", "completion"} - set(columns)
     if missing:

@@ -277,6 +277,7 @@ def load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "Mo
     needed = (None if cached and model_args.model_name_or_path else teacher_name, model_args.model_name_or_path)
     say(f"Loading {' and '.join(filter(None, needed))} …")
     data = run.data
+    ranks = data.evaluation is not None and "choices" in data.evaluation.column_names
     if cached:
         check_asked(data, str(training_args.teacher_cache))
     with naming_settings(training_args, model_args):
@@ -285,7 +286,7 @@ def load_trainer(run: PreparedRun, training_args: "SinKDConfig", model_args: "Mo
             args=training_args,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
-            compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None else None,
+            compute_metrics=ranking_metrics(data.task, data.evaluation) if data.task is not None and ranks else None,
             quantization_config=build_quantization_config(model_args),
             peft_config=adapter_config(model_args),
         )

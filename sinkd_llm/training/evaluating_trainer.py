@@ -31,7 +31,7 @@ from sinkd_llm.training.evaluation import (
 )
 from sinkd_llm.training.finite import names_of
 from sinkd_llm.training.forward import Forward
-from sinkd_llm.training.given import check_dataset
+from sinkd_llm.training.given import check_dataset, check_name
 from sinkd_llm.training.resuming import ResumableTrainer
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class EvaluatingTrainer(ResumableTrainer):
     `transformers.Trainer` whose evaluation is this project's; [`SinKDTrainer`] is the one to use.
 
     Attributes:
-        forward ([`Forward`]): the step up to the loss; its `objective` may be set to another one before training.
+        forward ([`Forward`]): the step up to the loss; its `objective` may be set to another one at any time, and
+            counts from the next micro-batch. (The settings of the loss in `args` are read once, when it is made.)
     """
 
     args: SinKDConfig
@@ -92,10 +93,14 @@ class EvaluatingTrainer(ResumableTrainer):
         """
         # Trainer itself passes the name of one of several evaluation sets.
         known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-        if not (isinstance(eval_dataset, str) and eval_dataset in known):
-            check_dataset(self.eval_dataset if eval_dataset is None else eval_dataset, "eval_dataset", needed=True)
-            if not isinstance(eval_dataset, dict | None):
-                eval_dataset = tokenize_dataset(eval_dataset, self._answer_tokenizer, ranking=True)
+        if isinstance(eval_dataset, str):
+            check_name(eval_dataset, known)
+        elif eval_dataset is not None:
+            check_dataset(eval_dataset, "eval_dataset", needed=True)
+            eval_dataset = self._ranked(eval_dataset)
+        else:
+            check_dataset(self.eval_dataset, "eval_dataset", needed=True)
+            self.eval_dataset = self._ranked(self.eval_dataset)  # it may have been set to other rows since
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
@@ -111,8 +116,13 @@ class EvaluatingTrainer(ResumableTrainer):
             head, its predictions `[n]`; `label_ids` the gold choices. Of rows without choices, only metrics.
         """
         check_dataset(test_dataset, "test_dataset", needed=True, named=False)
-        rows = tokenize_dataset(test_dataset, self._answer_tokenizer, ranking=True)
-        return super().predict(rows, ignore_keys, metric_key_prefix)
+        return super().predict(self._ranked(test_dataset), ignore_keys, metric_key_prefix)
+
+    def _ranked(self, dataset: Any) -> Any:
+        """The rows with all their choices tokenised; those that are already stay as they are."""
+        if isinstance(dataset, Mapping):
+            return {name: self._ranked(part) for name, part in dataset.items()}
+        return tokenize_dataset(dataset, self._answer_tokenizer, ranking=True)
 
     def evaluation_features(self) -> "list[tuple[RowTokenizer, Dataset]]":
         """The tokenised rows of the one `eval_dataset`: as the student reads them and as its teacher does."""

@@ -97,6 +97,10 @@ def _checked(metrics: Any) -> dict[str, Any]:
         if not isinstance(name, str):
             raise InputError(f"compute_metrics returned the name {name!r}; names are texts.")
         plain = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+        if name in ("loss", "agreement"):
+            raise InputError(
+                f"compute_metrics returned {name!r}, which an evaluation reports itself; give the number another name."
+            )
         if isinstance(plain, float) and not math.isfinite(plain):
             raise InputError(
                 f"compute_metrics returned {plain} for {name!r}, which ranks no model above another; return a finite "

@@ -8,17 +8,23 @@ from typing import Any
 import torch
 from datasets import IterableDataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from sinkd_llm.errors import InputError, first_line
+from sinkd_llm.errors import InputError, first_line, shown
 from sinkd_llm.training.config import SinKDConfig
+from sinkd_llm.training.settings.combinations import check_best_metric
 from sinkd_llm.training.settings.without_effect import without_effect
 
 logger = logging.getLogger(__name__)
 
 
 def check_arguments(
-    args: Any, train_dataset: Any, eval_dataset: Any, compute_metrics: Any, data_collator: Any = None
+    args: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    compute_metrics: Any,
+    data_collator: Any = None,
+    callbacks: Any = None,
 ) -> None:
     """
     Refuses arguments of [`SinKDTrainer`] that are of another kind than it takes.
@@ -49,12 +55,46 @@ def check_arguments(
             f"data_collator is a {type(data_collator).__name__}; give a function that takes a list of rows and "
             "returns a batch, or leave it out."
         )
+    _check_callbacks(callbacks)
     check_dataset(train_dataset, "train_dataset", named=False, streamed=True)
     check_dataset(eval_dataset, "eval_dataset", streamed=True)
     if eval_dataset is None and str(args.eval_strategy).rsplit(".", 1)[-1].lower() != "no":
         raise InputError(
             f"eval_strategy is {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but there is no "
             "eval_dataset; give one, or set eval_strategy to 'no'."
+        )
+    if eval_dataset is None and args.eval_on_start:
+        raise InputError("eval_on_start is on, but there is no eval_dataset; give one, or leave eval_on_start out.")
+    _check_metrics(args, eval_dataset, compute_metrics)
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if callbacks is None:
+        return
+    if not isinstance(callbacks, list | tuple):
+        raise InputError(f"callbacks is a {type(callbacks).__name__}; give a list of transformers.TrainerCallback.")
+    for callback in callbacks:
+        if not isinstance(callback, TrainerCallback) and not (
+            isinstance(callback, type) and issubclass(callback, TrainerCallback)
+        ):
+            raise InputError(
+                f"callbacks holds {shown(callback)}, which is no transformers.TrainerCallback; give objects of "
+                "classes made from it."
+            )
+
+
+def _check_metrics(args: SinKDConfig, eval_dataset: Any, compute_metrics: Any) -> None:
+    """Rows without choices have a loss alone: there is nothing to compute a metric from, or to choose a step by."""
+    parts = list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset]
+    columns = [getattr(part, "column_names", None) for part in parts]
+    if not all(isinstance(names, list) and "prompt" in names and "choices" not in names for names in columns):
+        return
+    if not isinstance(eval_dataset, Mapping):  # of several, metrics have the names of their sets
+        check_best_metric(args, [])
+    if compute_metrics is not None:
+        logger.warning(
+            "compute_metrics is given, and the rows of eval_dataset have no choices: it ranks choices, so it will not "
+            "be called, and an evaluation reports eval_loss alone."
         )
 
 
@@ -138,6 +178,22 @@ def check_collator(collator: Any, rows: Any) -> None:
     if "labels" not in batch:
         names = ", ".join(map(str, batch)) or "nothing"
         raise InputError(f"data_collator returns a batch without labels ({names}); {wanted}.")
+
+
+def check_name(name: str, known: Mapping[str, Any]) -> None:
+    """
+    Refuses the name of no evaluation set.
+
+    Args:
+        name (`str`): what was given to `evaluate`.
+        known (`Mapping[str, Dataset]`): the evaluation sets of the trainer, by name; empty where it has one or none.
+
+    Raises:
+        InputError: with the names that there are.
+    """
+    if name not in known:
+        have = f"has {', '.join(known)}" if known else "was given no evaluation sets by name"
+        raise InputError(f"eval_dataset is {shown(name)}, and the trainer {have}; give one of these names, or rows.")
 
 
 def check_dataset(

@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, SettingError
-from sinkd_llm.inputs.dataset import tokenize_dataset
+from sinkd_llm.inputs.dataset import plain_rows, tokenize_dataset
 from sinkd_llm.inputs.decoder_only import PackingCollator
 from sinkd_llm.models.kinds.class_heads import is_new_head
 from sinkd_llm.models.pair_checks import check_trains
@@ -13,6 +13,7 @@ from sinkd_llm.objectives import GROUP
 from sinkd_llm.teachers.contract import GROUP_NUMBER
 from sinkd_llm.training.blank_rows import BlankingCollator, RowsAndBlanks, check_not_empty, spread_without_repeats
 from sinkd_llm.training.evaluating_trainer import EvaluatingTrainer
+from sinkd_llm.training.given import check_dataset
 from sinkd_llm.training.grouped_rows import group_values, whole_groups, with_group_numbers, with_teacher_groups
 from sinkd_llm.training.labelled_mix import mixed_rows
 from sinkd_llm.training.labels_beside_groups import groups_and_labels, room_for_groups
@@ -86,6 +87,11 @@ class OrderingTrainer(EvaluatingTrainer):
             raise InputError("There is nothing to train on: give train_dataset to the trainer.")
         check_trains(self.model)
         rows: Any = self.train_dataset
+        check_dataset(rows, "train_dataset", named=False)
+        if {"prompt", "completion"} <= {*rows.column_names}:  # it was set to other rows since
+            rows = self._training_features(plain_rows(rows, "train_dataset"))
+            if self.teacher is not None:
+                self.teacher.check_rows(rows)
         in_groups = GROUP_NUMBER in rows.column_names
         if in_groups and not self.forward.objective.terms_of_pairs and is_new_head(unwrap(self.model)):
             logger.warning(

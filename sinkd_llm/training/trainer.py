@@ -1,5 +1,6 @@
 """`SinKDTrainer`: `transformers.Trainer` that distils a teacher by cross-entropy, divergence and SinKD."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from sinkd_llm.distributed import Ranks
 from sinkd_llm.errors import InputError
 from sinkd_llm.evaluation import accuracy
 from sinkd_llm.inputs.answer_choices import class_names
+from sinkd_llm.inputs.dataset import plain_rows
 from sinkd_llm.inputs.pair import PairTokenizer
 from sinkd_llm.models.kinds import IGNORE_INDEX
 from sinkd_llm.models.kinds.over_choices import OverChoices
@@ -21,7 +23,7 @@ from sinkd_llm.models.pair_checks import check_not_read, check_scale, folders_re
 from sinkd_llm.models.partitioning import on_device
 from sinkd_llm.models.probes import check_packing
 from sinkd_llm.models.saving import check_saveable
-from sinkd_llm.objectives import GROUP
+from sinkd_llm.objectives import GROUP, DistillationObjective
 from sinkd_llm.training.checkpoints import last_whole
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.evaluation import EvaluationMetrics
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         TrainerCallback,
     )
+
+logger = logging.getLogger(__name__)
 
 
 class SinKDTrainer(SavingTrainer):
@@ -99,7 +103,7 @@ class SinKDTrainer(SavingTrainer):
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             Gets the log-probabilities of the choices `[n, C]` as `predictions` and the gold indices as
             `label_ids`; [`ranking_metrics`] makes one from a task. Where a regression head is trained, `predictions`
-            are these and its predictions `[n]`, in [0, 1]. Default: accuracy.
+            are these and its predictions `[n]`, in [0, 1]. Default: accuracy. Rows without choices have a loss alone.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Added to the callbacks of `transformers.Trainer`.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -144,8 +148,10 @@ class SinKDTrainer(SavingTrainer):
             source = model if model is not None else teacher_model
             name = source if isinstance(source, str) else name_of(source) or "model"
             args = SinKDConfig(f"{str(name).rstrip('/').split('/')[-1]}-SinKD")
-        check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator)
+        check_arguments(args, train_dataset, eval_dataset, compute_metrics, data_collator, callbacks)
         train_dataset, eval_dataset = stored_streams(args, train_dataset, eval_dataset)
+        train_dataset = plain_rows(train_dataset, "train_dataset")
+        eval_dataset = plain_rows(eval_dataset, "eval_dataset")
         classes = class_names(train_dataset)
         tokenizers = processing_class, teacher_processing_class
         pair = load_pair(model, teacher_model, args, tokenizers, quantization_config, classes, train_dataset)
@@ -168,6 +174,7 @@ class SinKDTrainer(SavingTrainer):
         )
         self._answer_tokenizer = prepared.rows.tokenize
         self.args = args  # Trainer's own constructor sets it, and rows are tokenised before that
+        self._objective_asked: DistillationObjective | None = self.forward.objective
         self._term_log = TermLog()
         self.last_plan: LastPlan | None = None
         self._last_batch: Mapping[str, Any] | None = None
@@ -273,6 +280,13 @@ class SinKDTrainer(SavingTrainer):
 
     def open_window(self, batches: list[Any]) -> None:
         """Announces the micro-batches that `compute_loss` will be asked for, if they are one transport problem."""
+        if self._objective_asked is not None and self.args.objective() != self._objective_asked:
+            logger.warning(
+                "A setting of the loss has been changed in args since the trainer was made, which has no effect: put "
+                "another objective in its place, trainer.forward.objective = dataclasses.replace("
+                "trainer.forward.objective, alpha=…)."
+            )
+            self._objective_asked = None  # said once
         joined = self.args.transport_accumulation and len(batches) > 1
         self._window = Window(self.forward, [self._prepare_inputs(batch) for batch in batches]) if joined else None
 
@@ -284,6 +298,9 @@ class SinKDTrainer(SavingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective on the supervised tokens of a micro-batch.
+
+        Every call in training adds its terms to the next record of the log, before whatever a subclass makes of the
+        loss: one that calls it twice a micro-batch logs the sum of both.
 
         Args:
             num_items_in_batch (`Tensor` or `int`, *optional*): supervised tokens of the accumulation window,

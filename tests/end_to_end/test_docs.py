@@ -40,7 +40,10 @@ SHOWN = {"", "json", "yaml"}
 NOT_RUN = {
     "README.md": ["docs/using_a_student.md has the whole walk, which is run"],
     "docs/compare.md": ["starts a process for every run; tests/runs/test_compare.py"],
-    "docs/extending.md": ["lines for divergences.py, which tests/end_to_end/test_docs.py puts there"],
+    "docs/extending.md": [
+        "lines for divergences.py, which tests/end_to_end/test_docs.py puts there",
+        "a piece of a program that has a trainer; tests/training/test_trainer.py does the same",
+    ],
     "docs/large_models.md": ["needs several devices"],
     "docs/many_devices.md": ["needs several devices"],
     "docs/models.md": ["needs a teacher of your own; tests/training/test_layer_selection.py"],

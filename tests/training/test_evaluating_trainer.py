@@ -125,6 +125,8 @@ def test_predict_takes_rows_as_they_are(train: Any) -> None:
         (lambda _: {"mine": np.float32("inf")}, "returned inf for 'mine'"),
         (lambda _: {"mine": torch.tensor(float("nan"))}, "returned nan for 'mine'"),
         (lambda _: {3: 0.5}, "returned the name 3"),
+        (lambda _: {"loss": 0.5}, "returned 'loss', which an evaluation reports itself"),
+        (lambda _: {"agreement": 0.5}, "returned 'agreement', which an evaluation reports itself"),
     ],
 )
 def test_metrics_that_say_nothing_are_refused(metrics: Any, message: str, train: Any) -> None:
@@ -149,3 +151,23 @@ def test_a_metric_for_the_best_model_that_nothing_reports_is_refused(train_and_s
         InputError, match=r"metric_for_best_model is 'nope', but .* eval_loss, eval_acc, eval_agreement"
     ):
         trainer.train()
+
+
+def test_rows_without_choices_have_a_loss_alone(train: Any, caplog: pytest.LogCaptureFixture) -> None:
+    found = train(eval_dataset=answers(choices=False), compute_metrics=lambda _: {"mine": 1.0}).evaluate()
+    assert "eval_mine" not in found
+    assert "compute_metrics is given, and the rows of eval_dataset have no choices" in caplog.text
+    with pytest.raises(InputError, match="metric_for_best_model is 'rouge', but an evaluation here gives loss"):
+        train(eval_dataset=answers(choices=False), metric_for_best_model="rouge", eval_strategy="steps", eval_steps=1)
+
+
+def test_rows_that_are_set_later_are_those_that_count(train: Any) -> None:
+    trainer, other = train(max_steps=1), answers()
+    trainer.eval_dataset = other
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss_by_hand(trainer, other))
+    trainer.eval_dataset = {"a": other, "b": opinions(4)}
+    assert trainer.evaluate()["eval_a_loss"] == pytest.approx(loss_by_hand(trainer, other))
+    trainer.train_dataset = other
+    trainer.train()
+    assert len(trainer.train_dataset) == len(other)
+    assert "prompt_ids" in trainer.train_dataset.column_names

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
@@ -69,6 +69,8 @@ def test_a_path_names_a_model(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path
         ({"eval_dataset": {"a": opinions(), "b": IterableRows()}}, r"eval_dataset\['b'\] is a IterableRows"),
         ({"eval_dataset": {"a": None}}, "There are no rows"),
         ({"compute_metrics": "accuracy"}, "compute_metrics is a str"),
+        ({"callbacks": ["x"]}, "callbacks holds 'x', which is no transformers.TrainerCallback"),
+        ({"callbacks": TrainerCallback()}, "callbacks is a TrainerCallback; give a list"),
     ],
 )
 def test_arguments_of_another_kind_are_refused_before_a_model_is_loaded(
@@ -83,6 +85,26 @@ def test_arguments_of_another_kind_are_refused_before_a_model_is_loaded(
 def test_a_dictionary_of_evaluation_sets_is_one_of_datasets_own(train: Any) -> None:
     found = train(eval_dataset=DatasetDict({"near": opinions(4, 100), "far": opinions(4, 200)})).evaluate()
     assert {"eval_near_loss", "eval_far_acc"} <= set(found)
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "arrow", "pandas"])
+def test_the_format_of_a_data_set_changes_nothing(form: str, train: Any) -> None:
+    """Arrays of tokens would be added up where lists are joined."""
+    plain, other = train(max_steps=2), train(max_steps=2)
+    shaped = train(max_steps=2, train_dataset=opinions().with_format(form), eval_dataset=opinions(8).with_format(form))
+    assert shaped.train_dataset.to_dict() == plain.train_dataset.to_dict()
+    assert shaped.evaluate(opinions(4).with_format(form))["eval_loss"] == plain.evaluate(opinions(4))["eval_loss"]
+    assert other.evaluate(opinions(8))["eval_acc"] == shaped.evaluate()["eval_acc"]
+    for trainer in (plain, shaped):
+        trainer.train()
+    assert shaped.state.log_history[0]["loss"] == plain.state.log_history[0]["loss"]
+
+
+def test_rows_that_a_transform_makes_anew_are_refused(train: Any) -> None:
+    changing = opinions().with_transform(lambda batch: batch)
+    for argument in ("train_dataset", "eval_dataset"):
+        with pytest.raises(InputError, match=f"{argument} has a transform .* apply it once with data.map"):
+            train(**{argument: changing})
 
 
 def test_streams_train_and_evaluate_as_their_rows_do(train: Any, tmp_path: Any) -> None:
@@ -107,10 +129,14 @@ def test_there_is_nothing_to_train_or_to_evaluate(train: Any) -> None:
     for call in (trainer.evaluate, trainer.predict):
         with pytest.raises(InputError, match="and a data set is a"):
             call(list(opinions()))
-        with pytest.raises(InputError, match="and a data set is a"):
-            call("validation")
+    with pytest.raises(InputError, match="was given no evaluation sets by name"):
+        trainer.evaluate("validation")
+    with pytest.raises(InputError, match="and a data set is a"):
+        trainer.predict("validation")
     with pytest.raises(InputError, match="splits a"):
         trainer.predict({"a": opinions()})
+    with pytest.raises(InputError, match="eval_on_start is on, but there is no eval_dataset"):
+        train(eval_dataset=None, eval_on_start=True)
     with pytest.raises(InputError, match="eval_strategy is 'steps', but there is no eval_dataset"):
         train(eval_dataset=None, eval_strategy="steps", eval_steps=1)
 
@@ -118,7 +144,7 @@ def test_there_is_nothing_to_train_or_to_evaluate(train: Any) -> None:
 def test_one_of_several_evaluation_sets_by_its_name(train: Any) -> None:
     trainer = train(eval_dataset={"near": opinions(4, 100), "far": opinions(4, 200)})
     assert trainer.evaluate("far")["eval_loss"] == trainer.evaluate()["eval_far_loss"]
-    with pytest.raises(InputError, match="is a str"):
+    with pytest.raises(InputError, match="eval_dataset is 'else', and the trainer has near, far; give one of these"):
         trainer.evaluate("else")
 
 

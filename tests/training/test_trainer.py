@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from sinkd_llm import SinKDConfig, SinKDTrainer
 from sinkd_llm.errors import InputError
@@ -65,6 +66,24 @@ def test_the_loss_is_the_mixture_of_its_logged_terms(train: Any) -> None:
     for name in ("sinkhorn/diagonal_mass", "sinkhorn/row_error", "teacher_entropy", "student_entropy"):
         assert np.isfinite(record[name])
     assert 0 <= record["sinkhorn/diagonal_mass"] <= 1
+
+
+def test_another_objective_counts_from_the_next_update_and_changed_settings_are_said(
+    train: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Change(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            args.alpha = 0.0
+            if state.global_step == 1:
+                objective = trainer.forward.objective
+                trainer.forward.objective = replace(objective, alpha=0.0, sinkhorn_weight=0.0)
+
+    trainer = train(alpha=0.6, sinkhorn_weight=0.3, max_steps=2, logging_steps=1, callbacks=[Change()])
+    trainer.train()
+    first, second = (r for r in trainer.state.log_history if "loss" in r)
+    assert first["loss"] == pytest.approx(0.4 * first["ce"] + 0.6 * first["kl"] + 0.3 * first["sinkhorn"], rel=1e-4)
+    assert second["loss"] == pytest.approx(second["ce"], rel=1e-4)
+    assert caplog.text.count("has been changed in args since the trainer was made, which has no effect") == 1
 
 
 def test_the_teacher_stays_as_it_was(train: Any, tiny_causal_lm: Any) -> None:
