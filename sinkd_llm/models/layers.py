@@ -3,13 +3,15 @@
 import copy
 import json
 import logging
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from sinkd_llm.errors import InputError, shown
+from sinkd_llm.errors import InputError, first_line, shown
+from sinkd_llm.library_errors import is_memory_full
 from sinkd_llm.models.adapter_checks import refuse_hidden_adapter
 from sinkd_llm.models.adapter_facts import is_switched_off
 from sinkd_llm.models.layer_stacks import (
@@ -25,7 +27,7 @@ from sinkd_llm.models.layer_stacks import (
 from sinkd_llm.models.origin import new_modules_of, set_origin
 from sinkd_llm.models.outputs import probe_outputs
 from sinkd_llm.models.quantisation import is_quantised
-from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.models.wrappers import check_is_model, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def select_layers(
         model (`PreTrainedModel` or `PeftModel`): the model to take layers from; it is not changed.
         num_layers (`int` or sequence of `int`): how many, in `[1, layers of the model]`, evenly spaced ones, see
             [`kept_layers`]; or the indices of the layers themselves, from 0, in their order. Of an encoder-decoder,
-            the layers of its encoder.
+            the layers of its encoder. Whole numbers may be of any type (NumPy's, a tensor), lists as well.
         num_decoder_layers (`int` or sequence of `int`, *optional*, defaults to `num_layers`): the same of its decoder.
 
     Returns:
@@ -80,10 +82,13 @@ def select_layers(
         `name_or_path`, because no name gives these weights again.
 
     Raises:
-        InputError: if a number or an index is out of range, indices are not in their order or leave out a first layer
-            that has to stay, a model without a decoder of its own is given `num_decoder_layers`, or the model cannot
-            be cut this way.
+        InputError: if `model` is none, a number is not whole, a number or an index is out of range, indices are not in
+            their order or leave out a first layer that has to stay, a model without a decoder of its own is given
+            `num_decoder_layers`, or the model cannot be cut this way.
     """
+    check_is_model(model)
+    layers_asked = _whole_numbers(num_layers, "num_layers")
+    decoder_asked = None if num_decoder_layers is None else _whole_numbers(num_decoder_layers, "num_decoder_layers")
     source = unwrap(model)
     refuse_hidden_adapter(source)
     stacks = layer_stacks(source)
@@ -92,7 +97,7 @@ def select_layers(
         part: kept_layers(these, len(layers[part]), part)
         if isinstance(these, int)
         else _checked_indices(these, layers[part], part)
-        for part, these in by_part(source, stacks, num_layers, num_decoder_layers).items()
+        for part, these in by_part(source, stacks, layers_asked, decoder_asked).items()
     }
     # The short lists stand in while copying, so that the dropped layers take no memory.
     with short_lists(source, stacks, kept):
@@ -109,6 +114,26 @@ def select_layers(
     return student
 
 
+def _whole_numbers(given: Any, argument: str) -> int | list[int]:
+    """How many layers, or which, as Python's own numbers, whatever holds them."""
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(plain, Sequence) and not isinstance(plain, str | bytes | bytearray)
+    try:
+        return [_whole_number(value) for value in plain] if several else _whole_number(plain)
+    except TypeError:
+        raise InputError(
+            f"{argument} is {shown(given)}; give a whole number (how many layers), or a list of whole numbers (which, "
+            "from 0)."
+        ) from None
+
+
+def _whole_number(value: Any) -> int:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
 def by_part(
     model: nn.Module, stacks: Mapping[str, str], layers: Layers, decoder_layers: Layers | None = None
 ) -> dict[str, Layers]:
@@ -121,7 +146,8 @@ def by_part(
     if decoder_layers is not None and len(stacks) == 1:
         raise InputError(
             f"{type(model).__name__} has one stack of layers, so that nothing can be said of a decoder's: leave "
-            "student_decoder_layers out, and a list for the decoder (layer_selection)."
+            "student_decoder_layers out, and a list for the decoder (layer_selection; num_decoder_layers of "
+            "select_layers)."
         )
     both: tuple[Layers, Layers] = (layers, layers if decoder_layers is None else decoder_layers)
     return dict(zip(stacks, both, strict=False))
@@ -134,7 +160,7 @@ def _checked_indices(indices: Sequence[int], layers: nn.ModuleList, part: str) -
     if not indices:
         raise InputError(f"No index of {of} is given; give at least one from 0 to {total - 1}.")
     for place, index in enumerate(indices):
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < total:
+        if not 0 <= index < total:
             raise InputError(
                 f"The index {shown(index)} of {of} to keep is none of this model's, which has {total}: give whole "
                 f"numbers from 0 to {total - 1}."
@@ -285,9 +311,15 @@ def _check_runs(student: Any) -> None:
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, use_cache=use_cache, num_beams=1
             )
             break
-        except (IndexError, KeyError):
-            if not use_cache:
+        except Exception as error:  # whatever Transformers raises where a setting is missing
+            if is_memory_full(error):
                 raise
+            if not (use_cache and isinstance(error, IndexError | KeyError)):
+                raise InputError(
+                    f"Cannot take layers from {type(student).__name__}: it cannot generate ({first_line(error)}). Set "
+                    "what is missing in the model's config and in its generation_config; T5's decoder_start_token_id "
+                    "is its pad_token_id."
+                ) from error
             logger.warning(
                 "%s of %d encoder and %d decoder layers generates without a cache, slower: Transformers builds one "
                 "for the encoder's number of layers.",

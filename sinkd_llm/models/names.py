@@ -1,12 +1,13 @@
 """What a model name means: a bundled model, a GGUF file, a LoRA adapter, a folder or a hub id."""
 
+import os
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, shown
 from sinkd_llm.models.bundled import BUNDLED, bundled_file
 from sinkd_llm.models.stored_config import (
     CONFIG,
@@ -73,8 +74,10 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
         InputError: if the name is unknown, the package of a bundled model is not installed, or the
             folder is not complete; the message says what is missing and what to do.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise InputError(f"The model's name is {shown(name_or_path)}, which is no text. {WHAT_CAN_BE_GIVEN}")
     name = str(name_or_path)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike `Path.expanduser`, also for a user that is not there
     if not name.strip():
         raise InputError(f"The model name is empty. {WHAT_CAN_BE_GIVEN}")
     if name in BUNDLED:
@@ -105,7 +108,7 @@ def resolve_model_source(name_or_path: str | Path, revision: str = "main") -> Mo
 
 def is_here(name: str) -> bool:
     """Whether a name means a bundled model, or a file or folder of this machine."""
-    return name in BUNDLED or Path(name).expanduser().exists()
+    return name in BUNDLED or os.path.exists(os.path.expanduser(name))
 
 
 def stored_file(source: ModelSource, name: str) -> Path | None:
@@ -173,7 +176,7 @@ def _local_base(folder: Path) -> Path | None:
     name = check_adapter_config(folder / ADAPTER_CONFIG, 0).get("base_model_name_or_path")
     if (folder / BASE_FOLDER).is_dir() or not name or name in BUNDLED:
         return None
-    base = Path(name).expanduser()
+    base = Path(os.path.expanduser(name))
     return base.resolve() if (base / ADAPTER_CONFIG).is_file() else None
 
 

@@ -46,7 +46,7 @@ from sinkd_llm.models.origin import noted_layers
 from sinkd_llm.models.placing import README, check_place, staged, write_record
 from sinkd_llm.models.quantisation import quantisation_of, saving_given_weights
 from sinkd_llm.models.reloading import can_compare, load_again, what_differs
-from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.models.wrappers import check_is_model, unwrap
 from sinkd_llm.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,13 @@ def save_student(
             logged instead.
 
     Raises:
-        InputError: if `output_dir` is a file or holds a model of another origin, a weight is not finite, the model
-            cannot be saved, or what was written does not compute what `model` does. `output_dir` is as before then,
-            and what differs lies beside it.
+        InputError: if `model` is none, `output_dir` is a file or holds a model of another origin, a weight is not
+            finite, the model cannot be saved, or what was written does not compute what `model` does. `output_dir` is
+            as before then, and what differs lies beside it.
     """
     from peft import PeftModel
 
+    check_is_model(model)
     folder = Path(output_dir)
     check_place(folder)
     _check_method_and_settings(model)
@@ -116,8 +117,7 @@ def _save_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
     Saves the tokenizer with the padding that the model needs where plain code batches its rows, and with the model's
     context where it has no length of its own: plain code truncates to that.
 
-    A decoder goes on writing at the end of a row, so it is padded on the left. Encoders with absolute positions count
-    them from the first token, padding included: a row that is padded on the left is another row to them.
+    A decoder is padded on the left, every other kind on the right: see [`~sinkd_llm.models.kinds.choose.pads_left`].
     """
     side, length = tokenizer.padding_side, tokenizer.model_max_length
     if length >= VERY_LARGE_INTEGER:

@@ -1,4 +1,4 @@
-"""Tokenizers: loading them ready for left-padded batches, and telling whether two are the same."""
+"""Tokenizers: loading them ready for padded batches, and telling whether two are the same."""
 
 import functools
 import logging
@@ -40,7 +40,7 @@ _TOKENIZER_FILES = (
 
 def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
     """
-    Loads a model's tokenizer, with a pad token and padding on the left.
+    Loads a model's tokenizer, with a pad token and padding on the side that the model needs.
 
     Args:
         name_or_path (`str` or `Path`): what [`load_model`] takes; an adapter folder without a tokenizer
@@ -50,8 +50,10 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
             with the model.
 
     Returns:
-        `PreTrainedTokenizerBase`: without a pad token of its own, it pads with its end-of-sequence
-        token. Padding is masked, so the choice changes no result.
+        `PreTrainedTokenizerBase`: it pads on the left for a decoder, which goes on writing at the end, and on the
+        right for an encoder or an encoder-decoder, whose absolute positions need it. For a GGUF file, and where the
+        model's configuration cannot be read, it pads on the left. Without a pad token of its own it pads with its
+        end-of-sequence token; padding is masked, so which token it is changes no result.
 
     Raises:
         NoTokenizerError: if the source holds no tokenizer at all.
@@ -59,7 +61,8 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
     """
     from transformers import AutoTokenizer
 
-    source = _with_tokenizer(fetch_adapter(resolve_model_source(name_or_path, revision)))
+    model_source = fetch_adapter(resolve_model_source(name_or_path, revision))
+    source = _with_tokenizer(model_source)
     path = str(converted_tokenizer(source)) if source.gguf_file else source.path
     if source.kind != "hub":
         check_tokenizer_files(Path(path))
@@ -69,7 +72,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
                 path,
                 revision=source.revision,
                 trust_remote_code=trust_remote_code,
-                padding_side="left",
+                padding_side="left" if _pads_left(model_source, trust_remote_code) else "right",
             )
     except InputError:
         raise
@@ -97,6 +100,30 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str = "main", trust_re
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.name_or_path = source.name
     return tokenizer
+
+
+def _pads_left(source: ModelSource, trust_remote_code: bool) -> bool:
+    """Whether the model needs padding on the left; true where that cannot be told."""
+    from transformers import AutoConfig
+
+    from sinkd_llm.models.kinds.choose import pads_left
+    from sinkd_llm.models.loading import adapter_base
+
+    if source.gguf_file:  # to ask it takes as long as to convert it, and nearly all are decoders
+        return True
+    try:
+        if source.kind == "adapter":
+            base, revision, _ = adapter_base(source)
+            return _pads_left(fetch_adapter(resolve_model_source(base, revision)), trust_remote_code)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                source.path, revision=source.revision, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # a tokenizer may be read where its model cannot, and that is said with the model
+        if is_memory_full(error):
+            raise
+        return True
+    return pads_left(config)
 
 
 @functools.cache

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from sinkd_llm.errors import InputError, shown
+
 
 def unwrap(model: Any) -> Any:
     """The Transformers model inside DDP, DeepSpeed, PEFT and `torch.compile` wrappers."""
@@ -18,6 +20,17 @@ def unwrap(model: Any) -> Any:
             model = model.module
         else:
             return model
+
+
+def check_is_model(model: Any) -> None:
+    """
+    Makes sure that what was given as a model is one in memory.
+
+    Raises:
+        InputError: for a name, a path or anything else.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {shown(model)}, which is no model in memory; give one, such as load_model(name).")
 
 
 def is_compiled(model: Any) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models import load_model, select_layers
+from sinkd_llm.models import load_model, save_student, select_layers
+from sinkd_llm.models.kinds import decoder_input_ids
 from sinkd_llm.models.layers import kept_layers
 from sinkd_llm.models.origin import origin_of
 from sinkd_llm.models.outputs import probe_outputs
@@ -55,6 +57,51 @@ def test_kept_layers_are_spread_evenly_at_every_size() -> None:
 def test_a_number_out_of_range_is_refused(tiny_causal_lm: Callable[..., Any], number: int) -> None:
     with pytest.raises(InputError, match=f"Cannot take {number} layers from a model that has 4"):
         select_layers(tiny_causal_lm(layers=4), number)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (np.int64(2), [0, 3]),
+        (torch.tensor(2), [0, 3]),
+        (np.array([0, 2]), [0, 2]),
+        (torch.tensor([2]), [2]),
+        ([np.int64(0), torch.tensor(2)], [0, 2]),
+        (range(2), [0, 1]),
+    ],
+)
+def test_whole_numbers_may_be_of_any_type(tiny_causal_lm: Callable[..., Any], given: Any, kept: list[int]) -> None:
+    teacher = tiny_causal_lm(layers=4)
+    layers = select_layers(teacher, given).model.layers
+    assert len(layers) == len(kept)
+    assert all(same_weights(ours, teacher.model.layers[of]) for ours, of in zip(layers, kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, 2.0, "2", True, [0, True], [0, 2.0], [[0], [2]], np.array([True]), torch.tensor(2.0), {0, 2}],
+)
+def test_what_is_no_whole_number_is_refused(tiny_causal_lm: Callable[..., Any], given: Any) -> None:
+    with pytest.raises(InputError, match="give a whole number"):
+        select_layers(tiny_causal_lm(layers=4), given)
+
+
+@pytest.mark.parametrize("given", ["smollm2-135m", None, Path("runs/teacher")])
+def test_a_name_is_no_model(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which is no model in memory; give one, such as load_model"):
+        select_layers(given, 2)
+    with pytest.raises(InputError, match="which is no model in memory"):
+        save_student(given, None, tmp_path)
+
+
+def test_an_encoder_decoder_that_cannot_generate_is_refused(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("t5", layers=3)
+    model.generation_config.decoder_start_token_id = model.generation_config.bos_token_id = None
+    with pytest.raises(InputError, match=r"cannot generate \(.*decoder_start_token_id.*generation_config"):
+        select_layers(model, 2)
+    del model.config.decoder_start_token_id
+    with pytest.raises(InputError, match="cannot say what its decoder reads first"):
+        decoder_input_ids(model, IDS)
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import pre_tokenizers
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.models import check_same_tokenizer, load_tokenizer
+from sinkd_llm.models import check_same_tokenizer, load_model, load_tokenizer
 from sinkd_llm.models.tokenizers import _say_once
+from tests.support import models
 from tests.support.models import with_adapter
 
 
@@ -38,6 +40,26 @@ def test_a_tokenizer_pads_on_the_left(tokenizer_folder: Path) -> None:
     batch = tokenizer(["good", "good bad"], padding=True)
     assert batch.attention_mask[0][0] == 0
     assert batch.input_ids[0][0] == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", "SequenceClassification"), ("roberta", "MaskedLM"), ("t5", ""), ("bart", "")]
+)
+def test_other_kinds_are_padded_on_the_right(family: str, head: str, tmp_path: Path) -> None:
+    """BERT counts positions from the first token on: a text that is padded on the left is another text to it."""
+    model, tokenizer = models.encoder_or_encoder_decoder(family, head).eval(), models.marked_tokenizer(family)
+    tokenizer.padding_side = "left"
+    loaded = load_tokenizer(models.save(tmp_path / "model", model, tokenizer))
+    assert loaded.padding_side == "right"
+    if family == "bert":
+        rows = ["good film", "the film was not good but the plot was great"]
+        alone = model(**loaded(rows[:1], return_tensors="pt")).logits
+        together = model(**loaded(rows, padding=True, return_tensors="pt")).logits
+        torch.testing.assert_close(together[:1], alone)
+        adapted = with_adapter(load_model(tmp_path / "model"), target_modules=["query"], task_type="SEQ_CLS")
+        adapted.save_pretrained(tmp_path / "adapter")
+        loaded.save_pretrained(tmp_path / "adapter")
+        assert load_tokenizer(tmp_path / "adapter").padding_side == "right"
 
 
 def test_without_a_pad_token_it_pads_with_the_end_token_and_says_so_once(
@@ -74,8 +96,6 @@ def test_a_damaged_tokenizer_is_refused(tokenizer_folder: Path) -> None:
 def test_an_adapter_without_a_tokenizer_uses_its_bases(
     tokenizer_folder: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    from sinkd_llm.models import load_model
-
     with_adapter(load_model(tokenizer_folder)).save_pretrained(tmp_path / "adapter")
     assert load_tokenizer(tmp_path / "adapter").get_vocab() == tiny_tokenizer.get_vocab()
 

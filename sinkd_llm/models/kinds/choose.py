@@ -149,6 +149,20 @@ def kind_of(model: nn.Module) -> Kind:
     )
 
 
+def pads_left(config: Any) -> bool:
+    """
+    Whether models with this configuration go on writing at the end of a text, so that batches are padded on the left.
+
+    Encoders with absolute positions count them from the first token, padding included: a text that is padded on the
+    left is another text to them.
+
+    Args:
+        config (`PretrainedConfig`): of any model.
+    """
+    body = _body_of(config)
+    return any(kind.continues_prompt for kind in KINDS.values() if kind.body == body)
+
+
 def _kinds_of(model: Any) -> frozenset[str]:
     """What a model is by its class, the nearest of its ancestors that says so, or else its head."""
     config = getattr(model, "config", None)

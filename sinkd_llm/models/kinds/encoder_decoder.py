@@ -80,9 +80,9 @@ def decoder_input_ids(model: nn.Module, targets_ST: Tensor) -> Tensor:
         shifted_ST[:, 1:] = targets_ST[:, :-1]
         shifted_ST[:, 0] = config.decoder_start_token_id
         return shifted_ST.masked_fill(shifted_ST == IGNORE_INDEX, config.pad_token_id)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:  # some configurations do not have the names at all
         raise InputError(
             f"{type(inner).__name__} cannot say what its decoder reads first: its configuration has "
             f"decoder_start_token_id={getattr(config, 'decoder_start_token_id', None)} and "
-            f"pad_token_id={config.pad_token_id}. Set both in its config.json."
+            f"pad_token_id={getattr(config, 'pad_token_id', None)}. Set both in its config.json."
         ) from error
