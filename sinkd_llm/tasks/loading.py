@@ -1,6 +1,7 @@
 """Where the rows of a task come from: a local benchmark folder, the user's own files, or the hub."""
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -249,8 +250,8 @@ def _find(name: str, path: Path, data_dir: Path | None) -> Path:
     folders = [*([data_dir] if data_dir else []), path.parent, Path.cwd()]
     for folder in folders:
         with contextlib.suppress(OSError):  # a name that is too long names no file
-            if (folder / name).is_file():
-                return folder / name
+            if (file := folder / os.path.expanduser(name)).is_file():
+                return file
     raise InputError(
         f"The data file {shown(name)} of {path} does not exist; looked in "
         f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}. Give the folder that holds it as data_dir."

@@ -1,6 +1,7 @@
 """The tasks that come with the package, found by name."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,22 +42,32 @@ def load_task(name_or_path: str | Path, *, keep: Sequence[str] = (), id_column: 
     A task by name, or from the user's own file.
 
     Args:
-        name_or_path (`str` or `Path`): a built-in name as in [`list_tasks`], or the path of a `.yaml` file.
+        name_or_path (`str` or `Path`): a built-in name as in [`list_tasks`], or the path of a `.yaml` file, in which
+            `~` is the home folder.
         keep, id_column: see [`Task`].
 
     Raises:
-        InputError: for an unknown name, or anything wrong in the file.
+        InputError: for what is neither a name nor such a path, an unknown name, or anything wrong in the file.
     """
+    if not isinstance(name_or_path, str | Path):
+        hint = " Write the keys of a task into such a file." if isinstance(name_or_path, Mapping) else ""
+        raise InputError(
+            f"The task is {shown(name_or_path)}; give the name of a built-in task, or the path of a .yaml file.{hint}"
+        )
     text = str(name_or_path)
     if "\0" in text:
         raise InputError(f"The task {shown(text)} holds a NUL character, which no file name has; check the name.")
     if text.endswith((".yaml", ".yml")):
-        return Task(text, keep=keep, id_column=id_column)
+        return Task(os.path.expanduser(text), keep=keep, id_column=id_column)
     files = _files()
     if text not in files:
+        what = f"Unknown task {shown(text)}.{nearest(text[:100].lower(), list(files), cutoff=0.6)}"
+        if text and os.path.exists(path := os.path.expanduser(text)):
+            is_folder = os.path.isdir(path)
+            what = f"{shown(text)} is {'a folder' if is_folder else 'a file of another kind'}, and no task."
         raise InputError(
-            f"Unknown task {shown(text)}.{nearest(text[:100], list(files))} 'sinkd tasks' lists the {len(files)} that "
-            "are built in; for your own task give the path of its .yaml file."
+            f"{what} 'sinkd tasks' lists the {len(files)} that are built in; for your own task give the path of its "
+            ".yaml file."
         )
     return Task(files[text], keep=keep, id_column=id_column)
 
@@ -84,8 +95,8 @@ def expand_tasks(text: str) -> list[str]:
             raise InputError(f"The tasks {shown(text)} hold an empty name; write the names with commas between them.")
         if name in BENCHMARKS:
             found += tasks_of(name)
-        elif "\0" not in name and Path(name).expanduser().is_dir():
-            folder = Path(name).expanduser()
+        elif "\0" not in name and os.path.isdir(os.path.expanduser(name)):
+            folder = Path(os.path.expanduser(name))
             files = sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
             files = [file for file in files if not file.name.startswith("_")]
             if not files:

@@ -1,5 +1,6 @@
 """A task: its rows, rendered, and its metrics."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -147,7 +148,7 @@ class Task:
         check_sample(limit, seed)
         if data_dir is not None and not isinstance(data_dir, str | Path):
             raise InputError(f"data_dir is {shown(data_dir)}, which is no path; give the folder that holds the data.")
-        folder = None if data_dir is None else Path(data_dir)
+        folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
         known = isinstance(split, str) and split in SPLIT_KEYS
         files = local_files(self.config, self.path, split, folder) if known else []
         if not files or sum(file.stat().st_size for file in files) < _CACHED_FROM_BYTES:

@@ -13,6 +13,7 @@ import yaml
 from sinkd_llm.errors import InputError
 from sinkd_llm.metrics import GLUE, SUPERGLUE
 from sinkd_llm.tasks import list_tasks, load_task
+from tests.support.task_files import write_task
 
 # The data_dir of a task whose files have no folder of their own.
 FOLDERS = {"instruct": "instruct-rasbt"}
@@ -86,6 +87,41 @@ def test_unknown_names() -> None:
         load_task("sst-2")
     with pytest.raises(InputError, match=r"There is no task file .*mine\.yaml"):
         load_task("mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"task": "mine"}, r"The task is \{.*; give the name of a built-in task, or .* Write the keys .* into"),
+        (None, "The task is None; give the name"),
+        (3, "The task is 3; give the name"),
+        (["sst2"], r"The task is \['sst2'\]; give the name"),
+        ("", "Unknown task ''"),
+        ("SST2", r"Unknown task 'SST2'\. Did you mean 'sst2'\?"),
+        ("nope", r"Unknown task 'nope'\. 'sinkd tasks' lists"),
+        ("folder", "'folder' is a folder, and no task"),
+        ("~/folder", "'~/folder' is a folder, and no task"),
+        ("rows.json", "'rows.json' is a file of another kind, and no task"),
+        ("~/mine.yaml", r"There is no task file .*home/mine\.yaml"),
+    ],
+)
+def test_what_is_no_task(given: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("folder", "home/folder"):
+        Path(folder).mkdir(parents=True)
+    Path("rows.json").write_text("[]")
+    with pytest.raises(InputError, match=message):
+        load_task(given)
+
+
+def test_the_home_folder_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files = {"train": "~/rows.jsonl"}
+    write_task(tmp_path / "tasks" / "mine.yaml", dataset_kwargs={"data_files": files}, validation_split=None)
+    (tmp_path / "rows.jsonl").write_text('{"text": "good", "label": 1}\n')
+    task = load_task("~/tasks/mine.yaml")
+    assert len(task.load("train")) == len(task.load("train", "~")) == 1
 
 
 def test_sst2_prompt() -> None:
