@@ -96,7 +96,7 @@ class StudentFacts:
             if content["format"] != FORMAT:
                 raise InputError(
                     f"{path} is of format {content['format']!r} and this version reads {FORMAT}; update sinkd-llm, or "
-                    "delete the file and give --task."
+                    "delete the file and give a task (--task, in Python task=)."
                 )
             facts = cls(
                 task=dict(content["task"]),
@@ -112,7 +112,7 @@ class StudentFacts:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path} is damaged ({type(error).__name__}: {error}); copy the folder again, or delete the file and "
-                "give --task, after which the student has no calibration."
+                "give a task (--task, in Python task=), after which the student has no calibration."
             ) from error
         if facts.model_sum in (None, manifest_sum(folder)):
             return facts

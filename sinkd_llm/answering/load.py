@@ -1,5 +1,6 @@
 """A student from its folder: what runs it follows from the files there."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.integrity import check_manifest
 from sinkd_llm.tasks.registry import load_task
 from sinkd_llm.tasks.task import Task
+from sinkd_llm.values import shown
 
 _TOKENIZER_SETTINGS = ("revision", "trust_remote_code")
 
@@ -36,11 +38,11 @@ def load_student(
         [`Student`]: with the calibration and the route of its folder, if it has them.
 
     Raises:
-        InputError: for a folder without a task where none is given, a task that is another one than the student's, a
-            model that cannot be loaded, or cannot answer the task.
+        InputError: for what names no folder and no model, a folder without a task where none is given, a task that is
+            another one than the student's, a model that cannot be loaded, or cannot answer the task.
     """
-    folder = Path(path).expanduser()
     answered, facts = facts_of(path, task)
+    folder = _folder(path)
     if reading is not None:
         facts = replace(facts, reading=reading)
     if (folder / ONNX_FILE).is_file():
@@ -63,10 +65,19 @@ def facts_of(path: str | Path, task: str | Path | Task | None = None) -> tuple[T
     What a student answers and what its folder says of it, before it is loaded; arguments and errors are those of
     [`load_student`].
     """
-    folder = Path(path).expanduser()
+    folder = _folder(path)
     facts = StudentFacts.load(folder)
     answered = _task_of(folder, facts, task, str(path))
     return answered, facts or StudentFacts(kept_keys(answered), Reading(max_length=1024))
+
+
+def _folder(path: str | Path) -> Path:
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise InputError(
+            f"The student is {shown(path)}, which is no folder; give the folder of a run or of an export, or with a "
+            "task the name of a model."
+        )
+    return Path(os.path.expanduser(path))  # unlike `Path.expanduser`, also for a user that is not there
 
 
 def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task | None, name: str) -> Task:
@@ -74,12 +85,12 @@ def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task 
         if given is None and not folder.is_dir():
             raise InputError(
                 f"There is no folder {name}; give the folder of a run or of an export. A model of the hub, or one "
-                "with a name of its own, needs --task, a task's name or YAML file."
+                "with a name of its own, needs a task (--task, in Python task=), its name or YAML file."
             )
         if given is None:
             raise InputError(
                 f"{name} does not say what task it answers: it has no sinkd_answers.json, which a run with a task "
-                "leaves there. Give --task, a task's name or YAML file."
+                "leaves there. Give a task (--task, in Python task=), its name or YAML file."
             )
         return _loaded(given)
     if given is None:
@@ -89,7 +100,8 @@ def _task_of(folder: Path, facts: StudentFacts | None, given: str | Path | Task 
         own = facts.load_task(folder)
         raise InputError(
             f"The student in {folder} was trained on the task {own.name!r}, and {task.path} has other answers"
-            f"{_first_difference(own.choices, task.choices)}; leave --task out, or give the task of the student."
+            f"{_first_difference(own.choices, task.choices)}; leave the task (--task, in Python task=) out, or give "
+            "the task of the student."
         )
     return task
 

@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from sinkd_llm.answering.calibration import NONE
 from sinkd_llm.answering.facts import StudentFacts
+from sinkd_llm.answering.given_rows import given_rows
 from sinkd_llm.answering.routing import Route
 from sinkd_llm.errors import InputError
 from sinkd_llm.tasks.rendering import Example, RowRenderer
@@ -18,6 +19,7 @@ from sinkd_llm.values import listed, shown
 # Batches whose rows are read before the first of them is answered: rows of like length share a batch.
 BATCHES_AHEAD = 8
 Placed = tuple[str, Mapping[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,25 +87,24 @@ class Student(ABC):
             examples (sequence of [`Example`]): rendered rows, of which the label is not looked at. They are one batch.
         """
 
-    def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[Answer]:
+    def predict(self, rows: Iterable[Any], batch_size: int = 32) -> Iterator[Answer]:
         """
         Answer rows, as they come: few of them are in memory at a time.
 
         Args:
             rows (iterable of `str` or `Mapping`): texts, of a task that reads one column, or rows as the task's data
-                have them, column name to value. Labels need not be there and are not looked at.
+                have them, column name to value; or a table of pandas, Polars or PyArrow with these columns. Labels
+                need not be there and are not looked at.
             batch_size (`int`, *optional*, defaults to `32`): rows that are answered together.
 
         Returns:
             `Iterator[Answer]`: in the order of the rows.
 
         Raises:
-            InputError: at once, for rows that are none and a batch_size below 1; and as the rows are read, for one
-                without text, with a column missing, or with choices that cannot be.
+            InputError: at once, for rows that are none and a batch_size below 1; and after the answers to the rows
+                before it, for a row without text, with a column missing, or with choices that cannot be.
         """
-        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
-            raise InputError(f"rows is {shown(rows)}, which is no list of rows; for a single row give [row].")
-        return self.answers(self.placed(rows), batch_size)
+        return self.answers(self.placed(given_rows(rows)), batch_size)
 
     def placed(self, rows: Iterable[str | Mapping[str, Any]]) -> Iterator[Placed]:
         """Each of some texts or rows as a row, after a name for messages."""
@@ -146,7 +147,7 @@ class Student(ABC):
     def _answers(
         self, examples: Iterator[tuple[str | int, str, Example]], batch_size: int, window: int
     ) -> Iterator[Answer]:
-        while some := list(islice(examples, window)):
+        for some in _read_ahead(examples, window):
             # The name under which messages speak of a row is its place, which a user finds again.
             rows = [replace(example, id=where) for _, where, example in some]
             found: dict[int, Answer] = {}
@@ -206,6 +207,22 @@ class Student(ABC):
 
     def _reads(self) -> str:
         return f"the columns {listed(self.columns)}" if self._columns else "no column"
+
+
+def _read_ahead(examples: Iterator[T], window: int) -> Iterator[list[T]]:
+    """Lists of `window` examples; what cannot be read is raised after those before it."""
+    while True:
+        some: list[T] = []
+        try:
+            for example in islice(examples, window):
+                some.append(example)
+        except Exception:
+            if some:
+                yield some
+            raise
+        if not some:
+            return
+        yield some
 
 
 def _by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:

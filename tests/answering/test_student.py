@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from sinkd_llm import load_model, load_student
@@ -122,6 +123,40 @@ def test_rows_are_read_as_they_are_answered(folder: Path) -> None:
     assert sum(1 for _ in answers) == 6 * 6 - 1
 
 
+def test_rows_before_one_that_cannot_be_read_are_answered(folder: Path) -> None:
+    answers = load_student(folder).predict(["good film", "bad plot", 3], batch_size=1)
+    assert [next(answers).id, next(answers).id] == [0, 1]
+    with pytest.raises(InputError, match="row 2 is 3"):
+        next(answers)
+
+
+class OfPolars:
+    """What is asked of a table of Polars, which is not among the packages that tests need."""
+
+    columns = ("note", "text")
+
+    def iter_rows(self) -> Iterator[tuple[str, str]]:
+        return iter([("x", text) for text in TEXTS])
+
+
+def test_tables_are_read_by_rows(folder: Path) -> None:
+    import datasets
+    import pyarrow
+
+    student = load_student(folder)
+    expected = [answer.probabilities for answer in student.predict(TEXTS)]
+    columns = {"note": ["x"] * len(TEXTS), "text": TEXTS}
+    frame = pandas.DataFrame(columns, index=range(7, 7 + len(TEXTS)))
+    dataset = datasets.Dataset.from_dict(columns)
+    for rows in (frame, frame["text"], OfPolars(), pyarrow.table(columns), dataset, dataset["text"], np.array(TEXTS)):
+        answers = list(student.predict(rows))
+        assert [answer.id for answer in answers] == list(range(len(TEXTS)))
+        assert [answer.probabilities for answer in answers] == expected
+    named = student.predict(frame.assign(id=[f"n{i}" for i in range(len(TEXTS))]))
+    assert next(named).id == "n0"
+    assert list(student.predict(frame[:0])) == []
+
+
 def test_order_does_not_depend_on_lengths(folder: Path) -> None:
     student = load_student(folder)
     together = list(student.predict(TEXTS, batch_size=3))
@@ -138,7 +173,12 @@ def test_a_text_of_digits_is_answered(folder: Path) -> None:
     ("rows", "message"),
     [
         ("good film", "no list of rows"),
-        ({"text": "good film"}, "no list of rows"),
+        ({"text": "good film"}, "for a single row give"),
+        ({"text": TEXTS}, "in place of columns, one mapping of column names to values for each row"),
+        (None, "rows is None"),
+        (pandas.DataFrame([["good", "bad"]], columns=["text", "text"]), "2 columns of the name 'text'"),
+        (pandas.DataFrame({"word": ["good"]}), "row 0"),
+        (pandas.DataFrame({"text": ["good", None]}), "row 1"),
         (["good", 3], "row 1 is 3, neither a text nor a mapping"),
         (["good", "  "], "no text on row 1"),
         ([{"text": "good"}, {"txt": "bad"}], "row 1"),
@@ -241,12 +281,24 @@ def test_a_damaged_file_is_said_to_be(folder: Path, content: str) -> None:
 
 
 def test_a_folder_without_a_task_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Give --task"):
+    with pytest.raises(InputError, match=r"Give a task \(--task, in Python task=\)"):
         load_student(models.save(tmp_path / "student", *made("classifier")))
 
 
+@pytest.mark.parametrize("given", [None, "", "  ", 3, ["runs/student"]])
+def test_what_is_no_student(given: Any, task: Path) -> None:
+    for also in ({}, {"task": task}):
+        with pytest.raises(InputError, match=r"The student is .*; give the folder of a run"):
+            load_student(given, **also)
+
+
+def test_a_home_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no folder ~nobody-of-this-name/student"):
+        load_student("~nobody-of-this-name/student")
+
+
 def test_what_needs_no_model_imports_no_torch() -> None:
-    rooms = "student", "facts", "calibration", "routing", "load", "new_rows", "answer_rows"
+    rooms = "student", "facts", "given_rows", "calibration", "routing", "load", "new_rows", "answer_rows"
     code = f"""
 import sys
 for name in ("torch", "transformers", "trl"):
