@@ -146,6 +146,8 @@ class AnswerTokenizer(ABC):
             # The delimiter belongs to running text; an assistant's turn starts with the answer.
             rendered = self._render(turn, name, add_generation_prompt=True)
             return rendered, [answer.lstrip() for answer in answers]
+        if not all(answers):
+            raise InputError(f"The completion of {name} is a conversation without messages; give the assistant's.")
         rendered = self._render(prompt, name, add_generation_prompt=True)
         wholes = [self._render(prompt + answer, name) for answer in answers]
         if not all(whole.startswith(rendered) for whole in wholes):
@@ -161,6 +163,11 @@ class AnswerTokenizer(ABC):
                 messages, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except Exception as error:  # a template is a small program, and says by an exception what it refuses
+            if not messages:
+                raise InputError(
+                    f"The prompt of {name} is a conversation without messages, which the tokenizer's chat template "
+                    f"refuses ({first_line(error)}); give at least a user's message."
+                ) from error
             roles = ", ".join(message["role"] for message in messages[:8])
             raise InputError(
                 f"The tokenizer's chat template refuses {name} ({first_line(error)}), whose turns are {roles}; "

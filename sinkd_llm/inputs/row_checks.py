@@ -31,7 +31,8 @@ def checked_row(row: Mapping[str, Any], name: str) -> Row:
 
     Raises:
         InputError: for a prompt or completion that is null, a number or text that cannot be encoded, a message
-            without role or content, choices that are no different texts, and a label that is missing or none of them.
+            without role or content, choices that are no different texts or follow a conversation, and a label that is
+            missing or none of them.
     """
     checked = dict(row)
     checked["prompt"] = _text_or_messages(row["prompt"], "prompt", name)
@@ -44,6 +45,11 @@ def checked_row(row: Mapping[str, Any], name: str) -> Row:
                 "conversations."
             )
     if "choices" in row:
+        if not isinstance(checked["prompt"], str):
+            raise InputError(
+                f"{name} has choices, and its prompt is a conversation, after which none are ranked; give prompt and "
+                "completion as texts (apply_chat_template makes the prompt a user's turn), or drop 'choices'."
+            )
         checked |= _checked_choices(row, name)
     return checked
 

@@ -82,6 +82,16 @@ def test_a_chat_template_that_refuses_a_turn_is_named_with_the_row(chat_tokenize
         DecoderOnlyTokenizer(chat_tokenizer).features([row])
 
 
+def test_a_conversation_without_messages_is_said_to_have_none(chat_tokenizer: Any) -> None:
+    answer = [{"role": "assistant", "content": "a"}]
+    row = {"id": "r7", "prompt": [{"role": "user", "content": "q"}], "completion": []}
+    with pytest.raises(InputError, match="The completion of r7 is a conversation without messages; give"):
+        DecoderOnlyTokenizer(chat_tokenizer).features([row])
+    chat_tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{% endif %}" + CHAT_TEMPLATE
+    with pytest.raises(InputError, match="The prompt of r7 is a conversation without messages, which"):
+        DecoderOnlyTokenizer(chat_tokenizer).features([{**row, "prompt": [], "completion": answer}])
+
+
 def test_bos_survives_the_cut(tiny_tokenizer: Any) -> None:
     from tokenizers.processors import TemplateProcessing
 

@@ -29,6 +29,10 @@ def test_an_unlabelled_row_is_refused_by_name(tiny_tokenizer: Any) -> None:
         ({"prompt": ["a"]}, "Message 0 of the prompt of x-0 is 'a'"),
         ({"prompt": [{"role": "user", "content": "a"}]}, "is a conversation and its completion text"),
         ({"id": None, "completion": None, "choices": None}, "The completion of row 3 is null"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+            "x-0 has choices, and its prompt is a conversation",
+        ),
         ({"choices": None}, "The choices of x-0 are None; give a list of texts"),
         ({"choices": [1, 2]}, r"The choices of x-0 are \[1, 2\]"),
         ({"choices": ["a", "a "]}, "The choices of x-0 hold 'a' more than once"),
