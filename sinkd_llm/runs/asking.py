@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.report.results import TEACHER
 from sinkd_llm.row_files import Rows
+from sinkd_llm.runs.asking_server import ask_server
 from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import learns_from_pairs, say_examination, say_shares
@@ -25,12 +25,7 @@ from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.group_file import finds_groups_by, sets_in
 from sinkd_llm.teachers.questions import Question, each_row, questions_of, rows_of_pairs
-from sinkd_llm.teachers.served.asking import ask, ask_lists
-from sinkd_llm.teachers.served.finding import find_way
-from sinkd_llm.teachers.served.lists import list_questions
-from sinkd_llm.teachers.served.server import Server
-from sinkd_llm.teachers.served.ways import Way, projected
-from sinkd_llm.terminal import is_main_process, progress, say
+from sinkd_llm.terminal import is_main_process, say
 from sinkd_llm.training.prepare import check_over_choices
 from sinkd_llm.training.signal import check_choice_rows
 
@@ -39,11 +34,6 @@ if TYPE_CHECKING:
 
     from sinkd_llm.training.config import SinKDConfig
 
-_WAYS = {
-    "scores": "for the log-likelihood of each choice",
-    "top_logprobs": "for the likeliest first tokens of its answer",
-    "answers": "for its answers alone",
-}
 # What the splits of a task may be called in a file of answers.
 _TRAIN, _HELD_OUT = "train", ("validation", "dev", "test")
 
@@ -178,6 +168,7 @@ def cache_answers(
         classes=classes if classes is not None and len(classes) > 1 else None,
         score=record,
         overwrite=overwrite,
+        named_by_rows=learns,
     )
 
 
@@ -228,58 +219,7 @@ def _asked(
     """The answers about the training rows, and those about the rows for evaluation."""
     if args.teacher_file is not None:
         return _in_file(data, args, questions, held_out, learns)
-    server = Server(
-        str(args.teacher_url),
-        args.teacher_model,
-        samples=args.teacher_samples,
-        max_requests=args.teacher_max_requests,
-        concurrency=args.teacher_concurrency,
-        choice_normalisation=args.choice_normalisation,
-        way=args.teacher_way,
-        rows_per_request=args.teacher_rows_per_request,
-    )
-    journal = cache_dir() / "answers" / f"{hashlib.blake2b(server.url.encode(), digest_size=8).hexdigest()}.jsonl"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    if server.rows_per_request > 1:
-        return _in_lists(server, questions, held_out, journal)
-    way = find_way(server, questions[0])
-    every = [*questions, *held_out]
-    _say_costs(server, way, every, len(every))
-    with progress(f"Asking {way.model}") as on_progress:
-        said = ask(server, way, every, journal, on_progress)
-    for sentence in said.sentences():
-        say(sentence)
-    names = {question.name for question in held_out}
-    theirs = {name: scores for name, scores in said.answers.items() if name in names}
-    return {name: scores for name, scores in said.answers.items() if name not in names}, theirs
-
-
-def _in_lists(
-    server: Server, questions: Sequence[Question], held_out: Sequence[Question], journal: Path
-) -> tuple[Said, Mapping[str, Any]]:
-    """The same, several rows in a request."""
-    lists = [list_questions(part, server.rows_per_request) if part else [] for part in (questions, held_out)]
-    server = replace(server, way="answers")
-    way, every = find_way(server, lists[0][0]), [*lists[0], *lists[1]]
-    _say_costs(server, way, every, len(questions) + len(held_out))
-    found = []
-    for part in lists:
-        with progress(f"Asking {way.model}") as on_progress:
-            found.append(ask_lists(server, way, part, journal, on_progress))
-    for sentence in found[0].sentences():
-        say(sentence)
-    return found[0].sets, found[1].answers()
-
-
-def _say_costs(server: Server, way: Way, questions: Sequence[Question], rows: int) -> None:
-    requests, tokens = projected(server, way, questions)
-    how = _WAYS[way.name] if server.rows_per_request == 1 else f"in lists of {server.rows_per_request}"
-    say(
-        f"{way.model} on {server.shown_url} is asked about {rows:,} rows, {how}. That takes at most {requests:,} "
-        f"requests with about {tokens:,} tokens"
-    )
-    for remark in way.remarks:
-        say(remark)
+    return ask_server(args, questions, held_out)
 
 
 def _in_file(

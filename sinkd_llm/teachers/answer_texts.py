@@ -124,13 +124,14 @@ def _unique(words: Iterable[str]) -> dict[str, int]:
     return {word: index for index, word in enumerate(found) if counts[word] == 1}
 
 
-def named_answers(counts: Mapping[str, int]) -> str:
+def named_answers(counts: Mapping[str, int], most: int = MOST_NAMED) -> str:
     """
-    Answers that are no choice, for a message: the five most frequent, each with how often it was given.
+    Answers that are no choice, for a message: the most frequent, each with how often it was given.
 
     Args:
         counts (`Mapping[str, int]`): each answer and how often it was given; equally frequent ones keep their order.
+        most (`int`, *optional*, defaults to 5): so many are named.
     """
-    first = [f"{shown(answer)} ({count:,} ×)" for answer, count in Counter(counts).most_common(MOST_NAMED)]
-    more = f", and {len(counts) - MOST_NAMED:,} others" if len(counts) > MOST_NAMED else ""
+    first = [f"{shown(answer)} ({count:,} ×)" for answer, count in Counter(counts).most_common(most)]
+    more = f", and {len(counts) - most:,} others" if len(counts) > most else ""
     return ", ".join(first) + more

@@ -39,6 +39,7 @@ def write_answers(
     score: dict[str, Any] | None = None,
     of: TeacherIdentity | None = None,
     overwrite: bool = False,
+    named_by_rows: bool = False,
 ) -> Manifest:
     """
     Writes a cache over the answer choices.
@@ -55,7 +56,10 @@ def write_answers(
         of ([`TeacherIdentity`], *optional*): of a cache whose answers these were; what is `asked` is added to it, and
             `teacher` and `classes` are not looked at.
         score (`dict`, *optional*): how good the teacher is, see [`Manifest`].
-        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
+        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder. A whole cache of the
+            same with fewer teacher rows is replaced in any case: a server has answered more since.
+        named_by_rows (`bool`, *optional*, defaults to `False`): whether a cache in the folder can only be of these
+            rows, so that other groups are groups of which more is known.
 
     Raises:
         InputError: if no row has an answer, and as [`CacheWriter`].
@@ -66,8 +70,8 @@ def write_answers(
         content, (groups, said_of) = IN_GROUPS, _by_group(questions, answers)
     if not said_of:
         raise InputError(
-            f"{teacher} says nothing of any of the {len(questions)} training rows, so there is nothing to learn from "
-            "it; check that the teacher was asked about these rows."
+            f"{teacher} says nothing of any of the {len(questions):,} training rows, so there is nothing to learn "
+            "from it; check that its answers are about these rows, and that they are choices of theirs."
         )
     width = max(len(question.choices) for question in questions)
     counts = [len(said_of[row][1]) if row in said_of else 0 for row in range(len(questions))]
@@ -80,6 +84,7 @@ def write_answers(
         identity, RowsIdentity(task, ordered.hash, len(questions), "", None, None, False, None), layout,
         versions=versions(),
     )  # fmt: skip
+    overwrite = overwrite or _has_fewer(folder, manifest, int(ordered.counts.sum()), named_by_rows)
     with CacheWriter(folder, manifest, ordered, overwrite=overwrite) as writer:
         if not writer.manifest.complete:
             for numbers in writer.batches(_AT_ONCE):
@@ -94,6 +99,16 @@ def write_answers(
                 writer.add(numbers, torch.from_numpy(scores_NC), examples_N, None if groups is None else times_N)
             writer.finish(score)
         return writer.manifest
+
+
+def _has_fewer(folder: Path, wanted: Manifest, rows: int, named_by_rows: bool) -> bool:
+    """Whether a folder has a whole cache of the same with fewer teacher rows."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    found = Manifest.load(folder)
+    if named_by_rows and wanted.layout.content == IN_GROUPS:
+        wanted = replace(wanted, rows=replace(wanted.rows, hash=found.rows.hash))
+    return found.complete and not wanted.differences(found) and sum(one["tokens"] for one in found.shards) < rows
 
 
 def refuse_another(

@@ -5,26 +5,24 @@ Shape suffixes: C choices of a row.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sinkd_llm.errors import InputError, shown
 from sinkd_llm.teachers.answer_texts import named_answers
 from sinkd_llm.teachers.questions import Answers, Question
-from sinkd_llm.teachers.served.client import BudgetSpent, Client, RequestRefused, Sleep, Unavailable
+from sinkd_llm.teachers.served.client import OnWait, Sleep
 from sinkd_llm.teachers.served.finding import run
 from sinkd_llm.teachers.served.journal import Journal
-from sinkd_llm.teachers.served.listed_answers import ListedAnswers
+from sinkd_llm.teachers.served.listed_answers import ListedAnswers, left_out
 from sinkd_llm.teachers.served.lists import ListQuestion
 from sinkd_llm.teachers.served.matching import choices_seen, frequencies
-from sinkd_llm.teachers.served.replies import WrongReply, border, common_beginning, scored_text, texts, top_tokens
+from sinkd_llm.teachers.served.sending import Sending
 from sinkd_llm.teachers.served.server import Server
-from sinkd_llm.teachers.served.ways import COMPLETIONS, Call, Way, calls, continuations, parted, scoring
+from sinkd_llm.teachers.served.ways import Call, Way, calls, continuations, projected
 from sinkd_llm.values import listed
 
 
@@ -40,6 +38,7 @@ class ServedAnswers:
         unseen (`list[float]`): of rows asked by `"top_logprobs"` the mass of the tokens that were not shown.
         no_choice (`Counter[str]`): answers that are no choice.
         without (`dict[str, str]`): rows without scores, and why.
+        refused (`dict[str, str]`): rows that have no answer, because the server refused them or gave no text, and why.
     """
 
     answers: Answers
@@ -48,10 +47,11 @@ class ServedAnswers:
     unseen: list[float] = field(default_factory=list)
     no_choice: Counter[str] = field(default_factory=Counter)
     without: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
         """What a user should know of these answers, a sentence each."""
-        said = []
+        said = left_out(self.refused, f"of {self.rows:,} rows")
         if self.without:
             name, why = next(iter(self.without.items()))
             said.append(f"{len(self.without):,} of {self.rows:,} rows have no teacher; the first is {name}: {why}.")
@@ -79,12 +79,14 @@ def ask(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     sleep: Sleep = asyncio.sleep,
+    on_wait: OnWait = lambda text: None,
 ) -> ServedAnswers:
     """
     Asks a server for its scores of the choices of all rows.
 
     At most `server.concurrency` requests are under way. Before another one is sent, the answers to those that ended
-    are on disk, in `journal`. Called again with the same file, it asks for what is missing there.
+    are on disk, in `journal`. Called again with the same file, it asks for what is missing there: also for rows that
+    the server refused by themselves (a prompt is too long), or gave no text to, which have no answer in this call.
 
     What is exact, with `way.name == "scores"`: where the answer's tokens are tokens of their own, the number is the
     one that a local model gives ([`~sinkd_llm.models.kinds.choices.score_choices`]), up to the arithmetic of the
@@ -98,18 +100,21 @@ def ask(
         way ([`Way`]): as [`~sinkd_llm.teachers.served.finding.find_way`] found it.
         questions (`Sequence[Question]`): the rows.
         journal (`Path`): JSON lines, made if it is not there.
-        on_progress (`Callable`, *optional*): is called with the numbers of requests that are answered and of all.
+        on_progress (`Callable`, *optional*): is called with the numbers of requests that are done and of all.
         sleep (`Callable`, *optional*): waits between two tries.
+        on_wait (`Callable`, *optional*): is told now and then why a request is repeated.
 
     Returns:
         [`ServedAnswers`]: with `answers`.
 
     Raises:
-        InputError: naming the row, for a reply that cannot be used; if the server stays away, has another model than
-            before, or `server.max_requests` are sent. What was answered is kept.
+        InputError: naming the row, for a reply that cannot be used; if the server stays away, takes no request, has
+            another model than before, or `server.max_requests` are sent; if the first
+            [`~sinkd_llm.teachers.served.sending.WITHOUT_A_CHOICE`] rows with an answer have no choice. What was
+            answered is kept.
     """
-    with _answered(server, way, questions, journal, on_progress, sleep) as kept:
-        return _read(server, way, questions, kept)
+    with _answered(server, way, questions, journal, on_progress, sleep, on_wait) as (kept, left):
+        return _read(server, way, questions, kept, left)
 
 
 def ask_lists(
@@ -120,12 +125,13 @@ def ask_lists(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     sleep: Sleep = asyncio.sleep,
+    on_wait: OnWait = lambda text: None,
 ) -> ListedAnswers:
     """
     Asks a server about several rows in each request; otherwise as [`ask`].
 
     Args:
-        server, way, journal, on_progress, sleep: see [`ask`]; the way is `"answers"`.
+        server, way, journal, on_progress, sleep, on_wait: see [`ask`]; the way is `"answers"`.
         lists (`Sequence[ListQuestion]`): the rows, [`~sinkd_llm.teachers.served.lists.list_questions`].
 
     Returns:
@@ -134,11 +140,31 @@ def ask_lists(
     Raises:
         InputError: as [`ask`].
     """
-    with _answered(server, way, lists, journal, on_progress, sleep) as kept:
+    with _answered(server, way, lists, journal, on_progress, sleep, on_wait) as (kept, left):
         found = ListedAnswers([], len(lists), sum(len(one.rows) for one in lists))
         for one in lists:
-            found.add(one, [text for call in calls(server, way, one) for text in kept.said(kept.key(call))["texts"]])
+            keys = [kept.key(call) for call in calls(server, way, one)]
+            if (why := _why_left(keys, kept, left)) is not None:
+                found.refused[one.name] = why
+            else:
+                found.add(one, [text for key in keys for text in kept.said(key)["texts"]])
         return found
+
+
+def costs(server: Server, way: Way, questions: Sequence[Question], journal: Path) -> tuple[int, int, int]:
+    """
+    What asking all questions will cost, before the first is asked.
+
+    Args:
+        server, way, questions, journal: as for [`ask`].
+
+    Returns:
+        `tuple`: requests of which the journal has the answers; and of the others their number and about how many
+        tokens they take, as [`~sinkd_llm.teachers.served.ways.projected`].
+    """
+    with Journal(journal, server, way) as kept:
+        known = sum(kept.key(call) in kept for call in _all_calls(server, way, questions))
+        return known, *projected(server, way, questions, lambda call: kept.key(call) not in kept)
 
 
 @contextmanager
@@ -149,118 +175,40 @@ def _answered(
     journal: Path,
     on_progress: Callable[[int, int], None],
     sleep: Sleep,
-) -> Iterator[Journal]:
-    """The journal, after what is missing there has been asked."""
+    on_wait: OnWait,
+) -> Iterator[tuple[Journal, dict[str, str]]]:
+    """The journal, after what is missing there has been asked; and the requests that have no answer, and why."""
     with Journal(journal, server, way) as kept:
         every = {kept.key(call): call for call in _all_calls(server, way, questions)}
         kept.refuse_change(every.keys())
-        missing = {key: call for key, call in every.items() if key not in kept}
-        if missing:
-            asking = _Asking(server, way, kept, len(every) - len(missing), len(every), on_progress)
-            run(asking.all(missing, sleep))
-        yield kept
+        sending = Sending(server, way, kept, every, on_progress, on_wait)
+        if any(key not in kept for key in every):
+            run(sending.all(sleep))
+        yield kept, sending.left
 
 
 def _all_calls(server: Server, way: Way, questions: Sequence[Question]) -> Iterator[Call]:
     return (call for question in questions for call in calls(server, way, question))
 
 
-@dataclass
-class _Asking:
-    server: Server
-    way: Way
-    journal: Journal
-    done: int
-    total: int
-    on_progress: Callable[[int, int], None]
-
-    async def all(self, missing: dict[str, Call], sleep: Sleep) -> None:
-        """Sends the requests, and keeps what is said. Where one fails for good, those under way are waited for."""
-        waiting = iter(missing.items())
-        tasks: dict[asyncio.Task[dict[str, Any]], tuple[str, Call]] = {}
-        failure: Exception | None = None
-        async with Client(self.server, sleep, self.server.max_requests) as client:
-            try:
-                while True:
-                    while failure is None and len(tasks) < self.server.concurrency:
-                        if (entry := next(waiting, None)) is None:
-                            break
-                        tasks[asyncio.create_task(self._said(client, entry[1]))] = entry
-                    if not tasks:
-                        break
-                    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    failed = [task for task in ended if task.exception() is not None]
-                    self._keep({task: tasks.pop(task) for task in ended})
-                    if failed and failure is None:
-                        error = failed[0].exception()
-                        if not isinstance(error, (InputError, BudgetSpent)):
-                            assert error is not None
-                            raise error
-                        failure = error
-                        client.end()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                self._keep({task: entry for task, entry in tasks.items() if task.done()})
-        if isinstance(failure, BudgetSpent):
-            raise InputError(
-                f"{client.sent:,} requests are sent, as many as teacher_max_requests allows, and {self.done:,} of "
-                f"{self.total:,} are answered; they are kept in {self.journal.path}. Raise it, or start the same "
-                "command again to go on with as many."
-            )
-        if failure is not None:
-            raise failure
-
-    def _keep(self, ended: dict[asyncio.Task[dict[str, Any]], tuple[str, Call]]) -> None:
-        answered = {task: entry for task, entry in ended.items() if not task.cancelled() and task.exception() is None}
-        self.journal.add((key, call, task.result()) for task, (key, call) in answered.items())
-        if answered:
-            self.done += len(answered)
-            self.on_progress(self.done, self.total)
-
-    async def _said(self, client: Client, call: Call) -> dict[str, Any]:
-        """What the reply to a call says, in the form of the journal."""
-        name = call.question.name
-        try:
-            reply = await self._reply(client, call.path, call.body, name)
-            if self.way.name == "answers":
-                return {"texts": texts(reply, call.count)}
-            if self.way.name == "top_logprobs":
-                return {"top": top_tokens(reply)}
-            prompt, answer = parted(call.question, call.part)
-            scored = scored_text(reply, prompt + answer)
-            place = border(scored, answer)
-            if place is not None:
-                return {"logprobs": scored.numbers(place), "prompt": []}
-            reply = await self._reply(client, COMPLETIONS, scoring(self.way, prompt), name)
-            alone = scored_text(reply, prompt)
-            place = common_beginning(scored, alone, answer)
-            return {"logprobs": scored.numbers(place), "prompt": alone.numbers(place)}
-        except (RequestRefused, Unavailable) as error:
-            raise await client.explained(error, name, self.way.asked_model) from error
-        except WrongReply as error:
-            raise InputError(
-                f"The server {self.server.shown_url} gives an unusable reply for {name}: {error}. Look into the "
-                "server's log; answers until here are kept, and the same command goes on from there."
-            ) from error
-
-    async def _reply(self, client: Client, path: str, body: dict[str, Any], name: str) -> dict[str, Any]:
-        reply = await client.post(path, body, name)
-        model = reply.get("model")
-        if isinstance(model, str) and model and model != self.way.model:
-            raise InputError(
-                f"The server {self.server.shown_url} answers for {name} with the model {shown(model)}, and before "
-                f"with {shown(self.way.model)}. Two teachers are not mixed: start the server with the first one "
-                "again, or give the name of the other one as teacher_model to begin anew."
-            )
-        return reply
+def _why_left(keys: Sequence[str], journal: Journal, left: Mapping[str, str]) -> str | None:
+    """Why a row has no answer; `None`: all of its requests have one."""
+    if all(key in journal for key in keys):
+        return None
+    return next((left[key] for key in keys if key in left), "it was not asked")
 
 
-def _read(server: Server, way: Way, questions: Sequence[Question], journal: Journal) -> ServedAnswers:
+def _read(
+    server: Server, way: Way, questions: Sequence[Question], journal: Journal, left: Mapping[str, str]
+) -> ServedAnswers:
     """The scores of all rows, from what the journal holds of them."""
     found = ServedAnswers(Answers(), len(questions))
     for question in questions:
-        said = [journal.said(journal.key(call)) for call in calls(server, way, question)]
+        keys = [journal.key(call) for call in calls(server, way, question)]
+        if (refused := _why_left(keys, journal, left)) is not None:
+            found.refused[question.name] = refused
+            continue
+        said = [journal.said(key) for key in keys]
         scores: list[float] | None
         if way.name == "scores":
             found.crossed += sum(bool(entry["prompt"]) for entry in said)

@@ -6,6 +6,7 @@ The key is read from the environment when a client is made. It stands in the hea
 import asyncio
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.secrets import MASK
@@ -21,12 +22,20 @@ from sinkd_llm.teachers.served.server import KEY_VARIABLES, Server, api_key
 from sinkd_llm.values import listed
 
 Sleep = Callable[[float], Awaitable[None]]
+# Is told why is waited, in a sentence.
+OnWait = Callable[[str], None]
 
 # Seconds between two tries: 0.5 and twice as much each time, up to a minute, and up to a second more by chance, so
 # that requests that failed together do not come back together.
 _BACK_OFF = wait_exponential_jitter(multiplier=0.5, max=60, jitter=1)
 # A server that asks for a longer pause than this is not waited for as long.
 _LONGEST_PAUSE = 600.0
+# Tries of a request whose replies have no text: a filter takes it each time.
+_TRIES_FOR_TEXT = 3
+# Seconds of waiting of which nothing is said, and between two lines about it.
+_SILENT, _BETWEEN_LINES = 4.0, 10.0
+# Of HTTP, where a request may be refused for what is in it, while others pass; 200 where an error came as a reply.
+_OF_ONE_REQUEST = (200, 400, 413, 422)
 _TOO_LONG = re.compile(
     r"context.{0,12}(length|window|size)|maximum.{0,24}(length|tokens)|(prompt|input|sequence).{0,16}too long"
     r"|exceed.{0,40}(context|tokens|n_ctx)",
@@ -55,6 +64,11 @@ class RequestRefused(Exception):
         return self.code == "context_length_exceeded" or bool(_TOO_LONG.search(self.message))
 
     @property
+    def of_one_request(self) -> bool:
+        """Whether other requests may pass."""
+        return self.status in _OF_ONE_REQUEST and not self.no_model
+
+    @property
     def no_model(self) -> bool:
         """Whether the server has no model of the name that was asked for."""
         return self.code == "model_not_found" or bool(_NO_MODEL.search(self.message))
@@ -75,6 +89,10 @@ class Unavailable(Exception):
         self.why, self.status, self.pause = why, status, pause
 
 
+class NoAnswer(Unavailable):
+    """A reply without text, again after some tries."""
+
+
 class BudgetSpent(Exception):
     """One request more than `max_requests` was to be sent."""
 
@@ -87,14 +105,26 @@ class Client:
         server ([`Server`]): to which, and how patiently.
         sleep (`Callable`, *optional*): waits between two tries.
         budget (`int`, *optional*): the most requests.
+        known (`bool`, *optional*, defaults to `False`): whether the address has answered as an API before, so that a
+            web page in place of a reply is of a proxy, and passes.
+        on_wait (`Callable`, *optional*): is told now and then why a request is repeated.
 
     Attributes:
-        sent (`int`): requests so far, repeated ones included.
+        sent (`int`): requests so far, repeated ones included, without those for the list of models.
     """
 
-    def __init__(self, server: Server, sleep: Sleep = asyncio.sleep, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        sleep: Sleep = asyncio.sleep,
+        budget: int | None = None,
+        *,
+        known: bool = False,
+        on_wait: OnWait = lambda text: None,
+    ) -> None:
         self.server, self.sent = server, 0
-        self._budget, self._sleep = budget, sleep
+        self._budget, self._sleep, self._known, self._on_wait = budget, sleep, known, on_wait
+        self._said_at = -_BETWEEN_LINES
         self._ending = asyncio.Event()
         self._key = api_key()
         headers = {"Authorization": f"Bearer {self._key[0]}"} if self._key else {}
@@ -115,7 +145,13 @@ class Client:
     ) -> None:
         await self._http.aclose()
 
-    async def post(self, path: str, body: Mapping[str, Any], where: str) -> dict[str, Any]:
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        where: str,
+        check: Callable[[dict[str, Any]], None] = lambda reply: None,
+    ) -> dict[str, Any]:
         """
         The reply to a call.
 
@@ -123,6 +159,7 @@ class Client:
             path (`str`): of the call, after the server's address.
             body (`Mapping`): what is asked.
             where (`str`): the row that it is about, for messages.
+            check (`Callable`, *optional*): raises [`NoAnswer`] for a reply that should be asked for again.
 
         Raises:
             RequestRefused: if the server refuses what is in the request.
@@ -130,7 +167,7 @@ class Client:
             BudgetSpent: instead of a request that is one too many.
             InputError: if no request to this address can succeed: a key is missing, it is a web page, …
         """
-        return await self._repeated("POST", path, body, where)
+        return await self._repeated("POST", path, body, where, check)
 
     def end(self) -> None:
         """From now on no request is sent, nor repeated; those under way come to their end."""
@@ -149,6 +186,11 @@ class Client:
     async def explained(self, error: RequestRefused | Unavailable, where: str, model: str) -> InputError:
         """What to do about a request that failed, as the error that a user reads."""
         url = self.server.shown_url
+        if isinstance(error, NoAnswer):
+            return InputError(
+                f"The server {url} gives replies without text, the last for {where}: {error.why}. Look into its log: "
+                "a content filter, an overloaded gateway, or a model that thinks until its tokens are used up."
+            )
         if isinstance(error, Unavailable):
             return InputError(
                 f"The server {url} gave no answer for {where} in {self.server.retries + 1} tries: {error.why}. Look "
@@ -163,7 +205,7 @@ class Client:
         if error.no_model:
             try:
                 names = await self.models()
-            except (Unavailable, BudgetSpent):
+            except Unavailable:
                 names = []
             there = f"It has {listed(names)}." if names else "It lists no models."
             return InputError(f"The server {url} has no model {model!r}. {there}{nearest(model, names)}")
@@ -172,25 +214,60 @@ class Client:
             "documentation for what it takes, or give another teacher_way."
         )
 
-    async def _repeated(self, method: str, path: str, body: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    async def _repeated(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        where: str,
+        check: Callable[[dict[str, Any]], None] = lambda reply: None,
+    ) -> dict[str, Any]:
         def passes(error: BaseException) -> bool:
             return isinstance(error, Unavailable) and not self._ending.is_set()
 
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.server.retries + 1),
+            stop=self._tried_enough,
             wait=_pause,
             retry=retry_if_exception(passes),
+            before_sleep=self._say_why,
             sleep=self._rest,
             reraise=True,
         )
-        return await retrying(self._once, method, path, body, where)
+        return await retrying(self._once, method, path, body, where, check)
 
-    async def _once(self, method: str, path: str, body: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    def _tried_enough(self, state: RetryCallState) -> bool:
+        tries = self.server.retries + 1
+        if state.outcome is not None and isinstance(state.outcome.exception(), NoAnswer):
+            tries = min(tries, _TRIES_FOR_TEXT)
+        return state.attempt_number >= tries
+
+    def _say_why(self, state: RetryCallState) -> None:
+        """Says why is waited: not of a moment, nor of each of the requests that wait for the same."""
+        error, now = state.outcome.exception() if state.outcome else None, time.monotonic()
+        pause = state.next_action.sleep if state.next_action else 0.0
+        waited = (state.seconds_since_start or 0.0) + pause
+        if not isinstance(error, Unavailable) or waited < _SILENT or now - self._said_at < _BETWEEN_LINES:
+            return
+        self._said_at = now
+        self._on_wait(
+            f"The server {self.server.shown_url} gives no answer ({error.why}); trying again in {pause:.0f} s "
+            f"({state.attempt_number} of {self.server.retries})"
+        )
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        where: str,
+        check: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
         if self._ending.is_set():
             raise Unavailable("another request has failed for good")
-        if self._budget is not None and self.sent >= self._budget:
-            raise BudgetSpent
-        self.sent += 1
+        if method == "POST":
+            if self._budget is not None and self.sent >= self._budget:
+                raise BudgetSpent
+            self.sent += 1
         try:
             async with asyncio.timeout(self.server.timeout_s):
                 reply = await self._http.request(method, path, json=body)
@@ -200,7 +277,10 @@ class Client:
             raise Unavailable(f"it cannot be reached ({self._said(str(error))})") from error
         except httpx2.RequestError as error:
             raise Unavailable(f"the connection was cut ({self._said(str(error))})") from error
-        return self._content(reply, where)
+        content = self._content(reply, where)
+        self._known = True
+        check(content)
+        return content
 
     async def _rest(self, seconds: float) -> None:
         """Waits, but not beyond the end."""
@@ -221,6 +301,8 @@ class Client:
             )
         page = "html" in reply.headers.get("content-type", "") or reply.content.lstrip()[:1] == b"<"
         if status < 300 and page:
+            if self._known:
+                raise Unavailable("it said 200 with a web page", status)
             raise InputError(
                 f"{url} answers with a web page, not with the replies of an API; give the address of the API, which "
                 "mostly ends in /v1."
@@ -241,6 +323,8 @@ class Client:
         if content is None:
             raise Unavailable("its reply is no whole JSON", status)
         if not isinstance(content, dict):
+            if self._known:
+                raise Unavailable("its reply is JSON, but not an object", status)
             raise InputError(f"The reply of {url} for {where} is JSON, but not an object; give the address of an API.")
         return content
 

@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers.questions import Question
-from sinkd_llm.teachers.served.client import Client, RequestRefused, Sleep, Unavailable
+from sinkd_llm.teachers.served.client import BudgetSpent, Client, OnWait, RequestRefused, Sleep, Unavailable
 from sinkd_llm.teachers.served.matching import choices_seen
 from sinkd_llm.teachers.served.replies import (
+    NoText,
     WrongReply,
     border,
     common_beginning,
@@ -46,7 +48,13 @@ _MOST_TOGETHER = 8
 _SAME, _TIED = 0.25, 0.02
 
 
-def find_way(server: Server, question: Question, *, sleep: Sleep = asyncio.sleep) -> Way:
+def find_way(
+    server: Server,
+    question: Question,
+    *,
+    sleep: Sleep = asyncio.sleep,
+    on_wait: OnWait = lambda text: None,
+) -> Way:
     """
     Which of three ways works, by some requests about one row (at most a dozen).
 
@@ -65,12 +73,13 @@ def find_way(server: Server, question: Question, *, sleep: Sleep = asyncio.sleep
         server ([`Server`]): its `way` is the one that is tried, or `"auto"`.
         question ([`Question`]): a row, best one of the usual length.
         sleep (`Callable`, *optional*): waits between two tries.
+        on_wait (`Callable`, *optional*): is told now and then why a request is repeated.
 
     Raises:
         InputError: if the server is down, asks for a key, has no such model or several and none was named; if the way
-            that was asked for does not work, with the reason.
+            that was asked for does not work, with the reason; if `server.max_requests` are sent.
     """
-    return run(_find(server, question, sleep))
+    return run(_find(server, question, sleep, on_wait))
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -83,15 +92,18 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
         return pool.submit(asyncio.run, coroutine).result()
 
 
-async def _find(server: Server, question: Question, sleep: Sleep) -> Way:
+async def _find(server: Server, question: Question, sleep: Sleep, on_wait: OnWait) -> Way:
     tests = {"scores": _scores, "top_logprobs": _top_logprobs, "answers": _answers}
-    async with Client(replace(server, retries=min(server.retries, _TRIES - 1)), sleep) as client:
+    patient = replace(server, retries=min(server.retries, _TRIES - 1))
+    async with Client(patient, sleep, server.max_requests, on_wait=on_wait) as client:
         asked, remarks = await _model(client)
         way = Way("", asked, asked)
         for name in tests if server.way == "auto" else (server.way,):
             try:
                 found = await tests[name](client, replace(way, name=name), question)
-                return replace(found, remarks=(*remarks, *found.remarks))
+                return replace(found, tests=client.sent, remarks=(*remarks, *found.remarks))
+            except BudgetSpent:
+                raise no_budget(server) from None
             except WrongReply as error:
                 reason = str(error)
             except (RequestRefused, Unavailable) as error:
@@ -100,6 +112,14 @@ async def _find(server: Server, question: Question, sleep: Sleep) -> Way:
                     raise await client.explained(error, question.name, asked) from error
             remarks.append(f"The way {name!r} does not work on {server.shown_url}: {reason}.")
     raise InputError(f"{' '.join(remarks)} Give another teacher_way or server.")
+
+
+def no_budget(server: Server) -> InputError:
+    """What is wrong where `server.max_requests` are sent before the first row is asked."""
+    return InputError(
+        f"teacher_max_requests is {server.max_requests}, and as many were sent to find out how the server "
+        f"{server.shown_url} answers, which takes up to a dozen; raise it, or name the way as teacher_way."
+    )
 
 
 async def _model(client: Client) -> tuple[str, list[str]]:
@@ -203,7 +223,8 @@ async def _answers(client: Client, way: Way, question: Question) -> Way:
         if error.status not in (404, 405):
             raise
         reply, way = await _limited(client, replace(way, chat=False), question, COMPLETIONS, one)
-    texts(reply, 1)
+    with suppress(NoText):  # of this row; others may have an answer
+        texts(reply, 1)
     if client.server.samples > 1:
         path = CHAT if way.chat else COMPLETIONS
         try:

@@ -14,6 +14,21 @@ from sinkd_llm.teachers.answer_texts import named_answers
 from sinkd_llm.teachers.questions import AnswerSet, Question, answer_scores, bounded, rows_of_pairs
 from sinkd_llm.teachers.served.lists import ListAnswers, ListQuestion, list_answers
 
+# Of what has no answer, what a message names.
+_NAMED = 3
+
+
+def left_out(refused: Mapping[str, str], of: str) -> list[str]:
+    """What a user should know of rows or lists without an answer: a sentence, or none."""
+    if not refused:
+        return []
+    named = "; ".join(f"{name} ({why})" for name, why in [*refused.items()][:_NAMED])
+    more = f"; and {len(refused) - _NAMED:,} others" if len(refused) > _NAMED else ""
+    return [
+        f"{len(refused):,} {of} have no teacher, because the server refused them or gave them no text: {named}{more}. "
+        "The same command asks them again."
+    ]
+
 
 @dataclass
 class ListedAnswers:
@@ -28,6 +43,7 @@ class ListedAnswers:
         unequal (`Counter[str]`): lists whose answers are no pairs: `"fewer"` or `"more"` than rows, or `"unclear"`.
         copied (`int`): replies that repeat the choices.
         no_choice (`Counter[str]`): answers that are no choice.
+        refused (`dict[str, str]`): lists that the server refused or gave no text to, and why.
     """
 
     sets: list[AnswerSet]
@@ -37,6 +53,7 @@ class ListedAnswers:
     unequal: Counter[str] = field(default_factory=Counter)
     copied: int = 0
     no_choice: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def add(self, asked: ListQuestion, replies: Sequence[str]) -> None:
         """
@@ -73,8 +90,9 @@ class ListedAnswers:
             "more": "more answers than rows",
             "unclear": "numbers that do not say which is whose",
         }
+        lines = left_out(self.refused, f"of {self.lists:,} lists")
         whole = sum(one.paired for one in self.sets)
-        lines = [f"{whole:,} of {self.lists:,} lists ({self.rows:,} rows) have an answer for each row."]
+        lines.append(f"{whole:,} of {self.lists:,} lists ({self.rows:,} rows) have an answer for each row.")
         if self.unequal:
             said = "; ".join(
                 f"{self.unequal[kind]:,} with {what}" for kind, what in kinds.items() if self.unequal[kind]

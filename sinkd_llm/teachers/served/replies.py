@@ -32,6 +32,10 @@ class WrongReply(Exception):
     """A reply that does not hold what was asked; the message is the end of a sentence about the server."""
 
 
+class NoText(WrongReply):
+    """A reply without any text where an answer was asked for: a content filter took it, or a gateway is overloaded."""
+
+
 @dataclass(frozen=True)
 class ScoredText:
     """
@@ -161,20 +165,28 @@ def top_tokens(reply: Any) -> list[tuple[str, float]]:
 
 def texts(reply: Any, count: int) -> list[str]:
     """
-    The answers in a reply, of a chat or a completion.
+    The answers in a reply, of a chat or a completion. An empty text is an answer; null is none.
 
     Raises:
         WrongReply: if there are not `count` of them.
+        NoText: if none of them has a text.
     """
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not _is_list_of(choices, dict) or len(choices) != count:
         there = len(choices) if isinstance(choices, list) else "no"
+        if not choices:
+            raise NoText(f"its reply has {there} answers")
         raise WrongReply(f"its reply has {there} answers where {count} {'was' if count == 1 else 'were'} asked for")
     found = []
     for choice in choices:
         message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
-        found.append(text if isinstance(text, str) else "")  # null where a model has only thought or refused
+        # Null where a model has only thought, or a filter took the text; some filters leave an empty one.
+        if isinstance(text, str) and (text or choice.get("finish_reason") != "content_filter"):
+            found.append(text)
+    if not found:
+        why = choices[0].get("finish_reason")
+        raise NoText("its reply has no text" + (f" (finish_reason {shown(why)})" if isinstance(why, str) else ""))
     return found
 
 

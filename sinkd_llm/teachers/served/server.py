@@ -25,8 +25,8 @@ class Server:
         model (`str`, *optional*): what the server calls the model. By default the only one that it lists.
         samples (`int`, *optional*, defaults to 0): answers at temperature 1 for each row, whose frequencies are the
             signal, where the server only answers. 0: one answer at temperature 0.
-        max_requests (`int`, *optional*): the most requests of one call of
-            [`~sinkd_llm.teachers.served.asking.ask`], repeated ones included.
+        max_requests (`int`, *optional*): the most requests of finding a way and one call of
+            [`~sinkd_llm.teachers.served.asking.ask`] together, repeated ones included.
         rows_per_request (`int`, *optional*, defaults to 1): rows of one request, which are asked as a list and
             answered as text.
         concurrency (`int`, *optional*, defaults to 8): the most requests at the same time.

@@ -1,7 +1,7 @@
 """How a server is asked for its choices: three ways, the calls of each, and how many these are."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Way:
         limit (`str`): the server's word for the most tokens of an answer.
         together (`int`): answers that a request may ask for at once.
         characters_a_token (`float`): of the prompt of the test request.
+        tests (`int`): requests that were sent to find it.
         remarks (`tuple[str, ...]`): why other ways were not taken, and what else a user should read, a sentence each.
     """
 
@@ -41,6 +42,7 @@ class Way:
     limit: str = "max_tokens"
     together: int = 1
     characters_a_token: float = _CHARACTERS_A_TOKEN
+    tests: int = 0
     remarks: tuple[str, ...] = ()
 
 
@@ -134,7 +136,12 @@ def calls(server: Server, way: Way, question: Question) -> Iterator[Call]:
             left, part = left - count, part + 1
 
 
-def projected(server: Server, way: Way, questions: Sequence[Question]) -> tuple[int, int]:
+def projected(
+    server: Server,
+    way: Way,
+    questions: Sequence[Question],
+    asked: Callable[[Call], bool] = lambda call: True,
+) -> tuple[int, int]:
     """
     What asking all questions will cost, before the first is asked.
 
@@ -142,15 +149,16 @@ def projected(server: Server, way: Way, questions: Sequence[Question]) -> tuple[
         server ([`Server`]): the server.
         way ([`Way`]): how it is asked.
         questions (`Sequence[Question]`): the rows.
+        asked (`Callable`, *optional*): whether a request will be sent; by default each.
 
     Returns:
-        `tuple`: requests, without repeated ones and those of which a journal has the answers; and about how many
+        `tuple`: requests, without repeated ones; and about how many
         tokens they read and write together, by the length of a token in the test request. A server that keeps the
         beginning of a prompt reads fewer.
     """
     requests, characters, written = 0, 0, 0
     for question in questions:
-        for call in calls(server, way, question):
+        for call in filter(asked, calls(server, way, question)):
             requests += 1
             characters += len(call.body.get("prompt", question.prompt))
             # An answer is a choice and little more, whatever room it has.

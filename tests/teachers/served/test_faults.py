@@ -15,7 +15,7 @@ import pytest
 
 from sinkd_llm.errors import InputError, SettingError
 from sinkd_llm.teachers.questions import Question
-from sinkd_llm.teachers.served.asking import ServedAnswers, ask
+from sinkd_llm.teachers.served.asking import ServedAnswers, ask, costs
 from sinkd_llm.teachers.served.finding import find_way
 from sinkd_llm.teachers.served.server import Server
 from sinkd_llm.teachers.served.ways import Way
@@ -57,6 +57,8 @@ PASSING: dict[str, Reply] = {
     "a gateway's page": (502, {"content-type": "text/html"}, b"<html>bad gateway</html>"),
     "cut": (200, {}, b"cut"),
     "half of the JSON": (200, {}, b'{"choices": [{"te'),
+    "a proxy's page": (200, {"content-type": "text/html"}, b"<html>Welcome</html>"),
+    "a list": (200, {}, b"[1]"),
     "no reply": (200, {}, b"hang"),
 }
 
@@ -100,12 +102,12 @@ def test_nobody_waits_for_a_run_that_ends(tmp_path: Path) -> None:
     pause = (429, {"retry-after": "480"}, b"{}")
 
     def fault(number: int, body: dict[str, Any]) -> Reply | None:
-        return pause if " good" in body["prompt"] else refused(422, "no") if "Film 3" in body["prompt"] else None
+        return pause if " good" in body["prompt"] else refused(401, "no") if "Film 3" in body["prompt"] else None
 
     start = time.monotonic()
     with language_server(fault=fault) as state:
         server = Server(state.url, concurrency=8)
-        with pytest.raises(InputError, match="refuses the request"):
+        with pytest.raises(InputError, match=r"asks for a key|refuses the key"):
             ask(server, SCORES, QUESTIONS, tmp_path / "journal.jsonl")
     assert time.monotonic() - start < 60
     assert len(state.requests) == 8
@@ -126,17 +128,11 @@ REFUSED: dict[str, tuple[Reply, str]] = {
     "no key": (refused(401, "who are you"), r"asks for a key \(401\); set the environment variable SINKD_TEACHER_API"),
     "used up": (refused(429, "over", "insufficient_quota"), r"the account is used up \(over\)"),
     "no model": (refused(404, "The model `toy` does not exist"), r"no model 'toy'. It has 'toy-2', 'other'. Did you"),
-    "too long": (
-        refused(400, "This model's maximum context length is 8 tokens", "context_length_exceeded"),
-        r"The prompt of row-\d is longer than the model .* reads .*shorten it",
-    ),
-    "else": (refused(422, "logprobs: not allowed"), r"refuses the request for row-\d \(422: logprobs: not allowed\)"),
-    "a page": ((200, {"content-type": "text/html"}, b"<html>Welcome</html>"), "answers with a web page"),
+    "else": (refused(405, "not allowed"), r"refuses the request for row-\d \(405: not allowed\)"),
     "elsewhere": (
         (307, {"location": "https://elsewhere/login"}, b""),
         r"sends requests on to https://elsewhere/login",
     ),
-    "a list": ((200, {}, b"[1]"), r"The reply of .* for row-\d is JSON, but not an object"),
 }
 
 
@@ -147,10 +143,111 @@ def test_what_does_not_pass_is_said_at_once(fault: str, tmp_path: Path, monkeypa
     reply, message = REFUSED[fault]
     listed = ("toy-2", "other")
     with language_server(models=listed, fault=lambda number, body: reply if number >= 2 else None) as state:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=rf"{message}.* 2 of 8 are answered; they are kept in"):
             asked(state, tmp_path, concurrency=1)
         assert len(state.requests) == 3
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
+
+
+TOO_LONG = refused(400, "This model's maximum context length is 8 tokens", "context_length_exceeded")
+MANY = [Question(f"row-{i}", f"Film {i} was", (" good", " very bad")) for i in range(30)]
+
+
+def test_rows_that_the_server_refuses_have_no_teacher(tmp_path: Path) -> None:
+    """Others pass; and a later call asks them again."""
+
+    def fault(number: int, body: dict[str, Any]) -> Reply | None:
+        return TOO_LONG if body["prompt"].startswith(("Film 1 ", "Film 3 ")) else None
+
+    with language_server(fault=fault) as state:
+        said = asked(state, tmp_path, concurrency=1)
+        assert said.answers.keys() == {"row-0", "row-2"}
+        # Of a row that was refused once, nothing more is asked.
+        assert len(state.requests) == 2 * 2 + 2
+        assert said.sentences()[0].startswith(
+            "2 of 4 rows have no teacher, because the server refused them or gave them no text: row-1 (400: This model"
+        )
+        state.fault = lambda number, body: None
+        assert len(asked(state, tmp_path).answers) == 4
+        assert len(state.requests) == 6 + 4
+
+
+def test_a_server_that_takes_no_request_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with language_server(fault=always(TOO_LONG)) as state:
+        server = Server(state.url, concurrency=1)
+        message = r"The prompt of row-7 is longer than the model .* reads .*shorten it"
+        with pytest.raises(InputError, match=message):
+            ask(server, SCORES, MANY, path)
+        assert len(state.requests) == 8
+        with pytest.raises(InputError, match="The prompt of row-0 is longer"):
+            ask(server, SCORES, MANY[:1], path)
+        # Where one has passed, it is sent again: here it passes, as in data that are sorted by length, and then not.
+        state.fault = lambda number, body: TOO_LONG if "Film 0 " not in body["prompt"] else None
+        before = len(state.requests)
+        assert len(ask(server, SCORES, MANY, path).answers) == 1
+        assert len(state.requests) - before == 2 + 29 + 2
+        state.fault = always(TOO_LONG)
+        with pytest.raises(InputError, match="longer than the model"):
+            ask(server, SCORES, MANY, path)
+
+
+ANSWERS = Way("answers", "toy", "toy")
+
+
+@pytest.mark.parametrize("empty", ["null", "filtered", "no choices"])
+def test_a_reply_without_text_is_no_answer(empty: str, tmp_path: Path) -> None:
+    def spoil(number: int, reply: dict[str, Any]) -> None:
+        body = state.requests[number][1]
+        if "Film 1" in body["messages"][0]["content"] and broken:
+            said = {"null": [{"message": {"content": None}}], "no choices": []}
+            filtered = [{"message": {"content": ""}, "finish_reason": "content_filter"}]
+            reply["choices"] = said.get(empty, filtered)
+        elif "Film 2" in body["messages"][0]["content"]:
+            reply["choices"] = [{"message": {"content": ""}, "finish_reason": "stop"}]
+
+    broken, waits, path = True, Waits(), tmp_path / "journal.jsonl"
+    with language_server(style="chat", spoil=spoil) as state:
+        said = ask(Server(state.url), ANSWERS, QUESTIONS, path, sleep=waits)
+        assert (said.answers.keys(), said.no_choice) == ({"row-0", "row-3"}, {"": 1})
+        assert list(said.refused) == ["row-1"]
+        assert "no text: row-1 (its reply has" in said.sentences()[0]
+        assert (len(state.requests), len(waits)) == (4 + 2, 2)
+        broken = False
+        assert "row-1" in ask(Server(state.url), ANSWERS, QUESTIONS, path, sleep=waits).answers
+        assert len(state.requests) == 7
+
+
+def test_answers_that_hold_no_choice_are_not_asked_for_to_the_end(tmp_path: Path) -> None:
+    rows = [Question(f"row-{i}", f"Film {i} was", (" good", " bad")) for i in range(200)]
+    path = tmp_path / "journal.jsonl"
+    with language_server(style="chat", says=lambda prompt, number: "I cannot say") as state:
+        server = Server(state.url, concurrency=4)
+        message = (
+            r"The first 5\d rows .* have no choice: it said 'I cannot say' \(5\d ×\), where the choices are 'good', "
+            r"'bad'\. .* let the prompt name the choices .* are answered; they are kept in"
+        )
+        with pytest.raises(InputError, match=message):
+            ask(server, ANSWERS, rows, path)
+        sent = len(state.requests)
+        assert 50 <= sent < 60
+        with pytest.raises(InputError, match="have no choice"):
+            ask(server, ANSWERS, rows, path)
+        assert len(state.requests) == sent
+        # One choice among them, and the others are asked.
+        state.says = lambda prompt, number: "good" if "Film 199 " in prompt else "I cannot say"
+        few = [*rows[:45], rows[199], *rows[45:60]]
+        assert len(ask(server, ANSWERS, few, tmp_path / "other.jsonl").answers) == 1
+
+
+def test_waiting_is_said_now_and_then(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with language_server(fault=always((503, {"retry-after": "5"}, b'{"error": "Loading model"}'))) as state:
+        server = Server(state.url, retries=3, concurrency=4)
+        with pytest.raises(InputError, match="in 4 tries"):
+            ask(server, SCORES, QUESTIONS, tmp_path / "journal.jsonl", sleep=Waits(), on_wait=lines.append)
+    assert len(lines) == 1
+    assert lines[0].endswith("gives no answer (it said 503: Loading model); trying again in 5 s (1 of 3)")
 
 
 def change(**fields: Any) -> Callable[[int, dict[str, Any]], None]:
@@ -256,6 +353,19 @@ def test_the_budget_counts_every_request(tmp_path: Path) -> None:
             else:
                 assert len(asked(state, tmp_path, max_requests=5).answers) == 4
     assert len(state.requests) == 9
+
+
+def test_the_budget_counts_test_requests(tmp_path: Path) -> None:
+    with language_server() as state:
+        with pytest.raises(InputError, match="teacher_max_requests is 1, and as many were sent to find out"):
+            find_way(Server(state.url, max_requests=1), QUESTIONS[0])
+        before, server = len(state.requests), Server(state.url, max_requests=4)
+        way = find_way(server, QUESTIONS[0])
+        assert way.tests == len(state.requests) - before == 2
+        with pytest.raises(InputError, match=r"4 requests are sent \(2 of them to find out .* 2 of 8 are answered"):
+            ask(server, way, QUESTIONS, tmp_path / "journal.jsonl")
+        assert len(state.requests) - before == 4
+        assert costs(server, way, QUESTIONS, tmp_path / "journal.jsonl")[:2] == (2, 6)
 
 
 @pytest.mark.parametrize("variable", ["SINKD_TEACHER_API_KEY", "OPENAI_API_KEY"])

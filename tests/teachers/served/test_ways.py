@@ -175,7 +175,7 @@ def test_choices_of_several_tokens_are_not_guessed_from_the_first() -> None:
     question = Question("row", "Well?", (" positive", " negative"))
     with language_server(style="chat", top=lambda prompt: top) as state:
         assert "several tokens" in find_way(Server(state.url), question).remarks[1]
-        with pytest.raises(InputError, match="choice ' negative' has several tokens, of which 'neg'"):
+        with pytest.raises(InputError, match="choice 'negative' has several tokens, of which 'neg'"):
             find_way(Server(state.url, way="top_logprobs"), question)
 
 
