@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkd_llm.objectives.divergences import LARGEST_TEMPERATURE
+from sinkd_llm.objectives.bounds import check_numbers
 from sinkd_llm.objectives.problems import Pairing
-from sinkd_llm.optimal_transport import check_solver, sinkhorn
+from sinkd_llm.optimal_transport import sinkhorn
 
 TRANSPORT, IDENTITY, ROW_SOFTMAX, PROPORTION = "transport", "identity", "row_softmax", "proportion"
 COUPLINGS = (TRANSPORT, IDENTITY, ROW_SOFTMAX, PROPORTION)
@@ -55,20 +55,11 @@ class TransportedSettings:
     transported_coupling: str = TRANSPORT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.transported_weight < float("inf"):
-            raise ValueError(f"transported_weight must be at least 0, got {self.transported_weight}.")
-        if not 0 < self.transported_temperature <= LARGEST_TEMPERATURE:
-            raise ValueError(
-                f"transported_temperature must be a positive number of at most {LARGEST_TEMPERATURE:g}, got "
-                f"{self.transported_temperature}."
-            )
-        if not 0 <= self.transported_anchor <= 1:
-            raise ValueError(f"transported_anchor must be between 0 and 1, got {self.transported_anchor}.")
+        check_numbers(self)
         if self.transported_coupling not in COUPLINGS:
             raise ValueError(
                 f"transported_coupling must be one of {', '.join(COUPLINGS)}, got {self.transported_coupling!r}."
             )
-        check_solver(self.transported_epsilon, self.transported_iterations, None, "envelope", prefix="transported_")
 
     @property
     def factor(self) -> float:
@@ -117,10 +108,14 @@ class TransportedSettings:
         pairs = torch.eye(n, m, dtype=cost_Pnm.dtype, device=cost_Pnm.device)
         if self.transported_coupling == IDENTITY:
             if not paired:
+                why = f"a group has {m} rows of the teacher for {n} of the student"
+                if mass_Pm is not None:
+                    why = f"the teacher's {m} rows of a group come with counts, so that no text has one of its own"
+                elif n == m:
+                    why = "the order of the teacher's rows of a group is not known"
                 raise ValueError(
-                    f"transported_coupling='identity' needs a teacher row for each row, got {m} for {n}"
-                    + ("" if mass_Pm is None else " with counts")
-                    + "; use 'transport' or 'proportion'."
+                    "transported_coupling='identity' takes teacher row i for the student's row i, and here "
+                    f"{why}; use 'transport' or 'proportion'."
                 )
             return Coupling.without_error((pairs / n).expand(cost_Pnm.shape))
         if self.transported_coupling == ROW_SOFTMAX:

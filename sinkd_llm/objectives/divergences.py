@@ -239,8 +239,6 @@ DIVERGENCES: dict[str, Divergence] = {
         purpose="bounded by 1 a row: a wrong teacher row pulls no harder than a right one",
     ),
 }
-# A divergence is multiplied by the square of its temperature, in fp32.
-LARGEST_TEMPERATURE = 1e15
 # What the setting `divergence` takes.
 NO_DIVERGENCE = "none"
 DIVERGENCE_CHOICES = (*DIVERGENCES, NO_DIVERGENCE)

@@ -32,6 +32,7 @@ from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
 from sinkd_llm.objectives.cross_costs import CrossCosts, cross_costs
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import COST_BOUND, Pairing, Problems, TransportSettings
+from sinkd_llm.objectives.row_checks import check_side
 from sinkd_llm.objectives.signals import DenseSignal, Signal, TeacherSignal, as_signal, joined, vocabulary_of
 from sinkd_llm.objectives.sinkd import SinKDTerm
 from sinkd_llm.objectives.transport_term import Planned
@@ -71,7 +72,8 @@ class SpanningProblem:
 
     Raises:
         `ValueError`: for a scope whose problems lie in one micro-batch, a transported cross-entropy with the coupling
-        `"proportion"`, which is no sum over rows, and for verbalizers as in [`sinkd_term`].
+        `"proportion"`, which is no sum over rows, a teacher that is no logits `[N, V]`, and for verbalizers as in
+        [`sinkd_term`].
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class SpanningProblem:
                 "transported_coupling='proportion' compares the means of whole problems, so that their rows must be "
                 "in one micro-batch of one process; use transport_scope='group' or 'sequence'."
             )
+        for one in teacher:
+            check_side("teacher", one)
         self.layout, self.settings, self._transported = layout, settings, transported
         self._solvers = {
             **({SinKDTerm.name: self._solve_sinkd} if with_sinkd else {}),

@@ -33,6 +33,7 @@ from sinkd_llm.objectives.objective_settings import (
 )
 from sinkd_llm.objectives.plan_part import PlanPart, part_of
 from sinkd_llm.objectives.problems import GROUP
+from sinkd_llm.objectives.row_checks import IGNORE_INDEX, check_labels, check_places, check_rows
 from sinkd_llm.objectives.signals import (
     Signal,
     TeacherSignal,
@@ -50,9 +51,6 @@ from sinkd_llm.objectives.tile_pair import Wanted
 from sinkd_llm.objectives.transport_term import TransportTerm
 from sinkd_llm.objectives.transported import NEEDS_DISTRIBUTIONS, term_of
 
-# The label of a row that has none, as torch has it.
-IGNORE_INDEX = -100
-
 
 @dataclass(frozen=True)
 class DistillationObjective(ObjectiveSettings):
@@ -63,20 +61,24 @@ class DistillationObjective(ObjectiveSettings):
 
     Without a teacher it is the plain cross-entropy, `sum CE / num_items`, whatever `alpha` says. With a
     teacher the weight of CE is `1 - alpha`, also when the divergence is `"none"`. A term of weight 0 is not
-    computed. Rows without a label are in no sum of CE, and rows that the teacher does not speak of are in CE alone;
-    each term is then divided by the rows that it counts. CE and the divergence are sums over tokens; SinKD and the
-    transported cross-entropy have one transport problem (or several, see `transport_scope`) per call, so two
-    micro-batches of 8 are not one batch of 16, unless the calls share the problem of [`spanning_problem`].
+    computed. With `taught_M`, rows without a label are in no sum of CE, and rows that the teacher does not speak of
+    are in CE alone; each term is then divided by the rows that it counts. CE and the divergence are sums over tokens;
+    SinKD and the transported cross-entropy have one transport problem (or several, see `transport_scope`) per call, so
+    two micro-batches of 8 are not one batch of 16, unless the calls share the problem of [`spanning_problem`].
 
     A regression (one output, labels that are floating-point numbers in [0, 1]) has squared errors to the label and to
     the teacher's prediction in place of CE and the divergence, without temperature, and SinKD's cost is the
     distance between predictions, see [`sinkd_term`]. A softmax over one output would make every term 0.
 
+    The loss is differentiated once: `backward` or `torch.autograd.grad` frees what the gradient is computed from,
+    also with `retain_graph=True`, and there is no second derivative. Who needs several gradients (`gradcheck`, one of
+    each weight) computes the loss as often. `torch.func.grad` and `vmap` do not work with it.
+
     Args:
         settings: see [`~sinkd_llm.objectives.objective_settings.ObjectiveSettings`].
 
     Raises:
-        `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
+        `ValueError`: for a setting out of its range or of another type, or settings that leave nothing to minimise.
     """
 
     def __call__(
@@ -101,16 +103,18 @@ class DistillationObjective(ObjectiveSettings):
 
         Args:
             student (`Tensor` or [`HeadOf`]):
-                Logits `[N, V]`, one row per supervised token, or hidden states with the head that would make them.
-                With N = 0 the loss is 0 with a zero gradient.
+                Logits `[N, V]` of any floating dtype, one row per supervised token, or hidden states with the head
+                that would make them. With N = 0 the loss is 0 with a zero gradient. Of logits `[B, L, V]`, give those
+                of the supervised tokens: `logits[mask]`.
             teacher (`Tensor`, [`HeadOf`] or [`TopKSignal`], *optional*):
                 Likewise of the same rows, or the logits of some ids of each row. The two are compared over the ids
                 that both have; CE is over all ids of the student. Never receives a gradient. With a [`TopKSignal`] the
                 divergence and SinKD see its ids and one bucket for the rest.
             labels_N (`Tensor`):
-                Token ids `[N]` in [0, V); the true values of a regression. Another id is torch's own error (on a GPU
-                a failed assertion): to look at them here would make every step wait for the device. With `taught_M`
-                a row may have the label -100: it has none.
+                Token ids `[N]` in [0, V), int64; the true values of a regression. Another id is refused on a CPU and
+                a failed assertion of torch on a GPU: to look at them here would make every step wait for the device.
+                There is no label that means none: leave rows without a label out of all arguments. With `taught_M`
+                alone, a row may have the label -100: it has none.
             example_N, position_N (`Tensor`):
                 Integers `[N]`: each row's example, and its place in the answer.
             verbalizer_ids (`Tensor` or sequence of `int`, *optional*):
@@ -144,11 +148,13 @@ class DistillationObjective(ObjectiveSettings):
             [`ObjectiveOutput`]
 
         Raises:
-            `ValueError`: if the rows do not match, verbalizers or groups are wanted and not given, there is one output
-                without true values, or several with them, or a [`TopKSignal`] or `sets` do not know what is asked of
-                them.
+            `ValueError`: if types or rows do not match, a label is no id of the student (on a CPU), verbalizers or
+                groups are wanted and not given, there is one output without true values, or several with them, or a
+                [`TopKSignal`] or `sets` do not know what is asked of them.
+            `RuntimeError`: by the loss that is given, if its gradient is asked for a second time.
         """
-        regression, N = _check_rows(student, teacher, labels_N, taught_M, sets), len(student)
+        regression, N = check_rows(student, teacher, labels_N, taught_M, sets), len(student)
+        check_places(N, example_N=example_N, position_N=position_N, group_N=group_N)
         self._check_terms(teacher is not None, regression, sets)
         student, signal = self._as_wanted(student, teacher)
         own, known_N = student, None
@@ -181,6 +187,8 @@ class DistillationObjective(ObjectiveSettings):
         to_cost = request if self.sinkhorn_weight > 0 else None
         theirs = signal if sets is None else None  # rows that are no pairs are in no other term
         wanted_N = labels_N if labels_weight > 0 else None
+        if wanted_N is not None and not regression:
+            check_labels(wanted_N, vocabulary_of(own))
         compare_sides = self._squared_errors if regression else self._compared
         if taught_M is None:
             compared = compare_sides(student, theirs, wanted_N, to_cost)
@@ -317,41 +325,6 @@ class DistillationObjective(ObjectiveSettings):
             group_seed=group_seed,
             factor=factor,
         )
-
-
-def _check_rows(
-    student: Tensor | HeadOf,
-    teacher: TeacherSignal | None,
-    labels_N: Tensor,
-    taught_M: Tensor | None,
-    sets: TeacherSets | None,
-) -> bool:
-    """Refuses rows that do not match. Returns whether they belong to a regression."""
-    N, outputs = len(student), vocabulary_of(student)
-    M = N if taught_M is None else len(taught_M)
-    if sets is not None:
-        M = len(sets.group_M)
-    if labels_N.shape != (N,) or (teacher is not None and len(teacher) != M):
-        raise ValueError(
-            f"Labels and teacher must have one row for each of the student's {N}, got {tuple(labels_N.shape)} "
-            f"labels and {0 if teacher is None else len(teacher)} rows of the teacher"
-            + ("." if taught_M is None and sets is None else f" for {M} that it speaks of.")
-        )
-    if taught_M is not None and not isinstance(student, Tensor):
-        raise ValueError("taught_M needs a student that comes as logits.")
-    regression = labels_N.is_floating_point()
-    theirs = outputs if teacher is None else as_signal(teacher).vocabulary_size
-    if min(outputs, theirs) < 1 or (not regression and outputs > 1 and theirs == 1):
-        raise ValueError(
-            f"The student has {outputs} outputs and the teacher {theirs}: there is nothing to compare over fewer than "
-            "two ids."
-        )
-    if regression != (outputs == 1):
-        raise ValueError(
-            f"The student has {outputs} outputs and labels of type {labels_N.dtype}: one output goes "
-            "with true values (floating point), and more with token ids or classes (integers)."
-        )
-    return regression
 
 
 def _entropies(student: Tensor | HeadOf, signal: Signal | None) -> dict[str, Tensor]:

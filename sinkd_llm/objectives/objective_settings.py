@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from sinkd_llm.objectives.bounds import check_kind, check_numbers
 from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
-from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, LARGEST_TEMPERATURE, NO_DIVERGENCE
+from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, NO_DIVERGENCE
 from sinkd_llm.objectives.joint import SPANNING_SCOPES
 from sinkd_llm.objectives.problems import VERBALIZERS, TransportSettings
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, SinKDTerm
@@ -56,7 +57,7 @@ class ObjectiveSettings:
             [`with_terms`]. By default their weights are 0.
 
     Raises:
-        `ValueError`: for a setting out of its range, or settings that leave nothing to minimise.
+        `ValueError`: for a setting out of its range or of another type, or settings that leave nothing to minimise.
     """
 
     alpha: float = 0.9
@@ -77,21 +78,13 @@ class ObjectiveSettings:
     states: StateSettings = field(default_factory=StateSettings)
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        check_kind("transported", self.transported, TransportedSettings)
+        check_kind("states", self.states, StateSettings)
         if self.fused not in FUSED:
             raise ValueError(f"fused must be one of {', '.join(FUSED)}, got {self.fused!r}.")
         if self.divergence not in DIVERGENCE_CHOICES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCE_CHOICES)}, got {self.divergence!r}.")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}.")
-        if self.temperature > LARGEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature is {self.temperature:g}, whose square is no number in fp32; give at most "
-                f"{LARGEST_TEMPERATURE:g}."
-            )
-        if not 0 <= self.sinkhorn_weight < float("inf"):
-            raise ValueError(f"sinkhorn_weight must be at least 0, got {self.sinkhorn_weight}.")
         _ = self.transport_settings  # which checks them
         if self.alpha == 1 and not self.has_divergence:
             if self.sinkhorn_weight == 0 and self.transported_settings is None:

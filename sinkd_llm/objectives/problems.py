@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sinkd_llm.optimal_transport import COST_NORMS, TransportPlan, check_solver, sinkhorn
+from sinkd_llm.errors import shown
+from sinkd_llm.objectives.bounds import check_numbers
+from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS, TransportPlan, sinkhorn
 
 # The scope that the data give: rows of one number are a problem.
 GROUP = "group"
@@ -64,25 +66,21 @@ class TransportSettings:
     transport_scope: str = "batch"
     vocabulary: str = FULL
     transport_group_size: int | None = 256
-    # The last ids that were looked at, and what became of them: to look at them makes a GPU wait.
-    _known: dict[tuple[int, int], tuple[object, Tensor]] = field(
+    # What the last ids became, by their content; and by V the last ones on a device: a look at them makes a GPU wait.
+    _kept: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _looked_at: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        choices = {"cost_norm": COST_NORMS, "transport_scope": TRANSPORT_SCOPES, "vocabulary": VOCABULARIES}
+        check_numbers(self)
+        choices = {
+            **{"sinkhorn_gradient": GRADIENTS, "cost_norm": COST_NORMS},
+            **{"transport_scope": TRANSPORT_SCOPES, "vocabulary": VOCABULARIES},
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if not 0 < self.sinkhorn_temperature < float("inf"):
-            raise ValueError(f"sinkhorn_temperature must be a positive number, got {self.sinkhorn_temperature}.")
-        check_solver(*self._solver, prefix="sinkhorn_")
-        size = self.transport_group_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 2):
-            raise ValueError(
-                f"transport_group_size must be None or a whole number of at least 2, got {size!r}: a group of one row "
-                "has nothing to transport."
-            )
 
     @property
     def _solver(self) -> tuple[float, int, float | None, str]:
@@ -94,8 +92,8 @@ class TransportSettings:
         """The ids `[K]` that the logits `[N, V]` are restricted to; `None`: all of them.
 
         Raises:
-            `ValueError`: if verbalizers are wanted and not given, or are fewer than two, repeated or outside of
-            [0, V).
+            `ValueError`: if verbalizers are wanted and not given, or are fewer than two, repeated, outside of
+            [0, V) or no whole numbers.
         """
         if self.vocabulary == FULL or regression:  # one output has nothing to leave out
             return None
@@ -104,24 +102,18 @@ class TransportSettings:
                 "vocabulary='verbalizers' needs verbalizer_ids: pass the first token id of each choice, or use "
                 "vocabulary='full'."
             )
-        known = self._known.get((id(verbalizer_ids), V))
-        if known is not None and known[0] is verbalizer_ids and known[1].device == device:
-            return known[1]
-        ids_K = torch.as_tensor(verbalizer_ids).flatten()
-        distinct = ids_K.unique()
-        if len(distinct) < 2:
-            raise ValueError(
-                f"SinKD needs at least two vocabulary ids, got {ids_K.tolist()}: over a single one every "
-                "distribution is the same and the term is 0 whatever the model says."
-            )
-        if len(distinct) < len(ids_K):
-            raise ValueError(f"verbalizer_ids must be distinct, got {ids_K.tolist()}.")
-        if distinct[0] < 0 or distinct[-1] >= V:
-            raise ValueError(f"verbalizer_ids must lie in [0, {V}), got {ids_K.tolist()}.")
-        kept_K = ids_K.to(device)  # checked where they are: the memory estimate's device has no values
-        self._known.clear()
-        self._known[id(verbalizer_ids), V] = verbalizer_ids, kept_K
-        return kept_K
+        ids_K = _whole_numbers(verbalizer_ids)
+        if isinstance(verbalizer_ids, Tensor) and verbalizer_ids.device.type != "cpu":
+            if self._looked_at.get(V) is not verbalizer_ids:
+                _check_ids(ids_K, V)
+                self._looked_at[V] = verbalizer_ids
+            return ids_K.to(device)
+        key = tuple(ids_K.tolist()), V, device
+        if key not in self._kept:
+            _check_ids(ids_K, V)  # where they are: the memory estimate's device has no values
+            self._kept.clear()
+            self._kept[key] = ids_K.to(device, copy=True)  # the caller may change theirs
+        return self._kept[key]
 
     def problems(
         self, example_N: Tensor, position_N: Tensor, group_N: Tensor | None = None, seed: int = 0
@@ -160,6 +152,30 @@ class TransportSettings:
             plans.append(sinkhorn(cost_PRR, *self._solver, mask_PR, mask_PR, cost_bound))
             sizes.append(size_P)
         return Solution(plans, sizes)
+
+
+def _whole_numbers(verbalizer_ids: Tensor | Sequence[int]) -> Tensor:
+    """The ids `[K]` in int64, where they are."""
+    try:
+        ids_K = torch.as_tensor(verbalizer_ids).flatten()
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        raise ValueError(f"verbalizer_ids must be whole numbers, got {shown(verbalizer_ids)}.") from None
+    if len(ids_K) and (ids_K.dtype == torch.bool or ids_K.is_floating_point() or ids_K.is_complex()):
+        raise ValueError(f"verbalizer_ids must be whole numbers, got {shown(ids_K.tolist())}.")
+    return ids_K.long()
+
+
+def _check_ids(ids_K: Tensor, V: int) -> None:
+    distinct = ids_K.unique()
+    if len(distinct) < 2:
+        raise ValueError(
+            f"SinKD needs at least two vocabulary ids, got {ids_K.tolist()}: over a single one every "
+            "distribution is the same and the term is 0 whatever the model says."
+        )
+    if len(distinct) < len(ids_K):
+        raise ValueError(f"verbalizer_ids must be distinct, got {ids_K.tolist()}.")
+    if distinct[0] < 0 or distinct[-1] >= V:
+        raise ValueError(f"verbalizer_ids must lie in [0, {V}), got {ids_K.tolist()}.")
 
 
 @dataclass(frozen=True, eq=False)

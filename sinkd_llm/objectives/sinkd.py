@@ -16,9 +16,11 @@ from functools import cached_property
 
 from torch import Tensor
 
+from sinkd_llm.objectives.bounds import check_kind
 from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, TransportSettings
+from sinkd_llm.objectives.row_checks import check_places, check_side
 from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, rows_of, vocabulary_of
 from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS, TransportTerm
 
@@ -120,30 +122,29 @@ def sinkd_term(
         [`SinKDTerm`]
 
     Raises:
-        `ValueError`: for shapes that do not match, groups that are wanted and missing, a vocabulary of one id,
-        verbalizers that are wanted and missing, repeated, fewer than two or outside of the vocabulary, and whatever
-        [`TopKSignal`] refuses.
+        `ValueError`: for types and shapes that do not match, groups that are wanted and missing, a vocabulary of one
+        id, verbalizers that are wanted and missing, repeated, fewer than two or outside of the vocabulary, and
+        whatever [`TopKSignal`] refuses.
     """
-    settings = settings or TransportSettings()
+    settings = TransportSettings() if settings is None else settings
+    check_kind("settings", settings, TransportSettings)
+    check_side("student", student)
+    check_side("teacher", teacher)
     signal = as_signal(teacher)
-    _check(student, signal, example_N, position_N, regression)
+    _check(student, signal, regression)
+    check_places(len(student), example_N=example_N, position_N=position_N, group_N=group_N)
     ids_K = settings.kept_ids(verbalizer_ids, regression, vocabulary_of(student), rows_of(student).device)
     problems = settings.problems(example_N, position_N, group_N, group_seed)
     request = TransportRequest(restricted(signal, ids_K), problems.pairing, settings, ids_K)
     return solved_term(transport_costs(student, request, regression), problems, settings)
 
 
-def _check(student: Tensor | HeadOf, signal: Signal, example_N: Tensor, position_N: Tensor, regression: bool) -> None:
-    shape = (len(student), vocabulary_of(student)) if rows_of(student).ndim == 2 else tuple(rows_of(student).shape)
+def _check(student: Tensor | HeadOf, signal: Signal, regression: bool) -> None:
+    shape = (len(student), vocabulary_of(student))
     if shape != (len(signal), signal.vocabulary_size):
         raise ValueError(
             "The student's and the teacher's logits must be [N, V] of the same shape, got "
             f"{shape} and {(len(signal), signal.vocabulary_size)}."
-        )
-    if example_N.shape != shape[:1] or position_N.shape != shape[:1]:
-        raise ValueError(
-            f"example_N and position_N must have one entry for each of the {shape[0]} rows, got "
-            f"shapes {tuple(example_N.shape)} and {tuple(position_N.shape)}."
         )
     if regression and shape[1] != 1:
         raise ValueError(f"A regression has one output, got {shape[1]}.")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sinkd_llm.objectives.bounds import check_numbers
+
 
 @dataclass(frozen=True)
 class StateSettings:
@@ -39,14 +41,7 @@ class StateSettings:
     queue_teacher_temperature: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("hidden_weight", "queue_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        for name in ("queue_temperature", "queue_teacher_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
-        if self.queue_size < 1:
-            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}.")
+        check_numbers(self)
 
     @property
     def in_use(self) -> bool:

@@ -39,6 +39,11 @@ from sinkd_llm.objectives.normalisers import (
 from sinkd_llm.objectives.tile_pair import TilePair, Wanted
 from sinkd_llm.optimal_transport import add_cost, cost_gradient
 
+_TAKEN = (
+    "The gradient of this loss was already taken (by backward with retain_graph=True, torch.autograd.grad or "
+    "gradcheck), and the loss gives it once: what it is computed from is freed then. Compute the loss again for each "
+    "further gradient."
+)
 # Logits of one side of which the distributions are kept as well.
 _FEW = 2**14
 
@@ -96,7 +101,7 @@ class _Sweep(torch.autograd.Function):
         _ = ctx.saved_tensors
         passes, ctx.passes = ctx.passes, None
         if passes is None:
-            raise RuntimeError("The gradient of a sweep is taken once: what it keeps is let go.")
+            raise RuntimeError(_TAKEN)
         return None, None, None, *passes.backward(grads[0], grads[1], grads[2:], ctx.needs_input_grad[3:])
 
 

@@ -24,12 +24,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinkd_llm.objectives.bounds import check_kind
 from sinkd_llm.objectives.comparison import TransportRequest, zero_of
 from sinkd_llm.objectives.couplings import PROPORTION, TeacherSets, TransportedSettings
 from sinkd_llm.objectives.cross_costs import cross_costs
 from sinkd_llm.objectives.divergences import DIVERGENCES
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, TransportSettings
+from sinkd_llm.objectives.row_checks import check_side
 from sinkd_llm.objectives.signals import (
     TeacherSignal,
     TopKSignal,
@@ -153,10 +155,13 @@ def transported_term(
         [`TransportedTerm`]
 
     Raises:
-        `ValueError`: for rows or groups that do not match, fewer than two ids, and what a coupling or a
+        `ValueError`: for types, rows or groups that do not match, fewer than two ids, and what a coupling or a
         [`TopKSignal`] cannot do.
     """
-    settings = settings or TransportedSettings()
+    settings = TransportedSettings() if settings is None else settings
+    check_kind("settings", settings, TransportedSettings)
+    check_side("student", student)
+    check_side("teacher", teacher)
     signal = as_signal(teacher)
     N, M = len(student), len(signal)
     if min(vocabulary_of(student), signal.vocabulary_size) < 2:

@@ -18,11 +18,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sinkd_llm.optimal_transport.bounds import Bound
 from sinkd_llm.optimal_transport.half_steps import Logarithms, Scalings, alternate
 from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
 from sinkd_llm.optimal_transport.solver_path import Plan, Potentials, SolverPath, Value, leading_of, value_of
 
 GRADIENTS = ("unrolled", "implicit", "envelope")
+_BOUNDS = {"epsilon": Bound(0, above=True), "iterations": Bound(1, whole=True), "threshold": Bound(0, null=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +164,10 @@ def sinkhorn(
         [`TransportPlan`]
 
     Raises:
-        `ValueError`: for epsilon <= 0, iterations < 1, a negative threshold, an unknown gradient, a negative
-        cost_bound, or shapes that do not match.
+        `ValueError`: for epsilon <= 0, iterations < 1 or not whole, a negative threshold, what is no number, an
+        unknown gradient, a negative cost_bound, or shapes that do not match.
     """
-    check_solver(epsilon, iterations, threshold, gradient)
+    _check_solver(epsilon, iterations, threshold, gradient)
     if cost_NM.ndim < 2:
         raise ValueError(f"cost_NM must be [..., rows, columns], got shape {tuple(cost_NM.shape)}.")
     if cost_bound is not None and not cost_bound >= 0:
@@ -194,24 +196,11 @@ def sinkhorn(
     return TransportPlan(cost, epsilon, gradient, ran, path, a, b)
 
 
-def check_solver(epsilon: float, iterations: int, threshold: float | None, gradient: str, prefix: str = "") -> None:
-    """
-    Refuses what [`sinkhorn`] cannot be run with.
-
-    Args:
-        prefix (`str`, *optional*): begins the names by which a message calls these, for settings that are called so.
-
-    Raises:
-        `ValueError`: for epsilon <= 0, iterations < 1, a negative threshold or an unknown gradient.
-    """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"{prefix}epsilon must be a positive number, got {epsilon}.")
-    if iterations < 1:
-        raise ValueError(f"{prefix}iterations must be at least 1, got {iterations}.")
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"{prefix}threshold must be None or at least 0, got {threshold}.")
+def _check_solver(epsilon: float, iterations: int, threshold: float | None, gradient: str) -> None:
+    for name, value in (("epsilon", epsilon), ("iterations", iterations), ("threshold", threshold)):
+        _BOUNDS[name].check(name, value)
     if gradient not in GRADIENTS:
-        raise ValueError(f"{prefix}gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}.")
+        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}.")
 
 
 def _solve(

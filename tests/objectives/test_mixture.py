@@ -12,6 +12,7 @@ from sinkd_llm.objectives import (
     DIAGNOSTICS,
     DIVERGENCES,
     TERMS,
+    DenseSignal,
     DistillationObjective,
     TopKSignal,
     TransportedSettings,
@@ -234,12 +235,17 @@ def test_bf16_logits_give_an_fp32_loss_and_a_bf16_gradient() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 1.1}, "alpha must be between 0 and 1, got 1.1"),
+        ({"alpha": 1.1}, "alpha must be a number from 0 to 1, got 1.1"),
+        ({"alpha": "0.5"}, "alpha must be a number from 0 to 1, got '0.5'"),
+        ({"alpha": True}, "alpha must be a number from 0 to 1, got True"),
+        ({"temperature": None}, "temperature must be a number from 0.01 to 100, got None"),
+        ({"temperature": 1e-30}, "temperature must be a number from 0.01 to 100, got 1e-30"),
+        ({"transported": None}, "transported must be a TransportedSettings, got NoneType; leave it out"),
+        ({"transported": {"transported_weight": 1.0}}, r"got dict; give TransportedSettings\(\*\*transported\)"),
+        ({"states": 1.0}, r"states must be a StateSettings, got float; give StateSettings\(\.\.\.\)"),
         ({"alpha": math.nan}, "alpha"),
         ({"divergence": "jsd"}, "divergence must be one of kl, rkl, js, tvd, .*none, got 'jsd'"),
-        ({"temperature": 0}, "temperature must be a positive number"),
-        ({"temperature": 1e200}, "temperature is 1e\\+200, whose square"),
-        ({"sinkhorn_weight": -1}, "sinkhorn_weight must be at least 0"),
+        ({"sinkhorn_weight": -1}, "sinkhorn_weight must be a number from 0 to 1,000,000"),
         ({"sinkhorn_temperature": math.inf}, "sinkhorn_temperature"),
         ({"sinkhorn_epsilon": 0}, "sinkhorn_epsilon"),
         ({"sinkhorn_iterations": 0}, "sinkhorn_iterations"),
@@ -261,6 +267,66 @@ def test_rows_must_match() -> None:
         DistillationObjective()(logits(0), logits(1)[:5], LABELS, **WHERE)
     with pytest.raises(ValueError, match="one row for each"):
         DistillationObjective()(logits(0), None, LABELS[:5], **WHERE)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"student": logits(0)[None]},
+            r"student's logits must be \[N, V\], .*got shape \(1, 7, 12\); of logits \[B, L",
+        ),
+        ({"student": logits(0)[0]}, r"student's logits must be \[N, V\], .*got shape \(12,\)\.$"),
+        ({"student": logits(0).long()}, "student's logits must be floating-point numbers, got torch.int64"),
+        ({"student": TopKSignal.from_logits(logits(1), LABELS[:, None], [2.0])}, "student must be a tensor of logits"),
+        ({"teacher": logits(1)[None]}, "teacher's logits must be"),
+        ({"teacher": logits(1).tolist()}, "teacher must be a tensor of logits .* got list"),
+        ({"teacher": DenseSignal(logits(1).long())}, "teacher's logits must be floating-point"),
+        ({"labels_N": LABELS.byte()}, r"token ids of type int64, got torch.uint8; give labels_N.long\(\)"),
+        ({"labels_N": LABELS > 3}, "token ids of type int64, got torch.bool"),
+        ({"labels_N": LABELS.tolist()}, "labels_N must be a tensor, got list"),
+        ({"labels_N": LABELS.where(LABELS > 0, -100)}, "labels_N has -100, and every row must have a label: leave"),
+        ({"labels_N": LABELS + 1}, r"labels_N must lie in \[0, 12\), the ids that the student has, got \[12\]"),
+        ({"taught_M": LABELS > -1}, "taught_M must be the numbers of rows, of type int64, got torch.bool"),
+        *(
+            (
+                {name: LABELS[:3], "scope": scope},
+                rf"{name} must have one entry for each of the 7 rows .* got shape \(3,\)",
+            )
+            for name in ("example_N", "position_N", "group_N")
+            for scope in ("batch", "position", "sequence")
+        ),
+        ({"example_N": [0] * N}, "example_N must be a tensor, got list"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused(given: dict[str, Any], message: str) -> None:
+    arguments = {"student": logits(0), "teacher": logits(1), "labels_N": LABELS, **WHERE, **given}
+    objective = DistillationObjective(transport_scope=arguments.pop("scope", "batch"))
+    with pytest.raises(ValueError, match=message):
+        objective(**arguments)
+
+
+def test_labels_that_no_term_reads_are_not_looked_at() -> None:
+    unlabelled = torch.full_like(LABELS, -100)
+    with_labels, without = (
+        DistillationObjective(alpha=1.0)(logits(0), logits(1), labels, **WHERE) for labels in (LABELS, unlabelled)
+    )
+    assert with_labels.loss == without.loss
+
+
+def test_integers_of_32_bits_are_labels() -> None:
+    student = logits(0).requires_grad_()
+    losses = [DistillationObjective()(student, logits(1), labels, **WHERE).loss for labels in (LABELS, LABELS.int())]
+    assert losses[0] == losses[1]
+    losses[1].backward()
+
+
+def test_a_second_gradient_is_refused_with_what_to_do() -> None:
+    student = logits(0).requires_grad_()
+    loss = DistillationObjective()(student, logits(1), LABELS, **WHERE).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"gradient of this loss was already taken .* Compute the loss again"):
+        loss.backward()
 
 
 def test_factors() -> None:

@@ -5,15 +5,26 @@ import math
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sinkd_llm.distributed import RowLayout
-from sinkd_llm.objectives import DistillationObjective, SpanningProblem, TransportSettings
+from sinkd_llm.objectives import (
+    DistillationObjective,
+    SpanningProblem,
+    StateSettings,
+    TransportedSettings,
+    TransportSettings,
+    problems,
+)
+from sinkd_llm.objectives.bounds import BOUNDS
+from sinkd_llm.objectives.objective_settings import ObjectiveSettings
 from sinkd_llm.objectives.problems import Problems
 from sinkd_llm.optimal_transport import pairwise_cost, sinkhorn
+from sinkd_llm.training.settings.rules import RANGES
 
 
 def test_the_defaults_are_the_published_ones_wherever_there_are_any() -> None:
@@ -33,22 +44,71 @@ def test_the_defaults_are_the_published_ones_wherever_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sinkhorn_temperature": 0.0}, "sinkhorn_temperature must be a positive number, got 0.0"),
-        ({"sinkhorn_temperature": math.nan}, "sinkhorn_temperature must be a positive number"),
-        ({"sinkhorn_epsilon": -0.1}, "sinkhorn_epsilon must be a positive number, got -0.1"),
-        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be at least 1, got 0"),
-        ({"sinkhorn_threshold": -1e-3}, "sinkhorn_threshold must be None or at least 0"),
+        ({"sinkhorn_temperature": 1e-40}, "sinkhorn_temperature must be a number from 0.01 to 100, got 1e-40"),
+        ({"sinkhorn_temperature": math.nan}, "sinkhorn_temperature must be a number from 0.01 to 100, got nan"),
+        ({"sinkhorn_epsilon": 1e-30}, "sinkhorn_epsilon must be a number from 0.0001 to 100, got 1e-30"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be a whole number from 1 to 100,000, got 0"),
+        ({"sinkhorn_iterations": 2.5}, "sinkhorn_iterations must be a whole number"),
+        ({"sinkhorn_threshold": 0}, "sinkhorn_threshold must be None or a number above 0 and below 1, got 0"),
         ({"transport_scope": "token"}, "transport_scope must be one of batch, position, sequence, group, got 'token'"),
         ({"cost_norm": "l2"}, "cost_norm must be one of l1, sql2"),
         ({"sinkhorn_gradient": "exact"}, "sinkhorn_gradient must be one of unrolled, implicit, envelope"),
         ({"vocabulary": "some"}, "vocabulary must be one of full, verbalizers"),
-        ({"transport_group_size": 1}, "transport_group_size must be None or a whole number of at least 2, got 1"),
+        ({"transport_group_size": 1}, "transport_group_size must be None or a whole number from 2 to .*, got 1: a gr"),
         ({"transport_group_size": 2.5}, "transport_group_size must be None or a whole number"),
     ],
 )
 def test_settings_are_refused_by_the_name_that_the_user_gave_them(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransportSettings(**settings)
+
+
+def test_the_loss_and_a_run_take_the_same_numbers() -> None:
+    numbers = {one.name for kind in (ObjectiveSettings, TransportedSettings, StateSettings) for one in fields(kind)}
+    assert numbers & RANGES.keys() == BOUNDS.keys()
+    for name, bound in BOUNDS.items():
+        other = RANGES[name]
+        assert (bound.low, bound.high, bound.above, bound.below, bound.whole) == (
+            *(other.low, other.high, other.above, other.below, other.whole),
+        ), name
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
+def test_ids_that_are_changed_in_place_are_read_again(kind: Any) -> None:
+    settings, device = TransportSettings(vocabulary="verbalizers"), torch.device("cpu")
+    ids = kind([1, 2])
+    first = settings.kept_ids(ids, False, 12, device)
+    ids[1] = 9
+    second = settings.kept_ids(ids, False, 12, device)
+    assert first is not None
+    assert second is not None
+    assert (first.tolist(), second.tolist()) == ([1, 2], [1, 9])
+    ids[1] = 12
+    with pytest.raises(ValueError, match=r"must lie in \[0, 12\), got \[1, 12\]"):
+        settings.kept_ids(ids, False, 12, device)
+
+
+def test_ids_on_a_device_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(problems, "_check_ids", lambda ids_K, V: looks.append(V))
+    settings, meta = TransportSettings(vocabulary="verbalizers"), torch.device("meta")
+    ids = torch.zeros(2, dtype=torch.long, device=meta)
+    for V in (12, 13, 12, 13):
+        kept = settings.kept_ids(ids, False, V, meta)
+        assert kept is not None
+        assert kept.shape == (2,)
+    assert looks == [12, 13]
+
+
+def test_ids_of_one_content_are_copied_to_a_device_once() -> None:
+    settings, device = TransportSettings(vocabulary="verbalizers"), torch.device("cpu")
+    assert settings.kept_ids([3, 1], False, 12, device) is settings.kept_ids(torch.tensor([3, 1]), False, 12, device)
+
+
+@pytest.mark.parametrize("ids", [["a", "b"], [1.0, 2.0], [True, False], [1, 2.5], [2**70, 1], None])
+def test_ids_that_are_no_whole_numbers_are_refused(ids: Any) -> None:
+    with pytest.raises(ValueError, match="verbalizer_ids"):
+        TransportSettings(vocabulary="verbalizers").kept_ids(ids, False, 12, torch.device("cpu"))
 
 
 def test_a_problem_of_one_example_does_not_span() -> None:

@@ -417,13 +417,13 @@ def test_micro_batches_of_one_problem_are_one_batch(scope: str, with_sinkd: bool
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"transported_weight": -1.0}, "transported_weight must be at least 0, got -1.0"),
-        ({"transported_temperature": 0.0}, "transported_temperature must be a positive number"),
-        ({"transported_temperature": 1e200}, "transported_temperature must be a positive number of at most"),
-        ({"transported_epsilon": 0.0}, "transported_epsilon must be a positive number"),
-        ({"transported_iterations": 0}, "transported_iterations must be at least 1"),
-        ({"transported_anchor": 1.5}, "transported_anchor must be between 0 and 1, got 1.5"),
-        ({"transported_anchor": math.nan}, "transported_anchor must be between 0 and 1"),
+        ({"transported_weight": -1.0}, "transported_weight must be a number from 0 to 1,000,000, got -1.0"),
+        ({"transported_temperature": 1e-30}, "transported_temperature must be a number from 0.01 to 100, got 1e-30"),
+        ({"transported_temperature": 1e200}, "transported_temperature must be a number from 0.01 to 100"),
+        ({"transported_epsilon": "0.5"}, "transported_epsilon must be a number from 0.0001 to 100, got '0.5'"),
+        ({"transported_iterations": 2.5}, "transported_iterations must be a whole number from 1 to 100,000, got 2.5"),
+        ({"transported_anchor": 1.5}, "transported_anchor must be a number from 0 to 1, got 1.5"),
+        ({"transported_anchor": math.nan}, "transported_anchor must be a number from 0 to 1"),
         ({"transported_coupling": "x"}, "transported_coupling must be one of transport, identity, row_softmax, prop"),
     ],
 )
@@ -452,8 +452,18 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         ),
         (
             lambda: transported_term(s, t[:4], identity, **few),
-            "needs a teacher row for each row, got 4",
+            "teacher row i for the student's row i, and here a group has 4 rows of the teacher for 7 of the student",
         ),
+        (
+            lambda: transported_term(s, t[:2], identity, group_N=zeros, sets=TeacherSets(zeros[:2], zeros[:2] + 3)),
+            "here the teacher's 2 rows of a group come with counts, so that no text has one of its own",
+        ),
+        (
+            lambda: transported_term(s, t, identity, group_N=zeros, sets=TeacherSets(zeros, None, zeros > 0)),
+            "here the order of the teacher's rows of a group is not known",
+        ),
+        (lambda: transported_term(s[None], t), r"student's logits must be \[N, V\]"),
+        (lambda: transported_term(s, t, {"transported_weight": 1.0}), "settings must be a TransportedSettings, got d"),
         (lambda: transported_term(s, t, group_N=zeros[:3]), "group_N must have one entry for each of the student's 7"),
         (lambda: transported_term(s[:, :1], t[:, :1]), "a number has no cross-entropy"),
         (lambda: transported_term(s, top_k, proportion), "needs the teacher's whole rows"),

@@ -456,9 +456,12 @@ def test_half_precision_costs_are_solved_in_fp32_even_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be a positive number, got 0.0"),
+        ({"epsilon": 0.0}, "epsilon must be a number above 0, got 0.0"),
+        ({"epsilon": "0.1"}, "epsilon must be a number above 0, got '0.1'"),
+        ({"iterations": 2.5}, "iterations must be a whole number of at least 1, got 2.5"),
+        ({"iterations": True}, "iterations must be a whole number of at least 1, got True"),
         ({"epsilon": float("nan")}, "epsilon"),
-        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1"),
         ({"threshold": -1.0}, "threshold"),
         ({"gradient": "auto"}, "gradient must be one of unrolled, implicit, envelope"),
         ({"cost_NM": torch.rand(3)}, "cost_NM must be"),
