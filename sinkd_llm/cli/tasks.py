@@ -41,11 +41,20 @@ def main(argv: Sequence[str]) -> int:
         metavar="KIND",  # checked where a model is loaded: the names are imported with torch
         help="the kind of model to train it as, as in 'sinkd finetune'",
     )
+    check_parser.add_argument(
+        "--allow_unlabelled",
+        nargs="?",
+        choices=["true", "false"],
+        const="true",
+        default="false",
+        help="training rows may have no label: their teacher answers them, as in 'sinkd distill'",
+    )
     args = parser.parse_args(list(argv))
     if args.command == "show":
         return _show(args.name, args.data_dir, args.split, args.limit)
     if args.command == "check":
-        return _check(args.name, args.data_dir, args.split, args.model_name_or_path, args.model_kind)
+        unlabelled = args.allow_unlabelled == "true"
+        return _check(args.name, args.data_dir, args.split, args.model_name_or_path, args.model_kind, unlabelled)
     return _list()
 
 
@@ -88,7 +97,9 @@ def _show(name: str, data_dir: str | None, split: str, limit: int) -> int:
     return 0
 
 
-def _check(name: str, data_dir: str | None, split: str | None, model: str | None, kind: str | None) -> int:
+def _check(
+    name: str, data_dir: str | None, split: str | None, model: str | None, kind: str | None, unlabelled: bool
+) -> int:
     from sinkd_llm.cli.printing import show_row
     from sinkd_llm.models.blueprint import blueprint
     from sinkd_llm.runs.task_check import check_task
@@ -104,6 +115,7 @@ def _check(name: str, data_dir: str | None, split: str | None, model: str | None
         model_of=lambda classes: blueprint(str(model), kind=kind, labels=classes),
         data_dir=data_dir,
         splits=[split] if split else None,
+        allow_unlabelled=unlabelled,
     )
     show(f"{task.name}: metrics {', '.join(task.metric_names)}" + (f", tokens of {model}" if model else ""))
     _show_splits(check)

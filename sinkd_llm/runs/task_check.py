@@ -85,6 +85,7 @@ def check_task(
     model_of: Callable[[Sequence[str] | None], Any] | None = None,
     data_dir: str | Path | None = None,
     splits: Sequence[str] | None = None,
+    allow_unlabelled: bool = False,
 ) -> TaskCheck:
     """
     Renders and tokenises a task's rows, as training would, and says what is wrong with them.
@@ -98,6 +99,8 @@ def check_task(
             decoder.
         data_dir (`str` or `Path`, *optional*): as for [`Task.load`].
         splits (`Sequence[str]`, *optional*): which ones. By default train and validation, so far as the task has them.
+        allow_unlabelled (`bool`, *optional*, defaults to `False`): training rows may have no label, as in
+            [`TaskArguments`].
 
     Raises:
         InputError: if the rows of a split cannot be read or rendered.
@@ -136,7 +139,7 @@ def check_task(
             )
         )
         if ranked:
-            _check_labels(task, check, rows["label"][:])
+            _check_labels(task, check, rows["label"][:], allow_unlabelled and split == "train")
     if shared := len(prompts.get("train", set()) & prompts.get("validation", set())):
         prompt = (
             "1 prompt of the validation split is" if shared == 1 else f"{shared} prompts of the validation split are"
@@ -208,13 +211,15 @@ def _label_counts(task: Task, rows: "datasets.Dataset") -> dict[str, int]:
     }
 
 
-def _check_labels(task: Task, check: TaskCheck, labels: list[int]) -> None:
+def _check_labels(task: Task, check: TaskCheck, labels: list[int], allow_unlabelled: bool) -> None:
     found = check.splits[-1]
     split, gold = found.split, set(labels) - {-1}
     if unlabelled := labels.count(-1):
         # The hub's test splits are unlabelled by design.
-        kind = check.warnings if split == "test" else check.problems
-        kind.append(f"{unlabelled} of {len(labels)} rows of the {split} split have no label (-1).")
+        kind = check.warnings if split == "test" or allow_unlabelled else check.problems
+        way = " A teacher can answer them: --allow_unlabelled true, also here." if split == "train" else ""
+        said = f"{unlabelled} of {len(labels)} rows of the {split} split have no label (-1)."
+        kind.append(said + ("" if allow_unlabelled else way))
     if len(gold) == 1 and task.choices:
         answer = task.choices[gold.pop()].strip()
         check.warnings.append(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from unicodedata import normalize
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.values import listed, plain, shown
@@ -54,6 +55,7 @@ class LabelReader:
         from_template (`bool`, *optional*): the values are a template's texts. A number that a template computes is an
             index, as in lm-evaluation-harness, unless the rows show otherwise.
         same_choices (`bool`, *optional*): every row has the same choices.
+        column (`str`, *optional*): the column that `doc_to_target` names, for messages.
     """
 
     task: str
@@ -61,6 +63,7 @@ class LabelReader:
     reading: str | None = None
     from_template: bool = False
     same_choices: bool = True
+    column: str | None = None
 
     def read(self, targets: Sequence[Target]) -> list[int | None]:
         """
@@ -145,7 +148,7 @@ class LabelReader:
         if self.from_template and _number(value) is not None:
             value = int(value)  # a template's number, without quotes
         if _number(value) == len(words):
-            hint = ' Labels that are counted from 1 take doc_to_target: "{{label - 1}}".'
+            hint = f' Labels that are counted from 1 take doc_to_target: "{{{{{self.column or "label"} - 1}}}}".'
         return InputError(
             f"The label {shown(value)} of {target.where} is outside the choices of the task {self.task!r}: it "
             f"should be one of {listed(words)} or an index from 0 to {len(words) - 1}.{hint}"
@@ -196,8 +199,11 @@ def _index(value: str | int | float, count: int) -> int | None:
 
 @lru_cache(maxsize=4096)
 def _places(words: tuple[str, ...]) -> dict[str, int]:
-    """Where each word is, as it stands and without white space around it."""
-    return {word.strip(): i for i, word in enumerate(words)} | {word: i for i, word in enumerate(words)}
+    """Where each word is: as it stands, without white space around it, and in Unicode's normal form of one."""
+    places: dict[str, int] = {}
+    for form in (lambda word: normalize("NFC", word.strip()), str.strip, str):  # the word as it stands wins
+        places |= {form(word): i for i, word in enumerate(words)}
+    return places
 
 
 @lru_cache(maxsize=4096)
@@ -220,7 +226,7 @@ def _word(value: str | int | float, words: tuple[str, ...], exact: bool) -> int 
     """Where the value stands among the words; unless `exact`, `5` and `5.0` are one number."""
     places = _places(words)
     text = str(value)
-    for form in (text, text.strip()):
+    for form in (text, text.strip(), normalize("NFC", text.strip())):
         if form in places:
             return places[form]
     number = None if exact else _number(value)

@@ -344,6 +344,7 @@ class Task:
             reading=reading,
             from_template=template is not None and template.has_markup,
             same_choices=self.choices is not None,
+            column=column,
         )
 
     def _check_labelled(

@@ -37,6 +37,9 @@ def read(values: list[Any], words: tuple[str, ...] = ("no", "yes"), **settings: 
         ([None, math.nan, pd.NA, pd.NaT, "", " ", "nan", "null", "-1", -1.0], ("no", "yes"), [None] * 10),
         (["none", "some"], ("none", "some"), [0, 1]),
         (["A", "a"], ("a", "A"), [1, 0]),
+        (["fa\u0308llig", "f\xe4llig "], ("gesperrt", "f\xe4llig"), [1, 1]),
+        (["f\xe4llig", "fa\u0308llig"], ("gesperrt", " fa\u0308llig"), [1, 1]),
+        (["f\xe4llig", "fa\u0308llig"], ("f\xe4llig", "fa\u0308llig"), [0, 1]),
     ],
 )
 def test_columns(values: list[Any], words: tuple[str, ...], labels: list[int | None]) -> None:
@@ -105,3 +108,8 @@ def test_where_rows_have_their_own_choices_all_rows_decide() -> None:
     assert rows((1, ("Rome", "Oslo")), ("Rome", ("Rome", "Oslo"))) == [1, 0]
     with pytest.raises(InputError, match="two readings"):
         rows((0, ("2", "1", "0")))
+
+
+def test_the_advice_for_labels_that_are_counted_from_1_names_their_column() -> None:
+    with pytest.raises(InputError, match=r"\{\{category - 1\}\}"):
+        read([1, 2], column="category")

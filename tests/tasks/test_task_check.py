@@ -131,6 +131,10 @@ def test_command_line(
     output = capsys.readouterr()
     assert "no label 1 (50%)" in output.out
     assert "not fit to train on. 1 of 2 rows of the train split have no label" in output.err
+    assert "A teacher can answer them: --allow_unlabelled true, also here." in " ".join(output.err.split())
+    for words in (["--allow_unlabelled"], ["--allow_unlabelled", "true"]):
+        assert main([*arguments, *words]) == 0
+        assert "warning: 1 of 2 rows of the train split have no label (-1)." in capsys.readouterr().out
     make_checked([1, 7])
     assert main([*arguments, "--split", "validation"]) == 0
     assert main(arguments) == 2
