@@ -175,7 +175,9 @@ def test_a_server_that_is_asked_for_lists_teaches_pairs_and_sets(
     assert asked == 5  # a test, three lists to train on, and one for evaluation
     said_all = " ".join(capsys.readouterr().err.split())
     assert "is asked about 16 rows, in lists of 4. That takes at most 4 requests" in said_all
-    assert "2 of 3 lists (12 rows) have an answer for each row" in said_all
+    assert "3 of 4 lists (16 rows) have an answer for each row" in said_all
+    assert "Of the requests, 4 are answered already" in said_all
+    assert said_all.count("Asking toy") == 2  # once a run
     assert "1 with fewer answers than rows" in said_all
     assert "The teacher on 8 rows that it teaches: score 1.000" in said_all
     assert [record["loss"] for record in again] == [record["loss"] for record in records]

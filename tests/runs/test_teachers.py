@@ -19,6 +19,7 @@ from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.merging import merge_caches
 from sinkd_llm.runs.training import check_finetune
 from sinkd_llm.teachers import CachedTeacher
+from tests.support.language_server import language_server
 from tests.support.models import decoder, encoder_or_encoder_decoder, marked_tokenizer, save, word_tokenizer
 from tests.support.task_files import write_task
 
@@ -87,6 +88,31 @@ def test_a_file_of_answers_teaches_an_encoder(
     (tmp_path / "answers.csv").write_text("text,answer\n" + "".join(f"{r['text']},positive\n" for r in rows(6, 100)))
     with pytest.raises(InputError, match=r"answers\.csv"):  # none of the training rows
         distilled(task, student, tmp_path, teacher_file=tmp_path / "answers.csv", overwrite_output_dir="true")
+
+
+def test_a_row_that_a_server_refused_is_asked_again(
+    task: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        return (400, {}, b'{"error": "content policy"}') if "plot 5" in str(body) and policy else None
+
+    policy = True
+    with language_server(style="chat", says=lambda prompt, number: "Topic: positive", fault=fault) as state:
+        given = flags(task, student, tmp_path, teacher_url=state.url)
+        words = [*given, "--output", str(tmp_path / "cache")]
+        assert run_cache(*parse_recipe("cache", words)[:4], argv=given).manifest.tokens == 11
+        policy = False
+        # The same command puts the answer into the same cache.
+        assert run_cache(*parse_recipe("cache", words)[:4], argv=given).manifest.tokens == 12
+        said = " ".join(capsys.readouterr().err.split())
+        state.says = lambda prompt, number: "I cannot say"
+        task.write_text(task.read_text().replace("Review", "Opinion"))
+        with pytest.raises(
+            InputError, match=r"No answer of toy to the 12 training .* It said 'I cannot say' \(18 ×\)"
+        ):
+            run_cache(*parse_recipe("cache", [*given, "--output", str(tmp_path / "other")])[:4], argv=given)
+    assert "1 of 18 rows have no teacher, because the server refused them" in said
+    assert "Of the requests, 17 are answered already" in said
 
 
 def test_a_file_that_answers_a_part_of_the_held_out_rows(task: Path, student: str, tmp_path: Path) -> None:
