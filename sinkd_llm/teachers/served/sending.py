@@ -151,6 +151,7 @@ class Sending:
     def _keep(self, ended: dict[asyncio.Task[dict[str, Any]], tuple[str, Call]]) -> Exception | None:
         """Takes what requests that ended have brought; the first error that ends the run, if there is one."""
         failure: Exception | None = None
+        fault: BaseException | None = None
         answered: list[tuple[str, Call, dict[str, Any]]] = []
         for task, (key, call) in ended.items():
             if task.cancelled():
@@ -165,13 +166,15 @@ class Sending:
             elif isinstance(error, (InputError, BudgetSpent)):
                 failure = failure or error
             else:
-                raise error
+                fault = error
         self.journal.add(answered)
         for _, call, said in answered:
             self._look(call, said)
         if answered:
             self._in_a_row = 0
             self.on_progress(self._answered + len(self.left) + self._skipped, len(self.every))
+        if fault is not None:
+            raise fault
         return failure
 
     def _look(self, call: Call, said: Any) -> None:
