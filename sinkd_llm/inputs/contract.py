@@ -217,7 +217,7 @@ class AnswersAsTokens(AnswerTokenizer):
 
     def choice_ids(self, rows: Sequence[Row], start: int = 0) -> list[list[list[int]]]:
         """See [`RowTokenizer`]."""
-        names, rows = checked_rows([{**row, "label": 0} for row in rows], start)
+        names, rows = checked_rows([{**row, "label": 0, "completion": None} for row in rows], start)
         texts = [self._texts(row, row["choices"], name) for row, name in zip(rows, names, strict=True)]
         encoded = zip(rows, self._encode_rows(rows, texts), strict=True)
         return [[ids + self._eos_ids(row) for ids in answers_ids] for row, (_, answers_ids) in encoded]

@@ -112,10 +112,15 @@ def features_of(
     columns = dataset.column_names
     missing = {"prompt", "completion"} - set(columns)
     if missing:
+        ways = "`load_task(name).load(split)` loads a task."
+        if "messages" in columns:
+            ways = (
+                "Of conversations the last message is the completion: data.map(lambda row: {'prompt': "
+                "row['messages'][:-1], 'completion': row['messages'][-1:]}, remove_columns='messages')."
+            )
         raise InputError(
             f"The data set has the columns {sorted(columns)}, but not {sorted(missing)}. Give rows with "
-            "`prompt` and `completion` (TRL's prompt-completion format), or load a task with "
-            "`load_task(name).load(split)`."
+            f"`prompt` and `completion` (TRL's prompt-completion format). {ways}"
         )
     if len(dataset) == 0:
         raise InputError("The data set has no rows; check the file, the split and the sample limit.")

@@ -58,7 +58,8 @@ class ChoiceRows(ReadsForTwo):
                     "choices, or set signal to tokens."
                 )
         has_label = [ranking or row.get("label") not in (None, NO_LABEL) for row in rows]
-        read = [row if known else {**row, "label": 0} for row, known in zip(rows, has_label, strict=True)]
+        blank = {"label": 0, "completion": None}
+        read = [row if known else {**row, **blank} for row, known in zip(rows, has_label, strict=True)]
         own = [_as_asked(row) for row in read] if self.as_asked else read
         features = self.student.features(own, start, ranking=True)
         if not ranking:
@@ -158,7 +159,7 @@ def _as_asked(row: Row) -> Row:
     if asked is None:
         return row
     kept = {key: value for key, value in asked.items() if value is not None}
-    return {"id": row["id"], "label": row["label"], "completion": row.get("completion"), **kept}
+    return {"id": row["id"], "label": row["label"], "completion": None, **kept}  # its answers are its own choices
 
 
 def row_print(row: Row) -> int:

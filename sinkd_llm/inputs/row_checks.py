@@ -51,6 +51,12 @@ def checked_row(row: Mapping[str, Any], name: str) -> Row:
                 "completion as texts (apply_chat_template makes the prompt a user's turn), or drop 'choices'."
             )
         checked |= _checked_choices(row, name)
+        gold, said = checked["choices"][checked["label"]], checked.get("completion")
+        if said is not None and said.strip() != gold.strip():
+            raise InputError(
+                f"The completion of {name} is {shown(said)}, and its label says that the choice {shown(gold)} is "
+                "right; correct one of them, or leave out the completion (null)."
+            )
     return checked
 
 

@@ -85,9 +85,7 @@ def test_a_token_that_takes_the_space_after_it_along() -> None:
 
 
 def test_a_row_does_not_change_the_answers_of_another(tiny_tokenizer: Any) -> None:
-    rows = [
-        {"prompt": "good film:", "completion": " good", "choices": [" good", " bad"], "label": i % 2} for i in (0, 1)
-    ]
+    rows = [{"prompt": "good film:", "completion": None, "choices": [" good", " bad"], "label": i % 2} for i in (0, 1)]
     features = DecoderOnlyTokenizer(tiny_tokenizer).features(rows, ranking=True)
     features[0]["answers_ids"][0].append(99)
     assert features[1]["answers_ids"][0][-1] != 99

@@ -31,6 +31,7 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(tiny_tokenizer: Any, cap
     ("rows", "message"),
     [
         ([{"text": "a"}], "completion"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], r"Of conversations the last message is the completion"),
         ([], "columns|no rows"),
     ],
 )

@@ -34,6 +34,10 @@ def test_an_unlabelled_row_is_refused_by_name(tiny_tokenizer: Any) -> None:
             "x-0 has choices, and its prompt is a conversation",
         ),
         ({"choices": None}, "The choices of x-0 are None; give a list of texts"),
+        (
+            {"completion": " great"},
+            "The completion of x-0 is ' great', and its label says that the choice ' positive'",
+        ),
         ({"choices": [1, 2]}, r"The choices of x-0 are \[1, 2\]"),
         ({"choices": ["a", "a "]}, "The choices of x-0 hold 'a' more than once"),
         ({"choices": "yes"}, "The choices of x-0 are 'yes'"),
