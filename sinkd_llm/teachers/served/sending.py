@@ -91,6 +91,9 @@ class Sending:
         for key, call in self.every.items():
             if key in self.journal:
                 self._look(call, self.journal.said(key))
+        # A server that was set up anew for the same prompts is tried again, with as many rows.
+        self._rows_seen = 0
+        self._no_choice.clear()
 
     async def all(self, sleep: Sleep) -> None:
         """
@@ -102,7 +105,7 @@ class Sending:
         missing = {key: call for key, call in self.every.items() if key not in self.journal}
         waiting = iter(missing.items())
         tasks: dict[asyncio.Task[dict[str, Any]], tuple[str, Call]] = {}
-        failure: Exception | None = self._without_choices() if missing else None
+        failure: Exception | None = None
         budget = self.server.max_requests
         if missing and budget is not None and budget <= self.way.tests:
             raise no_budget(self.server)
