@@ -67,7 +67,7 @@ PASSING: dict[str, Reply] = {
 def test_what_passes_is_asked_again(fault: str, tmp_path: Path) -> None:
     waits = Waits()
     with language_server(fault=once(PASSING[fault])) as state:
-        said = asked(state, tmp_path, waits, timeout_s=0.2 if fault == "no reply" else 2.0)
+        said = asked(state, tmp_path, waits, timeout_s=1.0 if fault == "no reply" else 2.0)
         assert len(state.requests) == 9
     assert len(said.answers) == 4
     assert len(waits) == 1
