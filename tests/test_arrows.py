@@ -22,6 +22,7 @@ LEAVES: dict[str, set[str]] = {
     "locks": {"errors"},
     "terminal": {"secrets"},
     "values": {"errors"},
+    "ranges": {"errors"},
     "text_lines": {"errors"},
     "row_streams": {"errors", "text_lines", "values"},
     "row_files": {"errors", "row_streams", "text_lines"},
@@ -58,8 +59,8 @@ NAMES_ONLY = {"evaluation": {"tasks"}}
 # These are used without this package's words: they stand on few leaves.
 ALONE = {
     "kernels": set(),
-    "optimal_transport": {"errors"},
-    "objectives": {"errors", "distributed"},
+    "optimal_transport": {"errors", "ranges"},
+    "objectives": {"errors", "distributed", "ranges"},
     "metrics": {"errors"},
     "report": {"errors", "files", "integrity", "secrets", "terminal", "units"},
 }

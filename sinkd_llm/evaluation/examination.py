@@ -230,7 +230,7 @@ def sentences(examination: Examination, majority_score: float | None = None, tfi
     """
     parts = [f"The teacher on {examination.taught.rows:,} rows that it teaches: {_facts(examination.taught)}"]
     if examination.held_out is not None:
-        parts.append(f"on {examination.held_out.rows:,} held-out rows: {_facts(examination.held_out)}")
+        parts.append(f"on {examination.held_out.rows:,} rows for evaluation: {_facts(examination.held_out)}")
     baselines = {"the most frequent label": majority_score, "TF-IDF with logistic regression": tfidf}
     known = {name: score for name, score in baselines.items() if score is not None}
     if known:

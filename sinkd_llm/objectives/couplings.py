@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkd_llm.objectives.bounds import check_numbers
 from sinkd_llm.objectives.problems import Pairing
+from sinkd_llm.objectives.setting_checks import check_numbers
 from sinkd_llm.optimal_transport import sinkhorn
 
 TRANSPORT, IDENTITY, ROW_SOFTMAX, PROPORTION = "transport", "identity", "row_softmax", "proportion"

@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from sinkd_llm.objectives.bounds import check_kind, check_numbers
 from sinkd_llm.objectives.couplings import PROPORTION, TransportedSettings
 from sinkd_llm.objectives.divergences import DIVERGENCE_CHOICES, DIVERGENCES, NO_DIVERGENCE
 from sinkd_llm.objectives.joint import SPANNING_SCOPES
 from sinkd_llm.objectives.problems import VERBALIZERS, TransportSettings
+from sinkd_llm.objectives.setting_checks import check_kind, check_numbers
 from sinkd_llm.objectives.sinkd import SINKD_DIAGNOSTICS, SinKDTerm
 from sinkd_llm.objectives.state_terms import StateSettings
 from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS

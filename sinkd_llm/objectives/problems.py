@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sinkd_llm.errors import shown
-from sinkd_llm.objectives.bounds import check_numbers
+from sinkd_llm.objectives.setting_checks import check_numbers
 from sinkd_llm.optimal_transport import COST_NORMS, GRADIENTS, TransportPlan, sinkhorn
 
 # The scope that the data give: rows of one number are a problem.

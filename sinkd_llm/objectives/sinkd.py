@@ -16,11 +16,11 @@ from functools import cached_property
 
 from torch import Tensor
 
-from sinkd_llm.objectives.bounds import check_kind
 from sinkd_llm.objectives.comparison import Costs, TransportRequest, restricted, transport_costs
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, TransportSettings
 from sinkd_llm.objectives.row_checks import check_places, check_side
+from sinkd_llm.objectives.setting_checks import check_kind
 from sinkd_llm.objectives.signals import Signal, TeacherSignal, as_signal, rows_of, vocabulary_of
 from sinkd_llm.objectives.transport_term import PLAN_DIAGNOSTICS, TransportTerm
 

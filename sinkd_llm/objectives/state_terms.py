@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sinkd_llm.objectives.bounds import check_numbers
+from sinkd_llm.objectives.setting_checks import check_numbers
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkd_llm.objectives.bounds import check_kind
 from sinkd_llm.objectives.comparison import TransportRequest, zero_of
 from sinkd_llm.objectives.couplings import PROPORTION, TeacherSets, TransportedSettings
 from sinkd_llm.objectives.cross_costs import cross_costs
@@ -32,6 +31,7 @@ from sinkd_llm.objectives.divergences import DIVERGENCES
 from sinkd_llm.objectives.head_of import HeadOf
 from sinkd_llm.objectives.problems import Problems, TransportSettings
 from sinkd_llm.objectives.row_checks import check_side
+from sinkd_llm.objectives.setting_checks import check_kind
 from sinkd_llm.objectives.signals import (
     TeacherSignal,
     TopKSignal,

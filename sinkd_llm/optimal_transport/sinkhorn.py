@@ -18,13 +18,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sinkd_llm.optimal_transport.bounds import Bound
 from sinkd_llm.optimal_transport.half_steps import Logarithms, Scalings, alternate
 from sinkd_llm.optimal_transport.precision import full_precision, no_autocast
 from sinkd_llm.optimal_transport.solver_path import Plan, Potentials, SolverPath, Value, leading_of, value_of
+from sinkd_llm.ranges import Range
 
 GRADIENTS = ("unrolled", "implicit", "envelope")
-_BOUNDS = {"epsilon": Bound(0, above=True), "iterations": Bound(1, whole=True), "threshold": Bound(0, null=True)}
+_RANGES = {"epsilon": Range(0, above=True), "iterations": Range(1, whole=True), "threshold": Range(0, null=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ def sinkhorn(
 
 def _check_solver(epsilon: float, iterations: int, threshold: float | None, gradient: str) -> None:
     for name, value in (("epsilon", epsilon), ("iterations", iterations), ("threshold", threshold)):
-        _BOUNDS[name].check(name, value)
+        _RANGES[name].check(name, value)
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}.")
 

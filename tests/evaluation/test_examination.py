@@ -93,7 +93,7 @@ def test_two_lines_say_what_is_wrong_and_what_to_do() -> None:
     memorised = sentences(examine(*teacher(600, 1.0, 0.999, 0), *teacher(500, 0.86, 0.9, 1)), 0.34, 0.7)
     assert len(memorised) == 2
     assert memorised[0].startswith("The teacher on 600 rows that it teaches: score 1.000, calibration error 0.001")
-    assert "on 500 held-out rows: score 0.860" in memorised[0]
+    assert "on 500 rows for evaluation: score 0.860" in memorised[0]
     assert memorised[0].endswith("the most frequent label 0.340, TF-IDF with logistic regression 0.700.")
     assert "unlabelled rows" in memorised[1]
     assert "temperature" in memorised[1]

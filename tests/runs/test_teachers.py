@@ -83,7 +83,7 @@ def test_a_file_of_answers_teaches_an_encoder(
     assert "The teacher on 9 rows that it teaches: score 1.000" in said_all
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("kl" in record for record in records)
-    assert "held-out" not in said_all  # positions are those of the training rows
+    assert "rows for evaluation" not in said_all  # positions are those of the training rows
     assert [row.name for row in result.rows] == ["student before", "student after"]
     (tmp_path / "answers.csv").write_text("text,answer\n" + "".join(f"{r['text']},positive\n" for r in rows(6, 100)))
     with pytest.raises(InputError, match=r"answers\.csv"):  # none of the training rows

@@ -5,77 +5,12 @@ every command; [`~sinkd_llm.training.settings.checks`] holds the values against 
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
+
+from sinkd_llm.ranges import OF_THE_LOSS, Range
 
 # More updates, rows or bytes than any run has; counters of 32 and 64 bits are far above it.
 MANY = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Range:
-    """
-    Numbers that a setting may be.
-
-    Args:
-        low, high (`float`): the ends, which belong to it.
-        above, below (`bool`, *optional*): whether `low`, or `high`, does not belong to it.
-        whole (`bool`, *optional*): only whole numbers.
-        shares (`bool`, *optional*): a number below 1 is a share of training, from 1 on it is a number of updates.
-        also (`tuple`, *optional*): values outside that mean something.
-        advice (`str`, *optional*): what to do, in place of the range in words.
-    """
-
-    low: float
-    high: float
-    above: bool = False
-    below: bool = False
-    whole: bool = False
-    shares: bool = False
-    also: tuple[float, ...] = ()
-    advice: str = ""
-
-    def refusal(self, value: Any) -> str | None:
-        """The rest of a sentence that begins with the setting, or `None` for a number that is fine."""
-        from sinkd_llm.errors import shown
-
-        if value in self.also:
-            return None
-        if self.whole and not (isinstance(value, int) or hasattr(value, "__index__")):
-            return f"is {shown(value)}, but it takes a whole number; {self.in_words()}."
-        inside = self.low <= value <= self.high  # false for NaN
-        if (self.above and value == self.low) or (self.below and value == self.high):
-            inside = False
-        if not inside:
-            return f"is {shown(value)}; {self.in_words()}."
-        if self.shares and value > 1 and not float(value).is_integer():
-            return f"is {shown(value)}; from 1 on it counts updates, so {self.in_words()}."
-        return None
-
-    def in_words(self) -> str:
-        """What to give."""
-        return self.advice or f"give {self.numbers()}"
-
-    def numbers(self) -> str:
-        """The numbers that are taken."""
-        if self.shares:
-            first = f"{'above ' if self.above else 'from '}{_number(self.low)}"
-            return f"a share of training ({first}, below 1) or a whole number from 1 to {_number(self.high)}"
-        first = f"above {_number(self.low)}" if self.above else f"from {_number(self.low)}"
-        last = (
-            f"below {_number(self.high)}"
-            if self.below
-            else f"{'at most' if self.above else 'to'} {_number(self.high)}"
-        )
-        joined = f"{first} and {last}" if self.above or self.below else f"{first} {last}"
-        others = "".join(f", or {_number(value)}" for value in self.also)
-        return f"a {'whole ' if self.whole else ''}number {joined}{others}"
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int) or float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:g}"
 
 
 _COUNT = Range(1, MANY, whole=True)
@@ -84,9 +19,6 @@ _SEED = Range(0, 2**32 - 1, whole=True)
 _STEPS = Range(0, MANY, above=True, shares=True)
 _BETA = Range(0, 1, below=True)
 _PROCESSES = Range(1, 1024, whole=True)
-# A softmax at a hundredth is a choice. At more than a hundred, rounding in fp32 times the squared temperature is as
-# large as the divergence itself.
-_TEMPERATURE = Range(0.01, 100)
 _ROWS = Range(1, 10**12, whole=True, advice="give 1 or more, or leave it out for all rows")
 
 RANGES: dict[str, Range] = {
@@ -132,25 +64,7 @@ RANGES: dict[str, Range] = {
     ),
     "dataset_num_proc": _PROCESSES,
     "pad_to_multiple_of": Range(1, 1_000_000, whole=True),
-    "alpha": Range(0, 1),
-    "temperature": _TEMPERATURE,
-    "sinkhorn_weight": Range(0, 1_000_000),
-    "sinkhorn_temperature": _TEMPERATURE,
-    # Costs are at most 2: below, exp(-cost / epsilon) has no digits left in fp32; above, the plan is uniform.
-    "sinkhorn_epsilon": Range(0.0001, 100),
-    "sinkhorn_iterations": Range(1, 100_000, whole=True),
-    "sinkhorn_threshold": Range(0, 1, above=True, below=True),
-    "transported_weight": Range(0, 1_000_000),
-    "transported_temperature": _TEMPERATURE,
-    "transported_epsilon": Range(0.0001, 100),
-    "transported_iterations": Range(1, 100_000, whole=True),
-    "transported_anchor": Range(0, 1),
-    "hidden_weight": Range(0, 1_000_000),
-    "queue_weight": Range(0, 1_000_000),
-    "queue_size": Range(1, 10_000_000, whole=True),
-    # Cosines are at most 1: below, a softmax is a choice; above, it is uniform.
-    "queue_temperature": Range(0.001, 100),
-    "queue_teacher_temperature": Range(0.001, 100),
+    **OF_THE_LOSS,
     "transport_group_size": Range(
         2,
         MANY,
@@ -180,7 +94,7 @@ RANGES: dict[str, Range] = {
     "balance_strength": Range(0, 1),
     "teacher_examined_rows": Range(0, MANY, whole=True),
     "top_k": Range(1, 100_000_000, whole=True),
-    "temperatures": _TEMPERATURE,
+    "temperatures": OF_THE_LOSS["temperature"],
     "vocabulary_size": Range(1, 100_000_000, whole=True),
     "batch_size": _BATCH,
     "num_processes": Range(1, 10_000, whole=True, advice="give a whole number from 1 on, at most 10,000"),
