@@ -108,7 +108,7 @@ class SinKDConfig(OptionalTermArguments, TrainingArguments):
             So many rows a request, as a list, which a list answers. They are a group of `transport_scope`: paired
             (`transported_anchor` about `0.3`) where each has an answer, else a set.
         teacher_max_requests (`int`, *optional*):
-            The most requests to the server.
+            The most requests to the server in a call, those that find out how it answers included.
         teacher_concurrency (`int`, *optional*, defaults to `8`):
             The most requests at the same time.
         teacher_way (`str`, *optional*, defaults to `"auto"`):
