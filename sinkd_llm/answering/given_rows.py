@@ -26,6 +26,12 @@ def given_rows(rows: Any) -> Iterable[Any]:
             f"rows is {shown(rows)}, which is no list of rows; for a single row give [row], and in place of columns, "
             "one mapping of column names to values for each row."
         )
+    form = getattr(rows, "format", None)
+    if isinstance(form, Mapping) and form.get("type") not in (
+        None,
+        "custom",
+    ):  # of datasets, as another package's tables
+        return iter(rows.with_format(None))
     if hasattr(rows, "itertuples"):  # a table of pandas, and of those that do as pandas does
         return _of_table([*rows.columns], rows.itertuples(index=False, name=None))
     if hasattr(rows, "iter_rows"):  # of Polars

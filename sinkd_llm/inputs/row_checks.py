@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from unicodedata import normalize
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.values import check_text, plain, shown, without_text
@@ -52,7 +53,9 @@ def checked_row(row: Mapping[str, Any], name: str) -> Row:
             )
         checked |= _checked_choices(row, name)
         gold, said = checked["choices"][checked["label"]], checked.get("completion")
-        if said is not None and said.strip() != gold.strip():
+        if said is None:
+            checked["completion"] = gold
+        elif normalize("NFC", said.strip()) != normalize("NFC", gold.strip()):
             raise InputError(
                 f"The completion of {name} is {shown(said)}, and its label says that the choice {shown(gold)} is "
                 "right; correct one of them, or leave out the completion (null)."

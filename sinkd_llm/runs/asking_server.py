@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.files import cache_dir
@@ -21,6 +21,8 @@ from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
     from sinkd_llm.training.config import SinKDConfig
+
+_Asked = TypeVar("_Asked", bound=Question)
 
 _WAYS = {
     "scores": "for the log-likelihood of each choice",
@@ -61,7 +63,7 @@ def ask_server(
     names = {question.name for question in held_out}
     if server.rows_per_request > 1:
         return _in_lists(server, questions, held_out, names, journal)
-    way = find_way(server, questions[0], on_wait=say)
+    way = find_way(server, questions[0], others=_others(questions), on_wait=say)
     every = [*questions, *held_out]
     _say_costs(server, way, every, len(every), journal)
     with progress(f"Asking {way.model}") as on_progress:
@@ -81,7 +83,8 @@ def _in_lists(
     """The same, several rows in a request."""
     lists = [list_questions(part, server.rows_per_request) if part else [] for part in (questions, held_out)]
     server = replace(server, way="answers")
-    way, every = find_way(server, lists[0][0], on_wait=say), [*lists[0], *lists[1]]
+    way = find_way(server, lists[0][0], others=_others(lists[0]), on_wait=say)
+    every = [*lists[0], *lists[1]]
     _say_costs(server, way, every, len(questions) + len(held_out), journal)
     with progress(f"Asking {way.model}") as on_progress:
         found = ask_lists(server, way, every, journal, on_progress, on_wait=say)
@@ -91,6 +94,11 @@ def _in_lists(
     if not sets:
         raise _no_answers(way, questions, found)
     return sets, {name: scores for name, scores in found.answers().items() if name in names}
+
+
+def _others(questions: Sequence[_Asked]) -> list[_Asked]:
+    """Two more rows to find out how a server answers, should it refuse the first one."""
+    return [questions[index] for index in sorted({len(questions) // 2, len(questions) - 1} - {0})]
 
 
 def _say_costs(server: Server, way: Way, questions: Sequence[Question], rows: int, journal: Path) -> None:

@@ -4,6 +4,7 @@ Shape suffixes: C choices of a row.
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.teachers.answer_texts import choice_meant, choice_words, folded, matched
 from sinkd_llm.values import listed, plain, shown
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 # The logarithms of C probabilities, the index of the answer, an answer that is no choice, or nothing.
@@ -31,6 +34,8 @@ TOLERANCE = 1e-3 + 1e-9
 _MOST_ROUNDED = 0.2
 # Fewer decimals are no rounded output of a model, but a text that somebody has typed.
 _LEAST_DECIMALS = 2
+# So many indices of which none is the first are seldom chance.
+_ENOUGH = 20
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}(\.0*)?", flags=re.ASCII)
 
 
@@ -151,7 +156,17 @@ def _are_indices(column: str, asked: Sequence[tuple[Row, tuple[str, ...], str]])
 def _refuse_from_1(column: str, numbers: list[int | None], values: Sequence[tuple[str, tuple[str, ...], str]]) -> None:
     """Refuses indices of which none is 0 and one is the number of the choices: each would be the next choice."""
     last = [place for place, (_, choices, _) in enumerate(values) if numbers[place] == len(choices)]
-    if 0 in numbers or not last:
+    if 0 in numbers:
+        return
+    if not last:
+        if len(values) >= _ENOUGH:
+            logger.warning(
+                "None of the %s indices of the column %r is 0, the choice %s; if they count from 1, subtract 1 from "
+                "each, or write the choices' texts.",
+                f"{len(values):,}",
+                column,
+                shown(values[0][1][0].strip()),
+            )
         return
     _, choices, where = values[last[0]]
     raise InputError(

@@ -14,13 +14,27 @@ _BETWEEN = re.compile(r"[,;|/]|\b(?:and|or)\b", flags=re.IGNORECASE)
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>\s*", flags=re.IGNORECASE | re.DOTALL)
 # Emphasis of Markdown, and quotes.
 _MARKS = "*_`\"'“”‘’«» \t\r\n"
-_DENIED = re.compile(r"\b(?:not|never|neither|nor)\b|n['’]t\b", flags=re.IGNORECASE)
+_ESCAPED = re.compile(r"\\([*_`\-])")
+# Words before a choice that leave it out.
+_DENIED = re.compile(
+    r"\b(?:no|not|never|neither|nor|none|cannot|cant|isnt|but|except|exclud\w*|wrong|incorrect|unlikely|without|rather)\b"
+    r"|n['’]t\b",
+    flags=re.IGNORECASE,
+)
+# What stands directly after a choice and takes it back: "positive: no", "card is wrong", "card: 10%".
+_TAKEN_BACK = re.compile(
+    r"[\s:,|()–—-]*(?:(?:is|was|would be|seems)\s+)?(?:no|not|wrong|incorrect|false|unlikely|\d+)\b"
+)
+_REASON = re.compile(r"\b(?:because|since)\b")
+# Between words; "-1" is a number.
+_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010-\u2015](?=[^\W\d_])")
 
 
 def folded(text: str) -> str:
-    """A text without what writers change: its case, the white space around and between words, `_` for a space, and the
-    code points of a letter with an accent (Unicode's normal forms)."""
-    return " ".join(normalize("NFC", text).replace("_", " ").casefold().split())
+    """A text without what writers change: its case, the white space around and between words, `_` or a hyphen for a
+    space, soft hyphens, and the code points of a letter with an accent (Unicode's normal forms)."""
+    plain = normalize("NFC", text).replace("\u00ad", "").replace("_", " ")
+    return " ".join(_HYPHEN.sub(" ", plain).casefold().split())
 
 
 def choice_meant(answer: str, choices: tuple[str, ...]) -> int | None:
@@ -45,9 +59,10 @@ def matched(text: str, choices: tuple[str, ...]) -> int | None:
     """
     Which choice a written answer is, of a server or in a file.
 
-    It is the one that [`choice_meant`] says; else the longest that the answer begins with, as whole words ("Positive,
-    because …"); else the one that stands alone after the last colon ("The answer is: positive"). What a reasoning
-    model thought before, and marks of emphasis and quotes around the answer, are left out.
+    It is the one that [`choice_meant`] says; else the longest that the answer begins with, before a reason or an
+    explanation that names no other ("Positive, because …"); else the one that stands alone after the last colon ("The
+    answer is: positive"). What a reasoning model thought before, and marks of emphasis and quotes around the answer,
+    are left out.
 
     Args:
         text (`str`): the answer.
@@ -56,21 +71,38 @@ def matched(text: str, choices: tuple[str, ...]) -> int | None:
     Returns:
         `int`: the index; `None` for an answer that is none of them, or could be two.
     """
-    text = without_thoughts(text)
+    text = _ESCAPED.sub(r"\1", without_thoughts(text))
     for form in (text, text.strip(_MARKS)):
         if (index := choice_meant(form, choices)) is not None:
             return index
     if len({part for part in choices_in(text, choices) if part is not None}) > 1:
         return None
+    known = [folded(choice) for choice in choices]
+    if (first := _beginning(folded(text.strip(_MARKS).replace("\n", "| ")), known)) is not None:
+        return first
     before, last = _after_colon(text, choices)
-    said, known = folded(text.strip(_MARKS)), [folded(choice) for choice in choices]
-    begins = [c for c, choice in enumerate(known) if choice and said.startswith(choice) and _ends(said, len(choice))]
+    if last is None or _DENIED.search(before) or any(_has(before, known[c]) for c in range(len(known)) if c != last):
+        return None
+    return last
+
+
+def _beginning(said: str, known: list[str]) -> int | None:
+    """The longest choice that a folded answer begins with, if what follows explains it and names no other one."""
+    begins = [c for c, choice in enumerate(known) if choice and said.startswith(choice)]
     longest = max((len(known[c]) for c in begins), default=0)
-    found = {c for c in begins if len(known[c]) == longest}
-    if last is not None:
-        others = {c for c, choice in enumerate(known) if c != last and choice and _has(before, choice)}
-        found = {*found, last, *others} if not _DENIED.search(before) else set()
-    return found.pop() if len(found) == 1 else None
+    found = [c for c in begins if len(known[c]) == longest]
+    if len(found) != 1:
+        return None
+    choice, rest = known[found[0]], said[longest:]
+    # After a letter or a number a word explains nothing: "A cat", "1 or more".
+    word = len(choice) > 1 and not choice.isdecimal()
+    # A mark ends the choice where no word goes on directly after it: "card.lost", "1:5", "4.5".
+    if re.match(r"[^\w\s-]+(?=\s|$)" + r"|\s" * word, rest) is None or _TAKEN_BACK.match(rest):
+        return None
+    explained = _REASON.split(rest, maxsplit=1)[0] if word else rest
+    # Its own words may come again, and so may a choice that is a part of it.
+    others = [other for other in known if other and not _has(choice, other)]
+    return None if any(_has(explained, other) for other in others) else found[0]
 
 
 def choices_in(text: str, choices: tuple[str, ...]) -> list[int | None]:
@@ -101,15 +133,6 @@ def _after_colon(text: str, choices: tuple[str, ...]) -> tuple[str, int | None]:
 def _has(text: str, words: str) -> bool:
     """Whether a text has these words, as whole ones."""
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
-
-
-def _ends(text: str, place: int) -> bool:
-    """Whether a word or a number ends before this place: the 4 of "4.5" does not."""
-    if place >= len(text):
-        return True
-    if text[place - 1].isdigit() and text[place] in ".," and text[place + 1 : place + 2].isdigit():
-        return False
-    return not (text[place - 1].isalnum() and text[place].isalnum())
 
 
 @lru_cache(maxsize=4096)

@@ -78,6 +78,20 @@ class OrderingTrainer(EvaluatingTrainer):
                 dataset, self._answer_tokenizer, ranking=ranking, num_proc=self.args.dataset_num_proc
             )
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers', also on rows that `train_dataset` was set to since the trainer was made."""
+        self._read_rows()
+        return super().train(*args, **kwargs)
+
+    def _read_rows(self) -> None:
+        rows: Any = self.train_dataset
+        check_dataset(rows, "train_dataset", named=False)
+        if rows is None or "prompt_ids" in rows.column_names:
+            return
+        self.train_dataset = self._training_features(plain_rows(rows, "train_dataset"))
+        if self.teacher is not None:
+            self.teacher.check_rows(self.train_dataset)
+
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """
         As Transformers', but no row comes twice in an epoch where several processes train, and groups stay whole: what
@@ -86,12 +100,8 @@ class OrderingTrainer(EvaluatingTrainer):
         if self.train_dataset is None:
             raise InputError("There is nothing to train on: give train_dataset to the trainer.")
         check_trains(self.model)
+        self._read_rows()
         rows: Any = self.train_dataset
-        check_dataset(rows, "train_dataset", named=False)
-        if {"prompt", "completion"} <= {*rows.column_names}:  # it was set to other rows since
-            rows = self._training_features(plain_rows(rows, "train_dataset"))
-            if self.teacher is not None:
-                self.teacher.check_rows(rows)
         in_groups = GROUP_NUMBER in rows.column_names
         if in_groups and not self.forward.objective.terms_of_pairs and is_new_head(unwrap(self.model)):
             logger.warning(

@@ -187,7 +187,7 @@ class SinKDTrainer(SavingTrainer):
             eval_dataset=self._tokenized(eval_dataset, ranking=True),
             processing_class=prepared.tokenizer,
             compute_metrics=EvaluationMetrics(compute_metrics or accuracy),
-            callbacks=callbacks,
+            callbacks=list(callbacks or ()),
             optimizers=optimizers,
         )
         if data_collator is not None:

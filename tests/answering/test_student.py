@@ -148,7 +148,9 @@ def test_tables_are_read_by_rows(folder: Path) -> None:
     columns = {"note": ["x"] * len(TEXTS), "text": TEXTS}
     frame = pandas.DataFrame(columns, index=range(7, 7 + len(TEXTS)))
     dataset = datasets.Dataset.from_dict(columns)
-    for rows in (frame, frame["text"], OfPolars(), pyarrow.table(columns), dataset, dataset["text"], np.array(TEXTS)):
+    formatted = [dataset.with_format(form) for form in ("pandas", "arrow", "numpy")]
+    tables = (frame, frame["text"], OfPolars(), pyarrow.table(columns), dataset, dataset["text"], np.array(TEXTS))
+    for rows in (*tables, *formatted):
         answers = list(student.predict(rows))
         assert [answer.id for answer in answers] == list(range(len(TEXTS)))
         assert [answer.probabilities for answer in answers] == expected

@@ -63,3 +63,11 @@ def test_choices_need_a_label_and_a_label_needs_no_choices(tiny_tokenizer: Any) 
         features = DecoderOnlyTokenizer(tiny_tokenizer).features([{"prompt": "a", "completion": " b", "label": label}])
         assert features[0]["answer_ids"]
     assert DecoderOnlyTokenizer(tiny_tokenizer).features([{**example(), "label": 1.0}], ranking=True)[0]["label"] == 1
+
+
+def test_a_completion_may_be_left_out_beside_choices_and_is_the_label_in_any_unicode_form(tiny_tokenizer: Any) -> None:
+    def features(**change: Any) -> Any:
+        return DecoderOnlyTokenizer(tiny_tokenizer).features([{**example(), **change}])
+
+    assert features(completion=None) == features()
+    features(choices=[" bad", " caf\xe9"], completion=" cafe\u0301")

@@ -216,6 +216,15 @@ def test_indices_that_count_from_1_are_refused(column: str, read: Any) -> None:
     assert answered(read(f"row,{column}\n0,1\n1,1\n")) == {"t-0": 1, "t-1": 1}
 
 
+def test_many_indices_without_a_0_are_said(read: Any, caplog: pytest.LogCaptureFixture) -> None:
+    asked = [question(i, choices=(" a", " b", " c")) for i in range(20)]
+    assert len(answered(read("row,answer\n" + "".join(f"{i},{1 + i % 2}\n" for i in range(20)), asked))) == 20
+    assert "None of the 20 indices of the column 'answer' is 0, the choice 'a'; if they count from 1" in caplog.text
+    caplog.clear()
+    read("row,answer\n" + "".join(f"{i},{i % 3}\n" for i in range(20)), asked)
+    assert not caplog.text
+
+
 def test_an_answer_is_read_as_a_servers(read: Any) -> None:
     found = read('row,answer\n0,"Positive, because it is"\n1,**Negative**\n2,The answer is: positive\n')
     assert answered(found) == {"t-0": 1, "t-1": 0, "t-2": 1}

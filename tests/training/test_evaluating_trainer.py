@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import EvalPrediction
 
 from sinkd_llm.errors import InputError, NonFiniteError
@@ -171,3 +171,11 @@ def test_rows_that_are_set_later_are_those_that_count(train: Any) -> None:
     trainer.train()
     assert len(trainer.train_dataset) == len(other)
     assert "prompt_ids" in trainer.train_dataset.column_names
+    for wrong, message in (
+        (DatasetDict({"a": other}), r"splits a; .*data\['a'\]"),
+        (IterableDataset.from_generator(lambda: iter(other)), "collect its rows"),
+        (other.select_columns(["label"]), r"has the columns \['label'\], but not \['completion', 'prompt'\]"),
+    ):
+        trainer.train_dataset = wrong
+        with pytest.raises(InputError, match=message):
+            trainer.train()

@@ -82,6 +82,11 @@ def test_arguments_of_another_kind_are_refused_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_callbacks_may_come_in_a_tuple(train: Any) -> None:
+    mine = TrainerCallback()
+    assert mine in train(callbacks=(mine,)).callback_handler.callbacks
+
+
 def test_a_dictionary_of_evaluation_sets_is_one_of_datasets_own(train: Any) -> None:
     found = train(eval_dataset=DatasetDict({"near": opinions(4, 100), "far": opinions(4, 200)})).evaluate()
     assert {"eval_near_loss", "eval_far_acc"} <= set(found)

@@ -1,7 +1,7 @@
 """Which way works on a server: found by test requests before the first row is asked."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -52,6 +52,7 @@ def find_way(
     server: Server,
     question: Question,
     *,
+    others: Sequence[Question] = (),
     sleep: Sleep = asyncio.sleep,
     on_wait: OnWait = lambda text: None,
 ) -> Way:
@@ -72,6 +73,8 @@ def find_way(
     Args:
         server ([`Server`]): its `way` is the one that is tried, or `"auto"`.
         question ([`Question`]): a row, best one of the usual length.
+        others (sequence of [`Question`], *optional*): rows to try one after the other, where the server refuses the
+            row before.
         sleep (`Callable`, *optional*): waits between two tries.
         on_wait (`Callable`, *optional*): is told now and then why a request is repeated.
 
@@ -79,7 +82,7 @@ def find_way(
         InputError: if the server is down, asks for a key, has no such model or several and none was named; if the way
             that was asked for does not work, with the reason; if `server.max_requests` are sent.
     """
-    return run(_find(server, question, sleep, on_wait))
+    return run(_find(server, [question, *others], sleep, on_wait))
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -92,12 +95,13 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
         return pool.submit(asyncio.run, coroutine).result()
 
 
-async def _find(server: Server, question: Question, sleep: Sleep, on_wait: OnWait) -> Way:
+async def _find(server: Server, questions: Sequence[Question], sleep: Sleep, on_wait: OnWait) -> Way:
+    question, *others = questions
     tests = {"scores": _scores, "top_logprobs": _top_logprobs, "answers": _answers}
     patient = replace(server, retries=min(server.retries, _TRIES - 1))
     async with Client(patient, sleep, server.max_requests, on_wait=on_wait) as client:
         asked, remarks = await _model(client)
-        way = Way("", asked, asked)
+        way, refused = Way("", asked, asked), False
         for name in tests if server.way == "auto" else (server.way,):
             try:
                 found = await tests[name](client, replace(way, name=name), question)
@@ -105,12 +109,21 @@ async def _find(server: Server, question: Question, sleep: Sleep, on_wait: OnWai
             except BudgetSpent:
                 raise no_budget(server) from None
             except WrongReply as error:
-                reason = str(error)
+                reason, refused = str(error), False
             except (RequestRefused, Unavailable) as error:
-                reason = _of_this_way(error)
+                reason, refused = _of_this_way(error), isinstance(error, RequestRefused) and error.of_one_request
+                if not reason and refused and others:
+                    break
                 if not reason:
                     raise await client.explained(error, question.name, asked) from error
             remarks.append(f"The way {name!r} does not work on {server.shown_url}: {reason}.")
+        sent = client.sent
+    if refused and others:  # it may be the row that the server does not take, and not the way
+        left = None if server.max_requests is None else server.max_requests - sent
+        if left is not None and left < 1:
+            raise no_budget(server)
+        found = await _find(replace(server, max_requests=left), others, sleep, on_wait)
+        return replace(found, tests=found.tests + sent)
     raise InputError(f"{' '.join(remarks)} Give another teacher_way or server.")
 
 

@@ -210,7 +210,8 @@ class Sending:
             f"The first {self._rows_seen:,} rows that {self.way.model} on {self.server.shown_url} answered have no "
             f"choice: it said {named_answers(self._no_choice, _SHOWN)}, where the choices are "
             f"{choice_words(self._taken.question.choices, 4)}. Nothing more is asked: let the prompt name the choices "
-            "and ask for one of them alone, as it is written."
+            "and ask for one of them alone, as it is written. Where the server was at fault and not the prompt, "
+            "delete the answers, which are kept, and ask again."
         )
 
     async def _refused(self, client: Client) -> Exception | None:

@@ -368,6 +368,23 @@ def test_the_budget_counts_test_requests(tmp_path: Path) -> None:
         assert costs(server, way, QUESTIONS, tmp_path / "journal.jsonl")[:2] == (2, 6)
 
 
+@pytest.mark.parametrize("way", ["auto", "answers"])
+def test_a_server_that_refuses_the_first_row_is_tried_with_others(way: str) -> None:
+    def fault(number: int, body: dict[str, Any]) -> Reply | None:
+        return refused(400, "content policy") if "Film 0" in json.dumps(body) else None
+
+    with language_server() as state:
+        state.fault = fault
+        with pytest.raises(InputError, match=r"refuses the request \(400: content policy\)"):
+            find_way(Server(state.url, way=way), QUESTIONS[0])
+        before = len(state.requests)
+        found = find_way(Server(state.url, way=way), QUESTIONS[0], others=[QUESTIONS[0], QUESTIONS[2]])
+        assert found.name == {"auto": "scores"}.get(way, way)
+        assert found.tests == len(state.requests) - before
+        with pytest.raises(InputError, match="teacher_max_requests is 1, and as many were sent"):
+            find_way(Server(state.url, way="answers", max_requests=1), QUESTIONS[0], others=[QUESTIONS[2]])
+
+
 @pytest.mark.parametrize("variable", ["SINKD_TEACHER_API_KEY", "OPENAI_API_KEY"])
 def test_the_key_goes_to_the_server_and_nowhere_else(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

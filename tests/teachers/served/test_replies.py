@@ -93,6 +93,68 @@ def test_answers_are_choices_by_whole_words() -> None:
     assert matched("yes.", (" Yes", " yes")) is None
 
 
+CARDS = (" card", " card payment", " card payment fee charged", " card_lost", " lost")
+
+
+@pytest.mark.parametrize(
+    ("choices", "meant"),
+    [
+        (
+            CARDS,
+            {
+                **dict.fromkeys(["card-payment", "Card payment because it", "card payment: a card was charged"], 1),
+                **dict.fromkeys(["card-payment-fee-charged", "card payment-fee-charged"], 2),
+                **dict.fromkeys(["card-lost", "card\\_lost", "card\u2011lost", "card\xad lost", "**card lost**"], 3),
+                "card lost: the customer lost a card": 3,
+                "card lost, because the card was charged for a card payment": 3,
+            },
+        ),
+        (
+            CARDS,
+            dict.fromkeys(
+                [
+                    *("card.lost", "card+lost", "card=lost", "lost-card", "card: no", "card: 10%, lost: 90%"),
+                    *("Card: yes. Lost: no", "The answer cannot be: card", "Anything but: card", "wrong: card"),
+                    *("I would exclude: card", "isnt: card", "cards", "card is wrong"),
+                ]
+            ),
+        ),
+        (
+            ("positive", "negative"),
+            {
+                **dict.fromkeys(
+                    ["Positive. The film is not bad.", "Positive – the reviewer loved it", "Positive\nFun"], 0
+                ),
+                "Positive, because it is not negative": 0,
+                **dict.fromkeys(
+                    f"positive{between}negative" for between in ("\n", " - ", " vs. ", " & ", " + ", "、")
+                ),
+                **dict.fromkeys(["positive und negative", "Positive - no, negative", "Positive is wrong"]),
+            },
+        ),
+        (
+            ("1", "2", "3", "4", "5"),
+            {
+                **dict.fromkeys(["1.", "1, because", "1: bad", "1) bad", "1\nbad"], 0),
+                **dict.fromkeys(["1-2", "1 to 2", "1..2", "1~2", "1 -> 2", "1&2", "1\n2", "1, but maybe 2", "1:5"]),
+                **dict.fromkeys(["1. Because\n2. Foo", "5 - 1", "4 .5", "1,5", "4/5", "1 star"]),
+            },
+        ),
+        (
+            ("A", "B", "C"),
+            {
+                **dict.fromkeys(["A.", "A) cat", "A: a cat", "Answer: A", "A\nbecause it"], 0),
+                **dict.fromkeys(["A good answer is B", "A-B", "A & B", "A B", "A cat"]),
+            },
+        ),
+        (("no", "yes"), {"No, the text does not say so.": 0, "no because yes": 0, "No. Yes.": None, "No? Yes!": None}),
+        (("entailment", "not_entailment"), {"not entailment": 1, "not-entailment": 1, "Entailment.": 0}),
+    ],
+)
+def test_an_answer_that_could_be_two_choices_is_none(choices: tuple[str, ...], meant: dict[str, int | None]) -> None:
+    assert {text: matched(text, choices) for text in meant} == meant
+
+
 def test_frequencies_are_shares_of_the_answers_that_are_choices() -> None:
     assert frequencies(["a", "b", "A.", "c"], (" a", " b", " d")) == (
         [math.log(2 / 3), math.log(1 / 3), -math.inf],
