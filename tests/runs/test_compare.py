@@ -85,7 +85,8 @@ class Runs:
         data = rows_of(settings["task"], settings["heldout_share"])
         answers = {}
         for rows, place, skill in ((data.held_out, HELD_OUT, 0), (data.evaluation, EVALUATION, 1)):
-            answers[place] = self.answers(rows, SKILL[name][skill], settings["seed"])
+            if rows is not None:
+                answers[place] = self.answers(rows, SKILL[name][skill], settings["seed"])
         answers[OF_TEACHER] = self.answers(data.evaluation, 0.9, 0)
         write_predictions(folder, answers)
         training = {"steps": 3, "resumed_at": 0, "seconds": 2.5, "loss": 1.0, "loss_from_step": 0}
@@ -346,6 +347,12 @@ def test_settings_are_chosen_on_held_out_rows_and_not_on_the_rows_for_evaluation
     assert found.row("x").cell == "x, learning_rate=0.0001"
     assert found.row("x").chosen_from == 2
     assert any("learning_rate=0.0001 is the best of 2" in sentence for sentence in sentences(found))
+
+
+def test_nothing_is_held_out_where_nothing_is_chosen(compare):
+    runs = Runs()
+    compare({"variants": VARIANTS, "seeds": [0], "select_on": "none"}, runs)
+    assert all(yaml.safe_load(text)["heldout_share"] == 0.0 for text in runs.trained)
 
 
 def test_an_interval_stays_within_what_scores_can_differ_by():

@@ -129,7 +129,8 @@ def _cells(request: Request, grid: Grid) -> tuple[list[Cell], dict[str, Argument
     """The cells with the share that is held out, and the arguments of each, all of them checked."""
     share = grid.heldout_share
     if share is None:
-        share = float(request.recipe.get("heldout_share") or DEFAULT_HELDOUT_SHARE)
+        default = DEFAULT_HELDOUT_SHARE if grid.select_on == "heldout" else 0.0
+        share = float(request.recipe.get("heldout_share") or default)
     cells = [replace(cell, settings={**cell.settings, "heldout_share": share}) for cell in grid.cells]
     arguments = {cell.name: _arguments(request, cell) for cell in cells}
     if not any(training_args.has_teacher for _, training_args, _ in arguments.values()):

@@ -76,7 +76,7 @@ class Grid:
         metric (`str`, *optional*): what is compared. Default: the task's primary metric.
         select_on (`str`): `"heldout"`, or `"none"`: nothing is chosen.
         heldout_share (`float`, *optional*): the share of training rows that settings are chosen by. Default: what the
-            recipe says, or 0.1.
+            recipe says, or 0.1; with `select_on` `"none"` nothing.
         teacher_cache (`str`): `"auto"`: the teacher runs once; `"none"`: it runs in every run.
     """
 
