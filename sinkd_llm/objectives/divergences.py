@@ -236,7 +236,7 @@ DIVERGENCES: dict[str, Divergence] = {
         temperature_order=1,
         merging_lowers=True,
         equation="sum |p - q| / 2",
-        purpose="bounded by 1 a row: a wrong teacher row pulls no harder than a right one",
+        purpose="bounded by 1 a row: a wrong teacher row pulls no harder than a right one; a new head hardly moves",
     ),
 }
 # What the setting `divergence` takes.
