@@ -67,7 +67,7 @@ def several_tokens(count: int = 8) -> Dataset:
 def regression_rows(count: int = 12) -> Dataset:
     """Rows whose answer is a number, as STS-B's."""
     out = [
-        {**row, "choices": ["0", "5"], "completion": "5", "target": float(i % 6)}
+        {**row, "choices": ["0", "5"], "completion": ["0", "5"][row["label"]], "target": float(i % 6)}
         for i, row in enumerate(opinions(count))
     ]
     return Dataset.from_list(out)
