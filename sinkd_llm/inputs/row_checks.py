@@ -53,7 +53,7 @@ def checked_row(row: Mapping[str, Any], name: str) -> Row:
             )
         checked |= _checked_choices(row, name)
         gold, said = checked["choices"][checked["label"]], checked.get("completion")
-        if said is None:
+        if said is None or not said.strip():
             checked["completion"] = gold
         elif normalize("NFC", said.strip()) != normalize("NFC", gold.strip()):
             raise InputError(

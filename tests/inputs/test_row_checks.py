@@ -69,5 +69,5 @@ def test_a_completion_may_be_left_out_beside_choices_and_is_the_label_in_any_uni
     def features(**change: Any) -> Any:
         return DecoderOnlyTokenizer(tiny_tokenizer).features([{**example(), **change}])
 
-    assert features(completion=None) == features()
+    assert features(completion=None) == features(completion="") == features()
     features(choices=[" bad", " caf\xe9"], completion=" cafe\u0301")
