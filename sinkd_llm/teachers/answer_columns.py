@@ -139,7 +139,7 @@ def _are_indices(column: str, asked: Sequence[tuple[Row, tuple[str, ...], str]])
     if not values or None in numbers or all(words):
         return False
     if not any(words):
-        _refuse_from_1(column, numbers, values)
+        _check_begins_at_0(column, numbers, values)
         return True
     in_range = [number in range(len(one[1])) for number, one in zip(numbers, values, strict=True)]
     if not all(in_range):
@@ -153,20 +153,23 @@ def _are_indices(column: str, asked: Sequence[tuple[Row, tuple[str, ...], str]])
     )
 
 
-def _refuse_from_1(column: str, numbers: list[int | None], values: Sequence[tuple[str, tuple[str, ...], str]]) -> None:
-    """Refuses indices of which none is 0 and one is the number of the choices: each would be the next choice."""
-    last = [place for place, (_, choices, _) in enumerate(values) if numbers[place] == len(choices)]
+def _check_begins_at_0(
+    column: str, numbers: list[int | None], values: Sequence[tuple[str, tuple[str, ...], str]]
+) -> None:
+    """Indices that count from 1 would each be the next choice: refused where one is the number of the choices, and
+    doubted where many are given and none is 0."""
     if 0 in numbers:
         return
+    last = [place for place, (_, choices, _) in enumerate(values) if numbers[place] == len(choices)]
+    if not last and len(values) >= _ENOUGH:
+        logger.warning(
+            "None of the %s indices of the column %r is 0, the choice %s; if they count from 1, subtract 1 from each, or "
+            "write the choices' texts.",
+            f"{len(values):,}",
+            column,
+            shown(values[0][1][0].strip()),
+        )
     if not last:
-        if len(values) >= _ENOUGH:
-            logger.warning(
-                "None of the %s indices of the column %r is 0, the choice %s; if they count from 1, subtract 1 from "
-                "each, or write the choices' texts.",
-                f"{len(values):,}",
-                column,
-                shown(values[0][1][0].strip()),
-            )
         return
     _, choices, where = values[last[0]]
     raise InputError(
