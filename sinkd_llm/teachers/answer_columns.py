@@ -163,8 +163,8 @@ def _check_begins_at_0(
     last = [place for place, (_, choices, _) in enumerate(values) if numbers[place] == len(choices)]
     if not last and len(values) >= _ENOUGH:
         logger.warning(
-            "None of the %s indices of the column %r is 0, the choice %s; if they count from 1, subtract 1 from each, or "
-            "write the choices' texts.",
+            "None of the %s indices of the column %r is 0, the choice %s; if they count from 1, subtract 1 from each, "
+            "or write the choices' texts.",
             f"{len(values):,}",
             column,
             shown(values[0][1][0].strip()),
