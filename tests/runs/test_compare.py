@@ -7,7 +7,9 @@ import csv
 import dataclasses
 import functools
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
 from sinkd_llm.report.results import AFTER, ResultRow, RunRecord
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.comparing.compare import Request, run_compare
-from sinkd_llm.runs.comparing.processes import Command, run_commands
+from sinkd_llm.runs.comparing.processes import Command, run_commands, start_process
 from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutScores, choose
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.training.config import SinKDConfig
@@ -280,6 +282,16 @@ def test_layers_that_the_model_does_not_have_are_refused_before_anything_runs(se
     runs = Runs()
     with pytest.raises(InputError, match=f"deep: .*{said}"):
         compare({"variants": {"kl": {}, "deep": settings}, "seeds": [0]}, runs)
+    assert not runs.started
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("setting", ["model_name_or_path", "teacher_model_name_or_path"])
+def test_a_model_that_is_not_there_is_refused_before_anything_runs(setting, compare, tmp_path):
+    runs = Runs()
+    other = {setting: "./start/of-no-one"}
+    with pytest.raises(InputError, match=r"other: There is no folder or file '\./start/of-no-one'"):
+        compare({"variants": {"kl": {}, "other": other}, "seeds": [0]}, runs)
     assert not runs.started
     assert not (tmp_path / "out").exists()
 
@@ -567,3 +579,13 @@ def test_mistakes_on_the_command_line(argv, message, recipe, tmp_path, capsys, m
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_named_like_a_module_in_the_current_folder_breaks_no_run(tmp_path, monkeypatch):
+    (tmp_path / "dis.py").write_text("raise RuntimeError('not the module that was meant')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", root)  # as an installed package is found
+    monkeypatch.setattr("sys.path", [str(tmp_path / "bin"), *sys.path])  # as the console script has it
+    process = start_process(Command(["--version"], tmp_path / "log"), dict(os.environ))
+    assert process.wait() == 0, (tmp_path / "log").read_text()

@@ -101,6 +101,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     folder = _folder(request, first)
     data = load_run_data(first[0], grid.seeds[0])
     _check_balance(cells, arguments, data)
+    _check_models(arguments)
     _check_layers(arguments)
     notes: list[str] = []
     if request.baselines:
@@ -181,6 +182,19 @@ def _check_balance(cells: Sequence[Cell], arguments: Mapping[str, Arguments], da
             balance_asked(replace(data, arguments=task_args))
         except InputError as error:
             raise InputError(f"{cell.name}: {error}") from error
+
+
+def _check_models(arguments: Mapping[str, Arguments]) -> None:
+    """A model that is not there is said before any teacher is asked; whether the hub has one, the runs find out."""
+    from sinkd_llm.models.names import resolve_model_source
+
+    for cell, (_, training_args, model_args) in arguments.items():
+        teacher = training_args.teacher_model_name_or_path if training_args.teacher_cache is None else None
+        for name in filter(None, (model_args.model_name_or_path, teacher)):
+            try:
+                resolve_model_source(name)
+            except InputError as error:
+                raise InputError(f"{cell}: {error}") from error
 
 
 def _check_layers(arguments: Mapping[str, Arguments]) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 # Between two looks at the processes, in seconds.
 _PAUSE = 0.2
+_PACKAGE = Path(__file__).resolve().parents[2]
 # Of what a failed process said, so many lines are kept.
 KEPT_LINES = 12
 
@@ -60,11 +61,14 @@ class Ended:
 def start_process(command: Command, environment: dict[str, str]) -> Process:
     """
     Starts `sinkd` with a command's words, in a process and a session of its own: Ctrl-C goes to the comparison, which
-    passes it on.
+    passes it on. A file of the current folder named like a module, as `dis.py`, is no module of the process, unless it
+    is one of this process too.
     """
+    # A checkout that is not installed is found only by its place in the path, which -P takes away.
+    by_folder = bool(sys.path) and Path(sys.path[0]).resolve() == _PACKAGE.parent
     with command.log.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "sinkd_llm", *command.argv],
+            [sys.executable, *([] if by_folder else ["-P"]), "-m", "sinkd_llm", *command.argv],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
