@@ -9,6 +9,19 @@ from sinkd_llm.tasks.rendering import Example
 from sinkd_llm.values import listed, shown
 
 
+def column_names(keep: Any) -> list[str]:
+    """
+    The columns to keep, as they were given.
+
+    Raises:
+        InputError: for anything but a sequence of names; one name alone is a text, and its letters are no columns.
+    """
+    if isinstance(keep, str) or not isinstance(keep, Sequence) or not all(isinstance(name, str) for name in keep):
+        hint = f"; for one column give [{shown(keep)}]" if isinstance(keep, str) else ', such as ["topic"]'
+        raise InputError(f"keep is {shown(keep)}, which is no list of columns{hint}.")
+    return list(keep)
+
+
 def check_columns(rows: Rows, names: Sequence[str]) -> None:
     """
     Refuses a column that no row has.

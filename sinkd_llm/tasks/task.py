@@ -13,7 +13,7 @@ from sinkd_llm.metrics import compute_metrics, compute_text_metrics
 from sinkd_llm.row_files import Rows
 from sinkd_llm.tasks.labels import LabelReader
 from sinkd_llm.tasks.loading import SPLIT_KEYS, load_rows, local_files, without_gaps
-from sinkd_llm.tasks.own_columns import check_columns, check_ids, without_columns
+from sinkd_llm.tasks.own_columns import check_columns, check_ids, column_names, without_columns
 from sinkd_llm.tasks.rendered import rendered_rows, streamed_rows
 from sinkd_llm.tasks.rendering import UNLABELLED, Example, RowRenderer
 from sinkd_llm.tasks.sample import check_sample, drawn_rows
@@ -74,7 +74,7 @@ class Task:
         self.output_type: str = self.config["output_type"]
         self.description: str = self.config.get("metadata", {}).get("description", "")
         scored = self.config.get("metadata", {}).get("scoring", {})
-        self._kept = tuple(name for name in dict.fromkeys(keep) if name not in scored)
+        self._kept = tuple(name for name in dict.fromkeys(column_names(keep)) if name not in scored)
         self._renderer = RowRenderer(self.config, self.origins, self._kept, id_column)
         self.choices: tuple[str, ...] | None = self._renderer.choices
         self.scoring_columns: tuple[str, ...] = self._renderer.scoring_columns

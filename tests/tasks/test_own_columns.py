@@ -48,6 +48,14 @@ def test_wrong_columns(task: Path) -> None:
         load_task(task, keep=["choices"]).load("train")
 
 
+@pytest.mark.parametrize("keep", ["bag", 5, [1], None])
+def test_what_is_no_list_of_columns(keep: Any, task: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"keep is .*, which is no list of columns[;,] (for one column give \['bag'\]|such)"
+    ):
+        load_task(task, keep=keep)
+
+
 def test_a_kept_column_is_no_scoring_column(tmp_path: Path) -> None:
     rows = [{"text": f"film {i}", "label": i % 2, "group": "all"} for i in range(4)]
     file = write_task(tmp_path / "opinions.yaml", rows, metadata={"metrics": ["em"]})
