@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 AGREEMENT, ACCURACY = "agreement", "accuracy"
+# With these a teacher read something else than its student does, so that it would choose otherwise over the same rows.
+_OTHER_PROMPT = ("teacher_task", "teacher_num_fewshot")
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,13 @@ def _what_is_right(
         InputError: if what is not said could mean both: accuracy does not take the place of agreement because the
             teacher is not found.
     """
-    named = None
+    why_not = ""
     if of != ACCURACY and file is None and model is None:
-        file, model, named = _recorded_teacher(folder)
+        file, model, why_not = _recorded_teacher(folder)
     if file is None and model is None:
         stored = facts.route.of if facts.route is not None else None
-        if of == AGREEMENT or (of is None and (named is not None or stored == AGREEMENT)):
-            missing = "" if named is None else f" ({named}, of which it learned, is not there)"
+        if of == AGREEMENT or (of is None and (why_not or stored == AGREEMENT)):
+            missing = f" ({why_not})" if why_not else ""
             raise InputError(
                 "It is not known what the teacher chooses for rows that the student was not trained on"
                 f"{missing}: give its answers as --teacher_file, or the teacher as --teacher_model_name_or_path, or "
@@ -199,24 +201,41 @@ def _chosen(
     )
 
 
-def _recorded_teacher(folder: Path) -> tuple[str | None, str | None, str | None]:
+def _recorded_teacher(folder: Path) -> tuple[str | None, str | None, str]:
     """
-    The file of answers or the model that the student's run learned from, if it is still there; else its name alone.
+    The file of answers or the model that the student's run learned from, or else why it is not taken, if there was one.
 
     A path that is not absolute was one from where the run was started, which is here or a folder above the student.
     """
     if not (folder / RESULTS_FILE).is_file():
-        return None, None, None
+        return None, None, ""
     settings = RunRecord.read(folder).all_settings
     file, model = settings.get("teacher_file"), settings.get("teacher_model_name_or_path")
     named = file if isinstance(file, str) else model if isinstance(model, str) else None
     if named is None:
-        return None, None, None
+        return None, None, ""
+    if named is model and (other := next((name for name in _OTHER_PROMPT if settings.get(name)), None)) is not None:
+        return None, None, f"{named}, of which it learned, read another prompt there: {other}"
     bases = (Path(), *folder.resolve().parents)
     found = next((place for base in bases if (place := base / Path(named).expanduser()).exists()), None)
+    if found is None and named is model and _is_stored(named, settings.get("teacher_model_revision")):
+        return None, named, ""
     if found is None:
-        return None, None, named
-    return (str(found), None, named) if named is file else (None, str(found), named)
+        return None, None, f"{named}, of which it learned, is not there"
+    return (str(found), None, "") if named is file else (None, str(found), "")
+
+
+def _is_stored(model: str, revision: Any) -> bool:
+    """Whether a name is of a bundled model, or of one of the hub, main branch, that is on this machine."""
+    from sinkd_llm.models.names import CONFIG, resolve_model_source, stored_file
+
+    try:
+        source = resolve_model_source(model)
+    except InputError:
+        return False
+    if source.kind != "hub":
+        return True
+    return revision in (None, "main") and stored_file(source, CONFIG) is not None
 
 
 def _in_file(file: str, wanted: "Sequence[_Part]", split: str | None, student: Student) -> list[list[int]]:

@@ -269,6 +269,31 @@ def test_the_teacher_of_a_run_is_found_from_elsewhere(
     assert "No teacher of the student is known" in capsys.readouterr().err
 
 
+def test_a_bundled_teacher_of_a_run_is_taken(
+    student: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless it read another prompt there, and would choose otherwise over these rows."""
+    load, asked = routing.load_student, []
+
+    def loaded(name: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(str(name))
+        return load(student, *args, **kwargs)
+
+    monkeypatch.setattr(routing, "load_student", loaded)
+    record = student / "results.json"
+    record.write_text("{}")
+    argv = ["route", str(student), "--task", str(made / "mine.yaml")]
+    monkeypatch.setattr(routing.RunRecord, "read", lambda _: _Record({TEACHER: "smollm2-135m"}))
+    assert main(argv) == 0
+    assert asked[-1] == "smollm2-135m"
+    longer = _Record({TEACHER: "smollm2-135m", "teacher_task": "long.yaml"})
+    monkeypatch.setattr(routing.RunRecord, "read", lambda _: longer)
+    assert main(argv) == 2
+    record.unlink()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "(smollm2-135m, of which it learned, read another prompt there: teacher_task)" in said
+
+
 def test_a_check_below_the_target_is_said_to_be(student: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The guarantee is for rows like those that the threshold was chosen on."""
     answers = made / "surer.jsonl"
