@@ -203,7 +203,7 @@ def _chosen(
 
 def _recorded_teacher(folder: Path) -> tuple[str | None, str | None, str]:
     """
-    The file of answers or the model that the student's run learned from, or else why it is not taken, if there was one.
+    The file of answers or the model that the student's run learned from; else why it is not taken, if there was one.
 
     A path that is not absolute was one from where the run was started, which is here or a folder above the student.
     """
