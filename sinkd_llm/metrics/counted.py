@@ -22,6 +22,8 @@ OF_CLASSES = ("acc", "mcc", "f1", "f1_macro")
 OF_NUMBERS = ("pearson", "spearman")
 # Numbers in the memory of the draws that are made at once.
 _AT_ONCE = 4_000_000
+# Of the mean of some numbers: where none is further from it, they are one number.
+_ROUNDING = 1e-13
 
 
 def drawn(units: int, draws: int, seed: int) -> Iterator[Array]:
@@ -110,11 +112,16 @@ def of_numbers(metric: str, predictions_N: Array, references_N: Array) -> Scorer
         for values_N in (predictions_N, references_N):
             ranked = metric == "spearman"
             values_CN = _ranks(values_N, counts_CN) if ranked else np.broadcast_to(values_N, counts_CN.shape)
-            centred.append(values_CN - (counts_CN * values_CN).sum(1, keepdims=True) / total_C1)
+            mean_C1 = (counts_CN * values_CN).sum(1, keepdims=True) / total_C1
+            apart_CN = np.where(counts_CN > 0, values_CN - mean_C1, 0)
+            # Squares of small and of large numbers are 0 or infinite, and a correlation is the same at every scale.
+            largest_C1 = np.abs(apart_CN).max(1, keepdims=True)
+            differ_C1 = largest_C1 > _ROUNDING * np.abs(mean_C1)
+            centred.append(np.divide(apart_CN, largest_C1, out=np.zeros_like(apart_CN), where=differ_C1))
         first_CN, second_CN = centred
         shared_C = (counts_CN * first_CN * second_CN).sum(1)
         spread_C = (counts_CN * first_CN**2).sum(1) * (counts_CN * second_CN**2).sum(1)
-        return np.divide(shared_C, np.sqrt(spread_C), out=np.zeros_like(shared_C), where=spread_C > 1e-24)
+        return np.divide(shared_C, np.sqrt(spread_C), out=np.zeros_like(shared_C), where=spread_C > 0)
 
     return score
 

@@ -15,6 +15,11 @@ where D runs over bootstrap draws of the examples (Efron 1979; crossed effects a
 bootstrap", Annals of Applied Statistics 1(2), whose plain form counts I three times). Draws of a handful of seeds know
 too little of their spread, so seeds enter with a t distribution, with Satterthwaite's degrees of freedom.
 
+Two limits keep a spread that is 0 by chance from a p value of 0. Scores of N examples lie on a grid of 1/N, and seeds
+may meet on one point of it: where seeds are all that is known, the variance of their differences is at least
+1/(6 N^2), that of rounding both scores. And N examples that all differ alike are no more certain than by a sign test,
+whose least p value is 2^(1-N).
+
 Shape suffixes: S seeds, N examples, D draws, C draws that are made at once.
 """
 
@@ -32,6 +37,10 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 DRAWS = 10_000
+# Of the size of the scores: seeds that are closer differ by the rounding of computations alone.
+_ROUNDING = 1e-12
+# Less is no number in computations.
+_LEAST_P = 1e-300
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -55,7 +64,7 @@ class Resampled:
         score_S (`np.ndarray`): over all examples.
         score_DS (`np.ndarray`, *optional*): over each draw of N examples with replacement; `None` where the examples
             are not known.
-        examples (`int`): N; 0 where they are not known.
+        examples (`int`): N, of scores that are a share or a mean over them; 0 where it is not known.
     """
 
     score_S: "Array"
@@ -110,10 +119,13 @@ class Difference:
 
     Attributes:
         estimate (`float`): the mean over seeds.
-        low, high (`float`, *optional*): the interval; `None` for one seed without examples, of which nothing is known.
+        low, high (`float`, *optional*): the interval; `None` where nothing is known of the spread: for one seed
+            without draws, for seeds that all differ alike in scores of which the number of examples is not known, and
+            for one example.
         p (`float`, *optional*): how likely a difference as large is where there is none (two-sided).
-        p_seeds (`float`, *optional*): the same by a paired t test over the seeds alone; `None` for one seed.
-        seeds, examples (`int`): S, N.
+        p_seeds (`float`, *optional*): the same by a paired t test over the seeds alone; `None` for one seed, and where
+            the spread of the seeds is not known.
+        seeds, examples (`int`): S, and N where draws of the examples are behind it, else 0.
     """
 
     estimate: float
@@ -149,22 +161,29 @@ def difference(first: Resampled, second: Resampled, *, confidence: float = 0.95)
             f"Two models are compared pair by pair, but they have {shapes[0]} and {shapes[1]} seeds, examples and "
             "draws; score both on the same examples, with the same seeds."
         )
-    seeds, examples, _ = shapes[0]
+    seeds, rows, draws = shapes[0]
+    examples = 0 if draws is None else rows
     difference_S = first.score_S - second.score_S
     estimate = float(difference_S.mean())
-    over_seeds = float(difference_S.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    variance = over_seeds
+    seen = float(difference_S.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    rounding = _ROUNDING * float(max(np.abs(first.score_S).max(), np.abs(second.score_S).max()))
+    over_seeds = max(seen, 1 / (6 * rows**2 * seeds) if rows else 0.0)
+    known = seeds > 1 and (over_seeds > rounding**2 or abs(estimate) <= rounding)
+    p_seeds = _p(estimate, over_seeds, seeds - 1) if known else None
     if first.score_DS is not None and second.score_DS is not None:
         apart_DS = first.score_DS - second.score_DS - difference_S
         over_examples = float((apart_DS.mean(1) ** 2).mean())
         both = float(apart_DS.var(axis=1, ddof=1).mean()) / seeds if seeds > 1 else 0.0
-        variance = max(over_seeds + over_examples - both, over_seeds, over_examples)
-    elif seeds == 1:
-        return Difference(estimate, None, None, None, None, seeds, examples)
-    p_seeds = _p(estimate, over_seeds, seeds - 1) if seeds > 1 else None
-    if variance == 0:
-        return Difference(estimate, estimate, estimate, float(estimate == 0), p_seeds, seeds, examples)
-    freedom = variance**2 / _share(over_seeds, seeds - 1, variance - over_seeds, examples - 1)
+        variance = max(seen + over_examples - both, seen, over_examples)
+        freedom = variance**2 / _share(seen, seeds - 1, variance - seen, examples - 1) or max(examples - 1, 1)
+        least_p = max(2.0 ** (1 - examples), _LEAST_P)
+        known = examples > 1 or variance == estimate == 0
+        if known and _p(estimate, variance, freedom) < least_p:
+            variance = (estimate / float(t.isf(least_p / 2, freedom))) ** 2
+    else:
+        variance, freedom = over_seeds, float(seeds - 1)
+    if not known:
+        return Difference(estimate, None, None, None, p_seeds, seeds, examples)
     reach = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
     p = _p(estimate, variance, freedom)
     return Difference(estimate, estimate - reach, estimate + reach, p, p_seeds, seeds, examples)

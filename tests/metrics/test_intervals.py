@@ -10,7 +10,14 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.metrics import compute_metrics, perplexity, rouge_l
 from sinkd_llm.metrics.calibration import brier_score, calibration_error, log_loss, probabilities_of
 from sinkd_llm.metrics.counted import mean_of
-from sinkd_llm.metrics.intervals import bootstrap, calibration_interval, choice_intervals, text_intervals, wilson
+from sinkd_llm.metrics.intervals import (
+    bootstrap,
+    calibration_interval,
+    choice_intervals,
+    share_interval,
+    text_intervals,
+    wilson,
+)
 
 
 def drawn_rows(units, draws, seed):
@@ -98,6 +105,32 @@ def test_correlations_and_shares_that_are_given():
     assert found == {"pearson": middle(scores), "acc_norm": wilson(30, 30)}
 
 
+@pytest.mark.parametrize("scale", [1e-160, 1e-7, 1e80, 1e160])
+def test_correlations_are_the_same_at_every_scale(scale):
+    generator = np.random.default_rng(4)
+    targets = generator.normal(size=60)
+    numbers = targets + generator.normal(size=60)
+
+    def found(unit):
+        rows = {"target": (unit * targets).tolist(), "choices": [["0", "1"]] * 60}
+        return choice_intervals(["pearson"], [0] * 60, [0] * 60, rows, (unit * numbers).tolist(), draws=50)["pearson"]
+
+    assert found(scale) == pytest.approx(found(1.0))
+    assert found(1.0)[0] > 0.3
+
+
+def test_draws_of_one_number_have_no_correlation():
+    """The other number is a thousand million times as large, and the mean of thirds is no third."""
+    rows = {"target": [1 / 3] * 9 + [1e9], "choices": [["0", "1"]] * 10}
+    numbers = [i / 7 for i in range(10)]
+    found = choice_intervals(["pearson"], [0] * 10, [0] * 10, rows, numbers, draws=200)["pearson"]
+    expected = [
+        np.corrcoef(np.array(rows["target"])[row], np.array(numbers)[row])[0, 1] if 9 in row else 0.0
+        for row in drawn_rows(10, 200, 0)
+    ]
+    assert found == middle(expected)
+
+
 def test_texts():
     said = ["a b c", "d e", "f", "g h i j"] * 5
     meant = ["a b", "d e f", "x", "g h i j"] * 5
@@ -131,3 +164,32 @@ def test_the_interval_of_a_calibration_error_holds_the_true_one(rows, error):
         assert low <= calibration_error(confidence, right) <= high
         held += low <= error <= high
     assert held >= 25  # of 30, with 95 % each: fewer in 3 of 1000 cases
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_calibrated_model_of_rows_in_groups_may_be_calibrated(adaptive):
+    """40 groups of 10 rows with one confidence and one outcome each: 40 outcomes, and not 400."""
+    generator = np.random.default_rng(5)
+    groups = np.repeat(np.arange(40), 10).tolist()
+    name, held = "ece_adaptive" if adaptive else "ece", 0
+    for _ in range(20):
+        confidence = generator.uniform(0.55, 0.95, 40)
+        labels = np.where(generator.random(40) < confidence, 0, 1)
+        rows = [[one, 1 - one] for one in np.repeat(confidence, 10).tolist()]
+        found = choice_intervals(
+            [], [0] * 400, np.repeat(labels, 10).tolist(), {"group": groups}, probabilities=rows, draws=100
+        )
+        held += found[name][0] == 0
+    assert held >= 17
+
+
+@pytest.mark.parametrize(("rows", "share"), [([True] * 6, 3), ([False] * 6, 0), ([True, False] * 3, 1.5)])
+def test_groups_that_are_all_alike_have_an_interval(rows, share):
+    groups = [0, 0, 1, 1, 2, 2]
+    found = share_interval(rows, groups)
+    z, p = norm.ppf(0.975), share / 3
+    reach = z * math.sqrt(p * (1 - p) / 3 + z**2 / 36)
+    assert found == pytest.approx(tuple((p + z**2 / 6 + side * reach) / (1 + z**2 / 3) for side in (-1, 1)), abs=1e-9)
+    assert choice_intervals(["acc"], [int(row) for row in rows], [1] * 6, {"group": groups})["acc"] == found
+    apart = [True, *rows[1:5], not rows[5]]
+    assert share_interval(apart, groups) != wilson(sum(apart), 6)

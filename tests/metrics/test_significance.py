@@ -151,6 +151,52 @@ def test_the_same_answers_differ_by_nothing():
     assert (found.estimate, found.low, found.high, found.p) == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5, 12, 1500])
+def test_rows_that_all_differ_alike_are_as_certain_as_by_a_sign_test(rows):
+    right, wrong = (resample("acc", [[said] * rows], [1] * rows, draws=200) for said in (1, 0))
+    found = difference(right, wrong)
+    assert found.p == pytest.approx(max(stats.binomtest(rows, rows).pvalue, 1e-300))
+    assert found.estimate == 1
+    assert (found.low > 0) == (found.p < 0.05)
+    assert found.low < 1 < found.high
+    nearly = [1] * (rows - 1) + [0]
+    assert difference(resample("acc", [nearly], [1] * rows, draws=200), wrong).p >= 0.999 * found.p
+
+
+def test_one_example_says_nothing_of_chance():
+    found = difference(*(resample("acc", [[said]] * 2, [1], draws=20) for said in (1, 0)))
+    assert (found.estimate, found.low, found.high, found.p) == (1, None, None, None)
+    assert found.p_seeds > 0.1
+
+
+def test_seeds_that_meet_on_one_point_of_the_grid_of_the_scores_are_not_certain():
+    first, second = np.array([0.82, 0.81]), np.array([0.81, 0.80])
+    found = difference(Resampled(first, examples=100), Resampled(second, examples=100))
+    # A t test over two seeds with a standard deviation of 0.01 / sqrt(6).
+    assert found.p == pytest.approx(2 * stats.t.sf(np.sqrt(12), 1))
+    assert found.p_seeds == found.p
+    assert found.low < 0 < found.high
+    assert found.examples == 0
+    # Of scores of which the grid is not known nothing is known, unless they are the same.
+    found = difference(Resampled(first), Resampled(second))
+    assert (found.low, found.p, found.p_seeds) == (None, None, None)
+    found = difference(Resampled(first), Resampled(first))
+    assert (found.low, found.p, found.p_seeds) == (0, 1, 1)
+    # With draws of the examples, the t test over the seeds alone has the same limit.
+    right, wrong = (
+        resample("acc", [[1] * count + [0] * (100 - count)] * 2, [1] * 100, draws=50) for count in (82, 81)
+    )
+    assert difference(right, wrong).p_seeds == pytest.approx(2 * stats.t.sf(np.sqrt(12), 1))
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [(2, 100), (2, 20), (3, 100), (5, 20)])
+def test_equal_models_are_seldom_different_by_their_seeds(seeds, rows, random):
+    runs, found = 1000, 0
+    for first, second in random.binomial(rows, 0.8, (runs, 2, seeds)) / rows:
+        found += difference(Resampled(first, examples=rows), Resampled(second, examples=rows)).p < 0.01
+    assert found / runs < 0.02
+
+
 def test_one_seed_without_examples_says_nothing_of_chance():
     found = difference(Resampled(np.array([0.9])), Resampled(np.array([0.8])))
     assert found.estimate == pytest.approx(0.1)
