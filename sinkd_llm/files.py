@@ -16,9 +16,11 @@ except ImportError:  # a system without these locks
 
 
 def cache_dir() -> Path:
-    """Where assembled and converted models are kept: `$SINKD_CACHE_DIR`, else the user's cache folder.
+    """
+    Where converted models, rendered rows, token ids and servers' answers are kept: `$SINKD_CACHE_DIR`, else the user's
+    cache folder.
 
-    Everything in it can be deleted at any time; it is made again from its source.
+    All of it can be deleted at any time, and is made again from its source; for `answers` the server is asked again.
     """
     if chosen := os.environ.get("SINKD_CACHE_DIR"):
         return Path(chosen).expanduser()

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from sinkd_llm.cli.flag_table import keep_table
 from sinkd_llm.cli.help_texts import TRAINER_GROUP, HelpFormatter, hide_rare_flags
 from sinkd_llm.cli.recipe_file import environment, environment_of, read_config
 from sinkd_llm.errors import InputError, SettingError, plain, shown
+from sinkd_llm.objectives import GROUP
 from sinkd_llm.quiet import hide_bars_of_transformers
 from sinkd_llm.runs.arguments import CacheArguments, EvaluateArguments, LaunchArguments, TaskArguments
 from sinkd_llm.terminal import say
@@ -84,6 +86,7 @@ class SinKDParser(CommandParser, TrlParser):
             name = Path(str(namespace.task or namespace.dataset_name or "run")).stem
             self.set_defaults(output_dir=default_output_dir.format(task=name))
         self._set_aside(namespace, arguments)
+        self._take_groups_of_task(namespace)
         if getattr(namespace, "load_in_8bit", False) and getattr(namespace, "load_in_4bit", False):
             eight, four = (self._as_given(name, arguments) for name in ("load_in_8bit", "load_in_4bit"))
             raise InputError(f"{eight} and {four} are both set; choose one of them.")
@@ -111,6 +114,17 @@ class SinKDParser(CommandParser, TrlParser):
             if recipes and self._is_flag(switch, arguments) and not getattr(namespace, switch):
                 self.set_defaults(**{name: defaults[name]})
                 say(f"Note: {name} of {self._recipe} goes with --{switch}, which is switched off.")
+
+    def _take_groups_of_task(self, namespace: argparse.Namespace) -> None:
+        """The column of groups that the task's file names, where groups are asked for and no setting says what they are."""
+        if getattr(namespace, "transport_scope", None) != GROUP or not str(namespace.task).endswith((".yaml", ".yml")):
+            return
+        of_teacher = namespace.teacher_cache is not None or namespace.teacher_rows_per_request > 1
+        if namespace.group_column is None and not of_teacher:
+            from sinkd_llm.tasks.schema import read_task_file
+
+            config, _ = read_task_file(Path(os.path.expanduser(namespace.task)))
+            self.set_defaults(group_column=config.get("metadata", {}).get("group"))
 
     def say_without_effect(self, settings: Collection[str], argv: Sequence[str], reason: str) -> None:
         """A note that names those of `settings` which were given, on the command line or in the recipe, and why."""

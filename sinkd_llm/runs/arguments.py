@@ -169,7 +169,7 @@ class LaunchArguments:
     Args:
         dry_run (`bool`, *optional*, defaults to `False`):
             Load settings, data and tokenizers, show three rows as they are rendered, the updates, the memory and the
-            time that the run would take, and stop. Nothing is written, and `output_dir` is not made.
+            time that the run would take, and stop. `output_dir` is neither made nor written to.
         accelerate_config (`str`, *optional*):
             Run in several processes: the name of a file in `ds_configs/` (`zero3`, `fsdp2`, `ddp`, `cpu`, …) or the
             path of an accelerate configuration. Inside `accelerate launch`, `torchrun` or `deepspeed` it is not

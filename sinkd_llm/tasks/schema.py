@@ -70,6 +70,7 @@ METADATA: dict[str, tuple[type, ...]] = {
     "scoring": (dict,),
     "texts": (list,),
     "labels_are": (str,),
+    "group": (str,),
     "local": (dict,),
 }
 # What a metric needs beside the choices and the gold one; each a column or a template.

@@ -127,8 +127,9 @@ class SinKDConfig(OptionalTermArguments, TrainingArguments):
         > Parameters that control the data
 
         group_column (`str`, *optional*):
-            The column of the training rows that says of which group a row is (a cache of groups knows its own). The
-            rows of a group are always in one batch. A row without a value is a group by itself.
+            The column of the training rows that says of which group a row is (a cache of groups knows its own). A task
+            file may name it as `metadata.group`. The rows of a group are always in one batch. A row without a value
+            is a group by itself.
         unlabelled_ratio (`float`, *optional*):
             The share of rows without a label in a batch, from 0 to 1; an epoch shows each of them once, and the
             labelled rows as often as that takes. With `transport_scope` over groups: the share of whole groups,
@@ -168,8 +169,8 @@ class SinKDConfig(OptionalTermArguments, TrainingArguments):
             Divergence between teacher and student: `"kl"` (teacher to student), `"rkl"` (student to teacher),
             `"js"`, `"tvd"` or `"none"`.
         temperature (`float`, *optional*, defaults to `2.0`):
-            Temperature of the divergence. It carries the usual temperature-squared factor, so that `alpha` means the
-            same at every temperature.
+            Temperature of the divergence, whose factor (its square; for `tvd` the temperature itself) lets `alpha`
+            mean the same at every temperature.
 
         > Parameters that control the transport terms
 

@@ -202,10 +202,11 @@ def check_choice_rows(args: SinKDConfig, rows: Any, to_train: bool = True) -> No
             "Some rows have no label, and without a divergence and without a transport term nothing is learned from "
             "them; raise alpha, choose a divergence, or leave these rows out."
         )
-    if objective.transported_settings is not None:
-        lacks = objective.lacks(labels=bool(labels - {None, NO_LABEL}))
-        if lacks is not None:
-            raise InputError(lacks)
+    lacks = objective.lacks(labels=bool(labels - {None, NO_LABEL}))
+    if lacks is not None and objective.transported_settings is not None:
+        raise InputError(lacks)
+    if lacks is not None and args.transport_scope != "sequence":  # the published term alone is an experiment
+        logger.warning("%s", lacks)
     if (across := objective.terms_across_rows) and (count := len(choice_sets(rows))) > 1:
         raise InputError(
             f"The rows have {count} different lists of choices, and {' and '.join(across)} would compare the first "

@@ -13,6 +13,7 @@ from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.runs import TaskArguments
 from sinkd_llm.training.config import SinKDConfig
 from sinkd_llm.training.settings.rules import NEEDS_TEACHER
+from tests.support.task_files import write_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), *(REPOSITORY / "sinkd_llm" / "recipes").glob("*.yaml")])
@@ -34,6 +35,23 @@ def test_flags_win_over_the_file(config):
     file = config("task: sst2\nalpha: 0.5\nsinkhorn_weight: 0.3\nuse_peft: true\nlora_r: 4\n")
     task, training, model = parse_training("distill", [*file, "--sinkhorn_weight", "0"])
     assert (task.task, training.alpha, training.sinkhorn_weight, model.lora_r) == ("sst2", 0.5, 0.0, 4)
+
+
+def test_the_groups_that_a_task_file_names(tmp_path):
+    task = write_task(tmp_path / "tickets.yaml", metadata={"group": "team"})
+    words = ["--task", str(task), "--output_dir", "out", "--transported_weight", "10"]
+    grouped = [*words, "--transport_scope", "group"]
+    for given, column in (
+        (grouped, "team"),
+        (words, None),
+        ([*grouped, "--group_column", "list"], "list"),
+        ([*grouped, "--teacher_cache", "cache"], None),  # it knows its own
+    ):
+        _, training, _ = parse_training("distill", given)
+        assert training.group_column == column, given
+    write_task(task, metadata={"group": ["team"]})
+    with pytest.raises(InputError, match=r"metadata\.group"):
+        parse_training("distill", grouped)
 
 
 def test_what_a_flag_switches_off_takes_the_recipe_s_settings_with_it(config, capsys):

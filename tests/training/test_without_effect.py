@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from datasets import Dataset
 
 from sinkd_llm import SinKDConfig
 from sinkd_llm.errors import InputError
@@ -10,6 +11,7 @@ from sinkd_llm.objectives import DistillationObjective, StateSettings, Transport
 from sinkd_llm.training.given import check_arguments
 from sinkd_llm.training.prepare import check_over_choices
 from sinkd_llm.training.settings.without_effect import without_effect
+from sinkd_llm.training.signal import check_choice_rows
 
 ONE_ROW = {"per_device_train_batch_size": 1, "transported_weight": 1.0, "sinkhorn_weight": 0.0}
 ONE_ROW_SAID = (
@@ -85,6 +87,20 @@ def test_where_no_row_has_a_label_no_weight_of_labels_is_advised():
     said = free.lacks(labels=False)
     assert "No row has a label: label some" in said
     assert "alpha" not in said
+
+
+def test_the_published_term_alone_over_rows_without_labels_is_warned_of(tmp_path, caplog):
+    rows = Dataset.from_dict(
+        {"prompt": ["a", "b"], "completion": ["", ""], "choices": [[" x", " y"]] * 2, "label": [-1, -1]}
+    )
+    alone = {"alpha": 0.0, "divergence": "none", "sinkhorn_weight": 1.0}
+    said = "Nothing beside sinkhorn says which class is which"
+    with caplog.at_level(logging.WARNING, "sinkd_llm"):
+        check_choice_rows(settings(tmp_path, **alone, transport_scope="sequence"), rows)
+        check_choice_rows(settings(tmp_path, **{**alone, "divergence": "kl", "alpha": 1.0}), rows)
+        assert said not in caplog.text
+        check_choice_rows(settings(tmp_path, **alone), rows)
+    assert said in caplog.text
 
 
 def test_hidden_states_over_rows_without_labels_blame_the_rows(tmp_path):
