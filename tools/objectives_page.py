@@ -17,7 +17,8 @@ A loss is a weighted sum of the parts below. Start from the data that you have.
 _PARTS = """
 ## The parts
 
-A name is what the part is called in the log. q and s_i are the student's distributions of a row, p and t_j the
+A name is what the part is called in the log, which has divergences and `transported` with their [temperature
+factor](method.md#the-temperature-factor). q and s_i are the student's distributions of a row, p and t_j the
 teacher's, both at the temperature of the part. A control has its equation so that a comparison can show what a plan is
 worth. [The method](method.md) has the equations in full.
 """
