@@ -10,6 +10,7 @@ for a bound. It takes for granted that answers of less confidence are not right 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -103,10 +104,15 @@ def rows_needed(target: float, level: float = LEVEL, mistakes: int = 0) -> int:
         target, level (`float`): in (0, 1).
         mistakes (`int`, *optional*, defaults to `0`): answers that are wrong.
     """
-    count = math.ceil(math.log(1 - level) / math.log(target)) + mistakes
-    while not _shows(count - mistakes, count, target, level):
-        count += 1
-    return count
+
+    def shows(count: int) -> bool:
+        return _shows(count - mistakes, count, target, level)
+
+    fewer, step = math.ceil(math.log(1 - level) / math.log(target)) + mistakes - 1, 1
+    while not shows(fewer + step):
+        fewer, step = fewer + step, 2 * step
+    # Right answers make the bound higher, so that from some count on all show it.
+    return fewer + 1 + bisect_left(range(fewer + 1, fewer + step), True, key=shows)
 
 
 def _shows(right: int, count: int, target: float, level: float) -> bool:
@@ -194,10 +200,10 @@ def rows_to_show(
             as the target.
     """
     rows = len(confidence_N)
-    right_sorted_N = np.asarray(right_N, bool)[np.argsort(-np.asarray(confidence_N), kind="stable")]
+    right_up_to_N = np.cumsum(np.asarray(right_N, bool)[np.argsort(-np.asarray(confidence_N), kind="stable")])
     found: list[float] = []
     for count in range(max(1, rows // 10), rows + 1):
-        wrong = 1 - float(right_sorted_N[:count].mean())
+        wrong = 1 - int(right_up_to_N[count - 1]) / count
         if wrong < 1 - target:
             mistakes = 0
             while (needed := _needed(target, level, mistakes)) * wrong > mistakes and mistakes < _MOST_MISTAKES:

@@ -1,6 +1,7 @@
 """Exact bounds against their definition, and a guarantee that holds as often as it says."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -118,6 +119,18 @@ def test_how_many_rows_would_show_it() -> None:
     assert choose_threshold(confidence, right, 0.98) is None
     assert rows_to_show(confidence, right, 0.98) == math.ceil(167 * 149 / 146)
     assert rows_to_show(confidence, np.arange(167) % 10 > 0, 0.98) is None
+
+
+def test_high_targets_of_many_rows_take_no_time() -> None:
+    """Each number of mistakes takes a few looks at a bound, and not one for each of 10,000 more rows."""
+    confidence = np.linspace(1, 0, 40_000)
+    right = np.ones(40_000, bool)
+    right[[30, 20_000, 39_000]] = False
+    started = time.process_time()
+    wanted = rows_to_show(confidence, right, 0.9999)
+    assert wanted is not None
+    assert wanted > 40_000
+    assert time.process_time() - started < 5
 
 
 def test_decisions() -> None:
