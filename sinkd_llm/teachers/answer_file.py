@@ -1,7 +1,7 @@
 """A teacher that is a file: what another tool, a person or a batch of requests answered, row by row."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from sinkd_llm.errors import InputError
 from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
 from sinkd_llm.teachers.answer_columns import Row, Said, Teller, find_teller, named, text_of, whole_number
-from sinkd_llm.teachers.answer_texts import choice_words, folded, named_answers
+from sinkd_llm.teachers.answer_texts import SameNames, choice_words, folded, named_answers
 from sinkd_llm.teachers.questions import Answers, Question
 from sinkd_llm.values import listed, shown
 
@@ -86,15 +86,18 @@ def read_answer_file(
 
     A row is found by an `id`, else by its position from 0 (`row`, `position` or `index`), else by its text or prompt
     (`text`, `prompt` or `sentence`, equal without the white space around): by the first of these columns that finds
-    any, but by no position beside ids that find none. Where there is a column `split` that knows the wanted split,
-    rows of others are not read. What a row says is a probability for each choice (a column `probabilities` with a list
-    or a mapping of choices; columns named by the choices, alone or after `p_`; or `prob_0`, `prob_1`, …), else an
-    answer (`answer`, `prediction` or `label`: the choice's text, or its index where all of the column are indices).
+    any, but by no position beside ids that find none. Where there is a column `split` that knows a split of the
+    questions, rows of others are not read, and a position is one of its row's split; where it knows none, ids and
+    texts are looked for in all rows, and positions are not. Without this column positions are those of `split`. What
+    a row says is a probability for each choice (a column `probabilities` with a list or a mapping of choices; columns
+    named by the choices, alone or after `p_`; or `prob_0`, `prob_1`, …), else an answer (`answer`, `prediction` or
+    `label`: the choice's text, or its index where all of the column are indices).
 
     Args:
         path (`Path`): a .csv, .tsv, .jsonl, .json or .parquet file.
         questions (`Sequence[Question]`): the rows to find, at least one.
-        split (`str`, *optional*): the one that the questions are of.
+        split (`str`, *optional*): what the file calls the split of the first question. Questions whose ids name
+            another split are of that one.
         id_column (`str`, *optional*): another name of the column `id`.
 
     Returns:
@@ -116,16 +119,15 @@ def answers_in(
 ) -> FileAnswers:
     """As [`read_answer_file`], of rows that are read already; `if_in_groups` says what to do with a file of groups."""
     columns = columns_of(rows)
-    kept, splits = rows_of_split(rows, columns, split)
+    splits = splits_of(rows, questions, split)
     if not key_columns(columns, id_column):
         raise InputError(
             f"The file {rows.source} has no column that says which row an answer is for; its columns are "
             f"{listed(columns)}. Name one 'id', 'row' (counted from 0) or 'text'; {if_in_groups}."
         )
-    key, found = _find(rows, kept, columns, questions, id_column)
+    key, found = _find(rows, splits, columns, questions, id_column)
     if key.kind == "position":
-        _check_split(rows.source, key, splits, split)
-        _check_positions(rows, kept, key, questions)
+        _check_positions(rows, splits, key, questions)
         _check_texts(rows, columns, found, questions)
     asked = [
         (rows.rows[index], question.choices, rows.where(index))
@@ -145,11 +147,11 @@ def answers_in(
         answers=answers,
         source=rows.source,
         found_by=key.column,
-        of_split=bool(splits),
+        of_split=bool(splits.names),
         said_by=said_by,
         asked=len(questions),
-        rows=len(kept),
-        unmatched=len(kept) - len(found),
+        rows=len(splits.kept),
+        unmatched=len(splits.kept) - len(found),
         repeated=counts["repeated"],
         empty=counts["empty"],
         no_choice=dict(no_choice),
@@ -224,33 +226,74 @@ def key_columns(columns: list[str], id_column: str | None) -> list[tuple[str, st
     return [*own, *((kind, column) for kind, column in known if column != id_column)]
 
 
-def rows_of_split(rows: Rows, columns: list[str], split: str | None) -> tuple[list[int], list[str]]:
-    """The rows of the wanted split, all rows where the file does not know it; and the splits that it has."""
-    column = next(iter(named(columns, SPLIT_COLUMN)), None)
-    everything = list(range(len(rows)))
-    if column is None:
-        return everything, []
-    theirs = [text_of(row.get(column)).casefold() for row in rows.rows]
-    wanted = None if split is None else split.strip().casefold()
-    return [i for i in everything if theirs[i] == wanted] or everything, list(dict.fromkeys(theirs))
+@dataclass(frozen=True)
+class SplitRows:
+    """
+    Of which splits the rows of a file are, and of which the questions.
+
+    Args:
+        source (`str`): the file.
+        names (`tuple[str, ...]`): the splits that its column `split` has; empty without the column.
+        of_row (`Sequence[str | None]`): the split of each row: where it is not said, that of the first question.
+        wanted (`list[str | None]`): the split of each question, as the file would call it; `None` without a name.
+        kept (`list[int]`): the rows that may be of the questions: of their splits, or all where there are none.
+        unknown (`bool`): whether there is a column, and it does not say which rows are of the questions' splits.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    of_row: Sequence[str | None]
+    wanted: list[str | None]
+    kept: list[int]
+    unknown: bool
+
+    def refusal(self, why: str, otherwise: str) -> InputError:
+        """What to say where rows cannot be found because of [`unknown`]."""
+        asked = listed([name for name in dict.fromkeys(self.wanted) if name is not None]) or "one that has no name"
+        return InputError(
+            f"The file {self.source} has rows of the split {listed(self.names)}, and the rows that are asked are of "
+            f"{asked}: {why}. Name the split as the task does, or {otherwise}."
+        )
+
+
+def splits_of(rows: Rows, questions: Sequence[Question], split: str | None) -> SplitRows:
+    """The splits of the rows of a file and of questions; `split` as of [`read_answer_file`]."""
+    own = [split if question.split == questions[0].split else question.split for question in questions]
+    wanted = [None if name is None else name.strip().casefold() for name in own]
+    of_row, everything = splits_in(rows), list(range(len(rows)))
+    names = tuple(dict.fromkeys(of_row))
+    if split is None or not of_row:
+        return SplitRows(rows.source, names, wanted[:1] * len(rows), wanted, everything, unknown=len(names) > 1)
+    asked = {*wanted}
+    kept = [index for index in everything if of_row[index] in asked]
+    return SplitRows(rows.source, names, of_row, wanted, kept or everything, unknown=not kept)
+
+
+def splits_in(rows: Rows) -> list[str]:
+    """The split of each row of a file, in lower case; none without a column `split`."""
+    column = next(iter(named(columns_of(rows), SPLIT_COLUMN)), None)
+    return [] if column is None else [text_of(row.get(column)).casefold() for row in rows.rows]
 
 
 def _find(
-    rows: Rows, kept: Sequence[int], columns: list[str], questions: Sequence[Question], id_column: str | None
+    rows: Rows, splits: SplitRows, columns: list[str], questions: Sequence[Question], id_column: str | None
 ) -> tuple[_Key, dict[int, list[Question]]]:
     """What the rows are found by, and the questions that each row of the file is for."""
     keys = key_columns(columns, id_column)
     for place, (kind, column) in enumerate(keys):
-        if kind == "position" and keys[0][0] == "id":
+        if kind == "position" and (splits.unknown or keys[0][0] == "id"):
             continue  # ids of other rows: the file may be of another task, and a position would not show it
-        table = _table(kind, questions)
-        found = {index: table.get(_value(kind, rows.rows[index], column), []) for index in kept}
+        asked = _asked_by(kind, questions, splits)
+        found = {index: asked(index, _value(kind, rows.rows[index], column)) for index in splits.kept}
         found = {index: theirs for index, theirs in found.items() if theirs}
         if found:
             return _Key(kind, column, tuple(name for _, name in [*keys[:place], *keys[place + 1 :]])), found
+    if keys[0][0] == "position" and splits.unknown:
+        why = f"positions (column {keys[0][1]!r}) count within one split"
+        raise splits.refusal(why, "find the rows by 'id' or 'text'")
     sides = "; ".join(
-        f"the column {column!r} has {_examples(_value(kind, rows.rows[index], column) for index in kept)}, the rows "
-        f"have {_examples(_table(kind, questions))}"
+        f"the column {column!r} has {_examples(_value(kind, rows.rows[index], column) for index in splits.kept)}, the "
+        f"rows have {_examples(_called(kind, questions))}"
         for kind, column in keys
     )
     raise InputError(
@@ -260,18 +303,27 @@ def _find(
     )
 
 
-def _table(kind: str, questions: Sequence[Question]) -> dict[str | int, list[Question]]:
-    """The questions by what a file may call them: a text that is one row's text and another's prompt is the text."""
-    table: dict[str | int, list[Question]] = defaultdict(list)
+def _asked_by(kind: str, questions: Sequence[Question], splits: SplitRows) -> Callable[[int, Any], list[Question]]:
+    """What says which questions a row of the file is for, by its number and by what it calls a row."""
     if kind == "position":
+        places: dict[tuple[str | None, str | int], list[Question]] = defaultdict(list)
+        for question, split in zip(questions, splits.wanted, strict=True):
+            if question.position is not None:
+                places[split, question.position].append(question)
+        return lambda index, value: places.get((splits.of_row[index], value), [])
+    table = _called(kind, questions)
+    known = SameNames(table)
+    return lambda _, value: table.get(known.of(str(value)), [])
+
+
+def _called(kind: str, questions: Sequence[Question]) -> dict[Any, list[Question]]:
+    """The questions by what a file may call them: a text that is one row's text and another's prompt is the text."""
+    table: dict[Any, list[Question]] = defaultdict(list)
+    if kind != "text":
         for question in questions:
-            table[question.position].append(question)
+            table[question.name.strip() if kind == "id" else question.position].append(question)
         return dict(table)
-    if kind == "id":
-        for question in questions:
-            table[question.name.strip()].append(question)
-        return dict(table)
-    prompts: dict[str | int, list[Question]] = defaultdict(list)
+    prompts: dict[Any, list[Question]] = defaultdict(list)
     for question in questions:
         prompts[question.prompt.strip()].append(question)
         if question.text is not None:
@@ -290,44 +342,40 @@ def _examples(values: Any) -> str:
     return ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
 
 
-def _check_split(source: str, key: _Key, splits: list[str], split: str | None) -> None:
-    """Refuses positions of which it is not known what split they count."""
-    wanted = None if split is None else split.strip().casefold()
-    if splits and (len(splits) > 1 if wanted is None else wanted not in splits):
-        raise InputError(
-            f"The file {source} has rows of the split {listed(splits)}, and the rows that are asked are of "
-            f"{'one that has no name' if split is None else shown(split)}: positions (column {key.column!r}) count "
-            "within one split. Name the split as the task does, or find the rows by 'id' or 'text'."
-        )
-
-
-def _check_positions(rows: Rows, kept: Sequence[int], key: _Key, questions: Sequence[Question]) -> None:
+def _check_positions(rows: Rows, splits: SplitRows, key: _Key, questions: Sequence[Question]) -> None:
     """Refuses positions that are none, and those that count from 1."""
-    values = [_value("position", rows.rows[index], key.column) for index in kept]
-    for index, value in zip(kept, values, strict=True):
+    numbers: dict[str | None, list[int]] = defaultdict(list)
+    for index in splits.kept:
+        value = _value("position", rows.rows[index], key.column)
         if isinstance(value, str) or value < 0:
             raise InputError(
                 f"The column {key.column!r} on {rows.where(index)} is {shown(value)}; give the row's position in its "
                 "split, a whole number from 0."
             )
-    numbers = [value for value in values if isinstance(value, int)]
-    last = max(question.position for question in questions)
-    if min(numbers) == 1 and max(numbers) == last + 1 == len(questions):
-        raise InputError(
-            f"The column {key.column!r} of {rows.source} counts from 1 to {last + 1:,}, but the rows from 0 to "
-            f"{last:,}; subtract 1 from each."
-        )
+        numbers[splits.of_row[index]].append(value)
+    places: dict[str | None, list[int]] = defaultdict(list)
+    for question, split in zip(questions, splits.wanted, strict=True):
+        if question.position is not None:
+            places[split].append(question.position)
+    for split, asked in places.items():
+        last, given = max(asked), numbers[split]
+        if given and min(given) == 1 and max(given) == last + 1 == len(asked):
+            raise InputError(
+                f"The column {key.column!r} of {rows.source} counts from 1 to {last + 1:,}, but the rows from 0 to "
+                f"{last:,}; subtract 1 from each."
+            )
 
 
 def _check_texts(
     rows: Rows, columns: Sequence[str], found: Mapping[int, Sequence[Question]], questions: Sequence[Question]
 ) -> None:
     """Refuses positions where the file's own texts are those of other rows."""
-    table = _table("text", questions)
+    table = _called("text", questions)
+    known = SameNames(table)
     for column in named(columns, *KEY_COLUMNS["text"]):
         for index, theirs in found.items():
             text = text_of(rows.rows[index].get(column))
-            others = table.get(text, [])
+            others = table.get(known.of(text), [])
             if others and not any(question in others for question in theirs):
                 raise InputError(
                     f"On {rows.where(index)}, the position is {theirs[0].position}, which is the row "

@@ -37,6 +37,24 @@ def folded(text: str) -> str:
     return " ".join(_HYPHEN.sub(" ", plain).casefold().split())
 
 
+class SameNames:
+    """
+    Names as another program may write them: with other code points for the same letters (NFC, NFD).
+
+    Args:
+        names (iterable of `str`): those that are known.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._known = {*names}
+        forms = Counter(normalize("NFC", name) for name in self._known)
+        self._by_form = {form: name for name in self._known if forms[form := normalize("NFC", name)] == 1}
+
+    def of(self, name: str) -> str:
+        """The known name that is equal, or else the one with the same normal form; the name itself if none is."""
+        return name if name in self._known else self._by_form.get(normalize("NFC", name), name)
+
+
 def choice_meant(answer: str, choices: tuple[str, ...]) -> int | None:
     """
     The index of the choice that an answer is.

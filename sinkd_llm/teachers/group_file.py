@@ -4,11 +4,10 @@ Shape suffixes: C choices of a row, M teacher rows of a group.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 
@@ -26,8 +25,8 @@ from sinkd_llm.teachers.answer_columns import (
     text_of,
     whole_number,
 )
-from sinkd_llm.teachers.answer_file import SPLIT_COLUMN, columns_of, key_columns, rows_of_split
-from sinkd_llm.teachers.answer_texts import choice_words, named_answers
+from sinkd_llm.teachers.answer_file import SPLIT_COLUMN, columns_of, key_columns, splits_of
+from sinkd_llm.teachers.answer_texts import SameNames, choice_words, named_answers
 from sinkd_llm.teachers.questions import AnswerSet, Question, answer_scores, bounded
 from sinkd_llm.values import listed, plain, shown
 
@@ -153,27 +152,29 @@ def sets_in(rows: Rows, column: str, questions: Sequence[Question], split: str |
         rows ([`Rows`]): of the file.
         column (`str`): [`finds_groups_by`].
         questions (`Sequence[Question]`): the rows, at least one.
-        split (`str`, *optional*): the one that the questions are of.
+        split (`str`, *optional*): as of [`~sinkd_llm.teachers.answer_file.read_answer_file`].
 
     Returns:
         [`FileSets`]: groups of which the file says nothing, or no choice, are not in it.
 
     Raises:
-        InputError: for a file without a group of the questions, or that answers none; for groups whose rows have
+        InputError: for a file without a group of the questions, or with a column `split` that knows none of their
+            splits, or that answers none; for groups whose rows have
             different choices; for counts that are no whole numbers of at least 0, all 0, or said twice; where each
             group has one distribution, which might be meant as the shares of its rows; and as [`find_teller`].
     """
     columns = columns_of(rows)
-    kept, _ = rows_of_split(rows, columns, split)
+    splits = splits_of(rows, questions, split)
+    if splits.unknown:
+        raise splits.refusal(f"groups (column {column!r}) are those of one split", "leave its column out")
     members: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         if question.group is not None:
             members[question.group].append(question)
     by_group: dict[str, list[int]] = defaultdict(list)
-    called = _as_asked(members)
-    for index in kept:
-        name = text_of(rows.rows[index].get(column))
-        by_group[name if name in members else called.get(normalize("NFC", name), name)].append(index)
+    known_names = SameNames(members)
+    for index in splits.kept:
+        by_group[known_names.of(text_of(rows.rows[index].get(column)))].append(index)
     found = [index for name in members for index in by_group.get(name, [])]
     if not found:
         raise InputError(
@@ -260,14 +261,6 @@ def _choices(members: Mapping[str, Sequence[Question]], by_group: Mapping[str, A
                 "all of its rows, and one plan compares them by their place. Give a file that answers single rows."
             )
     return first.choices
-
-
-def _as_asked(groups: Iterable[str]) -> dict[str, str]:
-    """A group by its normal form: another program may write the same text in other code points (NFC, NFD)."""
-    forms = defaultdict(list)
-    for name in groups:
-        forms[normalize("NFC", name)].append(name)
-    return {form: names[0] for form, names in forms.items() if len(names) == 1}
 
 
 def _is_soft(scores_C: Array) -> bool:

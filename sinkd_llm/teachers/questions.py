@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # The log-score of the choices that a teacher did not give, where it gives an answer alone: e^-30 is 1e-13.
 HARD = -30.0
-# The name that a task gives to a row of a split: `<task>-<split>-<place>-<hash>`.
-_NUMBERED = re.compile(r"-(?:train|validation|test)-(\d+)(?:-[0-9a-f]+)?$")
+# The id that a task makes for a row: `<task>-<split>-<place>-<hash>`.
+_MADE = re.compile(r"-(train|validation|test|unlabelled)-(\d+)-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,19 @@ class Question:
         prompt (`str`): rendered.
         choices (`tuple[str, ...]`): the answers as they continue the prompt, each with its delimiter.
         text (`str`, *optional*): the row's bare text, where its task names it.
-        position (`int`): the row's place in its split, from 0.
+        position (`int`, *optional*): the row's place in its split, from 0; `None` where that is not known.
         group (`str`, *optional*): the group that the row is of.
+        split (`str`, *optional*): the split, as the row's id calls it: `train`, `validation`, `test`, or `unlabelled`
+            for a raw file; `None` where the id does not say it.
     """
 
     name: str
     prompt: str
     choices: tuple[str, ...]
     text: str | None = None
-    position: int = 0
+    position: int | None = 0
     group: str | None = None
+    split: str | None = None
 
     def longest_answer(self, length: Callable[[str], int] = len) -> int:
         """The length of the longest answer, measured by `length`."""
@@ -98,16 +101,25 @@ def questions_of(dataset: "Dataset", group_column: str | None = None) -> list[Qu
         group_column (`str`, *optional*): the column that says of which group a row is; nothing or white space: none.
     """
     asked = []
+    ids = dataset["id"][:] if "id" in dataset.column_names else [None] * len(dataset)
+    names = [f"row {index}" if own is None else str(own) for index, own in enumerate(ids)]
+    places = [place_of(name) for name in names]
+    # Beside rows whose ids say their place, those with ids of their own are of a raw file.
+    in_file = ("unlabelled", None) if any(places) else None
     for index, row in enumerate(each_row(dataset)):
         theirs = {**row, **{k: v for k, v in (row.get(TEACHER) or {}).items() if v is not None}}
         text = row.get("text")
-        name = str(row.get("id") if row.get("id") is not None else f"row {index}")
-        # The rows may be a sample, whose names say where they stand in the whole.
-        numbered = _NUMBERED.search(name)
-        position = int(numbered[1]) if numbered else index
+        # The rows may be a sample, whose ids say where they stand in the whole.
+        split, position = places[index] or in_file or (None, index)
         group = text_of(row.get(group_column)) or None if group_column is not None else None
-        asked.append(Question(name, theirs["prompt"], tuple(theirs["choices"]), text, position, group))
+        asked.append(Question(names[index], theirs["prompt"], tuple(theirs["choices"]), text, position, group, split))
     return asked
+
+
+def place_of(name: str) -> tuple[str, int] | None:
+    """The split of a row and its place there, from 0, as an id says that a task made; `None` of any other id."""
+    made = _MADE.search(name)
+    return None if made is None else (made[1], int(made[2]))
 
 
 def answer_scores(index: int, count: int) -> "np.ndarray[Any, Any]":

@@ -277,6 +277,41 @@ def test_the_wanted_split_alone_is_read(read: Any) -> None:
     assert answered(read("split,id,answer\npool,t-0,positive\n", split="train")) == {"t-0": 1}
 
 
+def of_split(split: str, position: int | None, name: str) -> Question:
+    return Question(name, f"{split} {position}", CHOICES, f"text {name}", position, split=split)
+
+
+def test_positions_are_those_of_a_rows_own_split(read: Any) -> None:
+    asked = [of_split("train", 0, "a"), of_split("train", 1, "b"), of_split("test", 0, "c"), of_split("test", 1, "d")]
+    asked.append(of_split("unlabelled", None, "e"))  # of a raw file with ids of its own
+    # Without a column for the split, positions are those of the wanted one.
+    assert answered(read("row,answer\n0,positive\n1,negative\n", asked, split="train")) == {"a": 1, "b": 0}
+    content = "split,row,answer\ntrain,0,positive\ntest,0,negative\ntest,1,positive\ndev,1,negative\n"
+    found = read(content, asked, split="train")
+    assert (answered(found), found.rows, found.unmatched) == ({"a": 1, "c": 0, "d": 1}, 3, 0)
+    # The file may call the wanted split otherwise than the ids do.
+    assert answered(read("split,row,answer\npool,1,positive\n", asked, split="pool")) == {"b": 1}
+    with pytest.raises(InputError, match="counts from 1 to 2, but the rows from 0 to 1"):
+        read("split,row,answer\ntrain,0,positive\ntest,1,negative\ntest,2,positive\n", asked, split="train")
+
+
+def test_texts_are_looked_for_where_the_split_is_not_there(read: Any) -> None:
+    content = "split,row,text,answer\npool,1,text number 0,positive\n"
+    found = read(content, split="train")
+    assert (answered(found), found.found_by) == ({"t-0": 1}, "text")
+
+
+@pytest.mark.parametrize(("column", "of_row"), [("id", 0), ("text", 1)])
+def test_another_program_may_write_the_same_letters_in_other_code_points(column: str, of_row: int, read: Any) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    asked = [Question(f"{composed}-{i}", f"{i}", CHOICES, f"{composed} {i}", i) for i in range(2)]
+    written = f"{decomposed} 1" if column == "text" else f"{decomposed}-0"
+    assert answered(read(f"{column},answer\n{written},positive\n", asked)) == {f"{composed}-{of_row}": 1}
+    # Of two rows with the same letters, the one that is written alike.
+    both = [*asked, Question(f"{decomposed}-0", "", CHOICES, f"{decomposed} 1")]
+    assert answered(read(f"{column},answer\n{written},positive\n", both)) == {f"{decomposed}-0": 1}
+
+
 def test_columns_that_could_be_two_things_are_said(read: Any) -> None:
     found = read("id,text,label,prediction,answer\nt-0,text number 1,negative,negative,positive\n")
     assert (answered(found), found.not_read) == ({"t-0": 1}, ("text", "prediction", "label"))

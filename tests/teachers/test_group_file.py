@@ -144,6 +144,9 @@ def test_a_group_is_known_in_every_normal_form_of_its_name(read: Read) -> None:
 def test_the_wanted_split_alone_is_read(read: Read) -> None:
     found = read("split,group,answer\ntrain,a,card\ntest,a,pin\ntrain,b,fee\n")
     assert [one[1] for one in shares(found)] == [[[1, 0, 0]], [[0, 0, 1]]]
+    # A group of another split may have the name of one of these.
+    with pytest.raises(InputError, match=r"rows of the split 'test', .* are of 'train': groups \(column 'group'\)"):
+        read("split,group,answer\ntest,a,card\ntest,b,fee\n")
 
 
 def test_a_file_of_rows_is_none_of_groups(tmp_path: Path) -> None:
