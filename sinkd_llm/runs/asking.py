@@ -13,12 +13,14 @@ from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.report.results import TEACHER
 from sinkd_llm.row_files import Rows
+from sinkd_llm.row_splits import is_part
 from sinkd_llm.runs.asking_server import ask_server
 from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import learns_from_pairs, say_examination, say_shares
 from sinkd_llm.runs.scorer import rows_hash
-from sinkd_llm.teachers.answer_file import KEY_COLUMNS, FileAnswers, answers_in, file_rows
+from sinkd_llm.tasks.loading import SPLIT_KEYS
+from sinkd_llm.teachers.answer_file import KEY_COLUMNS, FileAnswers, answers_in, file_rows, splits_in
 from sinkd_llm.teachers.cache.answers import Said, refuse_another, write_answers
 from sinkd_llm.teachers.cache.in_groups import check_objective
 from sinkd_llm.teachers.cache.manifest import Manifest
@@ -32,6 +34,8 @@ from sinkd_llm.training.signal import check_choice_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from sinkd_llm.runs.arguments import TaskArguments
+    from sinkd_llm.tasks import Task
     from sinkd_llm.training.config import SinKDConfig
 
 # What the splits of a task may be called in a file of answers.
@@ -56,7 +60,7 @@ def use_answers(data: RunData, args: "SinKDConfig") -> None:
         return
     with args.main_process_first(local=False, desc="asking the teacher"):
         folder = cache_dir() / "answers" / _name(data, args)
-        manifest = cache_answers(folder, data, args) if is_main_process() else None
+        manifest = cache_answers(folder, data, args, own_folder=True) if is_main_process() else None
         args.teacher_cache = str(folder)
     if manifest is not None:
         say(f"The teacher's answers are in {folder} (sinkd cache --output keeps them elsewhere)")
@@ -119,6 +123,7 @@ def cache_answers(
     score: bool = True,
     overwrite: bool = False,
     learns: bool = True,
+    own_folder: bool = False,
 ) -> Manifest:
     """
     Asks the server or the file that `args` name, and writes its answers as a cache over the answer choices.
@@ -131,17 +136,20 @@ def cache_answers(
         overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder.
         learns (`bool`, *optional*, defaults to `True`): whether the run of `args` learns from the answers, so that
             answers of which its loss can make nothing are refused as soon as they are known to be such.
+        own_folder (`bool`, *optional*, defaults to `False`): whether no user has named the folder: what else it holds
+            is replaced.
 
     Raises:
         InputError: for rows without choices; as the server or the file is asked; if no row has an answer; and for a
-            folder that holds a cache of something else, as far as that is known before anything is asked.
+            folder that holds a cache of something else or of other answers, as far as that is known before anything
+            is asked.
     """
     _check_asking(data, args)
     teacher = str(args.teacher_url or args.teacher_file)
     how = {"choice_normalisation": args.choice_normalisation} if args.teacher_url is not None else {}
     questions, balanced = questions_of(data.train, args.group_column), balance_asked(data)
     rows = prints_of(data.train, questions)
-    if not overwrite:
+    if not overwrite and not own_folder:
         refuse_another(folder, rows, task=data.name, teacher=teacher, asked={**how, **data.asked, **balanced})
     held_out = questions_of(data.evaluation) if score and data.evaluation is not None else []
     answers, theirs = _asked(data, args, questions, held_out, learns)
@@ -149,7 +157,7 @@ def cache_answers(
         answers, theirs = balanced_answers(data, questions, answers, held_out, theirs)
         say_examination(data, questions, answers, held_out, theirs, learns_from_pairs(args))
     else:
-        answers = balanced_sets(data, answers)
+        answers, theirs = balanced_sets(data, questions, answers, held_out, theirs)
         say_shares(data, answers)
         if own := rows_of_pairs(answers):
             say_examination(data, questions, own, held_out, theirs)
@@ -168,7 +176,7 @@ def cache_answers(
         classes=classes if classes is not None and len(classes) > 1 else None,
         score=record,
         overwrite=overwrite,
-        named_by_rows=learns,
+        own_folder=own_folder,
     )
 
 
@@ -241,49 +249,95 @@ def _in_file(
     if args.group_column is not None:
         advice = f"or, where answers are of groups of rows, name the column of these {args.group_column!r} or 'group'"
     found = answers_in(rows, questions, _TRAIN, own, advice)
-    if _by_position(found, own) and not data.places_known:
+    if by_position(found, own) and not data.places_known:
         raise InputError(
             f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this run "
             "have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
         )
     for sentence in found.sentences():
         say(sentence)
-    of_training = data.arguments is not None and data.arguments.validation_share > 0
-    return found.answers, answers_of_evaluation(found, rows, held_out, own, of_training)
+    splits = evaluation_splits(data.task, data.arguments)
+    return found.answers, answers_of_evaluation(rows, questions, held_out, own, splits)
 
 
-def _by_position(found: FileAnswers, id_column: str | None) -> bool:
+def by_position(found: FileAnswers, id_column: str | None) -> bool:
+    """Whether a file's rows are found by their positions."""
     return found.found_by in KEY_COLUMNS["position"] and found.found_by != id_column
 
 
-def answers_of_evaluation(
-    found: FileAnswers,
-    rows: Rows,
-    held_out: Sequence[Question],
-    id_column: str | None,
-    of_training: bool = False,
-) -> Mapping[str, Any]:
+def _by_text(found: FileAnswers, id_column: str | None) -> bool:
+    return found.found_by in KEY_COLUMNS["text"] and found.found_by != id_column
+
+
+def evaluation_splits(task: "Task | None", arguments: "TaskArguments | None") -> tuple[str, ...]:
     """
-    What a file says of the rows for evaluation, if it says anything of them.
+    What a file of answers may call the split of the rows for evaluation where it counts their positions; the first is
+    the most usual one. None: their positions are not known.
 
     Args:
-        found ([`FileAnswers`]): what it says of training rows.
+        task ([`~sinkd_llm.tasks.Task`], *optional*): the task of the rows, if they have one.
+        arguments ([`TaskArguments`], *optional*): what the rows were loaded by.
+    """
+    if arguments is not None and arguments.validation_share > 0:
+        return (_TRAIN,)
+    if task is not None:
+        source = str(task.config.get(SPLIT_KEYS["validation"]))
+        own = [] if is_part(source) else [source]
+        others = [] if task.config.get(SPLIT_KEYS["test"]) else _HELD_OUT  # "test" is no name of another split
+        return (*dict.fromkeys((*_HELD_OUT[:2], *own, *others)),)
+    if arguments is None:
+        return _HELD_OUT
+    sampled = is_part(arguments.dataset_test_split) or arguments.max_eval_samples is not None
+    return () if sampled else (arguments.dataset_test_split,)
+
+
+def answers_of_evaluation(
+    rows: Rows,
+    taught: Sequence[Question],
+    held_out: Sequence[Question],
+    id_column: str | None,
+    splits: Sequence[str],
+) -> Mapping[str, Any]:
+    """
+    What a file says of the rows for evaluation, if it says anything of them and it is known that these rows are meant.
+
+    Args:
         rows ([`~sinkd_llm.row_files.Rows`]): of the file.
+        taught (sequence of [`Question`]): the training rows, of which it says something.
         held_out (sequence of [`Question`]): the rows for evaluation.
         id_column (`str`, *optional*): the column of the data with the rows' own ids.
-        of_training (`bool`, *optional*, defaults to `False`): whether the rows for evaluation are of the training
-            split, too.
+        splits (sequence of `str`): what the file may call their split, see [`evaluation_splits`].
     """
-    if _by_position(found, id_column) and not found.of_split and not of_training:
-        return {}  # positions without a split are those of the training rows
+    known = {*splits_in(rows)}
     # A file that knows no splits says the same of all.
-    splits = (_TRAIN,) if of_training else _HELD_OUT if found.of_split else _HELD_OUT[:1]
-    for split in splits if held_out else ():
+    tried = [*dict.fromkeys((*splits, *_HELD_OUT))][: None if known else 1]
+    for split in tried if held_out else ():
         try:
-            return answers_in(rows, held_out, split, id_column).answers
+            theirs = answers_in(rows, held_out, split, id_column)
         except InputError:
             continue  # a file of the training rows alone; what is wrong with it was said when these were read
+        of_theirs = split in splits and split.casefold() in known
+        if by_position(theirs, id_column):
+            # Positions without a split are those of the training rows.
+            if of_theirs or (not known and split == _TRAIN):
+                return theirs.answers
+            continue
+        twice = [] if of_theirs or _by_text(theirs, id_column) else _of_two_rows(held_out, taught)
+        if not twice:
+            return theirs.answers
+        say(
+            f"{len(twice):,} rows for evaluation have the id of a training row (the first: {twice[0]}), and "
+            f"{rows.source} does not say which of the two it answers: the teacher is not scored. Give the file a "
+            "column 'split', or each row an id of its own."
+        )
+        break
     return {}
+
+
+def _of_two_rows(held_out: Sequence[Question], taught: Sequence[Question]) -> list[str]:
+    """The ids of rows for evaluation that are also ids of other rows, to train on."""
+    prompts = {question.name: question.prompt for question in taught}
+    return [one.name for one in held_out if prompts.get(one.name, one.prompt) != one.prompt]
 
 
 def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from sinkd_llm.teachers.questions import Question
 from sinkd_llm.teachers.served.asking import ServedAnswers, ask, ask_lists, costs
 from sinkd_llm.teachers.served.finding import find_way
 from sinkd_llm.teachers.served.listed_answers import ListedAnswers
-from sinkd_llm.teachers.served.lists import list_questions
+from sinkd_llm.teachers.served.lists import ListQuestion, list_questions
 from sinkd_llm.teachers.served.server import Server
 from sinkd_llm.teachers.served.ways import Way
 from sinkd_llm.terminal import progress, say
@@ -60,28 +61,47 @@ def ask_server(
     )
     journal = cache_dir() / "answers" / f"{hashlib.blake2b(server.url.encode(), digest_size=8).hexdigest()}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
-    names = {question.name for question in held_out}
+    # Both splits may count their ids from 0, and what is asked together is told apart by names.
+    apart = _renamed(held_out, {question.name for question in questions})
     if server.rows_per_request > 1:
-        return _in_lists(server, questions, held_out, names, journal)
+        return _in_lists(server, questions, held_out, apart, journal)
     way = find_way(server, questions[0], others=_others(questions), on_wait=say)
-    every = [*questions, *held_out]
+    every = [*questions, *(apart[question.name] for question in held_out)]
     _say_costs(server, way, every, len(every), journal)
     with progress(f"Asking {way.model}") as on_progress:
         said = ask(server, way, every, journal, on_progress, on_wait=say)
     for sentence in said.sentences():
         say(sentence)
-    theirs = {name: scores for name, scores in said.answers.items() if name in names}
-    taught = {name: scores for name, scores in said.answers.items() if name not in names}
+    taught = {question.name: said.answers[question.name] for question in questions if question.name in said.answers}
     if not taught:
         raise _no_answers(way, questions, said)
-    return taught, theirs
+    return taught, _of_evaluation(said.answers, apart)
+
+
+def _renamed(held_out: Sequence[Question], taken: AbstractSet[str]) -> dict[str, Question]:
+    """Rows by their names; if any of these is taken, the rows have others, of which none is."""
+    more = ""
+    while any(question.name + more in taken for question in held_out):
+        more += " (evaluation)"
+    return {question.name: replace(question, name=question.name + more) for question in held_out}
+
+
+def _of_evaluation(answers: Mapping[str, Any], apart: Mapping[str, Question]) -> dict[str, Any]:
+    """What is said of the rows for evaluation, by their own names."""
+    return {name: answers[asked.name] for name, asked in apart.items() if asked.name in answers}
 
 
 def _in_lists(
-    server: Server, questions: Sequence[Question], held_out: Sequence[Question], names: set[str], journal: Path
+    server: Server,
+    questions: Sequence[Question],
+    held_out: Sequence[Question],
+    apart: Mapping[str, Question],
+    journal: Path,
 ) -> tuple[Said, Mapping[str, Any]]:
     """The same, several rows in a request."""
     lists = [list_questions(part, server.rows_per_request) if part else [] for part in (questions, held_out)]
+    # The names of rows say which of them are asked together, and are changed after that.
+    lists[1] = [_with_rows(one, tuple(apart[row.name] for row in one.rows)) for one in lists[1]]
     server = replace(server, way="answers")
     way = find_way(server, lists[0][0], others=_others(lists[0]), on_wait=say)
     every = [*lists[0], *lists[1]]
@@ -90,10 +110,16 @@ def _in_lists(
         found = ask_lists(server, way, every, journal, on_progress, on_wait=say)
     for sentence in found.sentences():
         say(sentence)
-    sets = [one for one in found.sets if one.names[0] not in names]
+    taught = {question.name for question in questions}
+    sets = [one for one in found.sets if one.names[0] in taught]
     if not sets:
         raise _no_answers(way, questions, found)
-    return sets, {name: scores for name, scores in found.answers().items() if name in names}
+    return sets, _of_evaluation(found.answers(), apart)
+
+
+def _with_rows(asked: ListQuestion, rows: tuple[Question, ...]) -> ListQuestion:
+    """A list whose rows have other names."""
+    return replace(asked, name=asked.name.replace(asked.rows[0].name, rows[0].name, 1), rows=rows)
 
 
 def _others(questions: Sequence[_Asked]) -> list[_Asked]:

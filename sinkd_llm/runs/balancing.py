@@ -16,7 +16,7 @@ from sinkd_llm.inputs.answer_choices import choice_sets
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.teachers.balance import Balance, balance, prior_of, remarks
-from sinkd_llm.teachers.questions import Answers, AnswerSet, Question, bounded
+from sinkd_llm.teachers.questions import Answers, AnswerSet, Question, bounded, rows_of_pairs
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
@@ -64,28 +64,34 @@ def balanced_answers(
     if found.changes_nothing:
         return answers, theirs
     balanced = _applied(found, kept, answers), _applied(found, held_out, theirs)
-    sides = [(kept, data.train, answers, balanced[0]), (held_out, data.evaluation, theirs, balanced[1])]
-    for what, (asked, rows, before, after) in zip(("training", "evaluation"), sides, strict=True):
-        if rows is not None and (sentence := _compared(what, asked, rows, before, after)):
-            say(sentence)
+    _say_compared(data, (kept, answers, balanced[0]), (held_out, theirs, balanced[1]))
     return balanced
 
 
-def balanced_sets(data: RunData, sets: Sequence[AnswerSet]) -> Sequence[AnswerSet]:
+def balanced_sets(
+    data: RunData,
+    questions: Sequence[Question],
+    sets: Sequence[AnswerSet],
+    held_out: Sequence[Question] = (),
+    theirs: Mapping[str, Any] | None = None,
+) -> tuple[Sequence[AnswerSet], Mapping[str, Any]]:
     """
     What a teacher says of groups of rows, balanced as [`balanced_answers`]: each of its rows counts as often as it
     stands for a row of its group.
 
     Args:
-        data ([`RunData`]): the rows.
-        sets (sequence of [`AnswerSet`]): what it says.
+        data, questions, held_out, theirs: as for [`balanced_answers`].
+        sets (sequence of [`AnswerSet`]): what it says of the training rows.
+
+    Returns:
+        `tuple`: `sets` and `theirs`, balanced.
 
     Raises:
         InputError: as [`balanced_answers`].
     """
-    arguments = data.arguments
+    theirs, arguments = theirs or {}, data.arguments
     if arguments is None or arguments.balance is None:
-        return sets
+        return sets, theirs
     choices, prior_C = _prior(data, arguments.balance)
     found = balance(
         lambda: (one.scores_MC for one in sets),
@@ -96,8 +102,11 @@ def balanced_sets(data: RunData, sets: Sequence[AnswerSet]) -> Sequence[AnswerSe
     )
     _say(found, arguments, choices, sum(len(one.names) for one in sets))
     if found.changes_nothing:
-        return sets
-    return [replace(one, scores_MC=bounded(found.applied(one.scores_MC))) for one in sets]
+        return sets, theirs
+    balanced = [replace(one, scores_MC=bounded(found.applied(one.scores_MC))) for one in sets]
+    also = _applied(found, held_out, theirs)
+    _say_compared(data, (questions, rows_of_pairs(sets), rows_of_pairs(balanced)), (held_out, theirs, also))
+    return balanced, also
 
 
 def balance_asked(data: RunData) -> dict[str, str]:
@@ -157,6 +166,17 @@ def _sentences(found: Balance, arguments: "TaskArguments", choices: tuple[str, .
             "many rows for this prior. Answers without probabilities cannot be balanced."
         )
     return lines
+
+
+# Rows that were asked, and what is said of them before and after.
+_Side = tuple[Sequence[Question], Mapping[str, Any], Mapping[str, Any]]
+
+
+def _say_compared(data: RunData, training: _Side, evaluation: _Side) -> None:
+    sides = (("training", data.train, training), ("evaluation", data.evaluation, evaluation))
+    for what, rows, (asked, before, after) in sides:
+        if rows is not None and (sentence := _compared(what, asked, rows, before, after)):
+            say(sentence)
 
 
 def _compared(

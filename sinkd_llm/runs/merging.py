@@ -93,7 +93,7 @@ def merge_caches(
         refuse_another(folder, rows, task=data.name, teacher=name, asked=asked, of=of)
     said: Said
     if opened[0].in_groups:
-        said = balanced_sets(data, opened[0].sets([question.name for question in questions]))
+        said, _ = balanced_sets(data, questions, opened[0].sets([question.name for question in questions]))
     else:
         said, _ = balanced_answers(data, questions, _joined(opened, data, questions, caches, weights, by))
     classes = class_names(data.train)
@@ -152,13 +152,19 @@ def _by_column(rows: Any, column: str, caches: Sequence[Path]) -> list[int]:
             f"--merge_by is {column!r}: neither {' nor '.join(MEANS)}, nor a column of the rows, which have "
             f"{', '.join(rows.column_names)}."
         )
-    places = {str(k): k for k in range(len(caches))} | {path.name: k for k, path in enumerate(caches)}
+    called: dict[str, set[int]] = {}
+    for k, path in enumerate(caches):
+        for value in (str(k), path.name):
+            called.setdefault(value, set()).add(k)
     chosen = []
     for name, value in zip(rows["id"], rows[column], strict=True):
-        if str(value) not in places:
+        meant = sorted(called.get(str(value), ()))
+        if len(meant) != 1:
+            what = f"may be {' or '.join(str(caches[k]) for k in meant)}" if meant else "is no cache"
+            advice = "; give the folders other names" if meant else ""
             raise InputError(
-                f"The column {column!r} of {name} is {value!r}, which is no cache; the caches are "
-                f"{', '.join(path.name for path in caches)} (or 0 to {len(caches) - 1})."
+                f"The column {column!r} of {name} is {value!r}, which {what}; the caches are "
+                f"{', '.join(path.name for path in caches)} (or 0 to {len(caches) - 1}){advice}."
             )
-        chosen.append(places[str(value)])
+        chosen += meant
     return chosen

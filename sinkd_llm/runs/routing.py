@@ -25,7 +25,7 @@ from sinkd_llm.answering.timing import TIMED, latencies_ms
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.results import RESULTS_FILE, RunRecord
-from sinkd_llm.runs.asking import answers_of_evaluation
+from sinkd_llm.runs.asking import answers_of_evaluation, evaluation_splits
 from sinkd_llm.runs.calibrating import own_folder
 from sinkd_llm.runs.unseen_rows import examples_of, unseen_rows
 from sinkd_llm.teachers.answer_file import answers_in, file_rows
@@ -245,7 +245,8 @@ def _in_file(file: str, wanted: "Sequence[_Part]", split: str | None, student: S
     unseen, *evaluation = (part.rows for part in wanted)
     found = answers_in(rows, questions_of(unseen), split, own)
     said: list[Mapping[str, Any]] = [found.answers]
-    said += [answers_of_evaluation(found, rows, questions_of(part), own) for part in evaluation]
+    splits = evaluation_splits(student.task, None)
+    said += [answers_of_evaluation(rows, questions_of(unseen), questions_of(part), own, splits) for part in evaluation]
     return [
         [int(np.argmax(answers[name])) if name in answers else -1 for name in part.rows["id"][:]]
         for part, answers in zip(wanted, said, strict=True)

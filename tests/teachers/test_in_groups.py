@@ -87,3 +87,12 @@ def test_a_cache_that_was_begun_goes_on(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "index": None, "complete": False}))
     write_answers(folder, ROWS, ASKED, SETS, task="made-up", teacher="a table")
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix == ".safetensors"} == whole
+
+
+def test_some_rows_of_pairs_keep_their_own(folder: Path) -> None:
+    names = ["row 3", "row 5", "row 6", "row 2"]
+    pairs, others = CachedTeacher(folder).sets(names)
+    assert pairs.names == ("row 6", "row 3")
+    assert pairs.scores_MC.tolist() == [[0, 6], [0, 3]]
+    assert pairs.times_M.tolist() == [1, 1]
+    assert (others.names, others.times_M.tolist()) == (("row 5",), [1, 4, 1])

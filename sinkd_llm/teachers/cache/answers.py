@@ -1,5 +1,7 @@
 """A cache of what was answered for rows: by a server, in a file, or by several teachers together."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,14 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.teachers.cache.folder import NEW, refuse_differences
 from sinkd_llm.teachers.cache.layout import IN_GROUPS, OVER_CHOICES, CacheLayout
 from sinkd_llm.teachers.cache.manifest import MANIFEST, Manifest, RowsIdentity, TeacherIdentity
+from sinkd_llm.teachers.cache.reader import CachedTeacher
 from sinkd_llm.teachers.cache.writer import CacheWriter, RowGroups, RowOrder
 from sinkd_llm.teachers.questions import AnswerSet, Question
 
 # Answers are small: a shard is closed by its number of rows.
 _AT_ONCE = 8192
-
-
+# Two log-scores that are nearer are the same: their last bits depend on the processor.
+_SAME_NATS = 1e-4
 # What is said of how a teacher was asked only where it turned out to speak of groups.
 _OF_ANSWERS = {"group_column", "rows_per_request"}
 # What is known of the rows: scores by a row's name, or the sets of groups.
@@ -39,10 +42,11 @@ def write_answers(
     score: dict[str, Any] | None = None,
     of: TeacherIdentity | None = None,
     overwrite: bool = False,
-    named_by_rows: bool = False,
+    own_folder: bool = False,
 ) -> Manifest:
     """
-    Writes a cache over the answer choices.
+    Writes a cache over the answer choices. It knows which answers it holds: what was begun is continued, and what is
+    whole is kept, if the answers are the same.
 
     Args:
         folder (`Path`): new, empty, or an unfinished cache of the same.
@@ -56,13 +60,14 @@ def write_answers(
         of ([`TeacherIdentity`], *optional*): of a cache whose answers these were; what is `asked` is added to it, and
             `teacher` and `classes` are not looked at.
         score (`dict`, *optional*): how good the teacher is, see [`Manifest`].
-        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder. A whole cache of the
-            same with fewer teacher rows is replaced in any case: a server has answered more since.
-        named_by_rows (`bool`, *optional*, defaults to `False`): whether a cache in the folder can only be of these
-            rows, so that other groups are groups of which more is known.
+        overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder. A whole cache whose
+            answers are all among these is replaced in any case: a server has answered more since, or the score is
+            another one.
+        own_folder (`bool`, *optional*, defaults to `False`): whether no user has named the folder, so that other
+            answers, too, are replaced.
 
     Raises:
-        InputError: if no row has an answer, and as [`CacheWriter`].
+        InputError: if no row has an answer; and as [`CacheWriter`], also for a folder with other answers.
     """
     if isinstance(answers, Mapping):
         content, groups, said_of = OVER_CHOICES, None, _by_row(questions, answers)
@@ -79,12 +84,13 @@ def write_answers(
     identity = TeacherIdentity(teacher, "", None, OVER_CHOICES, width, True, dict(asked or {}), classes)
     if of is not None:
         identity = replace(of, loading={**of.loading, **(asked or {})})
+    identity = replace(identity, answers=_answers_hash(said_of, score))
     layout = CacheLayout(content, width, width, (), "float32")
     manifest = Manifest(
         identity, RowsIdentity(task, ordered.hash, len(questions), "", None, None, False, None), layout,
         versions=versions(),
     )  # fmt: skip
-    overwrite = overwrite or _has_fewer(folder, manifest, int(ordered.counts.sum()), named_by_rows)
+    overwrite = overwrite or _gives_way(folder, manifest, rows, questions, answers, own_folder)
     with CacheWriter(folder, manifest, ordered, overwrite=overwrite) as writer:
         if not writer.manifest.complete:
             for numbers in writer.batches(_AT_ONCE):
@@ -101,14 +107,57 @@ def write_answers(
         return writer.manifest
 
 
-def _has_fewer(folder: Path, wanted: Manifest, rows: int, named_by_rows: bool) -> bool:
-    """Whether a folder has a whole cache of the same with fewer teacher rows."""
+def _gives_way(
+    folder: Path, wanted: Manifest, rows: Any, questions: Sequence[Question], answers: Said, own_folder: bool
+) -> bool:
+    """Whether the cache in a folder is replaced without being told to: nothing is lost with it."""
     if not (folder / MANIFEST).is_file():
         return False
-    found = Manifest.load(folder)
-    if named_by_rows and wanted.layout.content == IN_GROUPS:
-        wanted = replace(wanted, rows=replace(wanted.rows, hash=found.rows.hash))
-    return found.complete and not wanted.differences(found) and sum(one["tokens"] for one in found.shards) < rows
+    try:
+        found = Manifest.load(folder)
+        if own_folder or wanted.teacher.answers == found.teacher.answers:
+            return own_folder and bool(wanted.differences(found))
+        wanted = replace(wanted, teacher=replace(wanted.teacher, answers=found.teacher.answers))
+        if wanted.layout.content == IN_GROUPS:  # more groups have another hash; the rows are compared here
+            wanted = replace(wanted, rows=replace(wanted.rows, hash=found.rows.hash))
+        if not found.complete or wanted.differences(found):
+            return False
+        before = CachedTeacher(folder)
+        before.check_rows(rows)
+        return _says_only(before, [question.name for question in questions], answers)
+    except InputError:
+        return own_folder  # what is damaged, the writer refuses by itself
+
+
+def _says_only(before: CachedTeacher, names: Sequence[str], answers: Said) -> bool:
+    """Whether all that a cache says is among these answers."""
+    if isinstance(answers, Mapping):
+        return all(
+            name in answers and _same(scores_C[: len(answers[name])], answers[name])
+            for name, scores_C in before.answers(names).items()
+        )
+    now = {one.names: one for one in answers}
+    return all(
+        (one := now.get(was.names)) is not None
+        and was.paired == one.paired
+        and _same(was.scores_MC, one.scores_MC)
+        and _same(was.times_M, one.times_M)
+        for was in before.sets(names)
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=0, atol=_SAME_NATS)
+
+
+def _answers_hash(said_of: "_Stored", score: Mapping[str, Any] | None) -> str:
+    """Of what is said of the rows, whose names have a hash of their own, and of the teacher's score."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row, (scores_MC, times_M) in sorted(said_of.items()):
+        digest.update(np.array([row, *scores_MC.shape], "<i8").tobytes())
+        digest.update(scores_MC.astype("<f4").tobytes() + times_M.astype("<f4").tobytes())
+    digest.update(json.dumps(score, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def refuse_another(
@@ -134,7 +183,7 @@ def refuse_another(
         return  # nothing is there, or what will be is known when the folder is opened
     found = Manifest.load(folder)
     of_answers = {name: value for name, value in found.teacher.loading.items() if name in _OF_ANSWERS}
-    known = of or replace(found.teacher, name=teacher, loading=of_answers)
+    known = replace(of or replace(found.teacher, name=teacher, loading=of_answers), answers=found.teacher.answers)
     wanted = Manifest(
         replace(known, loading={**known.loading, **asked}),
         replace(found.rows, task=task, examples=len(rows)),

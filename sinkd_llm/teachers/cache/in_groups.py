@@ -74,7 +74,8 @@ def answer_sets(
     index: Mapping[str, Array], entry: Array, names: Sequence[str], read: Callable[[Array], Mapping[str, Array]]
 ) -> list[AnswerSet]:
     """
-    What there is of the groups of some rows, in the order of their first rows.
+    What there is of the groups of some rows, in the order of their first rows: of a group whose pairs are known the
+    rows of these alone, of another one all that is known.
 
     Args:
         index (`Mapping`): of the cache.
@@ -88,10 +89,11 @@ def answer_sets(
     found = []
     for first, rows in rows_of.items():
         rows.sort(key=lambda row: int(index["place"][entry[row]]))
-        one = entry[rows[0]]
-        arrays = read(first + np.arange(index["count"][one]))
-        members = tuple(names[row] for row in rows)
-        found.append(AnswerSet(members, arrays["logits"], arrays["times"], bool(index["paired"][one])))
+        one, members = entry[rows[0]], tuple(names[row] for row in rows)
+        paired = bool(index["paired"][one])
+        places = index["place"][entry[rows]].astype(np.int64) if paired else np.arange(index["count"][one])
+        arrays = read(first + places)
+        found.append(AnswerSet(members, arrays["logits"], arrays["times"], paired))
     return found
 
 

@@ -22,6 +22,9 @@ class TeacherIdentity:
 
     `classes` are the names of a classification head's classes in their order, and empty if it gives them none; `None`
     for a teacher without classes, and in a cache that an earlier version wrote.
+
+    `answers` is the hash of what was answered, where that came from a server, a file or other caches; `None` for a
+    model that ran here, and in a cache that an earlier version wrote.
     """
 
     name: str
@@ -32,6 +35,7 @@ class TeacherIdentity:
     scores_classes: bool
     loading: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    answers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,12 @@ class Manifest:
             ours, theirs = asdict(getattr(self, part)), asdict(getattr(other, part))
             if part == "teacher" and None in (ours["classes"], theirs["classes"]):
                 ours["classes"] = theirs["classes"] = None  # an earlier version did not record them
+            theirs["answers"] = ours.get("answers")  # of another teacher or of other rows they are others, too
             found += [f"{part}.{key}: {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+        if not found and self.teacher.answers != other.teacher.answers:
+            unknown = None in (self.teacher.answers, other.teacher.answers)
+            what = "an earlier version did not record them" if unknown else "other answers to the rows"
+            found.append(f"teacher.answers: {what}")
         return found
 
     def save(self, folder: Path, name: str = MANIFEST) -> None:
@@ -232,6 +241,8 @@ def _check(content: Mapping[str, Any]) -> None:
         _check_fields(part, content[part])
     if content["teacher"].get("classes") is not None:
         _check_list("teacher.classes", content["teacher"]["classes"], str)
+    if not _is(content["teacher"].get("answers"), (str, type(None))):
+        raise ValueError(f"teacher.answers is {str(content['teacher']['answers'])[:40]!r}")
     layout, temperatures = content["layout"], content["layout"]["temperatures"]
     _check_list("layout.temperatures", temperatures, _NUMBER)
     _check_list("layout.always", layout["always"], int)
