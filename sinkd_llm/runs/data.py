@@ -10,7 +10,7 @@ import numpy as np
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
-from sinkd_llm.row_splits import is_part, names_in, parts_of
+from sinkd_llm.row_splits import Part, is_part, names_in, parts_of
 from sinkd_llm.runs.task_rows import (
     EVALUATION_SAMPLE_SEED,
     held_out_rows,
@@ -97,6 +97,7 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
             f"{arguments.dataset_test_split!r} to evaluate on; leave validation_share out."
         )
     _check_columns(name, train, evaluation)
+    _check_apart(loaded, arguments.dataset_train_split, arguments.dataset_test_split)
     if arguments.validation_share:
         train, evaluation = split_by_hash(train, arguments.validation_share)
     train = _sample(train, arguments.max_train_samples, seed)
@@ -109,12 +110,37 @@ def _part(loaded: "Mapping[str, Dataset]", spec: str) -> "Dataset | None":
     """A split of a data set, or what a text such as `train[:80%]` names of it; `None` where there is no such split."""
     import datasets
 
-    if spec in loaded or not is_part(spec):
-        return loaded.get(spec)
-    if any(split not in loaded for split in names_in(spec)):
+    if spec in loaded:
+        return loaded[spec]
+    parts = _parts(loaded, spec)
+    if not parts:
         return None
-    parts = parts_of(spec, {split: len(rows) for split, rows in loaded.items()})
     return datasets.concatenate_datasets([loaded[part.split].select(range(part.start, part.stop)) for part in parts])
+
+
+def _parts(loaded: "Mapping[str, Dataset]", spec: str) -> list[Part]:
+    """What a text names of a data set; nothing where it names a split that is not there."""
+    if spec in loaded:
+        return [Part(spec, 0, len(loaded[spec]))]
+    if not is_part(spec) or any(split not in loaded for split in names_in(spec)):
+        return []
+    return parts_of(spec, {split: len(rows) for split, rows in loaded.items()})
+
+
+def _check_apart(loaded: "Mapping[str, Dataset]", train: str, test: str) -> None:
+    """Refuses rows to evaluate on that are trained on, unless both texts say the same: nobody does so by mistake."""
+    pairs = [(one, other) for one in _parts(loaded, train) for other in _parts(loaded, test) if train != test]
+    shared = sum(
+        max(0, min(one.stop, other.stop) - max(one.start, other.start))
+        for one, other in pairs
+        if one.split == other.split
+    )
+    if shared:
+        raise InputError(
+            f"dataset_train_split is {train} and dataset_test_split is {test}: {shared:,} rows are in both, and "
+            "scores on rows that are trained on are no test of the student. Name parts without a row in common, such "
+            "as train[:80%] and train[80%:]."
+        )
 
 
 def _check_columns(name: str, *splits: "Dataset | None") -> None:

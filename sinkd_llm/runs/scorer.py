@@ -14,6 +14,7 @@ from sinkd_llm.runs.profiling import profile
 from sinkd_llm.runs.result_rows import compare_with_teacher, fill_in
 from sinkd_llm.runs.teacher_rows import as_teacher_reads
 from sinkd_llm.teachers.choices import name_key
+from sinkd_llm.teachers.questions import place_of
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -162,15 +163,21 @@ class Scorer:
         The teacher's row, if it was scored on these very rows when it was cached.
 
         The students that are scored after it are compared with what the teacher chose then, if the record says so for
-        all evaluation rows: they may be some of the rows on which the teacher was scored.
+        all evaluation rows: they may be some of the rows on which the teacher was scored. Over answer choices a record
+        knows rows by their ids; of other rows than these it is taken where a task has made the ids of their texts.
 
         Raises:
             InputError: if the record is damaged.
         """
         from sinkd_llm.teachers.choices import TeacherChoices
 
-        self._recorded = TeacherChoices.recorded(record)
-        if record is None or self.data.evaluation is None or record["rows"] != rows_hash(self.data):
+        self._recorded = None
+        if record is None or self.data.evaluation is None:
+            return None
+        these = record["rows"] == rows_hash(self.data)
+        tells_apart = these or not self.by_name or all(map(place_of, map(str, self.data.evaluation["id"][:])))
+        self._recorded = TeacherChoices.recorded(record if tells_apart else None)
+        if not these:
             return None
         predictions = record.get("predictions")
         if predictions is not None and len(predictions) != record.get("num_examples"):
@@ -196,7 +203,7 @@ class Scorer:
 
     def _recorded_rows(self, model: Any) -> tuple[list[bytes], list[int]] | None:
         """By what a record knows the evaluation rows as a student reads them, and how many choices each has."""
-        if not self._recorded or self._evaluator is None or "choices" not in self._evaluator.dataset.column_names:
+        if self._recorded is None or self._evaluator is None or "choices" not in self._evaluator.dataset.column_names:
             return None
         teacher = self.trainer.teacher if self.trainer is not None else None
         # Training reads the rows within the context of both.

@@ -172,7 +172,7 @@ def _with_few_labels(rows: "Dataset", count: int, seed: int) -> "Dataset":
         )
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
-    left = Counter(dict.fromkeys(labels, count))
+    left = Counter(dict.fromkeys(set(labels) - {NO_LABEL}, count))
     kept = set()
     for index in order:
         if left[labels[index]] > 0:

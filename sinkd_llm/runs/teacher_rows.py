@@ -1,12 +1,14 @@
 """What a teacher reads of a run's rows, where that is not what the student reads: another prompt, and examples."""
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.models.kinds import TEACHER
 from sinkd_llm.runs.task_rows import training_rows, validation_rows
+from sinkd_llm.teachers.questions import place_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,19 +34,19 @@ def rows_for_teacher(
         seed (`int`): draws the examples.
 
     Raises:
-        InputError: for a task over other rows or with other numbers of choices, and for too few labelled rows.
+        InputError: for a task over other rows or with other numbers of choices, for rows that cannot be told apart by
+            their ids, and for too few labelled rows.
     """
     from sinkd_llm.tasks import load_task
 
     theirs = task
     rows, scored = train, evaluation
     if arguments.teacher_task is not None:
-        theirs = load_task(arguments.teacher_task)
-        rows = training_rows(theirs, arguments, seed)
-        scored = validation_rows(theirs, arguments)
+        theirs = load_task(arguments.teacher_task, id_column=arguments.id_column)
+        rows, scored = _rows_of(theirs, train, evaluation, arguments, seed, task.name)
     between = str(theirs.config.get("fewshot_delimiter", _BETWEEN))
     count = arguments.teacher_num_fewshot
-    shots = _shots(rows, count + 1, seed) if count else []
+    shots = _shots(rows, train["label"][:], count + 1, seed) if count else []
     names = task.name, theirs.name
     joined = [_joined(*both, shots, count, between, names) for both in ((train, rows), (evaluation, scored))]
     return joined[0], joined[1]
@@ -62,9 +64,47 @@ def as_teacher_reads(rows: Any) -> Any:
     return kept
 
 
-def _shots(rows: "Dataset", count: int, seed: int) -> list[dict[str, Any]]:
-    """Labelled rows, one more than needed, in case the row itself is among them."""
-    labelled = [i for i, label in enumerate(rows["label"][:]) if label != NO_LABEL]
+def _rows_of(
+    theirs: "Task", train: "Dataset", evaluation: "Dataset", arguments: "TaskArguments", seed: int, name: str
+) -> "tuple[Dataset, Dataset]":
+    """The rows of the teacher's task that are those of the student's, in the same order."""
+    by_share = arguments.validation_share > 0
+    # Which rows are kept apart follows from what the student's task calls the text: here they are all read.
+    every = replace(arguments, heldout_share=0.0, validation_share=0.0, labels_per_class=None)
+    rows = training_rows(theirs, replace(every, max_train_samples=None) if by_share else every, seed)
+    scored = rows if by_share else validation_rows(theirs, arguments)
+    some = by_share or arguments.heldout_share > 0 or arguments.labels_per_class is not None
+    names = name, theirs.name
+    return _same_rows(train, rows, names, some=some), _same_rows(evaluation, scored, names, some=by_share)
+
+
+def _same_rows(own: "Dataset", other: "Dataset", names: tuple[str, str], *, some: bool) -> "Dataset":
+    """The rows of another task that are these, all or some of them: known by their places, or by ids of the data."""
+    if len(own) != len(other) and not some:
+        raise InputError(
+            f"The teacher's task {names[1]!r} has {len(other)} rows and the task {names[0]!r} {len(own)}: both have "
+            "to read the same data files."
+        )
+    places: dict[Any, int] = {}
+    for index, id_ in enumerate(other["id"][:]):
+        if places.setdefault(place_of(id_) or id_, index) != index:
+            raise InputError(
+                f"Two training rows of the teacher's task {names[1]!r} have the id {id_!r}, so that it is not known "
+                f"which of them is the one of the task {names[0]!r}; give each row its own, also where they are of "
+                "two files."
+            )
+    found = [places.get(place_of(id_) or id_) for id_ in own["id"][:]]
+    if None in found:
+        raise InputError(
+            f"The row {own['id'][found.index(None)]} of the task {names[0]!r} is none of the {len(other)} rows of the "
+            f"teacher's task {names[1]!r}: both have to read the same data files."
+        )
+    return other.select(found)
+
+
+def _shots(rows: "Dataset", labels: list[int], count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows with a label that the student knows, one more than needed, in case the row itself is among them."""
+    labelled = [i for i, label in enumerate(labels) if label != NO_LABEL]
     if len(labelled) < count:
         raise InputError(
             f"teacher_num_fewshot is {count - 1}, and there are {len(labelled)} labelled training rows, of which one "
@@ -76,14 +116,10 @@ def _shots(rows: "Dataset", count: int, seed: int) -> list[dict[str, Any]]:
 def _joined(
     own: "Dataset", other: "Dataset", shots: list[dict[str, Any]], count: int, between: str, names: tuple[str, str]
 ) -> "Dataset":
-    if len(own) != len(other):
-        raise InputError(
-            f"The teacher's task {names[1]!r} has {len(other)} rows and the task {names[0]!r} {len(own)}: both have "
-            "to read the same data files."
-        )
     read = []
     for mine, theirs in zip(own, other, strict=True):
-        if len(mine["choices"]) != len(theirs["choices"]) or mine["label"] != theirs["label"]:
+        # A label may be one that the student has to forget.
+        if len(mine["choices"]) != len(theirs["choices"]) or mine["label"] not in (NO_LABEL, theirs["label"]):
             raise InputError(
                 f"The row {theirs['id']} of the teacher's task has {len(theirs['choices'])} choices and label "
                 f"{theirs['label']}, and {mine['id']} of the student's {len(mine['choices'])} and label "

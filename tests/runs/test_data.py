@@ -36,6 +36,21 @@ def test_parts_of_a_file_are_splits(jsonl):
     assert (data.train.to_list(), data.evaluation.to_list()) == (ROWS[:6], ROWS[6:])
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "shared"),
+    [("train", "train[75%:]", 2), ("train[:75%]", "train[4:]", 2), ("train[6:]+train[:2]", "train", 4)],
+)
+def test_rows_that_are_trained_on_are_no_test(jsonl, train, test, shared):
+    arguments = TaskArguments(dataset_name=jsonl(ROWS), dataset_train_split=train, dataset_test_split=test)
+    with pytest.raises(InputError, match=rf"{shared} rows are in both, .* such as train\[:80%\]"):
+        load_run_data(arguments, seed=0)
+
+
+def test_the_rows_to_evaluate_on_may_be_the_training_rows_if_both_are_named_alike(jsonl):
+    arguments = TaskArguments(dataset_name=jsonl(ROWS), dataset_test_split="train")
+    assert load_run_data(arguments, seed=0).evaluation.to_list() == ROWS
+
+
 def test_a_folder_with_both_splits(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -61,6 +61,15 @@ def test_held_out_rows_keep_their_labels_where_others_are_forgotten(task):
     assert NO_LABEL not in alone.train["label"]
 
 
+def test_rows_without_a_label_do_not_count_as_kept_labels(tmp_path, capsys):
+    raw = [{"text": f"raw {i}"} for i in range(9)]
+    task = write_task(tmp_path / "mine.yaml", [*ROWS[:6], *raw])
+    (tmp_path / "validation.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    given = TaskArguments(task=str(task), allow_unlabelled=True, labels_per_class=2)
+    assert sorted(load_run_data(given, 0).train["label"]) == [NO_LABEL] * 11 + [0, 0, 1, 1]
+    assert "4 of 6 labels are kept" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_raw_row_with_the_text_of_a_held_out_one_is_left_out(task, tmp_path):
     raw = tmp_path / "raw.txt"
     raw.write_text("".join(f"{row['text']}\n" for row in ROWS), encoding="utf-8")
@@ -151,6 +160,43 @@ def test_no_unlabelled_row_has_the_text_of_an_evaluation_row(tmp_path):
     data = load_run_data(TaskArguments(task=alone(tmp_path), validation_share=0.3, **given), 0)
     assert not {*texts(data.train)} & {*texts(data.evaluation)}
     assert len(data.train) == 2 * (200 - len(data.evaluation))
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"heldout_share": 0.2, "labels_per_class": 3, "max_train_samples": 150},
+        {"validation_share": 0.2, "heldout_share": 0.2, "max_train_samples": 60, "max_eval_samples": 9},
+        {"validation_share": 0.3, "id_column": "nr"},
+        {"heldout_share": 0.2, "dataset_unlabelled_split": "test", "labels_per_class": 3},
+    ],
+)
+def test_a_teachers_task_has_the_rows_of_the_students(tmp_path, shares):
+    own = None if "validation_share" in shares else "validation"
+    changes = {"validation_split": own, "test_split": "test"}
+    changes["dataset_kwargs"] = {
+        "data_files": {"train": "rows.jsonl", "validation": "rows.jsonl", "test": "test.jsonl"}
+    }
+    rows = [{**row, "nr": 1000 + i} for i, row in enumerate(ROWS)]
+    task = write_task(tmp_path / "mine.yaml", rows, **changes)
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": f"film {i}"}) + "\n" for i in range(5)))
+    longer = write_task(tmp_path / "longer.yaml", task="longer", doc_to_text="Is this good? {{text}}.", **changes)
+    given = {"teacher_num_fewshot": 1, **shares}
+    data = load_run_data(TaskArguments(task=str(task), teacher_task=str(longer), **given), 0)
+    known = {row["prompt"].split(": ")[1].split("\n")[0] for row in data.train if row["label"] != NO_LABEL}
+    assert len(data.train) > len(known) or "labels_per_class" not in shares
+    for row in [*data.train, *data.evaluation]:
+        example, asked = row["teacher"]["prompt"].split("\n\n")
+        assert asked == f"Is this good? {row['prompt'].split(': ')[1].split(chr(10))[0]}."
+        # An example has a label that the student knows, too.
+        assert example.removeprefix("Is this good? ").split(".")[0] in known
+
+
+def test_a_teachers_task_over_other_rows_is_refused(tmp_path):
+    task, longer = (write_task(tmp_path / name / "mine.yaml", rows) for name, rows in (("a", ROWS), ("b", ROWS[:150])))
+    for share, message in ((0.0, "has 150 rows and the task 'mine' 200"), (0.2, "is none of the 150 rows")):
+        with pytest.raises(InputError, match=f"{message}.*: both have to read the same data files"):
+            load_run_data(TaskArguments(task=str(task), teacher_task=str(longer), heldout_share=share), 0)
 
 
 def test_rows_with_a_completion_are_split_likewise(tmp_path):

@@ -15,7 +15,8 @@ from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.evaluate import answers_of_cache
 from sinkd_llm.runs.predicting import predictions_of
-from sinkd_llm.runs.scorer import Scorer
+from sinkd_llm.runs.scorer import Scorer, rows_hash
+from sinkd_llm.teachers.choices import name_key
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask, changed_trainer
 
@@ -98,6 +99,27 @@ def test_a_student_is_compared_with_a_recorded_teacher_where_all_choices_are_kno
     assert opposite == (pytest.approx(1 - expected["agreement"]) if known else None)
     earlier.recorded(without_keys(record))
     assert not {*of_teacher} & {*earlier.row(BEFORE, trainer.model).metrics}
+
+
+@pytest.mark.parametrize(("made", "of_others"), [(False, [-1] * 9), (True, [0, 1] * 4 + [0])])
+def test_ids_of_the_data_are_those_of_the_recorded_rows_alone(made: bool, of_others: list[int], trainer: Any) -> None:
+    names = [f"mine-validation-{i}-0123abcd" if made else str(i) for i in range(9)]
+
+    def scorer(start: int) -> Scorer:
+        rows = opinions(9, start).remove_columns("id").add_column("id", names)
+        data = RunData("rows", AccuracyTask(), opinions(), rows)
+        return Scorer(data, trainer.processing_class, trainer.args, by_name=True)
+
+    keys = [name_key(name).hex() for name in names]
+    these, others = scorer(100), scorer(200)
+    record = {"name": TEACHER, "metrics": {}, "num_examples": 9, "keys": keys, "predictions": [0, 1] * 4 + [0]}
+    record["rows"] = rows_hash(these.data)
+    assert these.recorded(record) is not None
+    assert these.recorded_choices(trainer.model) == record["predictions"]
+    assert others.recorded(record) is None
+    assert others.recorded_choices(trainer.model) == of_others
+    others.recorded(None)
+    assert others.recorded_choices(trainer.model) is None
 
 
 def test_a_record_of_an_earlier_version_has_no_probabilities(trainer: Any) -> None:
