@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -62,6 +62,10 @@ class Cell:
         plain = re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:60]
         digest = hashlib.blake2b(repr((self.name, sorted(self.settings.items()))).encode(), digest_size=4)
         return f"{plain or 'cell'}-{digest.hexdigest()}"
+
+    def flags(self, flags: Sequence[str]) -> list[str]:
+        """Of the flags of all runs those that this cell does not overrule by a setting of its own."""
+        return [word for name, words in by_setting(flags) if name not in self.settings for word in words]
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,18 @@ def read_grid(path: Path, seeds: list[int] | None = None) -> Grid:
             f"{MOST_RUNS:,} runs; leave some out."
         )
     return made
+
+
+def by_setting(flags: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The words of a command line by the settings that they are about: `--bf16` and `--no_bf16` are about `bf16`."""
+    parts: list[tuple[str, list[str]]] = []
+    for word in flags:
+        if word.startswith("--") or not parts:
+            name = word.removeprefix("--").split("=")[0].replace("-", "_")
+            parts.append((name.removeprefix("no_"), [word]))
+        else:
+            parts[-1][1].append(word)
+    return parts
 
 
 def _cells(variants: Mapping[str, Mapping[str, Any]], grid: Mapping[str, list[Any]]) -> Iterator[Cell]:

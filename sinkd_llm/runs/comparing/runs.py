@@ -39,7 +39,7 @@ class Plan:
     Args:
         folder (`Path`): of the comparison.
         recipe (`Mapping[str, Any]`): its settings.
-        flags (`list[str]`): of the runs' command, which win.
+        flags (`list[str]`): of the runs' command, which win over the recipe.
         metric (`str`): what is compared.
         shares_answers (`bool`): the teacher runs once, and its answers are kept.
         keep_models (`bool`): the students stay after they are scored.
@@ -118,11 +118,7 @@ def run_all(
         _say_changed(run)
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
-    names = {
-        run: answers_of(run.made, arguments[run.cell.name], run.seed)
-        for run in left
-        if plan.shares_answers and _takes_answers(arguments[run.cell.name][1])
-    }
+    names = _answers(plan, left, arguments) if plan.shares_answers else {}
     problems = _ask_teachers(plan, names, arguments, jobs, start)
     failed = {(run.cell.name, run.seed): problems[names[run]] for run in left if names.get(run) in problems}
     left = [run for run in left if (run.cell.name, run.seed) not in failed]
@@ -145,6 +141,35 @@ def _takes_answers(args: "SinKDConfig") -> bool:
     return args.has_teacher and args.teacher_cache is None and not args.objective().states.in_use
 
 
+def _answers(plan: Plan, runs: Sequence[Run], arguments: Mapping[str, Arguments]) -> dict[Run, str]:
+    """The names of the answers that runs learn from; labelled rows are among all rows, where these are answered."""
+    of_run = {run: arguments[run.cell.name] for run in runs if _takes_answers(arguments[run.cell.name][1])}
+    own = {run: answers_of(run.made, given, run.seed) for run, given in of_run.items()}
+    found = dict(own)
+    for run, given in of_run.items():
+        if given[0].labelled_rows_only:
+            whole = answers_of(run.made, given, run.seed, of_all_rows=True)
+            if whole in own.values() or _holds(plan.answers_in(whole), _temperatures([given])):
+                found[run] = whole
+    return found
+
+
+def _temperatures(of_runs: Sequence[Arguments]) -> set[float]:
+    """At which some runs ask for the mass of ids that are not kept."""
+    return {float(value) for _, args, _ in of_runs for value in args.objective().temperatures.values()}
+
+
+def _holds(folder: Path, temperatures: set[float]) -> bool:
+    """Whether a folder holds answers, all of them, for some temperatures."""
+    from sinkd_llm.teachers.cache.manifest import Manifest
+
+    if not (folder / "manifest.json").is_file():
+        return False
+    manifest = Manifest.load(folder)
+    layout = manifest.layout
+    return manifest.complete and (layout.names_all_ids or temperatures <= {*layout.temperatures})
+
+
 def _say_changed(run: Run) -> None:
     """Why a run that is finished is run again: what it is made from was other then."""
     earlier = sorted(run.folder.parent.glob(f"seed-{run.seed}-*.json"), key=lambda file: file.stat().st_mtime)
@@ -157,8 +182,11 @@ def _say_changed(run: Run) -> None:
     except (ValueError, AttributeError, TypeError):
         return  # it is run, whatever was before
     more = f" and {len(differs) - _NAMED} more" if len(differs) > _NAMED else ""
-    verb = "has" if len(differs) == 1 else "have"
-    say(f"{run.name} is run again: {', '.join(differs[:_NAMED])}{more} {verb} changed")
+    if differs and not any(name in before for name in differs):  # earlier versions of this package looked at less
+        why = f"{'was' if len(differs) == 1 else 'were'} not looked at then"
+    else:
+        why = f"{'has' if len(differs) == 1 else 'have'} changed"
+    say(f"{run.name} is run again: {', '.join(differs[:_NAMED])}{more} {why}")
 
 
 def _command(plan: Plan, run: Run, answers: str | None, arguments: Arguments) -> Command:
@@ -171,7 +199,7 @@ def _command(plan: Plan, run: Run, answers: str | None, arguments: Arguments) ->
         settings["teacher_cache"] = str(plan.answers_in(answers))
     how = ["--resume_from_checkpoint", "true"] if goes_on else ["--overwrite_output_dir", "true"]
     command = "distill" if arguments[1].has_teacher else "finetune"
-    words = [command, "--config", str(_written(run.beside("yaml"), settings)), *plan.flags]
+    words = [command, "--config", str(_written(run.beside("yaml"), settings)), *run.cell.flags(plan.flags)]
     return Command([*words, "--output_dir", str(run.folder), *how], run.beside("log"))
 
 
@@ -187,27 +215,29 @@ def _ask_teachers(
     """Let each teacher answer once what its runs need; by the name of the answers, why there are none."""
     from sinkd_llm.teachers.cache.manifest import Manifest
 
-    needed = []
-    for name in dict.fromkeys(names.values()):
-        folder = plan.answers_in(name)
-        if not ((folder / "manifest.json").is_file() and Manifest.load(folder).complete):
-            needed.append(name)
+    users_of = {name: [run for run in names if names[run] == name] for name in dict.fromkeys(names.values())}
+    asked_at = {name: _temperatures([arguments[run.cell.name] for run in users]) for name, users in users_of.items()}
+    needed = [name for name in users_of if not _holds(plan.answers_in(name), asked_at[name])]
     if not needed:
         return {}
     what = f" in {len(needed)} ways, as the cells ask" if len(needed) > 1 else ""
     say(f"The teacher answers once for all runs{what} …")
     commands = []
     for name in needed:
-        users = [run for run in names if names[run] == name]
         temperatures = {
             float(value)
-            for run in users
+            for run in users_of[name]
             for setting, value in vars(arguments[run.cell.name][1]).items()
             if setting.endswith("temperature") and not setting.startswith("queue_") and isinstance(value, int | float)
         }
-        settings = {**plan.recipe, **users[0].cell.settings, "seed": users[0].seed}
-        recipe = _written(plan.answers_in(f"{name}.yaml"), settings)
-        words = ["cache", "--config", str(recipe), *plan.flags, "--output", str(plan.answers_in(name))]
+        asks = min(users_of[name], key=lambda run: arguments[run.cell.name][0].labelled_rows_only)
+        settings = {**plan.recipe, **asks.cell.settings, "seed": asks.seed}
+        recipe, folder = _written(plan.answers_in(f"{name}.yaml"), settings), plan.answers_in(name)
+        words = ["cache", "--config", str(recipe), *asks.cell.flags(plan.flags), "--output", str(folder)]
+        kept = Manifest.load(folder).layout if (folder / "manifest.json").is_file() else None
+        if kept is not None and not kept.names_all_ids and not asked_at[name] <= {*kept.temperatures}:
+            temperatures |= {*kept.temperatures}
+            words += ["--overwrite", "true"]
         words += ["--temperatures", *map(str, sorted(temperatures))]
         commands.append(Command(words, plan.answers_in(f"{name}.log")))
     problems = {}
@@ -215,7 +245,7 @@ def _ask_teachers(
         if ended.code != 0:
             said = "\n".join(ended.said) or f"exit code {ended.code}"
             problems[needed[ended.index]] = f"the teacher's answers could not be kept:\n{said}"
-            users = [run for run in names if names[run] == needed[ended.index]]
+            users = users_of[needed[ended.index]]
             cells = ", ".join(dict.fromkeys(run.cell.name for run in users))
             say(
                 f"The teacher's answers could not be kept, and {len(users)} runs need them, of {cells}: "
