@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         recipe,
         Path(known.grid).expanduser(),
         known.output,
-        _parse(known.config, known.grid, rest),
+        _parse(known.config, known.grid),
         rest,
         known.jobs,
         known.seeds,
@@ -70,7 +70,8 @@ def _parser() -> CommandParser:
         description="Distil (without a teacher: fine-tune) with every combination of some settings and several seeds, "
         "choose on held-out training rows, and say which differences are more than chance. A comparison that was "
         "stopped goes on.",
-        epilog="Any flag of sinkd distill overrides the recipe of all runs.",
+        epilog="A flag of sinkd distill overrides the recipe in all runs; what each run has of its own (its seed, its "
+        "folder) is refused, and so is what the grid varies.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", metavar="RECIPE.yaml", help="the recipe of 'sinkd distill' that all runs share")
@@ -103,17 +104,17 @@ def _check_flags(rest: Sequence[str]) -> None:
                 raise InputError(f"unknown flag {shown(word)[1:-1]}.{meant} 'sinkd compare --help' shows the flags.")
 
 
-def _parse(recipe: str, grid: str, rest: Sequence[str]) -> "Callable[[Mapping[str, Any]], Arguments]":
-    """Settings to the arguments of a run; a mistake is said of the file that a user knows."""
+def _parse(recipe: str, grid: str) -> "Callable[[Mapping[str, Any], Sequence[str]], Arguments]":
+    """Settings and flags to the arguments of a run; a mistake is said of the file that a user knows."""
 
-    def parse(settings: Mapping[str, Any]) -> "Arguments":
+    def parse(settings: Mapping[str, Any], flags: Sequence[str]) -> "Arguments":
         from sinkd_llm.cli.parsing import parse_training
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recipe.yaml"
             file.write_text(yaml.safe_dump(dict(settings), allow_unicode=True), encoding="utf-8")
             # TrainingArguments looks at its folder; that of a run is made by the run.
-            words = ["--config", str(file), *rest, "--output_dir", str(Path(folder) / "run")]
+            words = ["--config", str(file), *flags, "--output_dir", str(Path(folder) / "run")]
             try:
                 return parse_training("distill", words)
             except InputError as error:

@@ -31,7 +31,7 @@ def request_of(tmp_path: Path) -> Callable[..., Request]:
     }
     grid = {"variants": {"kl": {"sinkhorn_weight": 0.0}, "sinkd": {"sinkhorn_weight": 0.8}}, "seeds": [0]}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
-    parse = _parse("recipe.yaml", "grid.yaml", [])
+    parse = _parse("recipe.yaml", "grid.yaml")
     return Request(recipe, tmp_path / "grid.yaml", str(tmp_path / "out"), parse, baselines=True)
 
 

@@ -5,7 +5,6 @@ The runs are stand-ins that write what runs write, but for the last test.
 
 import csv
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -15,95 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from trl import ModelConfig
 
 from sinkd_llm.cli import main
 from sinkd_llm.cli.compare import _parse
 from sinkd_llm.errors import InputError
 from sinkd_llm.report.comparison import GOLD, MAJORITY, TEACHER, TFIDF, comparison_table, sentences
-from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, read_predictions, write_predictions
 from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
-from sinkd_llm.report.results import AFTER, ResultRow, RunRecord
+from sinkd_llm.report.predictions import Predictions, read_predictions, write_predictions
 from sinkd_llm.runs import TaskArguments
-from sinkd_llm.runs.comparing.compare import Request, run_compare
+from sinkd_llm.runs.comparing.compare import run_compare
 from sinkd_llm.runs.comparing.processes import Command, run_commands, start_process
 from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutScores, choose
 from sinkd_llm.runs.data import load_run_data
-from sinkd_llm.training.config import SinKDConfig
+from tests.support.comparisons import Runs, comparer, recipe_of, rows_of
 from tests.support.launch import Ended
 from tests.support.models import decoder, save, word_tokenizer
-from tests.support.task_files import write_task
-
-ROWS = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2} for i in range(120)]
-# How good a student is, by what it learns from: on held-out rows, and on the rows for evaluation.
-SKILL = {
-    "kl": (0.70, 0.70),
-    "strong": (0.95, 0.95),
-    "lucky": (0.60, 0.97),
-    "gold": (0.60, 0.60),
-}
-
-
-@functools.cache
-def rows_of(task, share):
-    """The stand-ins answer the same rows, also where a file has changed since."""
-    return load_run_data(TaskArguments(task=task, heldout_share=share), 0)
-
-
-class Runs:
-    """Stands in for the processes of a comparison, and remembers them."""
-
-    def __init__(self) -> None:
-        self.started: list[list[str]] = []
-        self.fails: dict[str, str] = {}  # a part of the recipe's text -> what is printed
-        self.stops_after: int | None = None
-
-    def __call__(self, command: Command, environment: dict[str, str]) -> Ended:
-        argv = command.argv
-        recipe = Path(argv[argv.index("--config") + 1])
-        settings = yaml.safe_load(recipe.read_text())
-        if argv[0] == "cache":
-            self.started.append(["cache"])
-            return Ended(0)
-        if self.stops_after is not None and len(self.trained) >= self.stops_after:
-            raise KeyboardInterrupt
-        self.started.append([argv[0], recipe.read_text()])
-        for part, said in self.fails.items():
-            if part in recipe.read_text():
-                command.log.write_text(said)
-                return Ended(2)
-        self.write(Path(argv[argv.index("--output_dir") + 1]), settings)
-        return Ended(0)
-
-    @property
-    def trained(self) -> list[str]:
-        return [entry[1] for entry in self.started if entry[0] != "cache"]
-
-    def write(self, folder: Path, settings: dict) -> None:
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_text("weights")
-        rate = settings.get("learning_rate", 1e-4)
-        name = "gold" if settings.get("alpha") == 0 else {1e-4: "kl", 1e-3: "strong", 1e-2: "lucky"}[float(rate)]
-        data = rows_of(settings["task"], settings["heldout_share"])
-        answers = {}
-        for rows, place, skill in ((data.held_out, HELD_OUT, 0), (data.evaluation, EVALUATION, 1)):
-            if rows is not None:
-                answers[place] = self.answers(rows, SKILL[name][skill], settings["seed"])
-        answers[OF_TEACHER] = self.answers(data.evaluation, 0.9, 0)
-        write_predictions(folder, answers)
-        training = {"steps": 3, "resumed_at": 0, "seconds": 2.5, "loss": 1.0, "loss_from_step": 0}
-        row = ResultRow(AFTER, answers[EVALUATION].metrics)
-        RunRecord(*("distill", "", "mine", settings["seed"], "", "cpu", 10**8, "", training, [row], {}, {}, {})).write(
-            folder
-        )
-        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
-
-    def answers(self, rows, skill: float, seed: int) -> Predictions:
-        labels = np.array(rows["label"])
-        # The same rows are easy for all.
-        right = np.random.default_rng(99).permutation(len(labels)) < round(skill * len(labels)) + seed % 2
-        said = np.where(right, labels, 1 - labels)
-        return Predictions(rows["id"][:], labels.tolist(), said.tolist(), {"acc": float((said == labels).mean())})
 
 
 @pytest.fixture(scope="module")
@@ -113,36 +38,12 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tmp_path, teacher):
-    task = write_task(tmp_path / "task" / "mine.yaml", ROWS)
-    return {
-        **{"teacher_model_name_or_path": str(teacher), "student_layers": 2, "task": str(task), "use_cpu": True},
-        **{"report_to": "none", "max_length": 64, "max_steps": 3, "save_strategy": "no", "sinkhorn_weight": 0.0},
-    }
-
-
-def parsed(settings):
-    """As the command line does, without making its parsers."""
-    kinds = (TaskArguments, SinKDConfig, ModelConfig)
-    names = [{one.name for one in dataclasses.fields(kind)} for kind in kinds]
-    folder = {"output_dir": "runs/never-made"}
-    given = [{name: value for name, value in settings.items() if name in own} for own in names]
-    return kinds[0](**given[0]), kinds[1](**folder, **given[1]), kinds[2](**given[2])
+    return recipe_of(tmp_path, teacher)
 
 
 @pytest.fixture
 def compare(tmp_path, recipe):
-    def run(grid, start, changes=None, **more):
-        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
-        request = Request(
-            {**recipe, **(changes or {})},
-            tmp_path / "grid.yaml",
-            str(tmp_path / "out"),
-            more.pop("parse", parsed),
-            **more,
-        )
-        return run_compare(request, start).comparison
-
-    return run
+    return comparer(tmp_path, recipe)
 
 
 NO_TEACHER = {"model_name_or_path": "some-model", "teacher_model_name_or_path": None, "student_layers": None}
@@ -503,7 +404,7 @@ def test_a_recipe_without_a_teacher_compares_fine_tuning(compare, recipe, capsys
 def test_what_is_refused_before_anything_is_written(compare, tmp_path, grid, changes, message):
     runs = Runs()
     with pytest.raises(InputError, match=message) as raised:
-        compare(grid, runs, changes, parse=_parse("recipe.yaml", "grid.yaml", []))
+        compare(grid, runs, changes, parse=_parse("recipe.yaml", "grid.yaml"))
     assert "/recipe.yaml" not in str(raised.value)  # no file that the user does not know
     assert runs.started == []
     assert not (tmp_path / "out").exists()

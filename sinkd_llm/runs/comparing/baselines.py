@@ -1,15 +1,15 @@
 """What a distilled student has to beat, and the control of its transport."""
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinkd_llm.evaluation.examination import fit_tfidf
 from sinkd_llm.inputs.over_choices import NO_LABEL
-from sinkd_llm.objectives import DistillationObjective
+from sinkd_llm.objectives import GROUP, DistillationObjective
+from sinkd_llm.objectives.couplings import IDENTITY, TRANSPORT
 from sinkd_llm.report.comparison import CONTROL, GOLD, MAJORITY, TFIDF
 from sinkd_llm.report.predictions import Predictions
 from sinkd_llm.report.results import METRICS_FILE, read_records
@@ -17,6 +17,11 @@ from sinkd_llm.runs.comparing.grid import Cell
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import texts_of
 from sinkd_llm.runs.predicting import as_predictions
+from sinkd_llm.runs.rehearsal import updates_of
+from sinkd_llm.teachers.answer_file import file_rows
+from sinkd_llm.teachers.cache.layout import IN_GROUPS
+from sinkd_llm.teachers.cache.manifest import Manifest
+from sinkd_llm.teachers.group_file import finds_groups_by
 from sinkd_llm.training.config import SinKDConfig
 
 if TYPE_CHECKING:
@@ -27,33 +32,77 @@ _IDENTITY = 0.999
 _DIAGONAL = "sinkhorn/diagonal_mass"
 
 
-def gold_cells(cells: Iterable[tuple[Cell, "Arguments"]], data: RunData) -> list[Cell]:
+def gold_cells(
+    cells: Iterable[tuple[Cell, "Arguments"]], rows_of: Callable[[str, int], RunData], seed: int
+) -> list[Cell]:
     """
     The cells of a variant without their teacher: cross-entropy on the labels that there are, for as many updates.
 
     Args:
         cells (iterable of `tuple[Cell, Arguments]`): of one variant.
-        data ([`RunData`]): its rows.
+        rows_of (`Callable[[str, int], RunData]`): the rows of a cell, by its name, with a seed.
+        seed (`int`): of the first run.
     """
     objective = {*DistillationObjective().by_name()}
     settings_of_run = {one.name for one in fields(SinKDConfig)}
     weights = {name: 0.0 for name in objective & settings_of_run if name.endswith("_weight")}
     found: dict[str, Cell] = {}
-    for cell, (_, training_args, _) in cells:
+    for cell, arguments in cells:
+        training_args = arguments[1]
         if not training_args.has_teacher:  # it learns from nothing else already
             continue
         settings = {name: value for name, value in cell.settings.items() if name not in objective}
         settings |= {"alpha": 0.0, **weights}
+        if "transport_scope" in cell.settings and training_args.transport_scope == GROUP:
+            settings |= {"transport_scope": DistillationObjective().transport_scope, "group_column": None}
+        in_groups = knows_groups(arguments)
+        if in_groups:  # of which a loss without transport could learn nothing, so that a run with them is refused
+            settings |= _without_teacher(arguments)
+        data = rows_of(cell.name, seed)
         labels = data.train["label"][:] if "label" in data.train.column_names else []
         if NO_LABEL in labels:
-            settings |= {"labelled_rows_only": True, "unlabelled_ratio": None}
             if training_args.max_steps < 1:  # fewer rows: as many updates as with all of them, and not as many epochs
-                batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-                settings["max_steps"] = math.ceil(math.ceil(len(labels) / batch) * training_args.num_train_epochs)
+                settings["max_steps"] = updates_of(data, training_args, 1)[0]
+            settings |= {"labelled_rows_only": True, "unlabelled_ratio": None}
         varied = tuple(name for name in cell.varied if name not in objective)
         made = Cell(GOLD, settings, GOLD, varied)
         found.setdefault(made.folder, made)
     return list(found.values())
+
+
+def _without_teacher(arguments: "Arguments") -> dict[str, object]:
+    """The settings of a run like this one that names no teacher, and fine-tunes on the labels."""
+    task_args, training_args, model_args = arguments
+    found: dict[str, object] = {
+        one.name: one.default
+        for args in (task_args, training_args)
+        for one in fields(args)
+        if (one.name.startswith("teacher_") or one.name == "balance") and getattr(args, one.name) != one.default
+    }
+    if model_args.model_name_or_path is None:  # the student is cut from its teacher
+        found["model_name_or_path"] = training_args.teacher_model_name_or_path
+        found["model_revision"] = training_args.teacher_model_revision
+    # Without a teacher rows without a label are refused even if there are none.
+    return {**found, "labelled_rows_only": True}
+
+
+def knows_groups(arguments: "Arguments") -> bool:
+    """
+    Whether a run's teacher speaks of groups of rows, and not of each row.
+
+    Args:
+        arguments (`tuple`): of the run.
+
+    Raises:
+        InputError: for a cache or a file that is not there, or says nothing of the rows' groups.
+    """
+    task_args, training_args, _ = arguments
+    if training_args.teacher_cache is not None:
+        return Manifest.load(Path(training_args.teacher_cache).expanduser()).layout.content == IN_GROUPS
+    if training_args.teacher_file is not None:
+        rows = file_rows(Path(training_args.teacher_file).expanduser())
+        return finds_groups_by(rows, task_args.id_column, training_args.group_column) is not None
+    return training_args.teacher_rows_per_request > 1
 
 
 def control_cells(cells: Iterable[tuple[Cell, "Arguments"]]) -> tuple[list[Cell], list[str]]:
@@ -68,20 +117,30 @@ def control_cells(cells: Iterable[tuple[Cell, "Arguments"]]) -> tuple[list[Cell]
     """
     found: dict[str, Cell] = {}
     without: list[str] = []
-    for cell, (_, training_args, _) in cells:
+    in_groups: dict[str, None] = {}
+    for cell, arguments in cells:
+        training_args = arguments[1]
         changes: dict[str, object] = {}
         if training_args.sinkhorn_weight > 0 and training_args.transport_scope != "sequence":
             changes["transport_scope"] = "sequence"
-        if training_args.transported_weight > 0 and training_args.transported_coupling == "transport":
-            changes["transported_coupling"] = "identity"
+            if training_args.group_column is not None:
+                changes["group_column"] = None
+        if training_args.transported_weight > 0 and training_args.transported_coupling == TRANSPORT:
+            changes["transported_coupling"] = IDENTITY
         if not changes:
             without.append(cell.variant)
-            continue
-        made = Cell(f"{CONTROL} of {cell.variant}", {**cell.settings, **changes}, CONTROL, cell.varied)
-        found.setdefault(made.folder, made)
-    if not found and without:
-        return [], ["No cell has a transport term, so there is no identity control."]
-    return list(found.values()), []
+        elif knows_groups(arguments):
+            in_groups[cell.variant] = None
+        else:
+            made = Cell(f"{CONTROL} of {cell.variant}", {**cell.settings, **changes}, CONTROL, cell.varied)
+            found.setdefault(made.folder, made)
+    notes = [
+        f"There is no {CONTROL} of {variant}: its teacher's rows are known per group, and not which one is whose."
+        for variant in in_groups
+    ]
+    if not found and not notes and without:
+        notes = [f"No cell has a transport term, so there is no {CONTROL}."]
+    return list(found.values()), notes
 
 
 def is_identity(folders: Sequence[Path]) -> bool:
@@ -119,3 +178,20 @@ def answers_without_model(data: RunData) -> dict[str, Predictions]:
         name: as_predictions(task, rows, chosen, task.compute_metrics(chosen, rows["label"][:], rows=rows))
         for name, chosen in said.items()
     }
+
+
+def why_without_model(data: RunData, found: Mapping[str, Predictions]) -> list[str]:
+    """
+    Why what [`answers_without_model`] has found is not all, in sentences.
+
+    Args:
+        data ([`RunData`]): the rows.
+        found (`Mapping[str, Predictions]`): by name.
+    """
+    if MAJORITY not in found:
+        labels = data.train["label"][:] if "label" in data.train.column_names else None
+        why = "the answers are written, and there are no choices" if labels is None else "no training row has a label"
+        return [f"There is no {MAJORITY} and no {TFIDF}: {why}."]
+    if TFIDF not in found:
+        return [f"There is no {TFIDF}: the labels of the training rows are of one class, or their texts have no word."]
+    return []

@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.environment import versions
-from sinkd_llm.errors import InputError
+from sinkd_llm.errors import InputError, plain
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import LOCK_FILES, folder_lock, refuse_if_locked
 from sinkd_llm.report.comparison import Comparison, write_comparison
+from sinkd_llm.runs.asking import check_asked
 from sinkd_llm.runs.balancing import balance_asked
 from sinkd_llm.runs.comparing.baselines import control_cells, gold_cells
-from sinkd_llm.runs.comparing.grid import DEFAULT_HELDOUT_SHARE, Cell, Grid, read_grid
-from sinkd_llm.runs.comparing.identity import Arguments, draws_by_seed
+from sinkd_llm.runs.comparing.grid import DEFAULT_HELDOUT_SHARE, Cell, Grid, by_setting, read_grid
+from sinkd_llm.runs.comparing.identity import Arguments
 from sinkd_llm.runs.comparing.processes import Start, start_process
 from sinkd_llm.runs.comparing.results import compared, curves_of, entry_of
+from sinkd_llm.runs.comparing.rows import CellRows, check_same_rows
 from sinkd_llm.runs.comparing.runs import Plan, notes_on_answers, run_all
 from sinkd_llm.runs.comparing.scores import check_metric
-from sinkd_llm.runs.data import RunData, load_run_data
 from sinkd_llm.runs.folder import no_empty_folder
 from sinkd_llm.runs.inputs import check_path, refuse_inputs, run_inputs, user_path
 from sinkd_llm.runs.training import check_distill, check_finetune
 from sinkd_llm.secrets import masked, masked_command, recordable_command
-from sinkd_llm.teachers.balance import LABELS
 from sinkd_llm.terminal import say
 from sinkd_llm.training.settings.rules import NEEDS_TEACHER
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Says that a folder is a comparison's.
 PLAN_FILE = "compare.json"
+# Schedules that go by what an evaluation gives.
+_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class Request:
         recipe (`Mapping[str, Any]`): the settings of the recipe.
         grid (`Path`): the file of the grid.
         output (`str`): the folder of the comparison.
-        parse (`Callable`): makes the arguments of a run of its settings, and refuses what is wrong with them.
-        flags (`list[str]`, *optional*): of `sinkd distill`; they win over recipe and grid.
+        parse (`Callable`): makes the arguments of a run of its settings and flags, and refuses what is wrong with
+            them.
+        flags (`list[str]`, *optional*): of `sinkd distill`; they win over the recipe.
         jobs (`int`, *optional*, defaults to 1): runs at the same time.
         seeds (`list[int]`, *optional*): in place of the grid's.
         baselines (`bool`, *optional*, defaults to `False`): whether the baselines are run, too.
@@ -58,7 +61,7 @@ class Request:
     recipe: Mapping[str, Any]
     grid: Path
     output: str
-    parse: Callable[[Mapping[str, Any]], Arguments]
+    parse: Callable[[Mapping[str, Any], Sequence[str]], Arguments]
     flags: Sequence[str] = ()
     jobs: int = 1
     seeds: list[int] | None = None
@@ -95,17 +98,18 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     if request.jobs < 1:
         raise InputError(f"--jobs is {request.jobs}; give 1 or more.")
     cells, arguments = _cells(request, grid)
-    first = arguments[cells[0].name]
-    task = _task(first)
-    metric = check_metric(grid.metric, _metrics(task), request.grid)
-    folder = _folder(request, first)
-    data = load_run_data(first[0], grid.seeds[0])
-    _check_balance(cells, arguments, data)
+    baseline = next(cell for cell in cells if cell.variant == grid.baseline)
+    metric = check_metric(grid.metric, _metrics(_task(arguments[baseline.name])), request.grid)
+    folder = _folder(request, arguments[baseline.name])
+    rows = CellRows(arguments)
+    data = rows.of(baseline.name, grid.seeds[0])
+    check_same_rows(cells, baseline, rows, grid.seeds[0])
+    _check_balance(arguments, rows, grid.seeds[0])
     _check_models(arguments)
     _check_layers(arguments)
     notes: list[str] = []
     if request.baselines:
-        cells, arguments, notes = _with_baselines(request, grid, cells, arguments, data)
+        cells, arguments, notes = _with_baselines(request, grid, cells, arguments, rows)
     plan = Plan(folder, request.recipe, list(request.flags), metric, grid.teacher_cache == "auto", request.keep_models)
     with no_empty_folder(folder), folder_lock(folder, "wait for it, or give another --output"):
         _write_plan(folder, request, grid, cells)
@@ -114,7 +118,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
             refuse_if_locked(run.folder, "wait for it, or end it")
         problems = run_all(plan, runs, arguments, request.jobs, start)
         entries = [entry_of(run, problems.get((run.cell.name, run.seed))) for run in runs]
-        found = compared(grid, metric, entries, data, _rows_by_seed(first) if request.baselines else None)
+        found = compared(grid, metric, entries, data, rows.of if request.baselines else None)
         found = replace(
             found,
             command_line=recordable_command(["sinkd", "compare", *request.argv]),
@@ -128,6 +132,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
 
 def _cells(request: Request, grid: Grid) -> tuple[list[Cell], dict[str, Arguments]]:
     """The cells with the share that is held out, and the arguments of each, all of them checked."""
+    _refuse_flags(request, grid)
     share = grid.heldout_share
     if share is None:
         default = DEFAULT_HELDOUT_SHARE if grid.select_on == "heldout" else 0.0
@@ -138,6 +143,17 @@ def _cells(request: Request, grid: Grid) -> tuple[list[Cell], dict[str, Argument
         _refuse_without_teacher(request, cells)
         say("No teacher is named, so the runs fine-tune on the labels (sinkd finetune).")
     return cells, arguments
+
+
+def _refuse_flags(request: Request, grid: Grid) -> None:
+    """A flag wins in all runs, and cells that differ in its setting would be one."""
+    varied = dict.fromkeys(name for cell in grid.cells for name in cell.settings)
+    for name, words in by_setting(request.flags):
+        if name in varied:
+            raise InputError(
+                f"{words[0].split('=')[0]} is given for all runs, and {request.grid} says {name} of its own cells; "
+                "leave one of both out."
+            )
 
 
 def _refuse_without_teacher(request: Request, cells: Sequence[Cell]) -> None:
@@ -157,7 +173,7 @@ def _arguments(request: Request, cell: Cell) -> Arguments:
             "A comparison scores the answers to a task, row by row, and the recipe has a dataset_name; give a task "
             "(for rows of your own, a task file: docs/tasks.md)."
         )
-    arguments = request.parse(settings)
+    arguments = request.parse(settings, cell.flags(request.flags))
     task_args, training_args, model_args = arguments
     if training_args.has_teacher:
         check_distill(training_args, model_args)
@@ -168,20 +184,35 @@ def _arguments(request: Request, cell: Cell) -> Arguments:
             "load_best_model_at_end is set, and it chooses a step by the rows on which cells are compared; leave it "
             "out: a comparison scores the last step."
         )
+    scheduler = str(plain(training_args.lr_scheduler_type))
+    if scheduler in _BY_EVALUATION:
+        raise InputError(
+            f"lr_scheduler_type is {scheduler}, which sets the learning rate by the rows on which cells are compared; "
+            "give a schedule that goes by steps alone (linear, cosine, constant_with_warmup)."
+        )
     return arguments
 
 
-def _check_balance(cells: Sequence[Cell], arguments: Mapping[str, Arguments], data: RunData) -> None:
-    """A prior that does not fit the rows is refused before any teacher is asked."""
-    for cell in cells:
-        task_args = arguments[cell.name][0]
-        # Which rows have a label may differ by cell.
-        if task_args.balance == LABELS or task_args.task != arguments[cells[0].name][0].task:
+def _check_balance(arguments: Mapping[str, Arguments], rows: CellRows, seed: int) -> None:
+    """A prior that does not fit the rows or the teacher is refused before any teacher is asked."""
+    for cell, (task_args, training_args, _) in arguments.items():
+        if task_args.balance is None or not training_args.has_teacher:
             continue
+        if training_args.teacher_cache is None and training_args.teacher_model_name_or_path is not None:
+            raise InputError(
+                f"{cell}: balance is {task_args.balance}, which is over the answers to all rows, and a teacher that "
+                "is a model here still has to give them. Write its cache ('sinkd cache'), balance that ('sinkd cache "
+                f"--merge CACHE --balance {task_args.balance} --output FOLDER'), and compare variants with the "
+                "teacher_cache of each."
+            )
+        data = replace(rows.of(cell, seed), asked={})
         try:
-            balance_asked(replace(data, arguments=task_args))
+            if training_args.teacher_cache is not None:
+                check_asked(data, training_args.teacher_cache)
+            else:
+                balance_asked(data)
         except InputError as error:
-            raise InputError(f"{cell.name}: {error}") from error
+            raise InputError(f"{cell}: {error}") from error
 
 
 def _check_models(arguments: Mapping[str, Arguments]) -> None:
@@ -228,18 +259,6 @@ def _check_layers(arguments: Mapping[str, Arguments]) -> None:
             raise InputError(f"{cell}: {error}") from error
 
 
-def _rows_by_seed(arguments: Arguments) -> Callable[[int], RunData]:
-    """The rows that a seed is trained on; where nothing is drawn, the same for all."""
-    task_args, training_args, _ = arguments
-
-    @functools.cache
-    def rows(seed: int) -> RunData:
-        return load_run_data(task_args, seed)
-
-    drawn = draws_by_seed(arguments)
-    return lambda seed: rows(training_args.data_seed if training_args.data_seed is not None else seed if drawn else 0)
-
-
 def _task(arguments: Arguments) -> "Task":
     from sinkd_llm.tasks import load_task
 
@@ -272,13 +291,18 @@ def _folder(request: Request, arguments: Arguments) -> Path:
 
 
 def _with_baselines(
-    request: Request, grid: Grid, cells: list[Cell], arguments: dict[str, Arguments], data: RunData
+    request: Request, grid: Grid, cells: list[Cell], arguments: dict[str, Arguments], rows: CellRows
 ) -> tuple[list[Cell], dict[str, Arguments], list[str]]:
     known = [(cell, arguments[cell.name]) for cell in cells]
-    gold = gold_cells([entry for entry in known if entry[0].variant == grid.baseline], data)
+    gold = gold_cells([entry for entry in known if entry[0].variant == grid.baseline], rows.of, grid.seeds[0])
     controls, notes = control_cells(known)
-    more = [*gold, *controls]
-    return [*cells, *more], {**arguments, **{cell.name: _arguments(request, cell) for cell in more}}, notes
+    made: dict[str, Arguments] = {}
+    for cell in (*gold, *controls):
+        try:
+            made[cell.name] = _arguments(request, cell)
+        except InputError as error:
+            raise InputError(f"{cell.name}, which --baselines adds, cannot be run: {error}") from error
+    return [*cells, *gold, *controls], {**arguments, **made}, notes
 
 
 def _write_plan(folder: Path, request: Request, grid: Grid, cells: Sequence[Cell]) -> None:

@@ -22,7 +22,7 @@ from sinkd_llm.report.predictions import EVALUATION, HELD_OUT, Predictions, read
 from sinkd_llm.report.predictions import TEACHER as OF_TEACHER
 from sinkd_llm.report.results import METRICS_FILE, RunRecord, read_records
 from sinkd_llm.report.terms import Plot
-from sinkd_llm.runs.comparing.baselines import answers_without_model, is_identity
+from sinkd_llm.runs.comparing.baselines import answers_without_model, is_identity, why_without_model
 from sinkd_llm.runs.comparing.grid import Grid
 from sinkd_llm.runs.comparing.runs import Run
 from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutScores, adjusted, choose, scores_of
@@ -57,7 +57,7 @@ def compared(
     metric: str,
     entries: Sequence[RunEntry],
     data: RunData,
-    data_of_seed: "Callable[[int], RunData] | None" = None,
+    rows_of: "Callable[[str, int], RunData] | None" = None,
 ) -> Comparison:
     """
     Choose, and compare.
@@ -66,9 +66,9 @@ def compared(
         grid ([`Grid`]): what was asked.
         metric (`str`): what is compared.
         entries (`Sequence[RunEntry]`): of all runs.
-        data ([`RunData`]): the rows of the recipe.
-        data_of_seed (`Callable`, *optional*): the rows that a seed is trained on, for the baselines that need no
-            run; `None`: no baselines. Teachers that score differently are rows even so.
+        data ([`RunData`]): the rows of the baseline.
+        rows_of (`Callable`, *optional*): the rows that a cell, by its name, is trained on with a seed, for the
+            baselines that need no run; `None`: no baselines. Teachers that score differently are rows even so.
 
     Raises:
         InputError: if no run of the baseline has a result, or cells were scored on different rows.
@@ -99,14 +99,15 @@ def compared(
     kinds = {entry.variant: entry.kind for entry in done}
     students = {name: cell for name, cell in chosen.items() if kinds[name] == STUDENT}
     teachers = _teachers(grid, metric, answers, students)
-    if data_of_seed is not None:
-        without, said = _baselines_without_runs(grid, metric, data_of_seed)
+    if rows_of is not None:
+        own = chosen[grid.baseline]
+        without, said = _baselines_without_runs(grid, metric, lambda seed: rows_of(own, seed))
         scores |= without
         kinds |= {name: name for name in without}
         notes += said
         if not teachers:
             notes.append("What the teacher scores on the rows for evaluation is not known, so it is no row here.")
-    if data_of_seed is not None or len(teachers) > 1:
+    if rows_of is not None or len(teachers) > 1:
         scores |= teachers
         kinds |= dict.fromkeys(teachers, TEACHER)
     comparisons = Compared(metric, scores)
@@ -167,11 +168,15 @@ def _baselines_without_runs(
 ) -> tuple[dict[str, EvaluationScores], list[str]]:
     """The most frequent label, and TF-IDF."""
     found: dict[str, dict[int, Predictions]] = {}
+    missing: dict[str, None] = {}
     for seed in grid.seeds:
-        for name, one in answers_without_model(data_of_seed(seed)).items():
+        answers = answers_without_model(data_of_seed(seed))
+        missing |= dict.fromkeys(why_without_model(data_of_seed(seed), answers))
+        for name, one in answers.items():
             found.setdefault(name, {})[seed] = one
     scored = {name: own for name, own in found.items() if all(metric in one.metrics for one in own.values())}
     notes = [f"{name} has no {metric}, so it is no row here." for name in found if name not in scored]
+    notes += missing
     return {name: EvaluationScores(scores_of(metric, by_seed), by_seed) for name, by_seed in scored.items()}, notes
 
 

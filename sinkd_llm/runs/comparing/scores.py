@@ -3,9 +3,11 @@
 The two are two types: what chooses takes the first, so that nothing can be chosen by the second.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sinkd_llm.errors import InputError, nearest
 from sinkd_llm.metrics.significance import (
@@ -23,6 +25,8 @@ from sinkd_llm.report.results import LOSSES
 
 # From -1 to 1; other scores are from 0 to 1, and losses have no bound.
 SIGNED = ("mcc", *OF_NUMBERS)
+# The id that a task gives to a row without its own: `<task>-<split>-<place>-<hash of the prompt>`.
+_PLACE = re.compile(r"-((?:train|validation|test)-\d+)-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,37 @@ def resampled(metric: str, answers: Mapping[int, Predictions], seeds: Sequence[i
         return resample(metric, [one.predictions for one in kept], kept[0].references)
     if metric in OF_NUMBERS and all(one.numbers is not None and one.targets is not None for one in kept):
         return resample(metric, [one.numbers or [] for one in kept], kept[0].targets or [])
-    return Resampled(score_S)
+    return Resampled(score_S, examples=0 if metric in LOSSES else len(kept[0].references))
+
+
+def other_rows(ids: Sequence[str], references: Sequence[Any], other_ids: Sequence[str], others: Sequence[Any]) -> str:
+    """
+    How some rows differ from others, in words; nothing where they are the same, as far as that can be told.
+
+    A task numbers rows that have no ids of their own. Numbers of two tasks count the same rows, whose prompts may
+    differ; with own ids they cannot be compared, and then the right answers alone tell rows apart.
+
+    Args:
+        ids, other_ids (sequence of `str`): of the rows.
+        references, others (sequence): what is right, by row.
+    """
+    if len(references) != len(others):
+        return f"{len(references):,} and {len(others):,}"
+    if list(references) != list(others):
+        return "other labels, or in another order"
+    ours, theirs = _places(ids), _places(other_ids)
+    if (ours is None) != (theirs is None):
+        return ""
+    for one, other in zip(ours or ids, theirs or other_ids, strict=True):
+        if one != other:
+            return f"{one} in the place of {other}"
+    return ""
+
+
+def _places(ids: Sequence[str]) -> list[str] | None:
+    """Split and place of rows that are numbered; `None` for rows with ids of their own."""
+    found = [_PLACE.search(one) for one in ids]
+    return [one[1] for one in found if one] if all(found) else None
 
 
 class Compared:
@@ -112,11 +146,11 @@ class Compared:
         self._resampled: dict[tuple[str, tuple[int, ...]], Resampled] = {}
         known = [(name, one) for name, scores in cells.items() for one in scores.answers.values()]
         for name, one in known[1:]:
-            if one.references != known[0][1].references:
+            first = known[0][1]
+            if reason := other_rows(one.ids, one.references, first.ids, first.references):
                 raise InputError(
-                    f"{name!r} and {known[0][0]!r} were scored on different rows ({len(one.references):,} and "
-                    f"{len(known[0][1].references):,}, or with other labels), so they cannot be compared; leave out "
-                    "what changes the rows for evaluation."
+                    f"{name!r} and {known[0][0]!r} were scored on different rows ({reason}), so they cannot be "
+                    "compared; leave out what changes the rows for evaluation."
                 )
 
     def difference(self, first: str, second: str) -> Difference | None:
