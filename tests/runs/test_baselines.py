@@ -8,8 +8,8 @@ from sinkd_llm.runs import TaskArguments
 from sinkd_llm.runs.comparing.baselines import answers_without_model, why_without_model
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.rehearsal import updates_of
-from tests.support.comparisons import ROWS, Runs, comparer, parsed, recipe_of
 from tests.support.models import decoder, save, word_tokenizer
+from tests.support.stand_in_runs import ROWS, Runs, comparer, parsed, recipe_of
 from tests.support.task_files import write_task
 
 IN_GROUPS = {"transport_scope": "group", "group_column": "team"}

@@ -26,9 +26,9 @@ from sinkd_llm.runs.comparing.compare import run_compare
 from sinkd_llm.runs.comparing.processes import Command, run_commands, start_process
 from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutScores, choose
 from sinkd_llm.runs.data import load_run_data
-from tests.support.comparisons import Runs, comparer, recipe_of, rows_of
 from tests.support.launch import Ended
 from tests.support.models import decoder, save, word_tokenizer
+from tests.support.stand_in_runs import Runs, comparer, recipe_of, rows_of
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from sinkd_llm.runs.comparing.grid import Cell
 from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores
 from sinkd_llm.teachers.cache.layout import CacheLayout
 from tests.support.caches import features, write
-from tests.support.comparisons import ROWS, Runs, comparer, recipe_of
 from tests.support.models import decoder, save, word_tokenizer
+from tests.support.stand_in_runs import ROWS, Runs, comparer, recipe_of
 from tests.support.task_files import write_task
 
 

@@ -8,8 +8,8 @@ import yaml
 
 from sinkd_llm.runs.comparing.identity import changed, made_of
 from tests.support.caches import TOP_K, features, write
-from tests.support.comparisons import Runs, comparer, parsed, recipe_of
 from tests.support.models import decoder, save, with_adapter, word_tokenizer
+from tests.support.stand_in_runs import Runs, comparer, parsed, recipe_of
 
 QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t1\t2\ta?\tb?\t{label}\n"
 
