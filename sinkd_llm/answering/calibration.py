@@ -3,7 +3,7 @@
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Shapes: N rows, C choices, K classes of a vector.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from sinkd_llm.metrics.calibration import checked, log_losses
 Floats = NDArray[np.float64]
 Rows = Sequence[Sequence[float]]
 
-# Beyond these a distribution is as sharp, or as even, as it will be.
+# Beyond these a distribution is as sharp, or as even, as it will be: times the largest distance of a row's
+# log-probabilities where that is less, or more, than 1.
 TEMPERATURES = (0.02, 50.0)
 # A vector has two numbers for each class, which few rows do not determine.
 MOST_CLASSES = 20
@@ -85,7 +86,9 @@ class Calibration:
                 f"the student chooses the right answer in {right:,} of {len(labels):,} rows, and how sure it should "
                 "be follows only from rows of which some are right and some wrong; take more rows."
             )
-        low, high = np.log(TEMPERATURES)
+        apart_NC = log_NC.max(axis=1, keepdims=True) - log_NC
+        largest = float(apart_NC[np.isfinite(apart_NC)].max()) or 1.0  # 0: all choices alike, at every temperature
+        low, high = np.log(TEMPERATURES[0] * min(largest, 1.0)), np.log(TEMPERATURES[1] * max(largest, 1.0))
         # The loss is convex in 1/T, so it has one minimum along log T.
         found = minimize_scalar(
             lambda log_t: mean_log_loss(log_NC / np.exp(log_t), labels),
@@ -156,35 +159,50 @@ class Calibration:
 NONE = Calibration(1.0)
 
 
-def fit_best(log_probabilities_NC: Rows, labels_N: Sequence[int]) -> tuple[Calibration, list[list[float]]]:
+def fit_best(
+    log_probabilities_NC: Rows, labels_N: Sequence[int], *, same_choices: bool
+) -> tuple[Calibration, list[list[float]]]:
     """
     The calibration to keep, and the probabilities of each row by one that was fitted on the other folds.
 
-    A vector takes the place of a temperature where there are enough rows for it and, over rows that neither was fitted
-    on, its mean log-loss is lower by more than the standard error of the difference.
+    A vector takes the place of a temperature where all rows have the same choices, where there are enough rows for it
+    and where, over rows that neither was fitted on, its mean log-loss is lower by more than the standard error of the
+    difference.
 
     Args:
         log_probabilities_NC, labels_N: as for [`Calibration.fit`].
+        same_choices (`bool`): whether the choices of all rows are the same words in the same order. Where each row has
+            choices of its own, a scale and a shift would be those of a place in its list.
 
     Raises:
         InputError: as [`Calibration.fit`], and for fewer rows than folds.
     """
-    labels = np.asarray(labels_N, dtype=np.int64)
-    counts = {len(row) for row in log_probabilities_NC}
     best = Calibration.fit(log_probabilities_NC, labels_N)
-    unseen = _cross_fitted(Calibration.fit, log_probabilities_NC, labels)
-    classes = counts.pop() if len(counts) == 1 else None
-    if classes is None or classes > MOST_CLASSES or len(labels) < ROWS_PER_CLASS * classes:
+    unseen = cross_fitted(Calibration.fit, log_probabilities_NC, labels_N)
+    classes = len(log_probabilities_NC[0])
+    if not same_choices or classes > MOST_CLASSES or len(labels_N) < ROWS_PER_CLASS * classes:
         return best, unseen
-    by_vector = _cross_fitted(Calibration.fit_vector, log_probabilities_NC, labels)
+    by_vector = cross_fitted(Calibration.fit_vector, log_probabilities_NC, labels_N)
     gain_N = log_losses(*checked(unseen, labels_N)) - log_losses(*checked(by_vector, labels_N))
     if gain_N.mean() > gain_N.std(ddof=1) / np.sqrt(len(gain_N)):
         return Calibration.fit_vector(log_probabilities_NC, labels_N), by_vector
     return best, unseen
 
 
-def _cross_fitted(fit: Any, log_probabilities_NC: Rows, labels: NDArray[np.int64]) -> list[list[float]]:
-    """The probabilities of each row by a calibration that was fitted on the rows of the other folds."""
+def cross_fitted(
+    fit: Callable[[Rows, Sequence[int]], Calibration], log_probabilities_NC: Rows, labels_N: Sequence[int]
+) -> list[list[float]]:
+    """
+    The probabilities of each row by a calibration that was fitted on the rows of the other folds.
+
+    Args:
+        fit (`Callable`): [`Calibration.fit`] or [`Calibration.fit_vector`].
+        log_probabilities_NC, labels_N: as for these.
+
+    Raises:
+        InputError: for fewer than 2 rows a fold; [`NothingToFitError`] if what is right, or wrong, is in one fold.
+    """
+    labels = np.asarray(labels_N, dtype=np.int64)
     if len(labels) < 2 * FOLDS:
         raise InputError(
             f"{len(labels)} rows are too few to calibrate on; give at least {2 * FOLDS}, better hundreds."

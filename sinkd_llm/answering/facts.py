@@ -30,7 +30,10 @@ class HeldOut:
     Args:
         heldout_share, max_train_samples, allow_unlabelled, id_column, validation_share: as in
             [`~sinkd_llm.runs.arguments.TaskArguments`].
-        seed (`int`): that drew the sample of training rows.
+        seed (`int`): that drew the samples of training rows.
+        dataset_unlabelled_split, max_unlabelled_samples (*optional*): as there, of rows without labels that the run
+            trained on as well.
+        unlabelled_file (`str`, *optional*): the name of the file of these rows, without its folder.
     """
 
     heldout_share: float
@@ -39,6 +42,9 @@ class HeldOut:
     id_column: str | None
     seed: int
     validation_share: float = 0.0
+    unlabelled_file: str | None = None
+    dataset_unlabelled_split: str | None = None
+    max_unlabelled_samples: int | None = None
 
 
 @dataclass(frozen=True)

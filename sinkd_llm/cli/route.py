@@ -85,23 +85,30 @@ def _show(result: "RouteResult", args: Namespace) -> None:
     table.add_column("rows")
     for name in ("answered", right, "at least"):
         table.add_column(name, justify="right")
-    table.add_row("the guarantee", f"{result.chosen.rows:,} {result.source}", *_cells(result.chosen))
+    name = "the estimate" if result.crossed else "the guarantee"
+    table.add_row(name, f"{result.chosen.rows:,} {result.source}", *_cells(result.chosen))
     if result.checked is not None:
         table.add_row("its check", f"{result.checked.rows:,} rows for evaluation", *_cells(result.checked))
     show(table)
     show(
         f"From a confidence of {route.threshold:.4f} on the student answers: at least {route.target:.1%} of its "
-        f"answers are {right}, at a level of {args.level:.0%}."
+        f"answers are {right}, at a level of {'about ' if result.crossed else ''}{args.level:.0%}."
     )
+    if result.crossed:
+        show(
+            "The student's scales and shifts of classes were fitted on these rows: here each row was answered by "
+            "those that the other four fifths give, so that the level is about right, and not guaranteed. For a "
+            "guarantee, choose the route on labelled rows of their own (--rows)."
+        )
     share = None if result.checked is None else result.checked.share_right
     if share is not None and share < route.target:
         show(
             f"The check is below the target: {share:.2%} of the answers to the rows for evaluation are {right}. The "
-            f"guarantee is for rows like the {result.source}; if the rows to be answered are others, choose the "
+            f"threshold is for rows like the {result.source}; if the rows to be answered are others, choose the "
             "threshold on labelled rows like these (--rows)."
         )
     if result.checked is None:
-        show("It is not known what is right for the rows for evaluation, so that nothing checks the guarantee.")
+        show("It is not known what is right for the rows for evaluation, so that nothing checks the threshold.")
     for line in _costs(result, args):
         show(line)
     if not result.calibrated:

@@ -83,12 +83,19 @@ def _calibrate(
         log_probabilities = student.all_log_probabilities(examples, batch_size, on_progress)
     before = scores_of(NONE.apply(log_probabilities), labels)
     try:
-        found, crossed = fit_best(log_probabilities, labels)
+        same_choices = len({example.choices for example in examples}) == 1
+        found, crossed = fit_best(log_probabilities, labels, same_choices=same_choices)
     except NothingToFitError as error:
         earlier = student.facts.calibration is not None
         return CalibrateResult(NONE, len(labels), unseen.source, before, before, False, False, str(error), earlier)
     after = scores_of(crossed, labels)
-    measured = {"rows": len(labels), "source": unseen.source, "before": before, "after": after}
+    measured = {
+        "rows": len(labels),
+        "source": unseen.source,
+        "prints": unseen.prints,
+        "before": before,
+        "after": after,
+    }
     found = replace(found, measured=measured)
     kept = after["log_loss"] < before["log_loss"]
     drops_route = kept and student.facts.route is not None

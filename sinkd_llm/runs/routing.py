@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sinkd_llm.answering.calibration import NONE
+from sinkd_llm.answering.calibration import NONE, Calibration, cross_fitted
 from sinkd_llm.answering.facts import StudentFacts
 from sinkd_llm.answering.load import facts_of, load_student
 from sinkd_llm.answering.routing import (
@@ -25,9 +25,9 @@ from sinkd_llm.answering.timing import TIMED, latencies_ms
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.results import RESULTS_FILE, RunRecord
-from sinkd_llm.runs.asking import answers_of_evaluation, evaluation_splits
+from sinkd_llm.runs.asking import answers_of_evaluation, by_position, evaluation_splits
 from sinkd_llm.runs.calibrating import own_folder
-from sinkd_llm.runs.unseen_rows import examples_of, unseen_rows
+from sinkd_llm.runs.unseen_rows import Unseen, examples_of, unseen_rows
 from sinkd_llm.teachers.answer_file import answers_in, file_rows
 from sinkd_llm.teachers.questions import questions_of
 from sinkd_llm.terminal import progress, say
@@ -52,6 +52,9 @@ class RouteResult:
         source (`str`): what the rows are that it was chosen on, in words.
         student_ms (`float`): milliseconds that the student takes for a row alone, the median.
         calibrated (`bool`): whether the student is.
+        crossed (`bool`): whether its scales and shifts of classes were fitted on the rows that the route was chosen
+            on. Then each of these was answered by those that the other four fifths give, and the guarantee is not
+            exact.
     """
 
     route: Route
@@ -60,6 +63,7 @@ class RouteResult:
     source: str
     student_ms: float
     calibrated: bool
+    crossed: bool
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,14 @@ def run_route(
             right = _in_file(teacher_file, parts, unseen.split, student)
         else:
             right = _by_model(str(teacher_model), parts, student, batch_size)
-        chosen, checked = _chosen(student, parts, right, target, level, batch_size)
+        crossed = _is_fitted_on(student.facts.calibration, unseen)
+        chosen, checked = _chosen(student, parts, right, target, level, batch_size, crossed)
         timed = examples_of(unseen.rows.select(range(min(TIMED, len(unseen.rows)))))
         ((milliseconds, _),) = latencies_ms([student], timed)
         measured = {
             "level": level,
             "source": unseen.source,
+            "crossed": crossed,
             "chosen": asdict(chosen),
             "checked": None if checked is None else asdict(checked),
             "student_ms": milliseconds,
@@ -134,7 +140,7 @@ def run_route(
         route = Route(chosen.threshold, target, of, measured)
         replace(student.facts, route=route).write(folder)
     calibrated = student.facts.calibration is not None
-    return RouteResult(route, chosen, checked, unseen.source, milliseconds, calibrated)
+    return RouteResult(route, chosen, checked, unseen.source, milliseconds, calibrated, crossed)
 
 
 def _what_is_right(
@@ -165,8 +171,28 @@ def _what_is_right(
     return AGREEMENT if of is None else of, file, model
 
 
+def _is_fitted_on(calibration: Calibration | None, unseen: Unseen) -> bool:
+    """
+    Whether scales and shifts of classes were fitted on some rows, whose choices they make better than those of others.
+
+    A temperature is one number, changes no choice and hardly which rows are the surest.
+    """
+    if calibration is None or calibration.vector is None:
+        return False
+    measured = calibration.measured
+    if "prints" in measured:
+        return bool(measured["prints"] == unseen.prints)
+    return bool(measured.get("source") == unseen.source)  # of an earlier version
+
+
 def _chosen(
-    student: Student, parts: "Sequence[_Part]", right: list[list[int]], target: float, level: float, batch_size: int
+    student: Student,
+    parts: "Sequence[_Part]",
+    right: list[list[int]],
+    target: float,
+    level: float,
+    batch_size: int,
+    crossed: bool,
 ) -> tuple[Answered, Answered | None]:
     """The threshold on the rows of the first part, and how it does on those of the second, if these are known."""
     known = [i for i, choice in enumerate(right[0]) if choice >= 0]
@@ -178,7 +204,7 @@ def _chosen(
             "every mistake: give more with --rows, or a lower --target."
         )
     rows, theirs = parts[0].rows.select(known), [right[0][i] for i in known]
-    confidence, agrees = _confidence(student, rows, theirs, source, batch_size)
+    confidence, agrees = _confidence(student, rows, theirs, source, batch_size, crossed)
     chosen = choose_threshold(confidence, agrees, target, level)
     if chosen is None:
         wanted = rows_to_show(confidence, agrees, target, level)
@@ -244,6 +270,12 @@ def _in_file(file: str, wanted: "Sequence[_Part]", split: str | None, student: S
     own = None if held_out is None else held_out.id_column
     unseen, *evaluation = (part.rows for part in wanted)
     found = answers_in(rows, questions_of(unseen), split, own)
+    if by_position(found, own) and (split is None or own is not None):
+        other = "the rows of --rows are others" if split is None else "the ids of the rows do not say it"
+        raise InputError(
+            f"{found.source} finds rows by their position (the column {found.found_by!r}), which is that of a "
+            f"training row, and {other}; give the file a column 'id' with the rows' own ids, or 'text'."
+        )
     said: list[Mapping[str, Any]] = [found.answers]
     splits = evaluation_splits(student.task, None)
     said += [answers_of_evaluation(rows, questions_of(unseen), questions_of(part), own, splits) for part in evaluation]
@@ -266,11 +298,14 @@ def _by_model(model: str, wanted: "Sequence[_Part]", student: Student, batch_siz
 
 
 def _confidence(
-    student: Student, rows: "Dataset", right: Sequence[int], source: str, batch_size: int
+    student: Student, rows: "Dataset", right: Sequence[int], source: str, batch_size: int, crossed: bool = False
 ) -> tuple[list[float], list[bool]]:
     """The calibrated probability of the student's choice of each row, and whether the choice is the right one."""
     with progress(f"Answering {len(rows):,} {source}") as on_progress:
         scores = student.all_log_probabilities(examples_of(rows), batch_size, on_progress)
-    probabilities = (student.facts.calibration or NONE).apply(scores)
+    if crossed:
+        probabilities = cross_fitted(Calibration.fit_vector, scores, [int(label) for label in rows["label"]])
+    else:
+        probabilities = (student.facts.calibration or NONE).apply(scores)
     agrees = [int(np.argmax(row)) == index for row, index in zip(probabilities, right, strict=True)]
     return [max(row) for row in probabilities], agrees

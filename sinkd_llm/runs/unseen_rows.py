@@ -1,8 +1,10 @@
 """Labelled rows that a student has not seen: how a run's are found again, and rows of a file in their place."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
     if data.task is None:
         return
     settings, held_out = data.arguments, None
-    if settings is not None and (settings.heldout_share or settings.validation_share):
+    if settings is not None and (settings.heldout_share or settings.validation_share or _unlabelled(settings)):
         held_out = HeldOut(
             heldout_share=settings.heldout_share,
             max_train_samples=settings.max_train_samples,
@@ -50,6 +52,9 @@ def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
             id_column=settings.id_column,
             seed=args.sample_seed,
             validation_share=settings.validation_share,
+            unlabelled_file=None if settings.unlabelled_file is None else Path(settings.unlabelled_file).name,
+            dataset_unlabelled_split=settings.dataset_unlabelled_split,
+            max_unlabelled_samples=settings.max_unlabelled_samples,
         )
     StudentFacts.of_run(data.task, Reading.of(args), held_out, output_dir).write(output_dir)
 
@@ -70,6 +75,14 @@ class Unseen:
     evaluation: "Dataset | None"
     split: str | None
     source: str
+
+    @cached_property
+    def prints(self) -> str:
+        """The same for the same prompts, in any order and under any ids."""
+        digest = hashlib.blake2b(digest_size=8)
+        for prompt in sorted(self.rows["prompt"][:]):
+            digest.update(hashlib.blake2b(prompt.encode("utf-8", "surrogatepass")).digest())
+        return digest.hexdigest()
 
 
 def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str | None, name: str) -> Unseen:
@@ -105,6 +118,9 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
             max_train_samples=held_out.max_train_samples,
             allow_unlabelled=held_out.allow_unlabelled,
             validation_share=held_out.validation_share,
+            unlabelled_file=held_out.unlabelled_file,
+            dataset_unlabelled_split=held_out.dataset_unlabelled_split,
+            max_unlabelled_samples=held_out.max_unlabelled_samples,
         )
     scored = task.config.get("validation_split") is not None or arguments.validation_share
     evaluation = validation_rows(task, arguments) if scored else None
@@ -132,17 +148,24 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
 
 def _refuse_trained_rows(task: Task, arguments: TaskArguments, seed: int, rows: "Dataset", name: str) -> None:
     """Refuses training rows of the student's task, but those that its run held out."""
-    try:
-        trained = training_rows(task, arguments, seed)
-    except InputError as error:
-        say(f"Note: it cannot be checked whether rows of {name} were trained on: {error}")
-        return
-    if (repeated := repeated_rows(rows, trained)).total:
-        raise InputError(
-            f"{repeated.total:,} of the {len(rows):,} rows of {name} are training rows of {task.name!r} that the run "
-            f"did not hold out (the first: {', '.join(repeated.ids)}): a student is surer of what it was trained on. "
-            "Take them out of the file."
-        )
+    labelled = replace(arguments, unlabelled_file=None, dataset_unlabelled_split=None, max_unlabelled_samples=None)
+    for among, one in (("", labelled), (" without labels", arguments))[: 2 if _unlabelled(arguments) else 1]:
+        try:
+            trained = training_rows(task, one, seed)
+        except InputError as error:
+            say(f"Note: it cannot be checked whether rows of {name} were trained on{among}: {error}")
+            continue
+        if (repeated := repeated_rows(rows, trained)).total:
+            raise InputError(
+                f"{repeated.total:,} of the {len(rows):,} rows of {name} are training rows{among} of {task.name!r} "
+                f"that the run did not hold out (the first: {', '.join(repeated.ids)}): a student is surer of what it "
+                "was trained on. Take them out of the file."
+            )
+
+
+def _unlabelled(arguments: TaskArguments) -> bool:
+    """Whether a run trained on rows without labels beside those of the training split."""
+    return arguments.unlabelled_file is not None or arguments.dataset_unlabelled_split is not None
 
 
 def refuse_no_place_of_data(task: Task, name: str) -> None:

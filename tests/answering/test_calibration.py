@@ -85,26 +85,50 @@ def test_a_vector_is_at_a_minimum() -> None:
 
 def test_the_vector_is_taken_only_where_it_is_better_on_other_rows() -> None:
     log_NC, labels = world(1500, 3, 2.0)
-    best, unseen = fit_best(log_NC.tolist(), labels.tolist())
+    best, unseen = fit_best(log_NC.tolist(), labels.tolist(), same_choices=True)
     assert best.vector is None
     assert len(unseen) == 1500
     skewed = log_NC + np.array([0.0, 3.0, 0.0])
-    assert fit_best(skewed.tolist(), labels.tolist())[0].vector is not None
-    few, _ = fit_best(skewed[:100].tolist(), labels[:100].tolist())
+    assert fit_best(skewed.tolist(), labels.tolist(), same_choices=True)[0].vector is not None
+    few, _ = fit_best(skewed[:100].tolist(), labels[:100].tolist(), same_choices=True)
     assert few.vector is None
     many_NC, many = world(1200, 25)
-    assert fit_best((many_NC + np.arange(25) / 5).tolist(), many.tolist())[0].vector is None
+    assert fit_best((many_NC + np.arange(25) / 5).tolist(), many.tolist(), same_choices=True)[0].vector is None
+
+
+def test_places_in_lists_of_own_choices_are_no_classes() -> None:
+    """In 80 % of rows with two choices of their own the first is right: of its place, and not of a class."""
+    log_NC, _ = world(300, 2)
+    labels = (np.random.default_rng(1).random(300) < 0.2).astype(int)
+    log_NC[np.arange(300), labels] += 1.0
+    assert fit_best(log_NC.tolist(), labels.tolist(), same_choices=True)[0].vector is not None
+    found, unseen = fit_best(log_NC.tolist(), labels.tolist(), same_choices=False)
+    assert found.vector is None
+    assert found.apply([[0.0, 0.0]]) == [[0.5, 0.5]]
+    assert len(unseen) == 300
+
+
+@pytest.mark.parametrize("unit", [1e-4, 400.0])
+def test_a_temperature_is_found_at_every_scale_of_the_scores(unit: float) -> None:
+    log_NC, labels = world(1000, 3)
+    found = Calibration.fit((log_NC * unit).tolist(), labels.tolist())
+    assert found.temperature == pytest.approx(unit * Calibration.fit(log_NC.tolist(), labels.tolist()).temperature)
+
+
+def test_scores_that_are_all_alike_are_left_so() -> None:
+    found = Calibration.fit([[-0.7, -0.7]] * 20, [0] * 12 + [1] * 8)
+    assert found.apply([[-0.7, -0.7]]) == [[0.5, 0.5]]
 
 
 def test_unseen_probabilities_are_of_other_folds() -> None:
     log_NC, labels = world(50, 3, 2.0)
-    _, unseen = fit_best(log_NC.tolist(), labels.tolist())
+    _, unseen = fit_best(log_NC.tolist(), labels.tolist(), same_choices=True)
     inside = Calibration.fit(log_NC.tolist(), labels.tolist()).apply(log_NC.tolist())
     assert all(one != other for one, other in zip(unseen, inside, strict=True))
     # What a row's own label is does not touch its own probabilities.
     changed = labels.copy()
     changed[7] = (changed[7] + 1) % 3
-    assert fit_best(log_NC.tolist(), changed.tolist())[1][7] == unseen[7]
+    assert fit_best(log_NC.tolist(), changed.tolist(), same_choices=True)[1][7] == unseen[7]
 
 
 @pytest.mark.parametrize("labels", [[0] * 20, [1] * 20, []])
@@ -116,12 +140,12 @@ def test_rows_of_which_no_temperature_follows(labels: list[int]) -> None:
 
 def test_one_mistake_is_too_few_to_check_a_temperature_on_other_rows() -> None:
     with pytest.raises(NothingToFitError, match="of 40 rows too few are wrong"):
-        fit_best([[-0.1, -2.4]] * 40, [1, *[0] * 39])
+        fit_best([[-0.1, -2.4]] * 40, [1, *[0] * 39], same_choices=True)
 
 
 def test_too_few_rows_and_other_choices() -> None:
     with pytest.raises(InputError, match="too few"):
-        fit_best([[-0.1, -2.4]] * 4, [0, 1, 0, 0])
+        fit_best([[-0.1, -2.4]] * 4, [0, 1, 0, 0], same_choices=True)
     with pytest.raises(InputError, match="calibrated for 3 choices"):
         Calibration(1.0, Vector((1.0,) * 3, (0.0,) * 3)).apply([[-0.1, -2.4]])
 

@@ -15,10 +15,12 @@ from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
 from sinkd_llm.locks import folder_lock
 from sinkd_llm.runs import TaskArguments, routing
+from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.held_out import hold_out
 from sinkd_llm.runs.task_rows import training_rows
-from sinkd_llm.runs.unseen_rows import unseen_rows
+from sinkd_llm.runs.unseen_rows import unseen_rows, write_facts
 from sinkd_llm.tasks import load_task
+from sinkd_llm.training.config import SinKDConfig
 from tests.support import models
 from tests.support.task_files import write_task
 
@@ -94,7 +96,8 @@ def test_held_out_rows_make_probabilities_right(student: Path, made: Path, capsy
 def test_a_calibration_that_does_not_help_is_not_kept(student: Path, made: Path, monkeypatch, capsys) -> None:
     from sinkd_llm.runs import calibrating
 
-    def useless(scores: Any, labels: Any) -> Any:
+    def useless(scores: Any, labels: Any, same_choices: bool) -> Any:
+        assert same_choices
         return calibrating.NONE, calibrating.NONE.apply(scores)
 
     monkeypatch.setattr(calibrating, "fit_best", useless)
@@ -153,7 +156,7 @@ def test_agreement_with_a_file_of_answers(student: Path, made: Path, capsys) -> 
     assert "not calibrated" in said
     answers.write_text("".join(json.dumps({"text": r["text"], "answer": r["teacher"]}) + "\n" for r in every[:1200]))
     assert main(argv) == 0
-    assert "nothing checks the guarantee" in capsys.readouterr().out
+    assert "nothing checks the threshold" in capsys.readouterr().out
 
 
 def test_positions_of_training_rows_say_nothing_of_other_rows(student: Path, made: Path, capsys) -> None:
@@ -172,10 +175,64 @@ def test_positions_of_training_rows_say_nothing_of_other_rows(student: Path, mad
         "0.9",
     ]
     assert main(argv) == 0
-    assert "nothing checks the guarantee" in capsys.readouterr().out
+    assert "nothing checks the threshold" in capsys.readouterr().out
     route = kept(student).route
     assert route is not None
     assert route.measured["checked"] is None
+
+
+def test_positions_are_none_of_rows_that_do_not_say_theirs(student: Path, made: Path, tmp_path: Path, capsys) -> None:
+    """Rows with ids of their own, of which a part was held out, and rows of another file."""
+    for name, count, seed in (("train", 1200, 0), ("validation", 400, 1)):
+        named = [{**row, "nr": f"{name[0]}{i}"} for i, row in enumerate(rows(count, seed))]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    task = write_task(tmp_path / "named.yaml", metadata={"texts": ["text"]})
+    answers = tmp_path / "by_row.csv"
+    answers.write_text("row,answer\n" + "".join(f"{i},{('negative', 'positive')[i % 2]}\n" for i in range(1200)))
+    argv = ["route", str(student), "--task", str(task), "--teacher_file", str(answers)]
+    assert main([*argv, "--rows", str(made / "other.jsonl")]) == 2
+    assert "the rows of --rows are others" in capsys.readouterr().err
+    replace(kept(student), held_out=HeldOut(SHARE, None, False, "nr", 0)).write(student)
+    assert main(argv) == 2
+    assert "the ids of the rows do not say it" in capsys.readouterr().err
+    answers.write_text("nr,answer\n" + "".join(f"t{i},{row['teacher']}\n" for i, row in enumerate(rows(1200, 0))))
+    assert main(argv) == 0
+
+
+def test_scales_and_shifts_of_the_same_rows_give_no_guarantee(student: Path, made: Path, monkeypatch, capsys) -> None:
+    from sinkd_llm.answering import calibration
+
+    def vector(scores: Any, labels: Any, **_: Any) -> Any:
+        fit = calibration.Calibration.fit_vector
+        return fit(scores, labels), calibration.cross_fitted(fit, scores, labels)
+
+    monkeypatch.setattr("sinkd_llm.runs.calibrating.fit_best", vector)
+    task = ["--task", str(made / "mine.yaml")]
+    route = ["route", str(student), *task, "--target", "0.9"]
+    assert main(["calibrate", str(student), *task]) == 0
+    assert main(route) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the level is about right, and not guaranteed" in said
+    assert "the guarantee" not in said
+    crossed = kept(student).route
+    assert crossed is not None
+    assert crossed.measured["crossed"]
+    # The same rows in a file are the same rows; others are not.
+    held_out = hold_out(load_task(made / "mine.yaml").load("train"), SHARE)[1]["text"][:]
+    lines = [json.dumps(row) + "\n" for row in rows(1200, 0) if row["text"] in held_out]
+    (made / "again.jsonl").write_text("".join(lines[::-1]))
+    for name, guaranteed in (("again", False), ("other", True)):
+        assert main([*route, "--rows", str(made / f"{name}.jsonl")]) == 0
+        assert ("the guarantee" in capsys.readouterr().out) == guaranteed
+    # By the scales and shifts themselves it would be another route.
+    found = kept(student)
+    assert found.calibration is not None
+    replace(found, calibration=replace(found.calibration, measured={})).write(student)
+    assert main(route) == 0
+    inside = kept(student).route
+    assert inside is not None
+    assert not inside.measured["crossed"]
+    assert inside.measured["chosen"] != crossed.measured["chosen"]
 
 
 def test_rows_of_a_validation_share_are_not_fitted_on(made: Path, tmp_path: Path) -> None:
@@ -231,6 +288,40 @@ def test_rows_of_a_file_that_were_held_out(student: Path, made: Path, capsys) ->
     (made / "held_out.jsonl").write_text("\n".join([*lines, seen]) + "\n")
     assert main(argv) == 2
     assert "1 of the" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["split", "file"])
+def test_rows_that_were_trained_on_without_labels_have_been_seen(
+    made: Path, tmp_path: Path, capsys, kind: str
+) -> None:
+    files = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
+    task = load_task(
+        write_task(
+            tmp_path / "three.yaml",
+            dataset_kwargs={"data_files": files},
+            test_split="test",
+            metadata={"texts": ["text"]},
+        )
+    )
+    for index, file in enumerate(files.values()):
+        lines = [json.dumps(row) + "\n" for row in rows(60, 10 + index)]
+        (tmp_path / file).write_text("".join(lines))
+    given = {"split": {"dataset_unlabelled_split": "test"}, "file": {"unlabelled_file": str(tmp_path / "test.jsonl")}}
+    arguments = TaskArguments(task=str(task.path), **given[kind])
+    args = SinKDConfig(str(tmp_path / "run"), use_cpu=True, max_length=64)
+    write_facts(tmp_path, load_run_data(arguments, args.sample_seed), args)
+    facts = kept(tmp_path)
+    assert str(tmp_path) not in (tmp_path / "sinkd_answers.json").read_text()
+    with pytest.raises(InputError, match=r"60 of the 60 rows of .* are training rows without labels of 'mine'"):
+        unseen_rows(task, facts, str(tmp_path / "test.jsonl"), None, "a student")
+    with pytest.raises(InputError, match=r"60 of the 60 rows of .* are training rows of 'mine'"):
+        unseen_rows(task, facts, str(tmp_path / "train.jsonl"), None, "a student")
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60, 20)))
+    assert len(unseen_rows(task, facts, str(tmp_path / "new.jsonl"), None, "a student").rows) == 60
+    if kind == "file":
+        (tmp_path / "test.jsonl").rename(tmp_path / "elsewhere.jsonl")
+        unseen_rows(task, facts, str(tmp_path / "elsewhere.jsonl"), None, "a student")
+        assert "cannot be checked whether rows of" in capsys.readouterr().err
 
 
 def test_rows_that_are_all_right_say_nothing_of_how_sure_a_student_should_be(
