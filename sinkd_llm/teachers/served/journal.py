@@ -19,9 +19,9 @@ class Journal:
     JSON lines that only grow; a context that holds the file open.
 
     A line has the hash of a request (to which address, in which way, all that is asked, the row's prompt and choices),
-    the row's name, what the model is called in requests and in replies, and what the reply said: no prompt and no key
-    of an account. Several models and tasks may share a file. The last line of a killed run may be half written; it is
-    dropped.
+    the row's name, what the model is called in requests and in replies, and what the reply said: no key of an account,
+    and no prompt, unless a reply in words repeats it. Several models and tasks may share a file. The last line of a
+    killed run may be half written; it is dropped.
 
     Args:
         path (`Path`): the file; it is made, and its folder.
