@@ -145,7 +145,7 @@ def _say(found: Balance, arguments: "TaskArguments", choices: tuple[str, ...], r
     for line in _sentences(found, arguments, choices):
         say(line)
     if not found.changes_nothing:
-        for line in remarks(rows, found.prior_C, choices, found.hard):
+        for line in remarks(rows, found, choices):
             say(line)
 
 

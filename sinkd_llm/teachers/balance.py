@@ -54,7 +54,7 @@ class Balance:
         before_C, after_C (`np.ndarray`): the teacher's mean probability of each class.
         steps (`int`): of the scaling.
         error (`float`): the largest distance of a class's share to the prior at full strength, in [0, 1].
-        hard (`float`): the share of the rows with [`HARD_ANSWER`] or more on one class, before.
+        hard_C (`np.ndarray`): the share of the rows with [`HARD_ANSWER`] or more on a class, before.
     """
 
     log_weight_C: Array
@@ -63,7 +63,7 @@ class Balance:
     after_C: Array
     steps: int
     error: float
-    hard: float
+    hard_C: Array
 
     @property
     def changes_nothing(self) -> bool:
@@ -110,7 +110,7 @@ def balance(
         raise InputError(f"balance_strength is {strength}; give a number from 0 (as it is) to 1 (balanced).")
     log_prior_C, log_v_C = np.log(prior_C), np.zeros(len(prior_C))
     before_C = share_C = _mean(rows, masses, log_v_C)
-    hard = float(_mean(rows, masses, log_v_C, lambda p_RC: p_RC.max(axis=1, keepdims=True) >= HARD_ANSWER)[0])
+    hard_C = _mean(rows, masses, log_v_C, lambda p_RC: p_RC >= HARD_ANSWER)
     if (share_C <= 0).any():
         raise InputError(
             f"The teacher gives no probability at all to class {int(np.argmin(share_C))} in any row, so that no "
@@ -124,7 +124,7 @@ def balance(
         share_C, steps = _mean(rows, masses, log_v_C), steps + 1
     after_C = share_C if strength == 1 else _mean(rows, masses, strength * log_v_C)
     error = float(np.abs(share_C - prior_C).max())
-    return Balance(strength * log_v_C, prior_C, before_C, after_C, steps, error, hard)
+    return Balance(strength * log_v_C, prior_C, before_C, after_C, steps, error, hard_C)
 
 
 def _mean(
@@ -207,23 +207,30 @@ def _prior_of_file(path: Path, choices: tuple[str, ...]) -> Array:
     return np.asarray(prior_C / prior_C.sum())
 
 
-def remarks(rows: int, prior_C: Array, choices: tuple[str, ...], hard: float = 0.0) -> list[str]:
+def remarks(rows: int, found: Balance, choices: tuple[str, ...]) -> list[str]:
     """
     What to know of a balance over so few rows, or of answers that have no probabilities, in sentences.
 
     Args:
         rows (`int`): that were balanced.
-        prior_C (`np.ndarray`): of the classes.
-        choices (`tuple[str, ...]`): their names.
-        hard (`float`, *optional*, defaults to `0.0`): see [`Balance`].
+        found ([`Balance`]): of them.
+        choices (`tuple[str, ...]`): the names of the classes.
     """
-    sentences = []
+    sentences, hard, prior_C = [], float(found.hard_C.sum()), found.prior_C
+    most = int(np.argmax(found.hard_C - prior_C))
     if hard >= MOSTLY_HARD:
         sentences.append(
             f"Of {hard:.0%} of the rows the teacher gives {HARD_ANSWER:g} or more to one answer, which leaves no "
             "probabilities to reweight: the balance mixes the rows of answers that come too often with the others, "
             "all alike, for it cannot tell which of them are wrong. Let the teacher give probabilities, or leave the "
             "balance out."
+        )
+    elif found.hard_C[most] > prior_C[most]:
+        sentences.append(
+            f"To {choices[most].strip()!r}, whose share is to be {prior_C[most]:.1%}, the teacher gives "
+            f"{HARD_ANSWER:g} or more in {found.hard_C[most]:.1%} of the rows. These leave no probabilities to "
+            "reweight, so that the other rows have to make up for them, and are moved far from what the teacher says. "
+            "Let the teacher give probabilities in every row, or leave the balance out."
         )
     least = int(np.argmin(prior_C))
     few = rows * float(prior_C[least])

@@ -1,13 +1,13 @@
 """A teacher's answers are balanced to a prior over all of its rows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sinkd_llm.errors import InputError
-from sinkd_llm.teachers.balance import Array, balance, prior_of, remarks
+from sinkd_llm.teachers.balance import Array, Balance, balance, prior_of, remarks
 
 CHOICES = (" red", " green", " blue", " card's 3")
 
@@ -131,22 +131,40 @@ def test_what_cannot_be_balanced() -> None:
         balance(parts(never), prior)
 
 
+def with_hard(shares: list[float], prior: Sequence[float] = (0.25, 0.25, 0.25, 0.25)) -> Balance:
+    """A balance of four classes with these shares of answers without probabilities."""
+    prior_C = np.asarray(prior)
+    return Balance(np.zeros(4), prior_C, prior_C, prior_C, 1, 0.0, np.asarray(shares))
+
+
 def test_the_share_of_answers_without_probabilities() -> None:
     uniform = prior_of("uniform", CHOICES, ())
     logits, gold = scores()
     top = softmax(logits).max(axis=1)
-    assert balance(parts(logits), uniform).hard == pytest.approx((top >= 0.99).mean(), abs=1e-12)
+    assert balance(parts(logits), uniform).hard_C.sum() == pytest.approx((top >= 0.99).mean(), abs=1e-12)
     # 0 and -30, as answers are kept: nearly all rows, and by how many rows each stands for.
     answers = np.where(np.eye(4)[gold] == 1, 0.0, -30.0)
     mixed = np.concatenate([answers[:900], np.zeros((100, 4))])
-    assert balance(parts(mixed), uniform).hard == pytest.approx(0.9)
+    hard_C = balance(parts(mixed), uniform).hard_C
+    assert hard_C == pytest.approx(np.bincount(gold[:900], minlength=4) / 1000)
     mass = np.concatenate([np.ones(900), np.full(100, 9.0)])
     found = balance(lambda: [mixed], uniform, masses=lambda: [mass])
-    assert found.hard == pytest.approx(0.5)
-    assert remarks(4000, uniform, CHOICES, 0.89) == []
-    (said,) = remarks(4000, uniform, CHOICES, 0.95)
+    assert found.hard_C.sum() == pytest.approx(0.5)
+    assert remarks(4000, with_hard([0.22, 0.22, 0.22, 0.23]), CHOICES) == []
+    (said,) = remarks(4000, with_hard([0.23, 0.24, 0.24, 0.24]), CHOICES)
     assert said.startswith("Of 95% of the rows the teacher gives 0.99 or more to one answer, which leaves no")
-    assert len(remarks(10, uniform, CHOICES, 1.0)) == 2
+    assert len(remarks(10, with_hard([0.25] * 4), CHOICES)) == 2
+
+
+def test_answers_that_come_too_often_without_probabilities_are_said() -> None:
+    """60 % of such answers where half are wanted: what is left to move are the other rows, which are turned over."""
+    scores_RC = np.concatenate([np.tile([0.0, -30.0], (1200, 1)), np.tile(np.log([0.9, 0.1]), (800, 1))])
+    found = balance(lambda: [scores_RC], np.array([0.5, 0.5]))
+    assert found.error < 1e-6
+    assert softmax(found.applied(scores_RC))[-1] == pytest.approx([0, 1], abs=1e-9)
+    (said,) = remarks(2000, found, ("A", "B"))
+    assert said.startswith("To 'A', whose share is to be 50.0%, the teacher gives 0.99 or more in 60.0% of the rows.")
+    assert remarks(2000, balance(lambda: [scores_RC], np.array([0.7, 0.3])), ("A", "B")) == []
 
 
 def test_what_changes_nothing() -> None:
@@ -159,7 +177,8 @@ def test_what_changes_nothing() -> None:
 
 
 def test_few_rows_are_said() -> None:
-    uniform = prior_of("uniform", CHOICES, ())
-    assert remarks(2000, uniform, CHOICES) == []
-    assert "over 1,999 rows" in remarks(1999, uniform, CHOICES)[0]
-    assert "of which 4 should be 'red'" in remarks(4000, np.array([0.001, 0.399, 0.3, 0.3]), CHOICES)[0]
+    soft = with_hard([0.0] * 4)
+    assert remarks(2000, soft, CHOICES) == []
+    assert "over 1,999 rows" in remarks(1999, soft, CHOICES)[0]
+    few = with_hard([0.0] * 4, (0.001, 0.399, 0.3, 0.3))
+    assert "of which 4 should be 'red'" in remarks(4000, few, CHOICES)[0]
