@@ -1,4 +1,4 @@
-"""The HTTP interface of a student: `POST /v1/decisions`, `GET /health`, `GET /metrics`."""
+"""The HTTP interface of a student: `POST /v1/decisions`, `GET /health`, `GET /metrics`, `GET /openapi.json`."""
 
 import asyncio
 import hmac
@@ -30,7 +30,7 @@ from sinkd_llm.serving.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 
-DECISIONS, HEALTH, METRICS = "/v1/decisions", "/health", "/metrics"
+DECISIONS, HEALTH, METRICS, SCHEMA = "/v1/decisions", "/health", "/metrics", "/openapi.json"
 # Of a request whose client has gone: no reply, and a word in the metrics. As nginx counts them.
 _GONE = 499
 # A body beyond the limit is read on, and dropped, for so many times the limit: a client that is cut off while it sends
@@ -88,10 +88,10 @@ class StudentServer:
             title="sinkd",
             version=__version__,
             lifespan=self._lifespan,
-            # Their pages load scripts from elsewhere.
+            # Their pages load scripts from elsewhere, and their schema asks for no key.
             docs_url=None,
             redoc_url=None,
-            openapi_url=None if self.settings.api_key is not None else "/openapi.json",
+            openapi_url=None,
         )
         allowed = [Depends(self._check_key)]
         schema = {"application/json": {"schema": self._bodies.model.model_json_schema()}}
@@ -104,6 +104,7 @@ class StudentServer:
         )
         app.add_api_route(HEALTH, self.health)
         app.add_api_route(METRICS, self.metrics, dependencies=allowed)
+        app.add_api_route(SCHEMA, self.schema, dependencies=allowed, include_in_schema=False)
         app.add_exception_handler(Refusal, self._refused)
         app.add_exception_handler(HTTPException, self._refused)
         app.add_exception_handler(Exception, self._failed)
@@ -235,6 +236,10 @@ class StudentServer:
         """What was counted, as Prometheus reads it."""
         return Response(self._counters.as_text(), media_type=CONTENT_TYPE)
 
+    async def schema(self) -> Response:
+        """What the other paths take and give, with the limits in force, as OpenAPI says it."""
+        return JSONResponse(self.app.openapi())
+
     async def _check_key(
         self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
     ) -> None:
@@ -249,7 +254,7 @@ class StudentServer:
     async def _refused(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             words = {404: "There is nothing at this path", 405: "This path does not take this method"}
-            places = f"POST {DECISIONS}, GET {HEALTH}, GET {METRICS}"
+            places = f"POST {DECISIONS}, GET {HEALTH}, GET {METRICS}, GET {SCHEMA}"
             said = f"{words.get(error.status_code, error.detail)}; there are {places}."
             error = Refusal(error.status_code, "no_such_method" if error.status_code == 405 else "no_such_path", said)
         assert isinstance(error, Refusal)

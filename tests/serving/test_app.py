@@ -276,7 +276,10 @@ def test_a_key(classifier: Path) -> None:
         right = {"Authorization": "Bearer sesame"}
         assert client.post("/v1/decisions", json={"texts": ["good"]}, headers=right).status_code == 200
         assert "sesame" not in client.get("/metrics", headers=right).text
-        assert client.get("/openapi.json").status_code == 404
+        assert client.get("/openapi.json").status_code == 401
+        schema = client.get("/openapi.json", headers=right)
+        assert "/v1/decisions" in schema.json()["paths"]
+        assert "sesame" not in schema.text
     assert "sesame" not in repr(ServeSettings("tiny", api_key="sesame"))
 
 
