@@ -11,8 +11,10 @@ from sinkd_llm.models.kinds.over_choices import OverChoices
 from sinkd_llm.models.origin import name_of, new_modules_of, noted_layers
 from sinkd_llm.models.partitioning import is_part, whole_shape
 from sinkd_llm.models.wrappers import unwrap
+from sinkd_llm.teachers import CachedTeacher
 
 if TYPE_CHECKING:
+    from sinkd_llm.teachers.contract import Teacher
     from sinkd_llm.training.trainer import SinKDTrainer
 
 # Numbers of each parameter that stand for it: a sum over all would read gigabytes at every start.
@@ -37,7 +39,7 @@ def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
         trainer ([`SinKDTrainer`]): of the run.
 
     Returns:
-        `dict`: what JSON can hold, by group: `student`, `adapter`, `optimizer`, `rows`, `order`, `free`.
+        `dict`: what JSON can hold, by group: `student`, `teacher`, `adapter`, `optimizer`, `rows`, `order`, `free`.
     """
     args = trainer.args
     given = trainer.optimizer
@@ -48,6 +50,7 @@ def run_facts(trainer: "SinKDTrainer") -> dict[str, Any]:
         free["choice_normalisation"] = trainer.forward.kind.normalisation
     return {
         "student": _student(trainer.model),
+        "teacher": _teacher(trainer.teacher),
         "adapter": _adapter(trainer.model),
         "optimizer": {
             "optim": type(given).__name__ if given is not None else _plain(args.optim),
@@ -91,7 +94,27 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
         same = rows.get("count") == now["rows"]["count"]
         refused.append(f"the training rows: {'other tokens or another order of the rows' if same else counts}")
     refused += _changes(stored.get("order"), now["order"])
-    return refused, _changes(stored.get("free"), now["free"])
+    noted = _teacher_change(stored["teacher"], now["teacher"]) if "teacher" in stored else []
+    return refused, [*noted, *_changes(stored.get("free"), now["free"])]
+
+
+def _teacher_change(stored: Any, now: Any) -> list[str]:
+    """Names are compared where hashes cannot be: one folder may have two names."""
+    there, here = _teacher_words(stored), _teacher_words(now)
+    if stored and now and all(stored[fact] == now[fact] for fact in ("cached", "dtype")):
+        if stored["hash"] is not None and stored["hash"] == now["hash"]:
+            return []
+        if there == here and None not in (stored["hash"], now["hash"]):
+            what = "answers" if now["cached"] else "weights"
+            return [f"the teacher: {here} has other {what} than in the checkpoint"]
+    return [] if there == here else [f"the teacher: {there} in the checkpoint, {here} now"]
+
+
+def _teacher_words(teacher: Any) -> str:
+    if teacher is None:
+        return "none"
+    name = teacher["name"] or "a model without a name"
+    return f"a cache of {name}" if teacher["cached"] else name
 
 
 def _in_words(kept: Mapping[str, Any]) -> str:
@@ -150,11 +173,11 @@ def _student(model: Any) -> dict[str, Any]:
         count += prod(shape)
         if any(part in new for part in name.split(".")):
             continue  # it starts at random
-        if is_part(parameter) or parameter.is_meta:
+        numbers = _sample(parameter)
+        if numbers is None:
             readable = False
             continue
-        flat = parameter.detach().reshape(-1)
-        weights.update(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes())
+        weights.update(numbers)
     layers, choice = getattr(config, "num_hidden_layers", None), noted_layers(base)
     return {
         "class": type(base).__name__,
@@ -165,6 +188,35 @@ def _student(model: Any) -> dict[str, Any]:
         "name": name_of(base),
         "shapes": shapes.hexdigest(),
         "weights": weights.hexdigest() if readable else None,
+    }
+
+
+def _sample(parameter: Any) -> bytes | None:
+    """The numbers that stand for a parameter; `None` where this process does not hold it."""
+    if is_part(parameter) or parameter.is_meta:
+        return None
+    flat = parameter.detach().reshape(-1)
+    return bytes(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes())
+
+
+def _teacher(teacher: "Teacher | None") -> dict[str, Any] | None:
+    """A teacher's name, and a hash of the sums of a cache's files, or of numbers of each of a model's parameters."""
+    if teacher is None:
+        return None
+    if isinstance(teacher, CachedTeacher):
+        manifest = teacher.manifest
+        records = [*manifest.shards, *([manifest.index] if manifest.index is not None else [])]
+        digest = hashlib.sha256("".join(record["checksum"] for record in records).encode())
+        return {"name": manifest.teacher.name, "cached": True, "dtype": None, "hash": digest.hexdigest()}
+    model = unwrap(teacher.model)
+    parameters = [parameter for _, parameter in sorted(model.named_parameters())]
+    samples = [_sample(parameter) for parameter in parameters]
+    known = [sample for sample in samples if sample is not None]
+    return {
+        "name": getattr(teacher, "name", None) or name_of(model),
+        "cached": False,
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
+        "hash": hashlib.sha256(b"".join(known)).hexdigest() if len(known) == len(samples) else None,
     }
 
 
