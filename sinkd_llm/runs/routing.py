@@ -240,15 +240,16 @@ def _recorded_teacher(folder: Path) -> tuple[str | None, str | None, str]:
     named = file if isinstance(file, str) else model if isinstance(model, str) else None
     if named is None:
         return None, None, ""
-    if named is model and (other := next((name for name in _OTHER_PROMPT if settings.get(name)), None)) is not None:
+    of_model = named is not file
+    if of_model and (other := next((name for name in _OTHER_PROMPT if settings.get(name)), None)) is not None:
         return None, None, f"{named}, of which it learned, read another prompt there: {other}"
     bases = (Path(), *folder.resolve().parents)
     found = next((place for base in bases if (place := base / Path(named).expanduser()).exists()), None)
-    if found is None and named is model and _is_stored(named, settings.get("teacher_model_revision")):
+    if found is None and of_model and _is_stored(named, settings.get("teacher_model_revision")):
         return None, named, ""
     if found is None:
         return None, None, f"{named}, of which it learned, is not there"
-    return (str(found), None, "") if named is file else (None, str(found), "")
+    return (None, str(found), "") if of_model else (str(found), None, "")
 
 
 def _is_stored(model: str, revision: Any) -> bool:
