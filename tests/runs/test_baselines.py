@@ -5,7 +5,15 @@ import yaml
 
 from sinkd_llm.report.comparison import CONTROL, GOLD, MAJORITY, TFIDF
 from sinkd_llm.runs import TaskArguments
-from sinkd_llm.runs.comparing.baselines import answers_without_model, why_without_model
+from sinkd_llm.runs.comparing.baselines import (
+    answers_without_model,
+    control_cells,
+    gold_cells,
+    knows_groups,
+    why_without_model,
+)
+from sinkd_llm.runs.comparing.grid import Cell
+from sinkd_llm.runs.comparing.rows import CellRows
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.rehearsal import updates_of
 from tests.support.models import decoder, save, word_tokenizer
@@ -79,6 +87,20 @@ def test_gold_labels_beside_a_teacher_of_groups_are_learnt_without_it(compare, r
     assert GOLD in [row.name for row in found.rows]
     assert not [row for row in found.rows if row.kind == CONTROL]
     assert [note for note in found.notes if "identity control of strong" in note and "known per group" in note]
+
+
+@pytest.mark.parametrize(("rows_per_request", "known"), [(4, True), (1, False)])
+def test_a_server_that_is_asked_for_lists_knows_groups(rows_per_request, known, recipe):
+    student = {"model_name_or_path": recipe["teacher_model_name_or_path"], "teacher_model_name_or_path": None}
+    server = {"teacher_url": "http://localhost:1/v1", "teacher_rows_per_request": rows_per_request}
+    moved = {**ALONE, **MOVED, "transport_scope": "group" if known else "batch"}
+    arguments = parsed({**recipe, **student, **server, **moved})
+    assert knows_groups(arguments) == known
+    cells = [(Cell("moved", moved), arguments)]
+    controls, notes = control_cells(cells)
+    assert (len(controls), len(notes)) == ((0, 1) if known else (1, 0))
+    (gold,) = gold_cells(cells, CellRows({"moved": arguments}).of, 0)
+    assert ("teacher_url" in gold.settings) == known
 
 
 def test_flags_of_all_runs_leave_a_baseline_what_it_is(compare):

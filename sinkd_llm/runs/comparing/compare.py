@@ -151,8 +151,8 @@ def _refuse_flags(request: Request, grid: Grid) -> None:
     for name, words in by_setting(request.flags):
         if name in varied:
             raise InputError(
-                f"{words[0].split('=')[0]} is given for all runs, and {request.grid} says {name} of its own cells; "
-                "leave one of both out."
+                f"{words[0].split('=')[0]} is given for all runs, and {request.grid} sets {name} for its cells; leave "
+                "one of both out."
             )
 
 
