@@ -213,7 +213,7 @@ def _differences(found: Comparison) -> list[str]:
         if one is None:
             continue
         if one.bound is None:
-            said.append(f"{row.name} and {found.baseline}: one seed and no scores by example say nothing of chance.")
+            said.append(f"{row.name} and {found.baseline}: so few seeds and rows say nothing of chance.")
         elif one.supported:
             better = (one.estimate > 0) != (found.metric in LOSSES)
             said.append(
