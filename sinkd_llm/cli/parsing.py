@@ -116,7 +116,7 @@ class SinKDParser(CommandParser, TrlParser):
                 say(f"Note: {name} of {self._recipe} goes with --{switch}, which is switched off.")
 
     def _take_groups_of_task(self, namespace: argparse.Namespace) -> None:
-        """The column of groups that a task file names, where groups are asked for and no setting says what they are."""
+        """The column of groups that a task file names, where groups are asked for and no setting says which."""
         if getattr(namespace, "transport_scope", None) != GROUP or not str(namespace.task).endswith((".yaml", ".yml")):
             return
         of_teacher = namespace.teacher_cache is not None or namespace.teacher_rows_per_request > 1
