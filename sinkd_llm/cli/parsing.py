@@ -119,8 +119,9 @@ class SinKDParser(CommandParser, TrlParser):
         """The column of groups that a task file names, where groups are asked for and no setting says which."""
         if getattr(namespace, "transport_scope", None) != GROUP or not str(namespace.task).endswith((".yaml", ".yml")):
             return
-        of_teacher = namespace.teacher_cache is not None or namespace.teacher_rows_per_request > 1
-        if namespace.group_column is None and not of_teacher:
+        written = hasattr(namespace, "merge") and not namespace.merge  # `sinkd cache`: the cache may be its output
+        of_cache = namespace.teacher_cache is not None and not written
+        if namespace.group_column is None and not of_cache and namespace.teacher_rows_per_request <= 1:
             from sinkd_llm.tasks.schema import read_task_file
 
             config, _ = read_task_file(Path(os.path.expanduser(namespace.task)))

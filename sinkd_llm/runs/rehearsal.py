@@ -23,10 +23,13 @@ from sinkd_llm.runs.folder import source_size_bytes
 from sinkd_llm.runs.memory import estimate_memory
 from sinkd_llm.runs.training import PreparedRun, check_distill, check_finetune, load_trainer, prepare_run
 from sinkd_llm.terminal import say
+from sinkd_llm.training.grouped_rows import group_values, numbers_of, packed_sizes
 from sinkd_llm.training.labelled_mix import MixedRows
+from sinkd_llm.training.labels_beside_groups import room_for_groups
 from sinkd_llm.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from trl import ModelConfig
 
     from sinkd_llm.training.config import SinKDConfig
@@ -168,7 +171,8 @@ def _rows_of_update(args: "SinKDConfig", processes: int) -> str:
 
 def updates_of(data: RunData, args: "SinKDConfig", processes: int) -> tuple[int, bool]:
     """
-    The updates of a run, and whether that is exact: whole groups of rows fill batches unevenly.
+    The updates of a run, and whether that is exact: whole groups of rows fill batches unevenly, and how they do is not
+    known where the groups are the teacher's alone.
 
     Args:
         data ([`RunData`]): its rows.
@@ -181,8 +185,22 @@ def updates_of(data: RunData, args: "SinKDConfig", processes: int) -> tuple[int,
     if args.unlabelled_ratio is not None and not labelled.all():
         rows = len(MixedRows(labelled, None, batch, args.unlabelled_ratio, args.sample_seed))
     batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    packed = _batches_of_groups(data.train, args) if args.transport_scope == GROUP else None
+    if packed is not None:
+        batches = math.ceil(packed / processes)
     each = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-    return math.ceil(args.num_train_epochs * each), args.transport_scope != GROUP
+    return math.ceil(args.num_train_epochs * each), args.transport_scope != GROUP or packed is not None
+
+
+def _batches_of_groups(rows: "Dataset", args: "SinKDConfig") -> int | None:
+    """Into how many batches whole groups are packed; `None` where no column has them, or one is too large."""
+    if args.group_column is None or args.group_column not in rows.column_names:
+        return None
+    groups, room = numbers_of(group_values(rows, args.group_column)), room_for_groups(args)
+    sizes, counts = np.unique(np.unique(groups, return_counts=True)[1], return_counts=True)
+    if not len(sizes) or sizes[-1] > room:
+        return None
+    return len(packed_sizes(dict(zip(sizes.tolist(), counts.tolist(), strict=True)), room))
 
 
 class _Clock(TrainerCallback):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sinkd_llm.cli.parsing import SinKDParser, parse_training, read_config
+from sinkd_llm.cli.parsing import SinKDParser, parse_recipe, parse_training, read_config
 from sinkd_llm.errors import InputError
 from sinkd_llm.objectives import DistillationObjective
 from sinkd_llm.runs import TaskArguments
@@ -49,6 +49,8 @@ def test_the_groups_that_a_task_file_names(tmp_path):
     ):
         _, training, _ = parse_training("distill", given)
         assert training.group_column == column, given
+    _, training, *_ = parse_recipe("cache", [*grouped, "--teacher_cache", "cache"])  # to be written
+    assert training.group_column == "team"
     write_task(task, metadata={"group": ["team"]})
     with pytest.raises(InputError, match=r"metadata\.group"):
         parse_training("distill", grouped)

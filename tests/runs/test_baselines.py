@@ -74,14 +74,15 @@ def test_gold_labels_beside_a_teacher_of_groups_are_learnt_without_it(compare, r
     counts.write_text("team,negative,positive\n" + "".join(f"{team},2,2\n" for team in range(30)))
     runs, student = Runs(), recipe["teacher_model_name_or_path"]
     changes = {**ALONE, **IN_GROUPS, "teacher_model_name_or_path": None, "model_name_or_path": student}
-    changes |= {"teacher_file": str(counts), "balance": "uniform"}
+    changes |= {"teacher_file": str(counts), "balance": "uniform", "balance_strength": 0.5, "unlabelled_ratio": 0.5}
     grid = {"variants": {"transported": MOVED, "strong": {"transported_weight": 20.0}}, "seeds": [0]}
     flags = ["--teacher_file", str(counts), "--max_steps=3"]
     found = compare(grid, runs, changes, baselines=True, flags=flags)
     assert not found.failed
     (gold,) = trained(runs, "gold")
     words = next(words for words in runs.commands if words[0] == "finetune")
-    assert (gold["teacher_file"], gold["balance"], gold["labelled_rows_only"]) == (None, None, True)
+    assert (gold["teacher_file"], gold["balance"], gold["balance_strength"]) == (None, None, 1.0)
+    assert (gold["labelled_rows_only"], gold["unlabelled_ratio"]) == (True, None)  # and no groups beside which
     assert "--teacher_file" not in words
     assert "--max_steps=3" in words
     assert GOLD in [row.name for row in found.rows]
@@ -143,6 +144,15 @@ def test_gold_labels_have_the_updates_of_the_rows_that_a_batch_mixes(compare, re
     expected, _ = updates_of(load_run_data(task_args, 0), training_args, 1)
     (gold,) = trained(runs, "gold")
     assert gold["max_steps"] == expected > 2 * 107 / 8 + 1  # labelled rows come more than once
+
+
+def test_gold_labels_have_the_updates_of_the_groups_that_batches_hold(compare, recipe):
+    runs = Runs()
+    changes = {**ALONE, "max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 6}
+    variants = {"transported": {**MOVED, **IN_GROUPS}, "KL": {"alpha": 0.9, "divergence": "kl"}}
+    compare({"variants": variants, "seeds": [0]}, runs, changes, baselines=True)
+    (gold,) = trained(runs, "gold")
+    assert gold["max_steps"] > 120 * 0.9 / 6 + 5  # a group of four leaves two rows of a batch free
 
 
 def test_baselines_that_there_are_not_are_said(tmp_path):

@@ -56,6 +56,11 @@ def test_balanced_answers_of_a_cache_that_is_not_balanced(refused, tmp_path):
     refused({"balance": "uniform"}, "other: balance is sinkhorn uniform", {"teacher_cache": str(tmp_path / "cache")})
 
 
+def test_a_task_without_the_metric(refused, tmp_path):
+    by_f1 = write_task(tmp_path / "f1" / "mine.yaml", ROWS, metric_list=[{"metric": "f1"}])
+    refused({"task": str(by_f1)}, "other: .*metric is 'acc', which the task does not have")
+
+
 def test_other_rows_for_evaluation(refused, tmp_path):
     fewer = write_task(tmp_path / "fewer" / "mine.yaml", ROWS[:90])
     refused(
@@ -83,8 +88,11 @@ def test_another_prompt_over_the_same_rows_is_compared(recipe, tmp_path):
     other = write_task(tmp_path / "other" / "prompt.yaml", ROWS, task="prompt", doc_to_text="{{text}}. It was")
     named = write_task(tmp_path / "named" / "mine.yaml", [{**row, "nr": f"b{i}"} for i, row in enumerate(ROWS)])
     variants = {"a": {}, "b": {"task": str(other)}, "c": {"task": str(named), "id_column": "nr"}}
+    for name, texts in (("d", ["text"]), ("e", ["{{text}}!"])):  # of which an encoder reads either
+        task = write_task(tmp_path / name / "mine.yaml", ROWS, metadata={"version": 1, "texts": texts})
+        variants[name] = {"task": str(task)}
     found = comparer(tmp_path, recipe)({"variants": variants, "seeds": [0]}, Runs())
-    assert [row.name for row in found.rows] == ["a", "b", "c"]
+    assert [row.name for row in found.rows] == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("flag", ["--alpha=0.3", "--no_disable_dropout"])

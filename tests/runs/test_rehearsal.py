@@ -24,11 +24,11 @@ def task(tmp_path_factory):
     """Eight rows with a label and two without; the first one would clear a terminal."""
     folder = tmp_path_factory.mktemp("task")
     rows = [
-        {"text": f"the film was \x1b[2J good {i}", "label": ["good", "bad", ""][i % 2 if i < 8 else 2]}
+        {"text": f"the film was \x1b[2J good {i}", "label": ["good", "bad", ""][i % 2 if i < 8 else 2], "team": i // 2}
         for i in range(10)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "dev.jsonl").write_text(json.dumps({"text": "the plot was bad", "label": "bad"}) + "\n")
+    (folder / "dev.jsonl").write_text(json.dumps({"text": "the plot was bad", "label": "bad", "team": 0}) + "\n")
     (folder / "mine.yaml").write_text(
         "task: mine\ndataset_path: json\n"
         "dataset_kwargs: { data_files: { train: rows.jsonl, validation: dev.jsonl } }\n"
@@ -39,7 +39,7 @@ def task(tmp_path_factory):
 
 
 def settings(folder, **changes):
-    return SinKDConfig(str(folder), use_cpu=True, report_to="none", per_device_train_batch_size=2, **changes)
+    return SinKDConfig(str(folder), use_cpu=True, report_to="none", **{"per_device_train_batch_size": 2, **changes})
 
 
 def test_rows_updates_memory_and_time_are_said_and_nothing_is_written(teacher, task, tmp_path, capsys, monkeypatch):
@@ -86,13 +86,15 @@ def test_the_updates_are_those_of_the_run(teacher, task, tmp_path):
     from sinkd_llm import SinKDTrainer
 
     arguments = TaskArguments(task=str(task), allow_unlabelled=True)
-    data = load_run_data(arguments, 0)
+    data = load_run_data(arguments, 0, ["team"])
     for changes in (
         {"num_train_epochs": 1},
         {"num_train_epochs": 1.5, "gradient_accumulation_steps": 4},
         {"num_train_epochs": 1, "dataloader_drop_last": True, "gradient_accumulation_steps": 2},
         {"num_train_epochs": 1, "unlabelled_ratio": 0.5},
         {"max_steps": 3},
+        # Groups of two leave one row of three free.
+        {"per_device_train_batch_size": 3, "transport_scope": "group", "group_column": "team"},
     ):
         args = settings(tmp_path / "run", teacher_model_name_or_path=str(teacher), student_layers=1, **changes)
         trainer = SinKDTrainer(args=args, train_dataset=data.train)

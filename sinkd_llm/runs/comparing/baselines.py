@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,17 +54,21 @@ def gold_cells(
             continue
         settings = {name: value for name, value in cell.settings.items() if name not in objective}
         settings |= {"alpha": 0.0, **weights}
-        if "transport_scope" in cell.settings and training_args.transport_scope == GROUP:
+        own_scope = "transport_scope" in cell.settings and training_args.transport_scope == GROUP
+        if own_scope:
             settings |= {"transport_scope": DistillationObjective().transport_scope, "group_column": None}
         in_groups = knows_groups(arguments)
         if in_groups:  # of which a loss without transport could learn nothing, so that a run with them is refused
             settings |= _without_teacher(arguments)
         data = rows_of(cell.name, seed)
         labels = data.train["label"][:] if "label" in data.train.column_names else []
-        if NO_LABEL in labels:
-            if training_args.max_steps < 1:  # fewer rows: as many updates as with all of them, and not as many epochs
+        fewer = NO_LABEL in labels
+        if fewer or own_scope or in_groups:
+            if training_args.max_steps < 1:  # other batches: as many updates as the students have, and not epochs
                 settings["max_steps"] = updates_of(data, training_args, 1)[0]
-            settings |= {"labelled_rows_only": True, "unlabelled_ratio": None}
+            settings["unlabelled_ratio"] = None
+        if fewer:
+            settings["labelled_rows_only"] = True
         varied = tuple(name for name in cell.varied if name not in objective)
         made = Cell(GOLD, settings, GOLD, varied)
         found.setdefault(made.folder, made)
@@ -77,7 +82,7 @@ def _without_teacher(arguments: "Arguments") -> dict[str, object]:
         one.name: one.default
         for args in (task_args, training_args)
         for one in fields(args)
-        if (one.name.startswith("teacher_") or one.name == "balance") and getattr(args, one.name) != one.default
+        if one.name.startswith(("teacher_", "balance")) and getattr(args, one.name) != one.default
     }
     if model_args.model_name_or_path is None:  # the student is cut from its teacher
         found["model_name_or_path"] = training_args.teacher_model_name_or_path
@@ -100,9 +105,16 @@ def knows_groups(arguments: "Arguments") -> bool:
     if training_args.teacher_cache is not None:
         return Manifest.load(Path(training_args.teacher_cache).expanduser()).layout.content == IN_GROUPS
     if training_args.teacher_file is not None:
-        rows = file_rows(Path(training_args.teacher_file).expanduser())
-        return finds_groups_by(rows, task_args.id_column, training_args.group_column) is not None
+        file = Path(training_args.teacher_file).expanduser()
+        changed = file.stat().st_mtime_ns if file.is_file() else 0
+        return _file_knows_groups(file, changed, task_args.id_column, training_args.group_column)
     return training_args.teacher_rows_per_request > 1
+
+
+@cache
+def _file_knows_groups(file: Path, changed: int, id_column: str | None, group_column: str | None) -> bool:
+    """Read once for all cells, as long as the file has not `changed`."""
+    return finds_groups_by(file_rows(file), id_column, group_column) is not None
 
 
 def control_cells(cells: Iterable[tuple[Cell, "Arguments"]]) -> tuple[list[Cell], list[str]]:

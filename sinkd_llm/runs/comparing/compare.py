@@ -104,6 +104,7 @@ def run_compare(request: Request, start: Start = start_process) -> CompareResult
     rows = CellRows(arguments)
     data = rows.of(baseline.name, grid.seeds[0])
     check_same_rows(cells, baseline, rows, grid.seeds[0])
+    _check_metric(arguments, metric, request.grid)
     _check_balance(arguments, rows, grid.seeds[0])
     _check_models(arguments)
     _check_layers(arguments)
@@ -263,6 +264,15 @@ def _task(arguments: Arguments) -> "Task":
     from sinkd_llm.tasks import load_task
 
     return load_task(str(arguments[0].task))
+
+
+def _check_metric(arguments: Mapping[str, Arguments], metric: str, grid: Path) -> None:
+    """A task of a cell that does not have the metric is said before anything runs."""
+    for name, own in {str(own[0].task): (name, own) for name, own in arguments.items()}.values():
+        try:
+            check_metric(metric, _metrics(_task(own)), grid)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
 
 
 def _metrics(task: "Task") -> list[str]:

@@ -157,8 +157,7 @@ def _model(name: str, may_be_gone: bool) -> dict[str, str]:
         for given in model_inputs(name, name):
             found[f"the weights of {given.what}"] = _weights(given.path, _state(given.path))
             for what, patterns in _OF_MODEL.items():
-                if (files := _files_of(given.path, patterns)) is not None:
-                    found[f"the {what} of {given.what}"] = files
+                found[f"the {what} of {given.what}"] = _files_of(given.path, patterns) or "none"
     except InputError:
         if not may_be_gone:
             raise

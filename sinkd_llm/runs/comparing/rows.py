@@ -52,9 +52,10 @@ class CellRows:
         drawn = draws_by_seed(self.arguments[cell])
         with_seed = training_args.data_seed if training_args.data_seed is not None else seed if drawn else 0
         of_rows = {name: value for name, value in asdict(task_args).items() if name not in _NOT_OF_ROWS}
-        key = repr((of_rows, with_seed))
+        keep = [] if training_args.group_column is None else [training_args.group_column]
+        key = repr((of_rows, with_seed, keep))
         if key not in self._loaded:
-            self._loaded[key] = load_run_data(task_args, with_seed)
+            self._loaded[key] = load_run_data(task_args, with_seed, keep)
         return replace(self._loaded[key], arguments=task_args)
 
 
@@ -83,7 +84,7 @@ def check_same_rows(cells: Sequence["Cell"], first: "Cell", rows: CellRows, seed
         seen.add(_asked(theirs))
         differ = [name for name in _OF_EVALUATION if getattr(theirs, name) != getattr(ours, name)]
         try:
-            reason = _differ(_evaluation_of(theirs), expected)
+            reason = _differ(_evaluation_of(theirs), expected, _reads(theirs) == _reads(ours))
         except InputError as error:
             raise InputError(f"{cell.name}: {error}") from error
         if reason:
@@ -103,10 +104,18 @@ def _evaluation_of(arguments: "TaskArguments") -> "Dataset":
     return validation_rows(load_task(str(arguments.task), id_column=arguments.id_column), arguments)
 
 
-def _differ(rows: "Dataset", expected: "Dataset") -> str:
-    """How the rows differ, in words, or nothing; another prompt over the same rows is no difference."""
+def _reads(arguments: "TaskArguments") -> Any:
+    """From which columns a task has the texts of its rows."""
+    from sinkd_llm.tasks import load_task
+
+    return load_task(str(arguments.task)).config.get("metadata", {}).get("texts")
+
+
+def _differ(rows: "Dataset", expected: "Dataset", read_alike: bool) -> str:
+    """How the rows differ, in words, or nothing; another prompt over the same rows is no difference, nor are other
+    texts that are read from other columns."""
     reason = other_rows(rows["id"][:], _references(rows), expected["id"][:], _references(expected))
-    if not reason and all("text" in part.column_names for part in (rows, expected)):
+    if not reason and read_alike and all("text" in part.column_names for part in (rows, expected)):
         return "other texts" if _texts(rows) != _texts(expected) else ""
     return reason
 

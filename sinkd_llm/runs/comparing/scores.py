@@ -96,7 +96,8 @@ def resampled(metric: str, answers: Mapping[int, Predictions], seeds: Sequence[i
         return resample(metric, [one.predictions for one in kept], kept[0].references)
     if metric in OF_NUMBERS and all(one.numbers is not None and one.targets is not None for one in kept):
         return resample(metric, [one.numbers or [] for one in kept], kept[0].targets or [])
-    return Resampled(score_S, examples=0 if metric in LOSSES else len(kept[0].references))
+    # Of `em` a question counts, and which rows are one question is not kept.
+    return Resampled(score_S, examples=0 if metric in (*LOSSES, "em") else len(kept[0].references))
 
 
 def other_rows(ids: Sequence[str], references: Sequence[Any], other_ids: Sequence[str], others: Sequence[Any]) -> str:
