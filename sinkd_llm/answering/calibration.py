@@ -56,7 +56,8 @@ class Calibration:
         temperature (`float`): log-probabilities are divided by it; above 1, the student is less sure than it says.
         vector ([`Vector`], *optional*): takes the place of the temperature, where rows have the same choices.
         measured (`dict`, *optional*): what it changed on rows that it was not fitted on: `rows`, and before and after
-            it `log_loss`, `brier`, `ece`.
+            it `log_loss`, `brier`, `ece`; of a vector also `row_prints`, by which the rows that it was fitted on are
+            known again.
     """
 
     temperature: float

@@ -33,7 +33,10 @@ class HeldOut:
         seed (`int`): that drew the samples of training rows.
         dataset_unlabelled_split, max_unlabelled_samples (*optional*): as there, of rows without labels that the run
             trained on as well.
-        unlabelled_file (`str`, *optional*): the name of the file of these rows, without its folder.
+        unlabelled_file (`str`, *optional*): the path of the file of these rows, from `unlabelled_from` on; its name
+            alone where that is `None`.
+        unlabelled_from (`str`, *optional*): `"task"`, the folder of the task file, or `"start"`, the one where the run
+            was started. `None` for a file that lay below neither: a path of a machine is not kept.
     """
 
     heldout_share: float
@@ -45,6 +48,7 @@ class HeldOut:
     unlabelled_file: str | None = None
     dataset_unlabelled_split: str | None = None
     max_unlabelled_samples: int | None = None
+    unlabelled_from: str | None = None
 
 
 @dataclass(frozen=True)

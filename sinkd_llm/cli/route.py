@@ -95,8 +95,11 @@ def _show(result: "RouteResult", args: Namespace) -> None:
         f"answers are {right}, at a level of {'about ' if result.crossed else ''}{args.level:.0%}."
     )
     if result.crossed:
+        # Of very many rows not all are known again.
+        every = result.crossed == result.chosen.rows
+        fitted = "these" if every else f"at least {result.crossed:,} of these {result.chosen.rows:,}"
         show(
-            "The student's scales and shifts of classes were fitted on these rows: here each row was answered by "
+            f"The student's scales and shifts of classes were fitted on {fitted} rows: each of these was answered by "
             "those that the other four fifths give, so that the level is about right, and not guaranteed. For a "
             "guarantee, choose the route on labelled rows of their own (--rows)."
         )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkd_llm.answering.calibration import NONE, Calibration, NothingToFitError, fit_best
+from sinkd_llm.answering.facts import StudentFacts
 from sinkd_llm.answering.load import facts_of, load_student
 from sinkd_llm.errors import InputError
+from sinkd_llm.integrity import ANSWERS_FILE
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.locks import folder_lock
 from sinkd_llm.metrics.calibration import brier_score, expected_calibration_error, log_loss
@@ -30,7 +32,7 @@ class CalibrateResult:
         kept (`bool`): whether it helps, and is kept with the student.
         drops_route (`bool`): whether the student had a route, which was chosen on other probabilities.
         problem (`str`, *optional*): why nothing could be fitted to these rows.
-        earlier (`bool`): whether the student had a calibration.
+        earlier (`bool`): whether the student had a calibration that is for such rows.
     """
 
     calibration: Calibration
@@ -82,27 +84,42 @@ def _calibrate(
     with progress(f"Answering {len(examples):,} {unseen.source}") as on_progress:
         log_probabilities = student.all_log_probabilities(examples, batch_size, on_progress)
     before = scores_of(NONE.apply(log_probabilities), labels)
+    same_choices = len({example.choices for example in examples}) == 1
+    facts = _without_vector_of_places(student.facts, same_choices, folder)
+    earlier = facts.calibration is not None
     try:
-        same_choices = len({example.choices for example in examples}) == 1
         found, crossed = fit_best(log_probabilities, labels, same_choices=same_choices)
     except NothingToFitError as error:
-        earlier = student.facts.calibration is not None
         return CalibrateResult(NONE, len(labels), unseen.source, before, before, False, False, str(error), earlier)
     after = scores_of(crossed, labels)
     measured = {
         "rows": len(labels),
         "source": unseen.source,
-        "prints": unseen.prints,
         "before": before,
         "after": after,
     }
+    if found.vector is not None:
+        measured["row_prints"] = unseen.prints_to_keep()
     found = replace(found, measured=measured)
     kept = after["log_loss"] < before["log_loss"]
-    drops_route = kept and student.facts.route is not None
+    drops_route = kept and facts.route is not None
     if kept:
-        replace(student.facts, calibration=found, route=None).write(folder)
-    earlier = student.facts.calibration is not None
+        replace(facts, calibration=found, route=None).write(folder)
     return CalibrateResult(found, len(labels), unseen.source, before, after, kept, drops_route, None, earlier)
+
+
+def _without_vector_of_places(facts: StudentFacts, same_choices: bool, folder: Path) -> StudentFacts:
+    """What a folder keeps, after a vector that an earlier version fitted to rows with different choices is dropped."""
+    if same_choices or facts.calibration is None or facts.calibration.vector is None:
+        return facts
+    route = "" if facts.route is None else " So is the route, which was chosen with them: run 'sinkd route' again."
+    say(
+        "Note: the choices of the rows are different, and the student has scales and shifts of classes, which are for "
+        f"rows with the same choices. They are dropped from {folder}/{ANSWERS_FILE}.{route}"
+    )
+    facts = replace(facts, calibration=None, route=None)
+    facts.write(folder)
+    return facts
 
 
 @contextmanager

@@ -52,9 +52,9 @@ class RouteResult:
         source (`str`): what the rows are that it was chosen on, in words.
         student_ms (`float`): milliseconds that the student takes for a row alone, the median.
         calibrated (`bool`): whether the student is.
-        crossed (`bool`): whether its scales and shifts of classes were fitted on the rows that the route was chosen
-            on. Then each of these was answered by those that the other four fifths give, and the guarantee is not
-            exact.
+        crossed (`int`): on how many of the rows that the route was chosen on its scales and shifts of classes were
+            fitted. Each of these was answered by those that the other four fifths of the rows give, and the guarantee
+            is not exact where there is one.
     """
 
     route: Route
@@ -63,7 +63,7 @@ class RouteResult:
     source: str
     student_ms: float
     calibrated: bool
-    crossed: bool
+    crossed: int
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ def run_route(
             right = _in_file(teacher_file, parts, unseen.split, student)
         else:
             right = _by_model(str(teacher_model), parts, student, batch_size)
-        crossed = _is_fitted_on(student.facts.calibration, unseen)
-        chosen, checked = _chosen(student, parts, right, target, level, batch_size, crossed)
+        fitted = _fitted_on(student.facts.calibration, unseen)
+        crossed = sum(right[0][index] >= 0 for index in fitted)
+        chosen, checked = _chosen(student, parts, right, target, level, batch_size, fitted if crossed else [])
         timed = examples_of(unseen.rows.select(range(min(TIMED, len(unseen.rows)))))
         ((milliseconds, _),) = latencies_ms([student], timed)
         measured = {
@@ -171,18 +172,19 @@ def _what_is_right(
     return AGREEMENT if of is None else of, file, model
 
 
-def _is_fitted_on(calibration: Calibration | None, unseen: Unseen) -> bool:
+def _fitted_on(calibration: Calibration | None, unseen: Unseen) -> Sequence[int]:
     """
-    Whether scales and shifts of classes were fitted on some rows, whose choices they make better than those of others.
+    The rows on which scales and shifts of classes were fitted, whose choices these make better than those of others.
 
     A temperature is one number, changes no choice and hardly which rows are the surest.
     """
     if calibration is None or calibration.vector is None:
-        return False
+        return []
     measured = calibration.measured
-    if "prints" in measured:
-        return bool(measured["prints"] == unseen.prints)
-    return bool(measured.get("source") == unseen.source)  # of an earlier version
+    if "row_prints" in measured:
+        return unseen.known(measured["row_prints"])
+    # An earlier version did not keep which rows they were.
+    return range(len(unseen.rows)) if measured.get("source") == unseen.source else []
 
 
 def _chosen(
@@ -192,7 +194,7 @@ def _chosen(
     target: float,
     level: float,
     batch_size: int,
-    crossed: bool,
+    fitted: Sequence[int],
 ) -> tuple[Answered, Answered | None]:
     """The threshold on the rows of the first part, and how it does on those of the second, if these are known."""
     known = [i for i, choice in enumerate(right[0]) if choice >= 0]
@@ -203,8 +205,11 @@ def _chosen(
             f"right at a level of {level:.0%} takes {rows_needed(target, level):,} if all of them are, and more for "
             "every mistake: give more with --rows, or a lower --target."
         )
-    rows, theirs = parts[0].rows.select(known), [right[0][i] for i in known]
-    confidence, agrees = _confidence(student, rows, theirs, source, batch_size, crossed)
+    if fitted:
+        probabilities = _crossed(student, parts[0], batch_size, fitted)
+        confidence, agrees = _judged([probabilities[i] for i in known], [right[0][i] for i in known])
+    else:
+        confidence, agrees = _confidence(student, parts[0], right[0], known, batch_size)
     chosen = choose_threshold(confidence, agrees, target, level)
     if chosen is None:
         wanted = rows_to_show(confidence, agrees, target, level)
@@ -221,10 +226,7 @@ def _chosen(
         )
     if len(right) == 1 or not (known := [i for i, choice in enumerate(right[1]) if choice >= 0]):
         return chosen, None
-    rows, theirs = parts[1].rows.select(known), [right[1][i] for i in known]
-    return chosen, answered_at(
-        chosen.threshold, *_confidence(student, rows, theirs, parts[1].source, batch_size), level
-    )
+    return chosen, answered_at(chosen.threshold, *_confidence(student, parts[1], right[1], known, batch_size), level)
 
 
 def _recorded_teacher(folder: Path) -> tuple[str | None, str | None, str]:
@@ -299,14 +301,41 @@ def _by_model(model: str, wanted: "Sequence[_Part]", student: Student, batch_siz
 
 
 def _confidence(
-    student: Student, rows: "Dataset", right: Sequence[int], source: str, batch_size: int, crossed: bool = False
+    student: Student, part: _Part, right: Sequence[int], known: Sequence[int], batch_size: int
 ) -> tuple[list[float], list[bool]]:
-    """The calibrated probability of the student's choice of each row, and whether the choice is the right one."""
+    """Of the rows of which it is known what is right: what [`_judged`] says of the student's probabilities."""
+    scores = _scores(student, part.rows.select(known), part.source, batch_size)
+    return _judged((student.facts.calibration or NONE).apply(scores), [right[i] for i in known])
+
+
+def _crossed(student: Student, part: _Part, batch_size: int, fitted: Sequence[int]) -> list[list[float]]:
+    """
+    The probabilities of all rows; of those that the scales and shifts were fitted on by others, of the other folds.
+
+    All rows have labels to fit on, also those of which it is not known what the teacher chooses.
+    """
+    scores, labels = _scores(student, part.rows, part.source, batch_size), [int(one) for one in part.rows["label"]]
+    try:
+        crossed = cross_fitted(Calibration.fit_vector, scores, labels)
+    except InputError as error:
+        raise InputError(
+            f"The student's scales and shifts of classes were fitted on {len(fitted):,} of the {len(labels):,} "
+            f"{part.source}, and others, by which these rows could be answered, cannot be fitted: {error} Give rows "
+            "that it was not calibrated on (--rows)."
+        ) from error
+    found = (student.facts.calibration or NONE).apply(scores)
+    for index in fitted:
+        found[index] = crossed[index]
+    return found
+
+
+def _scores(student: Student, rows: "Dataset", source: str, batch_size: int) -> list[list[float]]:
+    """The student's log-probabilities of the choices of each row."""
     with progress(f"Answering {len(rows):,} {source}") as on_progress:
-        scores = student.all_log_probabilities(examples_of(rows), batch_size, on_progress)
-    if crossed:
-        probabilities = cross_fitted(Calibration.fit_vector, scores, [int(label) for label in rows["label"]])
-    else:
-        probabilities = (student.facts.calibration or NONE).apply(scores)
+        return student.all_log_probabilities(examples_of(rows), batch_size, on_progress)
+
+
+def _judged(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> tuple[list[float], list[bool]]:
+    """The probability of the student's choice of each row, and whether the choice is the right one."""
     agrees = [int(np.argmax(row)) == index for row, index in zip(probabilities, right, strict=True)]
     return [max(row) for row in probabilities], agrees

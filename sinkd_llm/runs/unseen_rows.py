@@ -1,5 +1,6 @@
 """Labelled rows that a student has not seen: how a run's are found again, and rows of a file in their place."""
 
+import base64
 import hashlib
 import os
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from sinkd_llm.runs.held_out import without_texts_of
 from sinkd_llm.runs.task_rows import held_out_rows, training_rows, validation_rows
 from sinkd_llm.tasks.rendering import Example
 from sinkd_llm.tasks.task import Task
-from sinkd_llm.tasks.unlabelled import repeated_rows
+from sinkd_llm.tasks.unlabelled import find_file, repeated_rows
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ _HOW_TO = (
     "Give --rows FILE with labelled rows that the student has not seen, or train it with --heldout_share 0.1, which "
     "keeps a tenth of the training rows for this."
 )
+# From where on the path of a file is kept.
+_TASK, _START = "task", "start"
+# Characters of the hash of a row: 48 bits, by which two rows of 10,000 and a million are one in 1 of 28,000 cases.
+_PRINT = 8
+# More rows hardly tell a vector of at most 40 numbers anything of one of them, and the file is read with each student.
+_MOST_PRINTS = 10_000
 
 
 def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
@@ -45,6 +52,7 @@ def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
         return
     settings, held_out = data.arguments, None
     if settings is not None and (settings.heldout_share or settings.validation_share or _unlabelled(settings)):
+        file, base = _place_to_keep(settings.unlabelled_file, data.task)
         held_out = HeldOut(
             heldout_share=settings.heldout_share,
             max_train_samples=settings.max_train_samples,
@@ -52,11 +60,26 @@ def write_facts(output_dir: Path, data: RunData, args: "SinKDConfig") -> None:
             id_column=settings.id_column,
             seed=args.sample_seed,
             validation_share=settings.validation_share,
-            unlabelled_file=None if settings.unlabelled_file is None else Path(settings.unlabelled_file).name,
+            unlabelled_file=file,
             dataset_unlabelled_split=settings.dataset_unlabelled_split,
             max_unlabelled_samples=settings.max_unlabelled_samples,
+            unlabelled_from=base,
         )
     StudentFacts.of_run(data.task, Reading.of(args), held_out, output_dir).write(output_dir)
+
+
+def _place_to_keep(given: str | None, task: Task) -> tuple[str | None, str | None]:
+    """The path of a file of rows without labels that says nothing of the machine, and from where on it is one."""
+    if given is None:
+        return None, None
+    try:
+        file = Path(os.path.abspath(find_file(given, task.path)))
+    except InputError:  # it was there when the run read it
+        return Path(given).name, None
+    for base, folder in ((_TASK, task.path.parent), (_START, Path())):
+        if file.is_relative_to(start := os.path.abspath(folder)):
+            return file.relative_to(start).as_posix(), base
+    return file.name, None
 
 
 @dataclass(frozen=True)
@@ -77,12 +100,21 @@ class Unseen:
     source: str
 
     @cached_property
-    def prints(self) -> str:
-        """The same for the same prompts, in any order and under any ids."""
-        digest = hashlib.blake2b(digest_size=8)
-        for prompt in sorted(self.rows["prompt"][:]):
-            digest.update(hashlib.blake2b(prompt.encode("utf-8", "surrogatepass")).digest())
-        return digest.hexdigest()
+    def _prints(self) -> list[str]:
+        """A hash of each row's prompt: a row has the same one in another place and under another id."""
+        return [
+            base64.b64encode(hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()
+            for prompt in self.rows["prompt"][:]
+        ]
+
+    def prints_to_keep(self) -> str:
+        """By what [`known`] knows rows again: hashes of the rows, of 8 characters each, of at most 10,000 of them."""
+        return "".join(sorted({*self._prints})[:_MOST_PRINTS])
+
+    def known(self, kept: str) -> list[int]:
+        """The indices of the rows that are among those of which [`prints_to_keep`] was kept."""
+        among = {kept[start : start + _PRINT] for start in range(0, len(kept), _PRINT)}
+        return [index for index, one in enumerate(self._prints) if one in among]
 
 
 def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str | None, name: str) -> Unseen:
@@ -112,15 +144,16 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
         task = Task(task.path, keys=task.config, id_column=held_out.id_column)
     arguments = TaskArguments(task=str(task.path), data_dir=data_dir)
     if held_out is not None:
+        file, split = _kept_place(held_out, task), held_out.dataset_unlabelled_split
         arguments = replace(
             arguments,
             heldout_share=held_out.heldout_share,
             max_train_samples=held_out.max_train_samples,
             allow_unlabelled=held_out.allow_unlabelled,
             validation_share=held_out.validation_share,
-            unlabelled_file=held_out.unlabelled_file,
-            dataset_unlabelled_split=held_out.dataset_unlabelled_split,
-            max_unlabelled_samples=held_out.max_unlabelled_samples,
+            unlabelled_file=file,
+            dataset_unlabelled_split=split,
+            max_unlabelled_samples=held_out.max_unlabelled_samples if file or split else None,
         )
     scored = task.config.get("validation_split") is not None or arguments.validation_share
     evaluation = validation_rows(task, arguments) if scored else None
@@ -132,7 +165,7 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
                 f"{', '.join(repeated.ids)}): what is fitted on them cannot be scored on them. Take them out of the "
                 "file."
             )
-        _refuse_trained_rows(task, arguments, 0 if held_out is None else held_out.seed, found, rows)
+        _refuse_trained_rows(task, arguments, held_out, found, rows)
         return Unseen(found, evaluation, None, f"rows of {rows}")
     if held_out is None or not held_out.heldout_share:
         raise InputError(f"No training rows were held out when {name} was trained: it has seen them all. {_HOW_TO}")
@@ -146,8 +179,25 @@ def unseen_rows(task: Task, facts: StudentFacts, rows: str | None, data_dir: str
     return Unseen(kept, evaluation, "train", "held-out training rows")
 
 
-def _refuse_trained_rows(task: Task, arguments: TaskArguments, seed: int, rows: "Dataset", name: str) -> None:
+def _kept_place(held_out: HeldOut, task: Task) -> str | None:
+    """Where the file of rows without labels lies, if that is known."""
+    if held_out.unlabelled_file is None or held_out.unlabelled_from is None:
+        return None
+    base = task.path.parent if held_out.unlabelled_from == _TASK else Path()
+    return os.path.abspath(base / held_out.unlabelled_file)
+
+
+def _refuse_trained_rows(
+    task: Task, arguments: TaskArguments, held_out: HeldOut | None, rows: "Dataset", name: str
+) -> None:
     """Refuses training rows of the student's task, but those that its run held out."""
+    seed = 0 if held_out is None else held_out.seed
+    if held_out is not None and held_out.unlabelled_file is not None and arguments.unlabelled_file is None:
+        say(
+            f"Note: it cannot be checked whether rows of {name} were trained on without labels: where the file "
+            f"{held_out.unlabelled_file} of these lies is not known, for it lay neither below the folder of the task "
+            "file nor below the one where the training was started."
+        )
     labelled = replace(arguments, unlabelled_file=None, dataset_unlabelled_split=None, max_unlabelled_samples=None)
     for among, one in (("", labelled), (" without labels", arguments))[: 2 if _unlabelled(arguments) else 1]:
         try:

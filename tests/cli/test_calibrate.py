@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
 from sinkd_llm.answering import torch_student
+from sinkd_llm.answering.calibration import NONE, Calibration, Vector, cross_fitted
 from sinkd_llm.answering.facts import HeldOut, StudentFacts, kept_keys
+from sinkd_llm.answering.routing import Route
 from sinkd_llm.cli import main
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.reading import Reading
@@ -18,7 +21,7 @@ from sinkd_llm.runs import TaskArguments, routing
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.held_out import hold_out
 from sinkd_llm.runs.task_rows import training_rows
-from sinkd_llm.runs.unseen_rows import unseen_rows, write_facts
+from sinkd_llm.runs.unseen_rows import Unseen, unseen_rows, write_facts
 from sinkd_llm.tasks import load_task
 from sinkd_llm.training.config import SinKDConfig
 from tests.support import models
@@ -199,14 +202,24 @@ def test_positions_are_none_of_rows_that_do_not_say_theirs(student: Path, made: 
     assert main(argv) == 0
 
 
-def test_scales_and_shifts_of_the_same_rows_give_no_guarantee(student: Path, made: Path, monkeypatch, capsys) -> None:
-    from sinkd_llm.answering import calibration
+@pytest.fixture
+def by_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales and shifts are kept, also where a temperature would be no worse."""
 
     def vector(scores: Any, labels: Any, **_: Any) -> Any:
-        fit = calibration.Calibration.fit_vector
-        return fit(scores, labels), calibration.cross_fitted(fit, scores, labels)
+        fit = Calibration.fit_vector
+        return fit(scores, labels), cross_fitted(fit, scores, labels)
 
     monkeypatch.setattr("sinkd_llm.runs.calibrating.fit_best", vector)
+
+
+def held_out_lines(made: Path) -> list[str]:
+    held_out = set(hold_out(load_task(made / "mine.yaml").load("train"), SHARE)[1]["text"][:])
+    return [json.dumps(row) + "\n" for row in rows(1200, 0) if row["text"] in held_out]
+
+
+@pytest.mark.usefixtures("by_vector")
+def test_scales_and_shifts_of_the_same_rows_give_no_guarantee(student: Path, made: Path, capsys) -> None:
     task = ["--task", str(made / "mine.yaml")]
     route = ["route", str(student), *task, "--target", "0.9"]
     assert main(["calibrate", str(student), *task]) == 0
@@ -216,14 +229,21 @@ def test_scales_and_shifts_of_the_same_rows_give_no_guarantee(student: Path, mad
     assert "the guarantee" not in said
     crossed = kept(student).route
     assert crossed is not None
-    assert crossed.measured["crossed"]
-    # The same rows in a file are the same rows; others are not.
-    held_out = hold_out(load_task(made / "mine.yaml").load("train"), SHARE)[1]["text"][:]
-    lines = [json.dumps(row) + "\n" for row in rows(1200, 0) if row["text"] in held_out]
+    lines = held_out_lines(made)
+    assert crossed.measured["crossed"] == len(lines)
+    # The same rows in a file are the same rows, also among others; others are not.
     (made / "again.jsonl").write_text("".join(lines[::-1]))
-    for name, guaranteed in (("again", False), ("other", True)):
+    others = (made / "other.jsonl").read_text()
+    (made / "more.jsonl").write_text("".join(lines) + others.splitlines()[0] + "\n")
+    (made / "one.jsonl").write_text(others + lines[0])
+    for name, shared in (("again", len(lines)), ("more", len(lines)), ("one", 1), ("other", 0)):
         assert main([*route, "--rows", str(made / f"{name}.jsonl")]) == 0
-        assert ("the guarantee" in capsys.readouterr().out) == guaranteed
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("the guarantee" in said) == (not shared)
+        assert ("were fitted on at least" in said) == (name in ("more", "one"))
+        found = kept(student).route
+        assert found is not None
+        assert found.measured["crossed"] == shared
     # By the scales and shifts themselves it would be another route.
     found = kept(student)
     assert found.calibration is not None
@@ -233,6 +253,59 @@ def test_scales_and_shifts_of_the_same_rows_give_no_guarantee(student: Path, mad
     assert inside is not None
     assert not inside.measured["crossed"]
     assert inside.measured["chosen"] != crossed.measured["chosen"]
+
+
+@pytest.mark.usefixtures("by_vector")
+def test_scales_and_shifts_are_fitted_again_on_all_rows(student: Path, made: Path, capsys) -> None:
+    """Also on those of which it is not known what the teacher chooses: their labels are."""
+    task = ["--task", str(made / "mine.yaml")]
+    assert main(["calibrate", str(student), *task]) == 0
+    lines = held_out_lines(made)
+    sure = [row for row in map(json.loads, lines) if abs(float(row["text"].split()[-1])) > 3][:9]
+    answers = made / "few.jsonl"
+    answers.write_text("".join(json.dumps({"text": row["text"], "answer": row["teacher"]}) + "\n" for row in sure))
+    argv = ["route", str(student), *task, "--teacher_file", str(answers), "--target", "0.7"]
+    assert main(argv) == 0
+    assert "the estimate" in capsys.readouterr().out
+    route = kept(student).route
+    assert route is not None
+    assert (route.measured["crossed"], route.measured["chosen"]["right"]) == (9, 9)
+    # Nothing can be fitted on these alone.
+    (made / "few_rows.jsonl").write_text("".join(lines[:9]))
+    argv = ["route", str(student), *task, "--rows", str(made / "few_rows.jsonl"), "--of", "accuracy"]
+    assert main([*argv, "--target", "0.1"]) == 2
+    assert "Give rows that it was not calibrated on" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_are_known_again_by_a_bounded_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    every, others = (
+        Unseen(datasets.Dataset.from_dict({"prompt": [f"{name} {i}" for i in range(300)]}), None, None, "rows")
+        for name in "ab"
+    )
+    assert every.known(every.prints_to_keep()) == [*range(300)]
+    assert others.known(every.prints_to_keep()) == []
+    monkeypatch.setattr("sinkd_llm.runs.unseen_rows._MOST_PRINTS", 100)
+    assert len(every.prints_to_keep()) == 800
+    assert len(every.known(every.prints_to_keep())) == 100
+
+
+def test_scales_and_shifts_of_places_in_lists_are_dropped(student: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Of an earlier version, which fitted them to rows that have as many choices, and not the same."""
+    own = [{**row, "a": f"no {i % 3}", "b": f"yes {i % 3}"} for i, row in enumerate(rows(300, 7))]
+    task = write_task(tmp_path / "own.yaml", own, doc_to_choice="{{[a, b]}}", metadata={"texts": ["text"]})
+    stored = StudentFacts(kept_keys(load_task(task)), Reading(64), held_out=HeldOut(SHARE, None, False, None, 0))
+    vector = Calibration(1.0, Vector((1.0, 1.0), (0.0, 1.0)))
+    replace(stored, calibration=vector, route=Route(0.5, 0.9, "accuracy")).write(student)
+    monkeypatch.setattr(
+        "sinkd_llm.runs.calibrating.fit_best", lambda scores, *_, same_choices: (NONE, NONE.apply(scores))
+    )
+    (tmp_path / "validation.jsonl").write_text(json.dumps({**own[0], "text": "another 1"}) + "\n")
+    assert main(["calibrate", str(student), "--task", str(task)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "They are dropped from" in said
+    assert "So is the route" in said
+    assert "stays as it is" not in said
+    assert (kept(student).calibration, kept(student).route) == (None, None)
 
 
 def test_rows_of_a_validation_share_are_not_fitted_on(made: Path, tmp_path: Path) -> None:
@@ -322,6 +395,34 @@ def test_rows_that_were_trained_on_without_labels_have_been_seen(
         (tmp_path / "test.jsonl").rename(tmp_path / "elsewhere.jsonl")
         unseen_rows(task, facts, str(tmp_path / "elsewhere.jsonl"), None, "a student")
         assert "cannot be checked whether rows of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["task/raw", "start/raw", "elsewhere"])
+def test_the_file_of_rows_without_labels_is_found_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, place: str
+) -> None:
+    """And no other file of its name, below the working folder or beside the task, is checked in its place."""
+    task = load_task(write_task(tmp_path / "task" / "mine.yaml", rows(60, 10), metadata={"texts": ["text"]}))
+    (tmp_path / "task" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(9, 11)))
+    for number, folder in enumerate(("start/raw", "task/raw", "elsewhere", "start", "task")):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        seed = 20 if folder == place else 30 + number
+        (tmp_path / folder / "u.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60, seed)))
+    monkeypatch.chdir(tmp_path / "start")
+    arguments = TaskArguments(
+        task=str(task.path), unlabelled_file=str(tmp_path / place / "u.jsonl"), max_unlabelled_samples=60
+    )
+    args = SinKDConfig(str(tmp_path / "run"), use_cpu=True, max_length=64)
+    write_facts(tmp_path, load_run_data(arguments, args.sample_seed), args)
+    assert str(tmp_path) not in (tmp_path / "sinkd_answers.json").read_text()
+    capsys.readouterr()
+    given = (task, kept(tmp_path), str(tmp_path / place / "u.jsonl"), None, "a student")
+    if place == "elsewhere":
+        assert len(unseen_rows(*given).rows) == 60
+        assert "where the file u.jsonl of these lies is not known" in " ".join(capsys.readouterr().err.split())
+    else:
+        with pytest.raises(InputError, match=r"60 of the 60 rows of .* are training rows without labels"):
+            unseen_rows(*given)
 
 
 def test_rows_that_are_all_right_say_nothing_of_how_sure_a_student_should_be(
