@@ -20,6 +20,22 @@ def is_part(spec: str) -> bool:
     return "[" in spec or "+" in spec
 
 
+def keeps_places(spec: str) -> bool:
+    """
+    Whether the rows that a text names are counted as in their whole split: `train` or `train[:80%]`.
+
+    Args:
+        spec (`str`): as for [`parts_of`].
+
+    Raises:
+        InputError: for a text that `datasets` does not understand.
+    """
+    if not is_part(spec):
+        return True
+    parts = _read(spec, _AnySplit())
+    return len(parts) == 1 and parts[0].start == 0
+
+
 def names_in(spec: str) -> tuple[str, ...]:
     """
     The splits that a text names, each once: `("train",)` of `"train[:80%]"`.
@@ -55,6 +71,17 @@ def parts_of(spec: str, lengths: Mapping[str, int]) -> list[Part]:
 def indices_of(parts: Iterable[Part]) -> list[int]:
     """The places of rows within the one split that all parts are of."""
     return [index for part in parts for index in range(part.start, part.stop)]
+
+
+def rows_in_both(one: Iterable[Part], other: Iterable[Part]) -> int:
+    """How many rows are named by both."""
+    others = [*other]
+    return sum(
+        max(0, min(part.stop, its.stop) - max(part.start, its.start))
+        for part in one
+        for its in others
+        if part.split == its.split
+    )
 
 
 _EXAMPLES = "write a split as train[:80%], train[80%:], train[100:200] or train+validation"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-# Of a training row: its label or -100, or the true value of a regression; and what the row says, in 64 bits.
+# Of a training row its label or -100, or the true value of a regression; of any row what it says, in 63 bits.
 LABELS, PRINT = "labels", "row_print"
 NO_LABEL = -1
 
@@ -44,8 +44,8 @@ class ChoiceRows(ReadsForTwo):
 
     def features(self, rows: Sequence[Row], start: int = 0, *, ranking: bool = False) -> list[Row]:
         """
-        As [`~sinkd_llm.inputs.contract.RowTokenizer`]: always all choices. Rows to train on may have no label (-1),
-        and have `labels` and `row_print` besides.
+        As [`~sinkd_llm.inputs.contract.RowTokenizer`]: always all choices, and `row_print` besides. Rows to train
+        on may have no label (-1), and have `labels`.
 
         Raises:
             InputError: for a row without choices, and for one whose teacher reads another number of choices.
@@ -65,7 +65,8 @@ class ChoiceRows(ReadsForTwo):
         if not ranking:
             for row, feature, known in zip(read, features, has_label, strict=True):
                 feature[LABELS] = self._label(row, feature) if known else IGNORE_INDEX
-                feature[PRINT] = row_print(row)
+        for row, feature in zip(rows, features, strict=True):
+            feature[PRINT] = row_print(row)
         if self.teacher is None:
             return features
         theirs = self.teacher.features([_as_asked(row) for row in read], start, ranking=True)
@@ -100,7 +101,7 @@ class ChoiceRows(ReadsForTwo):
 @dataclass(frozen=True)
 class ChoiceCollator:
     """
-    Ranking batches; those to train on have `labels` `[B]` besides: the gold choice, or -100.
+    Ranking batches with the `row_print` of each row; those to train on have `labels` `[B]`: the gold choice, or -100.
 
     Args:
         student, teacher (`Callable`): the collators of the two kinds; the teacher's batch is under `teacher`.
@@ -111,6 +112,8 @@ class ChoiceCollator:
 
     def __call__(self, features: Sequence[Row]) -> dict[str, Any]:
         batch = self._with_labels(self.student(features), features)
+        if PRINT in features[0]:
+            batch[PRINT] = [row[PRINT] for row in features]
         if self.teacher is not None:
             theirs = self.teacher([row[TEACHER] for row in features])
             batch[TEACHER] = self._with_labels(theirs, features)

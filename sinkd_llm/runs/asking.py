@@ -12,19 +12,16 @@ from sinkd_llm.files import cache_dir
 from sinkd_llm.inputs.answer_choices import class_names
 from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.report.results import TEACHER
-from sinkd_llm.row_files import Rows
-from sinkd_llm.row_splits import is_part
+from sinkd_llm.runs.asking_evaluation import TRAIN, answers_of_evaluation, by_position, evaluation_splits
 from sinkd_llm.runs.asking_server import ask_server
 from sinkd_llm.runs.balancing import balance_asked, balanced_answers, balanced_sets
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.examining import learns_from_pairs, say_examination, say_shares
-from sinkd_llm.runs.scorer import rows_hash
-from sinkd_llm.tasks.loading import SPLIT_KEYS
-from sinkd_llm.teachers.answer_file import KEY_COLUMNS, FileAnswers, answers_in, file_rows, splits_in
+from sinkd_llm.runs.scorer import named_rows, rows_hash
+from sinkd_llm.teachers.answer_file import answers_in, file_rows
 from sinkd_llm.teachers.cache.answers import Said, refuse_another, write_answers
 from sinkd_llm.teachers.cache.in_groups import check_objective
 from sinkd_llm.teachers.cache.manifest import Manifest
-from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.group_file import finds_groups_by, sets_in
 from sinkd_llm.teachers.questions import Question, each_row, questions_of, rows_of_pairs
 from sinkd_llm.terminal import is_main_process, say
@@ -34,12 +31,7 @@ from sinkd_llm.training.signal import check_choice_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sinkd_llm.runs.arguments import TaskArguments
-    from sinkd_llm.tasks import Task
     from sinkd_llm.training.config import SinKDConfig
-
-# What the splits of a task may be called in a file of answers.
-_TRAIN, _HELD_OUT = "train", ("validation", "dev", "test")
 
 
 def use_answers(data: RunData, args: "SinKDConfig") -> None:
@@ -241,103 +233,25 @@ def _in_file(
     if column is not None:
         if learns:  # the cache would say it of its own folder, which the user has not named
             check_objective(args.objective(), False, str(args.teacher_file))
-        sets = sets_in(rows, column, questions, _TRAIN)
+        sets = sets_in(rows, column, questions, TRAIN)
         for sentence in sets.sentences():
             say(sentence)
         return sets.sets, {}  # rows for evaluation have no groups
     advice = "or set group_column where answers are of groups of rows"
     if args.group_column is not None:
         advice = f"or, where answers are of groups of rows, name the column of these {args.group_column!r} or 'group'"
-    found = answers_in(rows, questions, _TRAIN, own, advice)
+    found = answers_in(rows, questions, TRAIN, own, advice)
     if by_position(found, own) and not data.places_known:
         raise InputError(
             f"{found.source} finds rows by their position (the column {found.found_by!r}), and the rows of this run "
-            "have ids that do not say it; give the file a column 'id' with the rows' own ids, or 'text'."
+            "are a part of their split, or have ids that do not say it; give the file a column 'id' with the rows' "
+            "own ids, or 'text'."
         )
     for sentence in found.sentences():
         say(sentence)
     splits = evaluation_splits(data.task, data.arguments)
-    return found.answers, answers_of_evaluation(rows, questions, held_out, own, splits)
-
-
-def by_position(found: FileAnswers, id_column: str | None) -> bool:
-    """Whether a file's rows are found by their positions."""
-    return found.found_by in KEY_COLUMNS["position"] and found.found_by != id_column
-
-
-def _by_text(found: FileAnswers, id_column: str | None) -> bool:
-    return found.found_by in KEY_COLUMNS["text"] and found.found_by != id_column
-
-
-def evaluation_splits(task: "Task | None", arguments: "TaskArguments | None") -> tuple[str, ...]:
-    """
-    What a file of answers may call the split of the rows for evaluation where it counts their positions; the first is
-    the most usual one. None: their positions are not known.
-
-    Args:
-        task ([`~sinkd_llm.tasks.Task`], *optional*): the task of the rows, if they have one.
-        arguments ([`TaskArguments`], *optional*): what the rows were loaded by.
-    """
-    if arguments is not None and arguments.validation_share > 0:
-        return (_TRAIN,)
-    if task is not None:
-        source = str(task.config.get(SPLIT_KEYS["validation"]))
-        own = [] if is_part(source) else [source]
-        others = [] if task.config.get(SPLIT_KEYS["test"]) else _HELD_OUT  # "test" is no name of another split
-        return (*dict.fromkeys((*_HELD_OUT[:2], *own, *others)),)
-    if arguments is None:
-        return _HELD_OUT
-    sampled = is_part(arguments.dataset_test_split) or arguments.max_eval_samples is not None
-    return () if sampled else (arguments.dataset_test_split,)
-
-
-def answers_of_evaluation(
-    rows: Rows,
-    taught: Sequence[Question],
-    held_out: Sequence[Question],
-    id_column: str | None,
-    splits: Sequence[str],
-) -> Mapping[str, Any]:
-    """
-    What a file says of the rows for evaluation, if it says anything of them and it is known that these rows are meant.
-
-    Args:
-        rows ([`~sinkd_llm.row_files.Rows`]): of the file.
-        taught (sequence of [`Question`]): the training rows, of which it says something.
-        held_out (sequence of [`Question`]): the rows for evaluation.
-        id_column (`str`, *optional*): the column of the data with the rows' own ids.
-        splits (sequence of `str`): what the file may call their split, see [`evaluation_splits`].
-    """
-    known = {*splits_in(rows)}
-    # A file that knows no splits says the same of all.
-    tried = [*dict.fromkeys((*splits, *_HELD_OUT))][: None if known else 1]
-    for split in tried if held_out else ():
-        try:
-            theirs = answers_in(rows, held_out, split, id_column)
-        except InputError:
-            continue  # a file of the training rows alone; what is wrong with it was said when these were read
-        of_theirs = split in splits and split.casefold() in known
-        if by_position(theirs, id_column):
-            # Positions without a split are those of the training rows.
-            if of_theirs or (not known and split == _TRAIN):
-                return theirs.answers
-            continue
-        twice = [] if of_theirs or _by_text(theirs, id_column) else _of_two_rows(held_out, taught)
-        if not twice:
-            return theirs.answers
-        say(
-            f"{len(twice):,} rows for evaluation have the id of a training row (the first: {twice[0]}), and "
-            f"{rows.source} does not say which of the two it answers: the teacher is not scored. Give the file a "
-            "column 'split', or each row an id of its own."
-        )
-        break
-    return {}
-
-
-def _of_two_rows(held_out: Sequence[Question], taught: Sequence[Question]) -> list[str]:
-    """The ids of rows for evaluation that are also ids of other rows, to train on."""
-    prompts = {question.name: question.prompt for question in taught}
-    return [one.name for one in held_out if prompts.get(one.name, one.prompt) != one.prompt]
+    taught = [question for question in questions if question.name in found.answers]
+    return found.answers, answers_of_evaluation(rows, taught, held_out, own, splits)
 
 
 def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -350,7 +264,7 @@ def _score(data: RunData, held_out: Sequence[Question], theirs: Mapping[str, Any
     return {
         "rows": rows_hash(data),
         "predictions": chosen,
-        "keys": [name_key(held_out[i].name).hex() for i in known],
+        **named_rows(rows),
         "name": TEACHER,
         "metrics": data.task.compute_metrics(chosen, rows["label"][:], rows=rows),
         "num_examples": len(known),

@@ -10,7 +10,7 @@ import numpy as np
 from sinkd_llm.errors import InputError, first_line
 from sinkd_llm.inputs.row_checks import READ_COLUMNS, checked_row
 from sinkd_llm.row_files import BY_SUFFIX, Rows, read_text
-from sinkd_llm.row_splits import Part, is_part, names_in, parts_of
+from sinkd_llm.row_splits import Part, is_part, keeps_places, names_in, parts_of, rows_in_both
 from sinkd_llm.runs.task_rows import (
     EVALUATION_SAMPLE_SEED,
     held_out_rows,
@@ -19,6 +19,7 @@ from sinkd_llm.runs.task_rows import (
     validation_rows,
 )
 from sinkd_llm.runs.teacher_rows import rows_for_teacher
+from sinkd_llm.tasks.loading import SPLIT_KEYS, shared_rows
 from sinkd_llm.terminal import say
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ class RunData:
         """Whether a row's place in its split can be told: from its id, or because all rows are here."""
         if self.arguments is None:
             return True
+        if self.arguments.id_column is not None:
+            return False
+        if self.task is not None:  # an id says the place within what the task calls its training split
+            return keeps_places(str(self.task.config.get(SPLIT_KEYS["train"], "")))
         chosen = self.arguments.max_train_samples is not None or self.arguments.validation_share > 0
-        sampled = self.task is None and chosen
-        return self.arguments.id_column is None and not sampled
+        return not chosen and keeps_places(self.arguments.dataset_train_split)
 
 
 def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = ()) -> RunData:
@@ -72,6 +76,12 @@ def load_run_data(arguments: "TaskArguments", seed: int, keep: Sequence[str] = (
         from sinkd_llm.tasks import load_task
 
         task = load_task(arguments.task, keep=keep, id_column=arguments.id_column)
+        folder = None if arguments.data_dir is None else Path(arguments.data_dir).expanduser()
+        specs = [task.config.get(SPLIT_KEYS[split]) for split in ("train", "validation")]
+        _refuse_shared(
+            shared_rows(task.config, task.path, folder),
+            f"training_split of {task.path} is {specs[0]} and validation_split is {specs[1]}",
+        )
         train = training_rows(task, arguments, seed)
         evaluation = validation_rows(task, arguments)
         _say_leak(train, evaluation)
@@ -129,17 +139,15 @@ def _parts(loaded: "Mapping[str, Dataset]", spec: str) -> list[Part]:
 
 def _check_apart(loaded: "Mapping[str, Dataset]", train: str, test: str) -> None:
     """Refuses rows to evaluate on that are trained on, unless both texts say the same: nobody does so by mistake."""
-    pairs = [(one, other) for one in _parts(loaded, train) for other in _parts(loaded, test) if train != test]
-    shared = sum(
-        max(0, min(one.stop, other.stop) - max(one.start, other.start))
-        for one, other in pairs
-        if one.split == other.split
-    )
+    shared = 0 if train == test else rows_in_both(_parts(loaded, train), _parts(loaded, test))
+    _refuse_shared(shared, f"dataset_train_split is {train} and dataset_test_split is {test}")
+
+
+def _refuse_shared(shared: int, splits: str) -> None:
     if shared:
         raise InputError(
-            f"dataset_train_split is {train} and dataset_test_split is {test}: {shared:,} rows are in both, and "
-            "scores on rows that are trained on are no test of the student. Name parts without a row in common, such "
-            "as train[:80%] and train[80%:]."
+            f"{splits}: {shared:,} rows are in both, and scores on rows that are trained on are no test of the "
+            "student. Name parts without a row in common, such as train[:80%] and train[80%:]."
         )
 
 

@@ -211,19 +211,24 @@ def answers_of_cache(folder: Path, evaluator: "TaskEvaluator", model: Any) -> Te
     Args:
         folder (`Path`): of the cache.
         evaluator ([`TaskEvaluator`]): of the rows.
-        model (`PreTrainedModel`): the student: rows are known again by what it reads, or by their names.
+        model (`PreTrainedModel`): the student: rows are known again by what it reads, or over answer
+            choices by their names and what they say.
 
     Raises:
         InputError: if the cache does not know the teacher's answers to all rows.
     """
-    from sinkd_llm.teachers.cache.layout import OVER_CHOICES
+    from sinkd_llm.runs.scorer import keys_over_choices
     from sinkd_llm.teachers.cache.manifest import Manifest
-    from sinkd_llm.teachers.choices import TeacherChoices, name_key, why_unknown
+    from sinkd_llm.teachers.choices import TeacherChoices, why_unknown
 
     manifest = Manifest.load(folder.expanduser())
     recorded = TeacherChoices.recorded(manifest.teacher_score)
-    by_name = manifest.layout.content == OVER_CHOICES
-    keys = [name_key(str(name)) for name in evaluator.dataset["id"]] if by_name else evaluator.row_keys(model)
+    if "choices" not in evaluator.dataset.column_names:
+        raise InputError(f"--teacher_cache {folder} says what a teacher chose, and these answers are free text.")
+    if manifest.layout.over_choices:
+        keys = keys_over_choices(manifest.teacher_score, evaluator.dataset)
+    else:
+        keys = evaluator.row_keys(model)
     if not len(recorded) or recorded.missing(keys):
         raise InputError(f"--teacher_cache {folder}: {why_unknown(manifest.teacher_score)}")
     counts = [len(choices) for choices in evaluator.dataset["choices"]]

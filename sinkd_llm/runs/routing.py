@@ -25,7 +25,7 @@ from sinkd_llm.answering.timing import TIMED, latencies_ms
 from sinkd_llm.errors import InputError
 from sinkd_llm.interrupts import termination_raises
 from sinkd_llm.report.results import RESULTS_FILE, RunRecord
-from sinkd_llm.runs.asking import answers_of_evaluation, by_position, evaluation_splits
+from sinkd_llm.runs.asking_evaluation import answers_of_evaluation, by_position, evaluation_splits
 from sinkd_llm.runs.calibrating import own_folder
 from sinkd_llm.runs.unseen_rows import Unseen, examples_of, unseen_rows
 from sinkd_llm.teachers.answer_file import answers_in, file_rows

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.inputs.over_choices import row_print
 from sinkd_llm.models.kinds import TEACHER as READ_BY_TEACHER
 from sinkd_llm.report.predictions import rounded
 from sinkd_llm.report.results import TEACHER, ResultRow
@@ -13,11 +14,13 @@ from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.profiling import profile
 from sinkd_llm.runs.result_rows import compare_with_teacher, fill_in
 from sinkd_llm.runs.teacher_rows import as_teacher_reads
-from sinkd_llm.teachers.choices import name_key
-from sinkd_llm.teachers.questions import place_of
+from sinkd_llm.teachers.choices import name_key, named_keys
+from sinkd_llm.teachers.questions import each_row
 from sinkd_llm.terminal import progress, say
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sinkd_llm.evaluation import TaskEvaluator, TaskScore
     from sinkd_llm.teachers.choices import TeacherChoices
     from sinkd_llm.training.config import SinKDConfig
@@ -56,6 +59,7 @@ class Scorer:
         self.teacher_log_likelihoods: list[list[float]] | None = None
         self.scores: dict[str, TaskScore] = {}
         self._recorded: TeacherChoices | None = None
+        self._record: dict[str, Any] | None = None
 
     def _task_evaluator(self, tokenizer: Any) -> "TaskEvaluator | None":
         from sinkd_llm.evaluation import TaskEvaluator
@@ -144,18 +148,23 @@ class Scorer:
         Returns:
             `dict` or `None`: the row of the results table, `rows` (a hash of the rows), and, where answers are chosen,
             `predictions` (the chosen index of each row), `keys` (what the teacher read of each row, as
-            [`~sinkd_llm.teachers.choices.row_keys`], in hexadecimal digits) and, where it gives any, `probabilities`
-            (of each row's choices). `None` without a task or without rows.
+            [`~sinkd_llm.teachers.choices.row_keys`], in hexadecimal digits; over answer choices the row's name, with
+            its print among the `prints`) and, where it gives any, `probabilities` (of each
+            row's choices). `None` without a task or without rows.
         """
         if self._evaluator is None:
             return None
         row = self.row(TEACHER, model, size_bytes)
-        keys = probabilities = None
+        probabilities = None
+        kept_of_rows: dict[str, Any] = {"keys": None}
         if self._teacher_predictions is not None:
-            keys = [key.hex() for key in self._keys(model)]
+            if self.by_name:
+                kept_of_rows = named_rows(self._evaluator.dataset)
+            else:
+                kept_of_rows = {"keys": [key.hex() for key in self._evaluator.row_keys(model)]}
             if self.teacher_probabilities is not None:
                 probabilities = rounded(self.teacher_probabilities)
-        kept = {"predictions": self._teacher_predictions, "keys": keys, "probabilities": probabilities}
+        kept = {"predictions": self._teacher_predictions, **kept_of_rows, "probabilities": probabilities}
         return {"rows": rows_hash(self.data), **kept, **asdict(row)}
 
     def recorded(self, record: dict[str, Any] | None) -> ResultRow | None:
@@ -163,8 +172,7 @@ class Scorer:
         The teacher's row, if it was scored on these very rows when it was cached.
 
         The students that are scored after it are compared with what the teacher chose then, if the record says so for
-        all evaluation rows: they may be some of the rows on which the teacher was scored. Over answer choices a record
-        knows rows by their ids; of other rows than these it is taken where a task has made the ids of their texts.
+        all evaluation rows: they may be some of the rows on which the teacher was scored.
 
         Raises:
             InputError: if the record is damaged.
@@ -175,8 +183,7 @@ class Scorer:
         if record is None or self.data.evaluation is None:
             return None
         these = record["rows"] == rows_hash(self.data)
-        tells_apart = these or not self.by_name or all(map(place_of, map(str, self.data.evaluation["id"][:])))
-        self._recorded = TeacherChoices.recorded(record if tells_apart else None)
+        self._recorded, self._record = TeacherChoices.recorded(record), record
         if not these:
             return None
         predictions = record.get("predictions")
@@ -211,10 +218,11 @@ class Scorer:
         return keys, [len(choices) for choices in self._evaluator.dataset["choices"]]
 
     def _keys(self, model: Any, max_length: int | None = None) -> list[bytes]:
-        """By which a teacher's choices for the rows are known again: over answer choices the names of the rows."""
+        """By which the recorded choices of a teacher for the rows are known again."""
         assert self._evaluator is not None
         if self.by_name:
-            return [name_key(str(name)) for name in self._evaluator.dataset["id"]]
+            these = self._record is not None and self._record["rows"] == rows_hash(self.data)
+            return keys_over_choices(self._record, self._evaluator.dataset, same_rows=these)
         return self._evaluator.row_keys(model, max_length)
 
     def score(self, evaluator: "TaskEvaluator", name: str, model: Any) -> "TaskScore":
@@ -247,6 +255,18 @@ class Scorer:
         if self._teacher_predictions is not None:
             rows = self.data.task.as_scored(self.data.evaluation)
             compare_with_teacher(row, rows, score, self._teacher_predictions, self.teacher_probabilities)
+
+
+def named_rows(rows: "Dataset") -> dict[str, Any]:
+    """What a record over answer choices keeps of its rows: `keys`, their names in hexadecimal digits, and `prints`."""
+    keys = [name_key(str(name)).hex() for name in rows["id"][:]]
+    return {"keys": keys, "prints": [row_print(row) for row in each_row(rows)]}
+
+
+def keys_over_choices(score: dict[str, Any] | None, rows: "Dataset", *, same_rows: bool = False) -> list[bytes]:
+    """[`~sinkd_llm.teachers.choices.named_keys`] of rows."""
+    names, prints = map(str, rows["id"][:]), [row_print(row) for row in each_row(rows)]
+    return named_keys(score, [*names], prints, same_rows=same_rows)
 
 
 def rows_hash(data: RunData) -> str:

@@ -2,12 +2,14 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.inputs.over_choices import NO_LABEL
 from sinkd_llm.models.kinds import TEACHER
 from sinkd_llm.runs.task_rows import training_rows, validation_rows
+from sinkd_llm.tasks.loading import load_rows
 from sinkd_llm.teachers.questions import place_of
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def rows_for_teacher(
     theirs = task
     rows, scored = train, evaluation
     if arguments.teacher_task is not None:
-        theirs = load_task(arguments.teacher_task, id_column=arguments.id_column)
+        theirs = load_task(arguments.teacher_task)
+        if _have_ids(theirs, arguments):
+            theirs = load_task(arguments.teacher_task, id_column=arguments.id_column)
         rows, scored = _rows_of(theirs, train, evaluation, arguments, seed, task.name)
     between = str(theirs.config.get("fewshot_delimiter", _BETWEEN))
     count = arguments.teacher_num_fewshot
@@ -64,6 +68,15 @@ def as_teacher_reads(rows: Any) -> Any:
     return kept
 
 
+def _have_ids(theirs: "Task", arguments: "TaskArguments") -> bool:
+    """Whether the rows of a teacher's task have the column of ids: a file that says the same rows may lack it."""
+    if arguments.id_column is None:
+        return False
+    folder = None if arguments.data_dir is None else Path(arguments.data_dir).expanduser()
+    rows = load_rows(theirs.config, theirs.path, "train", folder)
+    return any(arguments.id_column in row for row in rows.rows)
+
+
 def _rows_of(
     theirs: "Task", train: "Dataset", evaluation: "Dataset", arguments: "TaskArguments", seed: int, name: str
 ) -> "tuple[Dataset, Dataset]":
@@ -79,27 +92,41 @@ def _rows_of(
 
 
 def _same_rows(own: "Dataset", other: "Dataset", names: tuple[str, str], *, some: bool) -> "Dataset":
-    """The rows of another task that are these, all or some of them: known by their places, or by ids of the data."""
+    """
+    The rows of another task that are these, all or some of them: known by their places, or by ids of the data. All of
+    them, in the same order, may also repeat an id, or lack those of the data.
+    """
     if len(own) != len(other) and not some:
         raise InputError(
             f"The teacher's task {names[1]!r} has {len(other)} rows and the task {names[0]!r} {len(own)}: both have "
             "to read the same data files."
         )
+    ids, others = own["id"][:], other["id"][:]
+    if not some and all(map(_in_one_place, ids, others)):
+        return other
     places: dict[Any, int] = {}
-    for index, id_ in enumerate(other["id"][:]):
+    for index, id_ in enumerate(others):
         if places.setdefault(place_of(id_) or id_, index) != index:
             raise InputError(
                 f"Two training rows of the teacher's task {names[1]!r} have the id {id_!r}, so that it is not known "
                 f"which of them is the one of the task {names[0]!r}; give each row its own, also where they are of "
                 "two files."
             )
-    found = [places.get(place_of(id_) or id_) for id_ in own["id"][:]]
+    found = [places.get(place_of(id_) or id_) for id_ in ids]
     if None in found:
         raise InputError(
-            f"The row {own['id'][found.index(None)]} of the task {names[0]!r} is none of the {len(other)} rows of the "
+            f"The row {ids[found.index(None)]} of the task {names[0]!r} is none of the {len(other)} rows of the "
             f"teacher's task {names[1]!r}: both have to read the same data files."
         )
     return other.select(found)
+
+
+def _in_one_place(mine: str, its: str) -> bool:
+    """Whether two rows at the same place are one, as far as their ids say: one of them may lack the data's id."""
+    place, other = place_of(mine), place_of(its)
+    if place is None and other is None:
+        return mine == its
+    return None in (place, other) or place == other
 
 
 def _shots(rows: "Dataset", labels: list[int], count: int, seed: int) -> list[dict[str, Any]]:

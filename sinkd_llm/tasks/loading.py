@@ -6,15 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sinkd_llm.errors import InputError, first_line, nearest
 from sinkd_llm.row_files import READERS, Rows, read_csv, read_json
-from sinkd_llm.row_splits import indices_of, is_part, names_in, parts_of
+from sinkd_llm.row_splits import Part, indices_of, is_part, names_in, parts_of, rows_in_both
 from sinkd_llm.tasks.formats import BENCHMARK_READERS
 from sinkd_llm.tasks.labels import says_no_label
 from sinkd_llm.tasks.schema import as_written
 from sinkd_llm.values import listed, shown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -309,10 +312,57 @@ _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", flags=re.ASCII)
 _TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 
 
+def shared_rows(config: Mapping[str, Any], path: Path, data_dir: Path | None) -> int:
+    """
+    How many rows a task's training split and its validation split have in common, where these are parts of splits.
+
+    Args:
+        config, path, data_dir: as for [`load_rows`].
+
+    Returns:
+        `int`: 0 where both are the same text, which nobody writes by mistake.
+
+    Raises:
+        InputError: as [`load_rows`].
+    """
+    specs = [str(config[key]) for key in (SPLIT_KEYS["train"], SPLIT_KEYS["validation"]) if config.get(key)]
+    own_files = config["dataset_path"] in ("csv", "json")
+    # In a benchmark's folder each split is a file of its own.
+    if len({*specs}) < 2 or not any(map(is_part, specs)) or (data_dir is not None and not own_files):
+        return 0
+    files = config.get("dataset_kwargs", {}).get("data_files") if own_files else None
+    whole = {*files} if isinstance(files, dict) else set()  # a split may have any name
+    names = [{spec} if spec in whole or not is_part(spec) else {*names_in(spec)} for spec in specs]
+    if not names[0] & names[1]:
+        return 0
+
+    def length(name: str) -> int:
+        return len(_own_files(config, path, name, data_dir)) if own_files else len(_hub_split(config, name))
+
+    lengths = {name: length(name) for name in names[0] | names[1]}
+    parts = [
+        [Part(spec, 0, lengths[spec])] if spec in lengths else parts_of(spec, {name: lengths[name] for name in its})
+        for spec, its in zip(specs, names, strict=True)
+    ]
+    return rows_in_both(*parts)
+
+
 def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
     import datasets
 
-    name = config["dataset_path"] + (f" ({config['dataset_name']})" if "dataset_name" in config else "")
+    data = _hub_split(config, split_name)
+    classes = {column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    return Rows(data.to_list(), f"{_hub_name(config)}, split {split_name}", index_columns=frozenset(classes))
+
+
+def _hub_name(config: Mapping[str, Any]) -> str:
+    return str(config["dataset_path"]) + (f" ({config['dataset_name']})" if "dataset_name" in config else "")
+
+
+def _hub_split(config: Mapping[str, Any], split_name: str) -> "Dataset":
+    import datasets
+
+    name = _hub_name(config)
     kwargs = dict(config.get("dataset_kwargs", {}))
     kwargs.pop("trust_remote_code", None)  # `datasets` runs no scripts any more and refuses the word
     try:
@@ -327,8 +377,7 @@ def _hub(config: Mapping[str, Any], split_name: str) -> Rows:
             f"The data set {name} came as {type(data).__name__}, which has no length; drop streaming from "
             "dataset_kwargs."
         )
-    classes = {column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-    return Rows(data.to_list(), f"{name}, split {split_name}", index_columns=frozenset(classes))
+    return data
 
 
 def _local_advice(config: Mapping[str, Any]) -> str:

@@ -29,7 +29,6 @@ class FileAnswers:
         answers ([`Answers`]): by row.
         source (`str`): the file.
         found_by (`str`): the column by which rows are found.
-        of_split (`bool`): whether a column says of which split a row is, so that positions are those of one split.
         said_by (`str`): what is read of them, as a part of a sentence.
         asked (`int`): questions.
         rows (`int`): rows of the file, of the wanted split where it has a column for it.
@@ -43,7 +42,6 @@ class FileAnswers:
     answers: Answers
     source: str
     found_by: str
-    of_split: bool
     said_by: str
     asked: int
     rows: int
@@ -147,7 +145,6 @@ def answers_in(
         answers=answers,
         source=rows.source,
         found_by=key.column,
-        of_split=bool(splits.names),
         said_by=said_by,
         asked=len(questions),
         rows=len(splits.kept),

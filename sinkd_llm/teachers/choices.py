@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 
 from sinkd_llm.errors import InputError
+from sinkd_llm.teachers.questions import place_of
+
+# The key of no row: names are in UTF-8, in which this byte is not.
+_OF_NO_ROW = b"\xff"
 
 
 class TeacherChoices:
@@ -14,6 +18,7 @@ class TeacherChoices:
     What the frozen teacher chose, so that it ranks each evaluation row once.
 
     Rows are known by what the teacher reads, not by their names: two evaluation sets may use the same names, or none.
+    Over answer choices, which student and teacher read differently, they are known as [`named_keys`] says.
     """
 
     def __init__(self) -> None:
@@ -27,12 +32,14 @@ class TeacherChoices:
 
         Args:
             score (`Mapping`, *optional*): with `predictions`, the chosen indices, and `keys`, the [`row_keys`] of the
-                rows in hexadecimal digits; a record without them knows no row. It may have the `probabilities` of the
-                choices of each row.
+                rows in hexadecimal digits, or over answer choices their names and `prints`; a record without them
+                knows no row. It may have the `probabilities` of the choices of each row.
         """
         found = cls()
         if score is not None and score.get("keys") and score.get("predictions"):
             keys = [bytes.fromhex(key) for key in score["keys"]]
+            if score.get("prints"):
+                keys = [_with_print(key, row_print) for key, row_print in zip(keys, score["prints"], strict=True)]
             found.add(keys, score["predictions"])
             if score.get("probabilities"):
                 found._probabilities.update(zip(keys, score["probabilities"], strict=True))
@@ -107,7 +114,9 @@ def why_unknown(score: Mapping[str, Any] | None) -> str:
     if score.get("keys"):
         return (
             "The teacher cache does not know what the teacher chooses for all rows of this evaluation; evaluate on "
-            "rows on which the teacher was scored when it was cached."
+            "rows on which the teacher was scored when it was cached. (If the cache is over answer choices, the rows "
+            "have ids of their own, and an earlier version wrote it, write it again: that version did not record what "
+            "the rows say.)"
         )
     return (
         "The teacher cache was written by an earlier version, which did not record the rows of the teacher's choices, "
@@ -121,8 +130,32 @@ def choice_counts(batch: Mapping[str, Any]) -> list[int]:
 
 
 def name_key(name: str) -> bytes:
-    """The key of a row that is known by its name: over answer choices, which student and teacher read differently."""
+    """A row's name, as a record over answer choices has it among its `keys`."""
     return name.encode("utf-8", "surrogatepass")
+
+
+def named_keys(
+    score: Mapping[str, Any] | None, names: Sequence[str], prints: Sequence[int], *, same_rows: bool = False
+) -> list[bytes]:
+    """
+    What a record over answer choices knows rows by: their names, and what the rows say.
+
+    A record of an earlier version has names alone. The name that a task made for a row has a hash of its text; the ids
+    of the data may be those of other rows, which such a record does not know.
+
+    Args:
+        score (`Mapping`, *optional*): the record.
+        names (sequence of `str`): of the rows.
+        prints (sequence of `int`): the [`~sinkd_llm.inputs.over_choices.row_print`] of each.
+        same_rows (`bool`, *optional*, defaults to `False`): the rows are those of the record for another reason.
+    """
+    if score is not None and score.get("prints"):
+        return [_with_print(name_key(name), said) for name, said in zip(names, prints, strict=True)]
+    return [name_key(name) if same_rows or place_of(name) else _OF_NO_ROW for name in names]
+
+
+def _with_print(name: bytes, row_print: int) -> bytes:
+    return name + row_print.to_bytes(8, "little")
 
 
 def row_keys(batch: Mapping[str, Any]) -> list[bytes]:

@@ -35,7 +35,8 @@ class Question:
         position (`int`, *optional*): the row's place in its split, from 0; `None` where that is not known.
         group (`str`, *optional*): the group that the row is of.
         split (`str`, *optional*): the split, as the row's id calls it: `train`, `validation`, `test`, or `unlabelled`
-            for a raw file; `None` where the id does not say it.
+            for a raw file. An id of the data does not say it: beside ids that do, the row is called `unlabelled`,
+            without a position; `None` where no id of the rows says it.
     """
 
     name: str
@@ -104,7 +105,8 @@ def questions_of(dataset: "Dataset", group_column: str | None = None) -> list[Qu
     ids = dataset["id"][:] if "id" in dataset.column_names else [None] * len(dataset)
     names = [f"row {index}" if own is None else str(own) for index, own in enumerate(ids)]
     places = [place_of(name) for name in names]
-    # Beside rows whose ids say their place, those with ids of their own are of a raw file.
+    # Beside rows whose ids say their place, the place of a row with an id of its own is not known: the row is of a raw
+    # file with ids, or, with an `id_column`, of the training split beside a raw file without.
     in_file = ("unlabelled", None) if any(places) else None
     for index, row in enumerate(each_row(dataset)):
         theirs = {**row, **{k: v for k, v in (row.get(TEACHER) or {}).items() if v is not None}}

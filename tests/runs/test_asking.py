@@ -182,16 +182,62 @@ def test_what_a_file_says_of_the_rows_for_evaluation(
     assert {name if id_column else name.split("-")[2] for name in said} == set(expected)
 
 
+@pytest.mark.parametrize(
+    ("split", "training", "expected"),
+    [
+        ("dev", range(4, 8), True),  # the file knows the split by its second name
+        ("valid", range(4, 8), True),  # a name that is of no split; none of the rows to train on has such an id
+        ("valid", range(8), False),
+        ("test", range(4, 8), False),
+    ],
+)
+def test_ids_of_the_data_are_looked_for_in_the_rows_of_their_split(
+    split: str, training: range, expected: bool, task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"train,{i},positive" for i in training] + [f"{split},{i},positive" for i in range(4)]
+    file = answer_file(task, "answers.csv", "split,nr,answer", *lines)
+    score = cached(task, "cache", teacher_file=file, id_column="nr").recorded_score
+    assert (score is not None and score["num_examples"] == 4) is expected
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("all their split 'validation' in its column 'split'" in said) is not expected
+
+
 def test_test_rows_are_those_for_evaluation_where_the_task_has_no_other(task: Path) -> None:
-    known = load_task(task)
-    assert asking.evaluation_splits(known, None) == ("validation", "dev")
-    without = write_task(task.with_name("two.yaml"))
-    assert "test" in asking.evaluation_splits(load_task(without), None)
+    def counted(*words: Any) -> tuple[str, ...]:
+        return asking.evaluation_splits(*words).counted
+
+    assert counted(load_task(task), None) == ("validation", "dev")
+    two = load_task(write_task(task.with_name("two.yaml")))
+    assert "test" in counted(two, None)
+    one = load_task(write_task(task.with_name("one.yaml"), validation_split=None))
+    assert counted(one, None, 0.2) == ("train",)
+    assert counted(one, None) == ()
+    part = asking.evaluation_splits(
+        load_task(write_task(task.with_name("p.yaml"), validation_split="train[80%:]")), None
+    )
+    assert "train" in part.names
+    assert "train" not in part.counted
     rows = TaskArguments(dataset_name="d.jsonl", dataset_test_split="test")
-    assert asking.evaluation_splits(None, rows) == ("test",)
+    assert counted(None, rows) == ("test",)
+    assert {*counted(None, dataclasses.replace(rows, dataset_test_split="validation"))} == {"validation", "dev"}
     # Of a sample, or a part of a split, the positions are others than the file's.
-    assert asking.evaluation_splits(None, dataclasses.replace(rows, max_eval_samples=3)) == ()
-    assert asking.evaluation_splits(None, dataclasses.replace(rows, dataset_test_split="train[80%:]")) == ()
+    assert counted(None, dataclasses.replace(rows, max_eval_samples=3)) == ()
+    assert counted(None, dataclasses.replace(rows, dataset_test_split="train[80%:]")) == ()
+
+
+def test_a_score_over_more_rows_is_not_replaced_unasked(task: Path) -> None:
+    def file(*choices: str) -> Path:
+        held_out = (f"validation,{i},{choice}" for i, choice in enumerate(choices))
+        return answer_file(task, "a.csv", "split,row,answer", *(f"train,{i},positive" for i in range(8)), *held_out)
+
+    four = ("positive",) * 4
+    cached(task, "cache", teacher_file=file(*four))
+    for less in ({"teacher_file": file(*four), "score_teacher": "false"}, {"teacher_file": file("positive")}):
+        with pytest.raises(InputError, match=r"another score of the teacher, .* or --overwrite"):
+            cached(task, "cache", **less)
+    score = cached(task, "cache", teacher_file=file("negative", *four[1:])).recorded_score
+    assert score is not None
+    assert score["predictions"] == [0, 1, 1, 1]
 
 
 def test_lists_and_the_rows_for_evaluation_are_balanced_alike(task: Path, capsys: pytest.CaptureFixture[str]) -> None:

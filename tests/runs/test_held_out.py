@@ -210,6 +210,47 @@ def test_rows_with_a_completion_are_split_likewise(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("split", "known"),
+    [("train", True), ("train[:80%]", True), ("train[20%:]", False), ("train[:9]+train[9:]", False)],
+)
+def test_rows_of_a_part_are_not_counted_as_in_the_whole_split(split, known, tmp_path):
+    task = write_task(tmp_path / "mine.yaml", ROWS[:20], training_split=split)
+    assert load_run_data(TaskArguments(task=str(task)), 0).places_known is known
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,completion\n" + "".join(f"{i} + 1 =,{i + 1}\n" for i in range(20)))
+    assert load_run_data(TaskArguments(dataset_name=str(file), dataset_train_split=split), 0).places_known is known
+
+
+@pytest.mark.parametrize(
+    ("validation", "shared"), [("train[80%:]", 4), ("train[:2]+train[90%:]", 4), ("train", 0), ("validation", 0)]
+)
+def test_a_task_does_not_evaluate_on_rows_that_it_trains_on(validation, shared, tmp_path):
+    files = {"data_files": dict.fromkeys(("train", "validation"), "rows.jsonl")}
+    task = write_task(tmp_path / "mine.yaml", ROWS[:20], validation_split=validation, dataset_kwargs=files)
+    if not shared:
+        assert len(load_run_data(TaskArguments(task=str(task)), 0).evaluation) == 20
+        return
+    with pytest.raises(InputError, match=f"validation_split is .*{shared} rows are in both, .* no test"):
+        load_run_data(TaskArguments(task=str(task)), 0)
+
+
+@pytest.mark.parametrize("teacher_has_ids", [True, False])
+def test_a_teachers_task_may_repeat_ids_or_lack_them(teacher_has_ids, tmp_path):
+    files = {"data_files": {"train": "rows.jsonl", "validation": "rows.jsonl", "test": "test.jsonl"}}
+    changes = {"dataset_kwargs": files, "test_split": "test"}
+    paths = []
+    for name, with_ids in (("own", True), ("parallel", teacher_has_ids)):
+        rows = [{**row, **({"nr": i} if with_ids else {})} for i, row in enumerate(ROWS[:20])]
+        paths.append(str(write_task(tmp_path / name / "mine.yaml", rows, **changes)))
+        test = [{"text": f"film {i}", **({"nr": i} if with_ids else {})} for i in range(5)]
+        (tmp_path / name / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    more = {"id_column": "nr", "dataset_unlabelled_split": "test" if teacher_has_ids else None}
+    train = load_run_data(TaskArguments(task=paths[0], teacher_task=paths[1], **more), 0).train
+    assert len(train) == (25 if teacher_has_ids else 20)
+    assert [row["teacher"]["prompt"] for row in train] == train["prompt"][:]
+
+
+@pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
         ({"validation_split": None}, {}, "has no validation split to evaluate on.* set validation_share to 0.1"),

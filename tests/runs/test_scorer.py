@@ -15,8 +15,7 @@ from sinkd_llm.runs.arguments import TaskArguments
 from sinkd_llm.runs.data import RunData
 from sinkd_llm.runs.evaluate import answers_of_cache
 from sinkd_llm.runs.predicting import predictions_of
-from sinkd_llm.runs.scorer import Scorer, rows_hash
-from sinkd_llm.teachers.choices import name_key
+from sinkd_llm.runs.scorer import Scorer, named_rows, rows_hash
 from tests.support.rows import opinions
 from tests.support.trainers import AccuracyTask, changed_trainer
 
@@ -101,23 +100,27 @@ def test_a_student_is_compared_with_a_recorded_teacher_where_all_choices_are_kno
     assert not {*of_teacher} & {*earlier.row(BEFORE, trainer.model).metrics}
 
 
-@pytest.mark.parametrize(("made", "of_others"), [(False, [-1] * 9), (True, [0, 1] * 4 + [0])])
-def test_ids_of_the_data_are_those_of_the_recorded_rows_alone(made: bool, of_others: list[int], trainer: Any) -> None:
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("prints", [False, True])
+def test_ids_of_the_data_are_those_of_the_recorded_rows_alone(made: bool, prints: bool, trainer: Any) -> None:
     names = [f"mine-validation-{i}-0123abcd" if made else str(i) for i in range(9)]
 
-    def scorer(start: int) -> Scorer:
-        rows = opinions(9, start).remove_columns("id").add_column("id", names)
+    def scorer(start: int, count: int = 9) -> Scorer:
+        rows = opinions(count, start).remove_columns("id").add_column("id", names[:count])
         data = RunData("rows", AccuracyTask(), opinions(), rows)
         return Scorer(data, trainer.processing_class, trainer.args, by_name=True)
 
-    keys = [name_key(name).hex() for name in names]
-    these, others = scorer(100), scorer(200)
-    record = {"name": TEACHER, "metrics": {}, "num_examples": 9, "keys": keys, "predictions": [0, 1] * 4 + [0]}
-    record["rows"] = rows_hash(these.data)
+    these, some, others = scorer(100), scorer(100, 7), scorer(200)
+    record = {"name": TEACHER, "metrics": {}, "num_examples": 9, "predictions": [0, 1] * 4 + [0]}
+    record |= {**named_rows(these.data.evaluation), "rows": rows_hash(these.data)}
+    if not prints:  # as an earlier version recorded it
+        del record["prints"]
     assert these.recorded(record) is not None
     assert these.recorded_choices(trainer.model) == record["predictions"]
-    assert others.recorded(record) is None
-    assert others.recorded_choices(trainer.model) == of_others
+    for other, known in ((some, made or prints), (others, made and not prints)):
+        assert other.recorded(record) is None
+        count = len(other.data.evaluation)
+        assert other.recorded_choices(trainer.model) == (record["predictions"][:count] if known else [-1] * count)
     others.recorded(None)
     assert others.recorded_choices(trainer.model) is None
 
@@ -141,17 +144,21 @@ def test_recorded_probabilities_of_other_choices_are_refused(trainer: Any) -> No
         later.row(BEFORE, trainer.model)
 
 
-def test_evaluate_knows_the_teacher_of_a_cache(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("over_choices", [False, True])
+def test_evaluate_knows_the_teacher_of_a_cache(
+    over_choices: bool, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = RunData("rows", AccuracyTask(), opinions(), opinions(9, 100))
-    scorer = Scorer(data, trainer.processing_class, trainer.args)
+    scorer = Scorer(data, trainer.processing_class, trainer.args, by_name=over_choices)
     record = scorer.record(trainer.teacher.model)
-    kept = SimpleNamespace(teacher_score=record, layout=SimpleNamespace(content="topk"))
+    kept = SimpleNamespace(teacher_score=record, layout=SimpleNamespace(over_choices=over_choices))
     monkeypatch.setattr("sinkd_llm.teachers.cache.manifest.Manifest.load", lambda folder: kept)
     found = answers_of_cache(Path("cache"), scorer.evaluator_of_rows(data.evaluation), trainer.model)
     assert found.predictions == record["predictions"]
     assert found.probabilities == record["probabilities"]
+    others = opinions(9, 200).remove_columns("id").add_column("id", data.evaluation["id"][:])
     with pytest.raises(InputError, match="--teacher_cache cache: The teacher cache does not know what the teacher"):
-        answers_of_cache(Path("cache"), scorer.evaluator_of_rows(opinions(9, 200)), trainer.model)
+        answers_of_cache(Path("cache"), scorer.evaluator_of_rows(others), trainer.model)
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features, Value
 
 from sinkd_llm.errors import InputError
 from sinkd_llm.teachers import CachedTeacher
 from sinkd_llm.teachers.cache.answers import write_answers
 from sinkd_llm.teachers.cache.writer import CacheWriter
+from sinkd_llm.teachers.choices import name_key
 from sinkd_llm.teachers.questions import Answers, AnswerSet, Question
 
 ASKED = [Question(f"row {i}", "", (" no", " yes")) for i in range(6)]
@@ -100,7 +103,7 @@ def test_what_was_begun_with_other_answers_is_not_continued(tmp_path: Path, monk
         patch.setattr(CacheWriter, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / "cache", answers(0, 0, 0, 0, 0, 0))
-    with pytest.raises(InputError, match=r"teacher\.answers: other answers to the rows\); .*--overwrite"):
+    with pytest.raises(InputError, match=r"teacher\.answers: .* other answers to the rows\); .*--overwrite"):
         write(tmp_path / "cache", answers(None, 1, 1, 1, 1, 1))
     write(tmp_path / "cache", answers(None, 1, 1, 1, 1, 1), overwrite=True)
     assert chosen(tmp_path / "cache") == dict.fromkeys(NAMES[1:], 1)
@@ -112,6 +115,18 @@ def test_the_same_answers_with_another_score_have_this_score(tmp_path: Path) -> 
     write(tmp_path / "cache", said, score=score)
     write(tmp_path / "cache", said, score={**score, "metrics": {"acc": 1.0}})
     assert CachedTeacher(tmp_path / "cache").recorded_score == {**score, "metrics": {"acc": 1.0}}
+
+
+def test_what_a_row_says_is_recorded_beside_its_id(tmp_path: Path) -> None:
+    keys = [name_key(name).hex() for name in ("0", "1")]
+    score = {"rows": "x", "predictions": [0, 1], "keys": keys, "prints": [5, 7], "name": "teacher", "metrics": {}}
+    batch = {"example_id": ["0", "1"], "row_print": [5, 8], "label": torch.zeros(2)}
+    batch["trees"] = [SimpleNamespace(choices=[(1,), (2,)])] * 2
+    write(tmp_path / "cache", answers(0, 1, 0, 1, 0, 1), score=score)
+    assert CachedTeacher(tmp_path / "cache").choices(batch).tolist() == [0, -1]
+    del score["prints"]  # of an earlier version: the ids may be those of other rows
+    write(tmp_path / "cache", answers(0, 1, 0, 1, 0, 1), score=score)
+    assert CachedTeacher(tmp_path / "cache").choices(batch).tolist() == [-1, -1]
 
 
 def test_a_cache_of_an_earlier_version_is_kept_if_it_says_the_same(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def write_answers(
             `teacher` and `classes` are not looked at.
         score (`dict`, *optional*): how good the teacher is, see [`Manifest`].
         overwrite (`bool`, *optional*, defaults to `False`): replace another cache in the folder. A whole cache whose
-            answers are all among these is replaced in any case: a server has answered more since, or the score is
-            another one.
+            answers are all among these is replaced in any case, if its teacher's score is over no more rows than
+            `score`: a server has answered more since, or says something else of the rows for evaluation.
         own_folder (`bool`, *optional*, defaults to `False`): whether no user has named the folder, so that other
             answers, too, are replaced.
 
@@ -90,7 +90,7 @@ def write_answers(
         identity, RowsIdentity(task, ordered.hash, len(questions), "", None, None, False, None), layout,
         versions=versions(),
     )  # fmt: skip
-    overwrite = overwrite or _gives_way(folder, manifest, rows, questions, answers, own_folder)
+    overwrite = overwrite or _gives_way(folder, manifest, rows, questions, answers, score, own_folder)
     with CacheWriter(folder, manifest, ordered, overwrite=overwrite) as writer:
         if not writer.manifest.complete:
             for numbers in writer.batches(_AT_ONCE):
@@ -108,9 +108,18 @@ def write_answers(
 
 
 def _gives_way(
-    folder: Path, wanted: Manifest, rows: Any, questions: Sequence[Question], answers: Said, own_folder: bool
+    folder: Path,
+    wanted: Manifest,
+    rows: Any,
+    questions: Sequence[Question],
+    answers: Said,
+    score: Mapping[str, Any] | None,
+    own_folder: bool,
 ) -> bool:
-    """Whether the cache in a folder is replaced without being told to: nothing is lost with it."""
+    """
+    Whether the cache in a folder is replaced without being told to: all that it says of training rows is still said,
+    and the teacher is scored on as many rows.
+    """
     if not (folder / MANIFEST).is_file():
         return False
     try:
@@ -120,13 +129,18 @@ def _gives_way(
         wanted = replace(wanted, teacher=replace(wanted.teacher, answers=found.teacher.answers))
         if wanted.layout.content == IN_GROUPS:  # more groups have another hash; the rows are compared here
             wanted = replace(wanted, rows=replace(wanted.rows, hash=found.rows.hash))
-        if not found.complete or wanted.differences(found):
+        if not found.complete or wanted.differences(found) or _scored(score) < _scored(found.teacher_score):
             return False
         before = CachedTeacher(folder)
         before.check_rows(rows)
         return _says_only(before, [question.name for question in questions], answers)
     except InputError:
         return own_folder  # what is damaged, the writer refuses by itself
+
+
+def _scored(score: Mapping[str, Any] | None) -> int:
+    """Over how many rows a score of the teacher is."""
+    return 0 if score is None else int(score.get("num_examples", len(score["predictions"] or ())))
 
 
 def _says_only(before: CachedTeacher, names: Sequence[str], answers: Said) -> bool:

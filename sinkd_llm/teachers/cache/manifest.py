@@ -161,7 +161,8 @@ class Manifest:
             found += [f"{part}.{key}: {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
         if not found and self.teacher.answers != other.teacher.answers:
             unknown = None in (self.teacher.answers, other.teacher.answers)
-            what = "an earlier version did not record them" if unknown else "other answers to the rows"
+            other_answers = "another score of the teacher, or other answers to the rows"
+            what = "an earlier version did not record them" if unknown else other_answers
             found.append(f"teacher.answers: {what}")
         return found
 
@@ -273,13 +274,13 @@ def _check(content: Mapping[str, Any]) -> None:
         for name, value in score["metrics"].items():
             if not _is(value, _NUMBER):
                 raise ValueError(f"teacher_score.metrics.{name} is {value!r}")
-        _check_choices(score["predictions"], score.get("keys"), score.get("probabilities"))
+        _check_choices(score["predictions"], score.get("keys"), score.get("probabilities"), score.get("prints"))
         for name in ("parameters", "trainable_parameters", "num_examples", "seconds"):
             if not _is(score.get(name, 0), _NUMBER):
                 raise ValueError(f"teacher_score.{name} is {score[name]!r}")
 
 
-def _check_choices(predictions: Any, keys: Any, probabilities: Any) -> None:
+def _check_choices(predictions: Any, keys: Any, probabilities: Any, prints: Any) -> None:
     """What was read of each row, in hexadecimal digits, beside the choice of the row and its probabilities."""
     if keys is None:
         return
@@ -289,6 +290,10 @@ def _check_choices(predictions: Any, keys: Any, probabilities: Any) -> None:
         raise ValueError(f"teacher_score.predictions has {min(predictions)}, which is no choice")
     for key in keys:
         bytes.fromhex(key)
+    if prints is not None:
+        _check_list("teacher_score.prints", prints, int, len(keys))
+        if any(not 0 <= one < 2**63 for one in prints):
+            raise ValueError("teacher_score.prints has a number that is not of 63 bits")
     if probabilities is not None:
         _check_list("teacher_score.probabilities", probabilities, list, len(keys))
         for row in probabilities:

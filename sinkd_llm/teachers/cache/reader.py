@@ -22,7 +22,7 @@ from sinkd_llm.teachers.cache.in_groups import answer_sets, check_objective, fou
 from sinkd_llm.teachers.cache.layout import IN_GROUPS
 from sinkd_llm.teachers.cache.manifest import Manifest
 from sinkd_llm.teachers.cache.suits import check_kept, check_reading, check_same_teacher
-from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, name_key, row_keys
+from sinkd_llm.teachers.choices import TeacherChoices, choice_counts, named_keys, row_keys
 from sinkd_llm.teachers.contract import GROUP_NUMBER, TeacherRows
 from sinkd_llm.teachers.fit import check_class_order
 from sinkd_llm.teachers.questions import AnswerSet
@@ -211,7 +211,10 @@ class CachedTeacher:
         Raises:
             InputError: if one of them is no choice of its row.
         """
-        keys = [name_key(name) for name in batch["example_id"]] if self.over_choices else row_keys(batch)
+        if self.over_choices:
+            keys = named_keys(self.recorded_score, batch["example_id"], batch["row_print"])
+        else:
+            keys = row_keys(batch)
         chosen = self._choices.of(keys, choice_counts(batch))
         return torch.tensor(chosen, device=batch["label"].device)
 
