@@ -231,7 +231,8 @@ def test_a_cached_decoder_teaches_from_raw_texts(task: Path, student: str, teach
     assert written.manifest.layout.content == "choices"
     assert written.manifest.tokens == 20
     assert written.manifest.teacher_score is not None
-    result = distilled(task, student, tmp_path, teacher_cache=tmp_path / "cache", **more)
+    by_agreement = {"eval_strategy": "epoch", "save_strategy": "best", "metric_for_best_model": "agreement"}
+    result = distilled(task, student, tmp_path, teacher_cache=tmp_path / "cache", **more, **by_agreement)
     assert [row.name for row in result.rows] == ["teacher", "student before", "student after"]
     assert "agreement" in result.rows[-1].metrics
     # The same answers, asked in every step.
