@@ -280,8 +280,9 @@ def _in_file(file: str, wanted: "Sequence[_Part]", split: str | None, student: S
             f"training row, and {other}; give the file a column 'id' with the rows' own ids, or 'text'."
         )
     said: list[Mapping[str, Any]] = [found.answers]
-    splits = evaluation_splits(student.task, None)
-    said += [answers_of_evaluation(rows, questions_of(unseen), questions_of(part), own, splits) for part in evaluation]
+    splits = evaluation_splits(student.task, None, 0.0 if held_out is None else held_out.validation_share)
+    taught = [question for question in questions_of(unseen) if question.name in found.answers]
+    said += [answers_of_evaluation(rows, taught, questions_of(part), own, splits) for part in evaluation]
     return [
         [int(np.argmax(answers[name])) if name in answers else -1 for name in part.rows["id"][:]]
         for part, answers in zip(wanted, said, strict=True)
