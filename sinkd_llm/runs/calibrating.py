@@ -92,12 +92,7 @@ def _calibrate(
     except NothingToFitError as error:
         return CalibrateResult(NONE, len(labels), unseen.source, before, before, False, False, str(error), earlier)
     after = scores_of(crossed, labels)
-    measured = {
-        "rows": len(labels),
-        "source": unseen.source,
-        "before": before,
-        "after": after,
-    }
+    measured = {"rows": len(labels), "source": unseen.source, "before": before, "after": after}
     if found.vector is not None:
         measured["row_prints"] = unseen.prints_to_keep()
     found = replace(found, measured=measured)

@@ -187,7 +187,8 @@ def check_scores_file(path: Path, inputs: Iterable[Input]) -> None:
         ):
             if is_scores_file(path):
                 continue
-            raise InputError(f"{flag} is a file of {given.what} ({given.path}), which is read; give another file.")
+            part = "" if one == identity else "a file of "
+            raise InputError(f"{flag} is {part}{given.what} ({given.path}), which is read; give another file.")
         if given.closed and one in above and given.path.is_dir():
             known = path.name.lower().endswith(_MODEL_ENDINGS) or path.suffix.lower() not in (".json", ".jsonl")
             if known or (identity is not None and not is_scores_file(path)):

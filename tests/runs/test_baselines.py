@@ -16,8 +16,7 @@ from sinkd_llm.runs.comparing.grid import Cell
 from sinkd_llm.runs.comparing.rows import CellRows
 from sinkd_llm.runs.data import load_run_data
 from sinkd_llm.runs.rehearsal import updates_of
-from tests.support.models import decoder, save, word_tokenizer
-from tests.support.stand_in_runs import ROWS, Runs, comparer, parsed, recipe_of
+from tests.support.stand_in_runs import ROWS, Runs, parsed
 from tests.support.task_files import write_task
 
 IN_GROUPS = {"transport_scope": "group", "group_column": "team"}
@@ -25,21 +24,10 @@ ALONE = {"alpha": 0.0, "divergence": "none", "signal": "choices"}
 MOVED, SINKD = {"transported_weight": 10.0}, {"sinkhorn_weight": 10.0}
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("teacher"), decoder(layers=3), word_tokenizer())
-
-
 @pytest.fixture
-def recipe(tmp_path, teacher):
-    made = recipe_of(tmp_path, teacher)
+def recipe(recipe, tmp_path):
     write_task(tmp_path / "task" / "mine.yaml", [{**row, "team": i // 4} for i, row in enumerate(ROWS)])
-    return made
-
-
-@pytest.fixture
-def compare(tmp_path, recipe):
-    return comparer(tmp_path, recipe)
+    return recipe
 
 
 def trained(runs, kind):

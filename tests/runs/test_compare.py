@@ -28,23 +28,7 @@ from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores, HeldOutS
 from sinkd_llm.runs.data import load_run_data
 from tests.support.launch import Ended
 from tests.support.models import decoder, save, word_tokenizer
-from tests.support.stand_in_runs import Runs, comparer, recipe_of, rows_of
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("teacher"), decoder(layers=3), word_tokenizer())
-
-
-@pytest.fixture
-def recipe(tmp_path, teacher):
-    return recipe_of(tmp_path, teacher)
-
-
-@pytest.fixture
-def compare(tmp_path, recipe):
-    return comparer(tmp_path, recipe)
-
+from tests.support.stand_in_runs import Runs, rows_of
 
 NO_TEACHER = {"model_name_or_path": "some-model", "teacher_model_name_or_path": None, "student_layers": None}
 BEST_STEP = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}

@@ -9,30 +9,19 @@ from sinkd_llm.runs.comparing.grid import Cell
 from sinkd_llm.runs.comparing.scores import Compared, EvaluationScores
 from sinkd_llm.teachers.cache.layout import CacheLayout
 from tests.support.caches import features, write
-from tests.support.models import decoder, save, word_tokenizer
-from tests.support.stand_in_runs import ROWS, Runs, comparer, recipe_of
+from tests.support.stand_in_runs import ROWS, Runs
 from tests.support.task_files import write_task
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("teacher"), decoder(layers=3), word_tokenizer())
-
-
 @pytest.fixture
-def recipe(tmp_path, teacher):
-    return recipe_of(tmp_path, teacher)
-
-
-@pytest.fixture
-def refused(tmp_path, recipe):
+def refused(compare, tmp_path):
     """Compares, and is refused with a message before anything is started or written."""
 
     def run(other, message, changes=None, **more):
         runs = Runs()
         grid = {"variants": {"kl": {}, "other": other}, "seeds": [0]}
         with pytest.raises(InputError, match=message):
-            comparer(tmp_path, recipe)(grid, runs, changes, **more)
+            compare(grid, runs, changes, **more)
         assert runs.started == []
         assert not (tmp_path / "out").exists()
 
@@ -84,14 +73,14 @@ def test_other_rows_for_evaluation(refused, tmp_path):
     refused({"task": str(bare)}, "other: The task 'mine' has no validation split")
 
 
-def test_another_prompt_over_the_same_rows_is_compared(recipe, tmp_path):
+def test_another_prompt_over_the_same_rows_is_compared(compare, tmp_path):
     other = write_task(tmp_path / "other" / "prompt.yaml", ROWS, task="prompt", doc_to_text="{{text}}. It was")
     named = write_task(tmp_path / "named" / "mine.yaml", [{**row, "nr": f"b{i}"} for i, row in enumerate(ROWS)])
     variants = {"a": {}, "b": {"task": str(other)}, "c": {"task": str(named), "id_column": "nr"}}
     for name, texts in (("d", ["text"]), ("e", ["{{text}}!"])):  # of which an encoder reads either
         task = write_task(tmp_path / name / "mine.yaml", ROWS, metadata={"version": 1, "texts": texts})
         variants[name] = {"task": str(task)}
-    found = comparer(tmp_path, recipe)({"variants": variants, "seeds": [0]}, Runs())
+    found = compare({"variants": variants, "seeds": [0]}, Runs())
     assert [row.name for row in found.rows] == ["a", "b", "c", "d", "e"]
 
 

@@ -3,30 +3,14 @@
 import json
 import shutil
 
-import pytest
 import yaml
 
 from sinkd_llm.runs.comparing.identity import changed, made_of
 from tests.support.caches import TOP_K, features, write
 from tests.support.models import decoder, save, with_adapter, word_tokenizer
-from tests.support.stand_in_runs import Runs, comparer, parsed, recipe_of
+from tests.support.stand_in_runs import Runs, parsed
 
 QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t1\t2\ta?\tb?\t{label}\n"
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("teacher"), decoder(layers=3), word_tokenizer())
-
-
-@pytest.fixture
-def recipe(tmp_path, teacher):
-    return recipe_of(tmp_path, teacher)
-
-
-@pytest.fixture
-def compare(tmp_path, recipe):
-    return comparer(tmp_path, recipe)
 
 
 def made(recipe, **changes):

@@ -38,8 +38,8 @@ def error(capsys):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("task/rows.jsonl", "is a file of a data file"),
-        ("task/mine.yaml", "is a file of the task file"),
+        ("task/rows.jsonl", "is a data file"),
+        ("task/mine.yaml", "is the task file"),
         ("model/model.safetensors", "is a file of the model"),
         ("task", "is a folder"),
         ("task/rows.jsonl/scores.json", "which is a file"),

@@ -116,8 +116,8 @@ def test_scores_are_not_written_over_what_is_read(inputs, tmp_path):
     link = tmp_path / "link.json"
     link.symlink_to(inputs / "task" / "train.jsonl")
     for name, message in (
-        (inputs / "task" / "train.jsonl", "is a file of a data file"),
-        (link, "is a file of a data file"),
+        (inputs / "task" / "train.jsonl", "is a data file"),
+        (link, "is a data file"),
         (inputs / "model" / "config.json", "is a file of the model"),
         (inputs / "model" / "adapter_config.json", "lies in the model"),
         (inputs / "model" / "new", "lies in the model"),
